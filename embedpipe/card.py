@@ -1,0 +1,57 @@
+"""The model card of an embedding data set: what made the numbers, in enough detail to make them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """How an image becomes the model's input; the values come from the model's own configuration.
+
+    size: (height, width) in pixels. mean, std: per RGB channel, for values in 0..1. interpolation: bicubic, bilinear or
+    random. resize_mode: shortest (resize the shorter side, crop the centre), longest (pad with fill_color) or squash.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    resize_mode: str
+    fill_color: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCard:
+    """Model, weights, preprocessing and number format of an embedding data set.
+
+    `weights_sha256` hashes names, dtypes, shapes and bytes of the state dict. Two data sets belong together when their
+    `fingerprint()` is equal: the names a user typed for the model (`model`, `pretrained`) are not part of it.
+    """
+
+    model: str
+    pretrained: str
+    weights_sha256: str
+    dim: int
+    dtype: str
+    normalised: bool
+    precision: str
+    decode: str
+    preprocess: PreprocessSpec
+    tokenizer: str
+    context_length: int
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over everything that decides the numbers."""
+        facts = self.facts()
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What the fingerprint is made of, as plain values."""
+        facts = dataclasses.asdict(self)
+        del facts["model"], facts["pretrained"]
+        return facts

@@ -1,0 +1,89 @@
+"""Every error a user can meet, as a tree.
+
+EmbedpipeError
+├── InputError            something we were given is missing or cannot be read
+│   └── EmptyInput        it can be read, and holds nothing to do
+├── ModelError            no such model, or its weights do not load
+├── DatasetError          an output of ours is damaged or incomplete
+├── RunMismatch           the output belongs to another model, other options or changed inputs
+├── OutputBusy            another process is writing to the same output
+├── OutputUnwritable      no permission, read-only
+│   └── DiskFull
+├── WorkerDied            a worker process ended without an answer
+└── MissingExtra          an optional dependency is not installed
+
+Each carries one line that says what is wrong and where, and (`remedy`) what to do next.
+A sample that does not decode is not an error but data: see `types.Reject`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EmbedpipeError(Exception):
+    """Base of all errors raised on purpose. `str()` is one line: what, where, what to do."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what = " ".join(what.split())
+        self.remedy = remedy
+        super().__init__(f"{self.what}. {remedy}" if remedy else self.what)
+
+    def __reduce__(self) -> tuple[type[EmbedpipeError], tuple[str, str]]:
+        # Errors cross process borders; the default would hand `str(self)` to `what` and lose the remedy.
+        return type(self), (self.what, self.remedy)
+
+
+class InputError(EmbedpipeError):
+    """Something given to us is missing or cannot be read."""
+
+
+class EmptyInput(InputError):
+    """The input can be read and holds nothing."""
+
+
+class ModelError(EmbedpipeError):
+    """An unknown model name, or weights that do not load."""
+
+
+class DatasetError(EmbedpipeError):
+    """A data set written by us (or one like it) is damaged, torn or not there."""
+
+
+class RunMismatch(EmbedpipeError):
+    """A run would continue an output that was made in another way."""
+
+
+class OutputBusy(EmbedpipeError):
+    """Another process is writing to this output."""
+
+
+class OutputUnwritable(EmbedpipeError):
+    """The output cannot be written."""
+
+
+class DiskFull(OutputUnwritable):
+    """No space left where the output goes."""
+
+
+class WorkerDied(EmbedpipeError):
+    """A worker process ended without an answer."""
+
+
+class MissingExtra(EmbedpipeError):
+    """An optional dependency is not installed."""
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
+    """A remedy that names the known names nearest to `name`, or all of them if none is near.
+
+    >>> did_you_mean("ViT-B32", ["ViT-B-32", "RN50"])
+    'Did you mean ViT-B-32?'
+    """
+    names = sorted(known)
+    by_lower = {n.lower(): n for n in names}
+    near = [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.5)]
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Known: {', '.join(names)}" if len(names) <= 12 else f"Known: {', '.join(names[:12])} …"

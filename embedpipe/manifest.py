@@ -1,0 +1,213 @@
+"""What a run says about itself: one `embedpipe.json` per output, one manifest per committed shard.
+
+    OUT/embedpipe.json         RunCard: what the output is, the options that shape it, the plan
+    OUT/manifest/00000.json    ShardManifest: the commit marker of shard 00000, written last
+
+A shard without a manifest does not exist for any reader. Readers list manifests, never data files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pydantic
+
+from . import files
+from .card import EncoderCard
+from .errors import DatasetError, InputError, RunMismatch
+from .types import SourceShard
+
+FORMAT_VERSION = 1
+EMBEDDINGS = "embedpipe/embeddings"
+IMAGE_SHARDS = "embedpipe/image-shards"
+
+_RUN_FILE = "embedpipe.json"
+_MANIFESTS = "manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class RunCard:
+    """`embedpipe.json`. `options` are those that shape the data; `plan[i]` is the input of shard number i and only grows.
+
+    `columns` maps each metadata column to its Arrow type name, fixed when the output is begun so that all shards agree.
+    """
+
+    format: str
+    options: dict[str, Any]
+    plan: tuple[SourceShard, ...]
+    columns: dict[str, str] = field(default_factory=dict)
+    encoder: EncoderCard | None = None
+    shard_digits: int = 5
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a shard: its path inside the output, size and hex sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardManifest:
+    """The commit record of one shard.
+
+    rows_in = rows_out + rows_rejected. `rejects` counts by error class. `source_sha256` hashes the input shard's bytes.
+    `fingerprint` is the encoder card's (embeddings) or empty. `timing_s` is the one field that differs between two runs
+    over the same input.
+    """
+
+    number: int
+    source: SourceShard
+    source_sha256: str
+    rows_in: int
+    rows_out: int
+    rows_rejected: int
+    rejects: dict[str, int]
+    files: tuple[FileRecord, ...]
+    dim: int | None = None
+    dtype: str | None = None
+    fingerprint: str = ""
+    timing_s: dict[str, float] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def bytes(self) -> int:
+        """Total size of the shard's files."""
+        return sum(record.bytes for record in self.files)
+
+
+_T = TypeVar("_T", RunCard, ShardManifest)
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def _dump(value: RunCard | ShardManifest) -> bytes:
+    return (json.dumps(dataclasses.asdict(value), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _load(kind: type[_T], location: str, data: bytes) -> _T:
+    try:
+        document = json.loads(data)
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise DatasetError(
+                f"{location}: format version {version}; this embedpipe reads up to {FORMAT_VERSION}",
+                "Upgrade embedpipe",
+            )
+        value: _T = _adapter(kind).validate_python(document)
+        return value
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DatasetError(f"{location}: damaged: {where}: {first['msg']}", _verify_remedy()) from problem
+    except ValueError as problem:
+        raise DatasetError(f"{location}: damaged: not JSON ({problem})", _verify_remedy()) from problem
+
+
+def _verify_remedy() -> str:
+    return "Run `embedpipe verify` on the data set"
+
+
+def read_run(root: str) -> RunCard | None:
+    """The run card of an output, or None where there is none. Raises DatasetError when it is damaged."""
+    location = files.join(root, _RUN_FILE)
+    if not files.exists(location):
+        return None
+    return _load(RunCard, location, files.read_bytes(location))
+
+
+def require_run(root: str, format: str) -> RunCard:
+    """The run card of an output of the given format; a clear error when `root` holds no such thing."""
+    if not files.exists(root):
+        raise InputError(f"{root}: no such folder", "Check the path")
+    run = read_run(root)
+    made_by = {EMBEDDINGS: "`embedpipe encode`", IMAGE_SHARDS: "`embedpipe fetch`"}[format]
+    if run is None:
+        raise DatasetError(f"{root}: no {_RUN_FILE} in it", f"Give a folder written by {made_by}")
+    if run.format != format:
+        raise DatasetError(f"{root}: holds {run.format}, not {format}", f"Give a folder written by {made_by}")
+    return run
+
+
+def write_run(root: str, run: RunCard) -> None:
+    """Write or replace `embedpipe.json`, whole."""
+    files.write_bytes(files.join(root, _RUN_FILE), _dump(run))
+
+
+def shard_name(number: int, digits: int) -> str:
+    """The zero-padded number that all files of a shard carry."""
+    return f"{number:0{digits}d}"
+
+
+def _manifest_path(root: str, name: str) -> str:
+    return files.join(root, _MANIFESTS, f"{name}.json")
+
+
+def commit(root: str, manifest: ShardManifest, digits: int) -> None:
+    """Make a shard exist: all its files are in place, its manifest is written last."""
+    files.write_bytes(_manifest_path(root, shard_name(manifest.number, digits)), _dump(manifest))
+
+
+def retract(root: str, number: int, digits: int) -> None:
+    """Make a shard not exist: the manifest goes first, data files may be swept later."""
+    files.remove(_manifest_path(root, shard_name(number, digits)))
+
+
+def committed_numbers(root: str) -> list[int]:
+    """Numbers of the committed shards, ascending, from one listing and without opening them."""
+    stems = (name.removesuffix(".json") for name in files.names(files.join(root, _MANIFESTS), ".json"))
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def read_manifest(root: str, number: int, digits: int) -> ShardManifest:
+    """One shard's manifest. Raises DatasetError when damaged, InputError when the shard is not committed."""
+    location = _manifest_path(root, shard_name(number, digits))
+    manifest = _load(ShardManifest, location, files.read_bytes(location))
+    if manifest.number != number:
+        raise DatasetError(f"{location}: says it is shard {manifest.number}", _verify_remedy())
+    return manifest
+
+
+def read_manifests(root: str, digits: int) -> Iterator[ShardManifest]:
+    """All committed manifests in ascending order."""
+    for number in committed_numbers(root):
+        yield read_manifest(root, number, digits)
+
+
+def refuse_difference(root: str, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+    """Raise RunMismatch naming each entry in which two (nested) dicts differ; return when they are equal."""
+    differences = list(_differences(old, new))
+    if differences:
+        raise RunMismatch(
+            f"{root}: was made with another {what}: {'; '.join(differences)}",
+            "Give the same as before, or another output folder",
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+    elif _plain(old) != _plain(new):
+        yield f"{path} was {_short(old)}, now {_short(new)}"
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no tuples: what was read back compares equal to what was written.
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

@@ -1,0 +1,96 @@
+"""The values that flow between stages. All frozen; what is absent is `None`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# Scalars a metadata column may hold once it has passed the reader.
+Scalar = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and/or its caption as read, not decoded.
+
+    `key` is unique in its shard; `index` is its position there (0-based, rejects counted too).
+    """
+
+    key: str
+    index: int
+    image: bytes | None
+    caption: str | None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One sample that did not pass, kept as a row with its reason.
+
+    `stage` is read, decode or encode; `error_class` comes from `REJECT_CLASSES`.
+    """
+
+    key: str
+    index: int
+    stage: str
+    error_class: str
+    message: str
+
+
+REJECT_CLASSES = {
+    "caption_missing": "no caption beside the image, or an empty one",
+    "caption_encoding": "the caption is not UTF-8",
+    "image_missing": "no image beside the caption",
+    "image_empty": "the image member holds zero bytes",
+    "image_undecodable": "the bytes are no image that Pillow can read, or it is truncated",
+    "image_too_large": "more pixels than --max-pixels, by the header",
+    "metadata_invalid": "the .json member is not a JSON object",
+    "duplicate_key": "a sample with this key came earlier in the shard",
+    "embedding_nonfinite": "the model gave a NaN or infinite value",
+    "shard_truncated": "the tar ends early or is damaged; samples before that point were kept",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceShard:
+    """One input shard: the unit of work, of commit and of resume.
+
+    `name` identifies it within its data set and never changes; `bytes` and `modified` (whatever the file system
+    offers to notice a change: mtime in ns, an etag) are for a cheap check, contents are hashed while they are read.
+    `members` names the files of a shard that was cut from a folder; a tar has none.
+    """
+
+    name: str
+    bytes: int
+    modified: str
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingBatch:
+    """What an encoder made of some samples, row i of each field being the same sample.
+
+    image, text: float32 [b, d], L2-normalised, or None when that side was not asked for.
+    """
+
+    image: np.ndarray | None
+    text: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingShard:
+    """All rows of one shard, ready to be written. Row i of every field is the same sample.
+
+    image, text: float16 or float32 [n, d], or None. `metadata` maps column name to a list of n values.
+    """
+
+    number: int
+    image: np.ndarray | None
+    text: np.ndarray | None
+    metadata: dict[str, list[Any]]
+    rejects: tuple[Reject, ...]
+
+    def __len__(self) -> int:
+        return len(self.metadata["key"])
