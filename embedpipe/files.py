@@ -80,9 +80,7 @@ def names(folder: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in `folder` that end in `suffix`; temporary ones are left out."""
     fs, path = _filesystem(folder)
     try:
-        entries = (
-            fs.ls(path, detail=False, refresh=True) if not is_local(folder) else fs.ls(path, detail=False)
-        )
+        entries = fs.ls(path, detail=False, refresh=True) if not is_local(folder) else fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)

@@ -9,7 +9,6 @@ A shard without a manifest does not exist for any reader. Readers list manifests
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ _MANIFESTS = "manifest"
 
 @dataclass(frozen=True, slots=True)
 class RunCard:
-    """`embedpipe.json`. `options` are those that shape the data; `plan[i]` is the input of shard number i and only grows.
+    """`embedpipe.json`: `options` are those that shape the data; `plan[i]` is the input of shard i and only grows.
 
     `columns` maps each metadata column to its Arrow type name, fixed when the output is begun so that all shards agree.
     """
@@ -87,9 +86,10 @@ class ShardManifest:
 _T = TypeVar("_T", RunCard, ShardManifest)
 
 
-@functools.cache
-def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(kind)
+_ADAPTERS: dict[type[Any], pydantic.TypeAdapter[Any]] = {
+    RunCard: pydantic.TypeAdapter(RunCard),
+    ShardManifest: pydantic.TypeAdapter(ShardManifest),
+}
 
 
 def _dump(value: RunCard | ShardManifest) -> bytes:
@@ -105,7 +105,7 @@ def _load(kind: type[_T], location: str, data: bytes) -> _T:
                 f"{location}: format version {version}; this embedpipe reads up to {FORMAT_VERSION}",
                 "Upgrade embedpipe",
             )
-        value: _T = _adapter(kind).validate_python(document)
+        value: _T = _ADAPTERS[kind].validate_python(document)
         return value
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]

@@ -1,0 +1,33 @@
+"""What every reader offers: the shards that are there, and the samples of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from ..types import Reject, Sample, SourceShard
+
+
+class Digest(Protocol):
+    """The part of hashlib's objects a reader feeds."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+class Reader(Protocol):
+    """Samples from shards. A reader is a small picklable value: workers get a copy."""
+
+    def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
+        """The shards there are now, as they are now: those of `known` under the same name, new ones besides.
+
+        Raises InputError when the input is not there at all.
+        """
+        ...
+
+    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+        """The samples of one shard in order, damaged ones as rejects.
+
+        When the iterator is exhausted, `digest` has been fed every byte of the shard. Raises InputError when the shard
+        is gone.
+        """
+        ...

@@ -1,0 +1,86 @@
+"""Samples from a folder of loose images, captions (.txt) and metadata (.json) beside them, nested at will."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import fsspec
+
+from .. import files
+from ..errors import EmptyInput, InputError
+from ..types import Reject, Sample, SourceShard
+from .base import Digest
+from .grouping import IMAGE_EXTENSIONS, Member, SampleRules, samples, split_path
+
+_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
+
+
+@dataclass(frozen=True, slots=True)
+class FolderReader:
+    """Reads the loose files below `data`, cut into numbered shards of `samples_per_shard` keys in path order."""
+
+    data: str
+    rules: SampleRules
+    samples_per_shard: int = 10_000
+
+    def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
+        """Known shards as they are now (files of a known key belong to its shard), new keys in shards behind them."""
+        stats = self._list()
+        by_key: dict[str, list[str]] = {}
+        for path in sorted(stats, key=lambda p: (split_path(p), p)):
+            place = split_path(path)
+            assert place is not None
+            by_key.setdefault(place[0], []).append(path)
+        if not by_key:
+            raise EmptyInput(f"{self.data}: no images in it", f"Looked for {', '.join(IMAGE_EXTENSIONS)}")
+
+        home = {key: shard.name for shard in known for key in _keys(shard)}
+        cuts: dict[str, list[str]] = {}
+        fresh = [key for key in by_key if key not in home]
+        for key in by_key:
+            if key in home:
+                cuts.setdefault(home[key], []).extend(by_key[key])
+        for start in range(0, len(fresh), self.samples_per_shard):
+            name = f"part-{len(known) + start // self.samples_per_shard:05d}"
+            cuts[name] = [path for key in fresh[start : start + self.samples_per_shard] for path in by_key[key]]
+        return [_shard(name, paths, stats) for name, paths in cuts.items()]
+
+    def _list(self) -> dict[str, files.FileStat]:
+        if not files.is_folder(self.data):
+            raise InputError(f"{self.data}: no such folder", "Check the path")
+        fs, root = fsspec.core.url_to_fs(self.data)
+        found = {}
+        for path, info in fs.find(root, detail=True).items():
+            relative = str(path)[len(root.rstrip("/")) + 1 :]
+            place = split_path(relative)
+            if place is not None and place[1] in _EXTENSIONS:
+                mark = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
+                found[relative] = files.FileStat(int(info["size"]), str(mark))
+        return found
+
+    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+        """The samples of one shard, from the files it is made of."""
+        return samples(self._members(shard, digest), self.rules)
+
+    def _members(self, shard: SourceShard, digest: Digest) -> Iterator[Member]:
+        for path in shard.members:
+            data = files.read_bytes(files.join(self.data, path))
+            digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            digest.update(data)
+            yield Member(path, len(data), functools.partial(bytes, data))
+
+
+def _keys(shard: SourceShard) -> set[str]:
+    places = (split_path(member) for member in shard.members)
+    return {place[0] for place in places if place is not None}
+
+
+def _shard(name: str, paths: list[str], stats: dict[str, files.FileStat]) -> SourceShard:
+    marks = hashlib.sha256()
+    for path in paths:
+        marks.update(f"{path}\0{stats[path].bytes}\0{stats[path].modified}\0".encode("utf-8", "surrogateescape"))
+    total = sum(stats[path].bytes for path in paths)
+    return SourceShard(name, total, marks.hexdigest(), tuple(paths))
