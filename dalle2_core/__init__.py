@@ -1,0 +1,1 @@
+"""dalle2_core: tensors in memory. The unCLIP prior and decoder, in pure torch."""

@@ -1,0 +1,11 @@
+"""Training: one loop for every model of this package, exact to resume.
+
+`train(model, stream, run, config, optim)` is the door; `load_trained` reads a run's best weights back.
+"""
+
+from dalle2_core.training.checkpoint import load_trained
+from dalle2_core.training.loop import Run, StepReport, TrainConfig, train
+from dalle2_core.training.optim import OptimConfig
+from dalle2_core.training.state import TrainState
+
+__all__ = ["OptimConfig", "Run", "StepReport", "TrainConfig", "TrainState", "load_trained", "train"]

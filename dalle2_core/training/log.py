@@ -1,0 +1,48 @@
+"""Metrics as JSON lines: one object a line, flushed, and never a step twice after a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dalle2_core.files import replaced
+
+
+class MetricLog:
+    """Appends to a JSONL file. Each line holds `kind` ("train" or "valid"), `step`, `samples` and numbers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut_after(self, last_steps: Mapping[str, int]) -> None:
+        """Drop what comes after each kind's last step, and a line torn by a kill: a resumed run writes it anew."""
+        if not self.path.exists():
+            return
+        kept = [record for record in read_metrics(self.path) if record["step"] <= last_steps[record["kind"]]]
+        with replaced(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+
+    def write(self, kind: str, step: int, samples: int, numbers: Mapping[str, float]) -> None:
+        """Append one line. A number that is not finite is written as null: JSON has no NaN."""
+        record: dict[str, Any] = {"kind": kind, "step": step, "samples": samples}
+        record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, in order; a torn last line is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(record, dict) or "step" not in record:
+            break
+        records.append(record)
+    return records

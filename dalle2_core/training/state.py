@@ -1,0 +1,128 @@
+"""Everything a resumed run needs, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dalle2_core.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class Tally:
+    """Means since the last log line, kept as sums and counts so that a resumed window ends the same."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, numbers: Mapping[str, float], count: int) -> None:
+        """Add means over `count` samples."""
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * count
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def means(self) -> dict[str, float]:
+        return {name: self.sums[name] / self.counts[name] for name in self.sums}
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The evaluation that was best so far."""
+
+    step: int
+    value: float
+
+
+@dataclass(slots=True)
+class TrainState:
+    """The state of a run after `step` finished optimizer steps.
+
+    samples: rows seen. seconds: time spent in steps, over all sittings. evaluated_step: the last step that was
+    evaluated; a run interrupted during an evaluation does it again.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    evaluated_step: int = 0
+    best: Best | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The model to judge and to keep: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by file: the weights, their average, the optimizer's moments named by parameter."""
+        parts = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module.state_dict()
+        return parts
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest, as plain JSON values."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "evaluated_step": self.evaluated_step,
+            "best": None if self.best is None else asdict(self.best),
+            "tally": asdict(self.tally),
+            "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
+        }
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> None:
+        """Take over what `tensors()` and `numbers()` gave. Raises CheckpointError if a shape or name differs."""
+        load_weights(self.model, tensors["model"])
+        self._load_optimizer(tensors["optimizer"])
+        if self.ema is not None:
+            load_weights(self.ema.module, tensors["ema"])
+            self.ema.n_averaged.fill_(numbers["ema_updates"])
+        self.step = numbers["step"]
+        self.samples = numbers["samples"]
+        self.seconds = numbers["seconds"]
+        self.evaluated_step = numbers["evaluated_step"]
+        self.best = None if numbers["best"] is None else Best(**numbers["best"])
+        self.tally = Tally(**numbers["tally"])
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            f"{names[id(parameter)]}/{moment}": tensor
+            for parameter, moments in self.optimizer.state.items()
+            for moment, tensor in moments.items()
+        }
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for key, tensor in tensors.items():
+            name, _, moment = key.rpartition("/")
+            if name not in parameters:
+                raise CheckpointError(f"the optimizer's state names a parameter {name!r} that the model lacks")
+            parameter = parameters[name]
+            self.optimizer.state[parameter][moment] = tensor.to(parameter.device)
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a state dict whose names and shapes must all fit. Raises CheckpointError naming the first misfits."""
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"weights of another model: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(dict(tensors))

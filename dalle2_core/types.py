@@ -1,0 +1,86 @@
+"""The types that flow between the data, the models and the training loop.
+
+Shapes: b batch, d embedding width, l text length, w width of a text token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dalle2_core.errors import ShapeError
+
+SelfBatch = TypeVar("SelfBatch", bound="Batch")
+AnyBatch = TypeVar("AnyBatch", bound="Batch", contravariant=True)
+
+
+class Batch(Protocol):
+    """What the training loop asks of a batch: its number of samples, and a copy on another device."""
+
+    def __len__(self) -> int: ...
+
+    def to(self: SelfBatch, device: torch.device) -> SelfBatch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """One step's loss.
+
+    loss: scalar tensor with a graph, the mean over the batch.
+    metrics: further numbers for the log, each a mean over the batch.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Trainable(Protocol[AnyBatch]):
+    """A `torch.nn.Module` that gives its own training loss.
+
+    Every random draw that is not a layer's dropout comes from `generator`, which is on the model's device.
+    """
+
+    def loss(self, batch: AnyBatch, generator: torch.Generator) -> StepLoss: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PriorBatch:
+    """Rows for the prior: row i of every tensor is the same sample.
+
+    text_embed: [b, d] float32, L2-normalised.
+    image_embed: [b, d] float32, L2-normalised.
+    text_tokens: [b, l, w] last hidden states of the text tower, or None.
+    text_mask: [b, l] bool, True at real tokens; None where there are no tokens or all are real.
+    """
+
+    text_embed: Tensor
+    image_embed: Tensor
+    text_tokens: Tensor | None = None
+    text_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.text_embed.ndim != 2 or self.text_embed.shape != self.image_embed.shape:
+            raise ShapeError(
+                f"text_embed {tuple(self.text_embed.shape)} and image_embed {tuple(self.image_embed.shape)} "
+                "must both be [b, d] with the same b and d; are they from the same encoder?"
+            )
+        if self.text_mask is not None and self.text_tokens is None:
+            raise ShapeError("text_mask is given without text_tokens; give both or neither")
+
+    def __len__(self) -> int:
+        return int(self.text_embed.shape[0])
+
+    def to(self, device: torch.device) -> PriorBatch:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return PriorBatch(
+            text_embed=self.text_embed.to(device, non_blocking=True),
+            image_embed=self.image_embed.to(device, non_blocking=True),
+            text_tokens=move(self.text_tokens),
+            text_mask=move(self.text_mask),
+        )
