@@ -18,10 +18,15 @@ def add_seconds(left: dict[str, float], right: dict[str, float]) -> dict[str, fl
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A step forward inside a task: rows done and rejected since the last one, and where the time went (s)."""
+    """A step forward: rows done and rejected, tasks finished, and where the time went (s), all since the last one.
+
+    planned: how many tasks there are in all, said once when it is known.
+    """
 
     rows: int = 0
     rejected: int = 0
+    tasks: int = 0
+    planned: int | None = None
     spent_s: dict[str, float] = field(default_factory=dict)
 
 

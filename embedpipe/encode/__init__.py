@@ -1,0 +1,24 @@
+"""Encoders: what turns pixels and captions into embeddings. ENCODERS maps a name to its loader."""
+
+from __future__ import annotations
+
+from ..errors import ModelError, did_you_mean
+from .base import Encoder, EncoderConfig
+
+
+def _open_clip(config: EncoderConfig, device: str) -> Encoder:
+    from . import open_clip  # imports open_clip and torchvision: only when it is asked for
+
+    return open_clip.load(config, device)
+
+
+ENCODERS = {"open_clip": _open_clip}
+
+__all__ = ["ENCODERS", "Encoder", "EncoderConfig", "load_encoder"]
+
+
+def load_encoder(config: EncoderConfig, device: str = "cpu") -> Encoder:
+    """Load the encoder that `config` names. Raises ModelError."""
+    if config.encoder not in ENCODERS:
+        raise ModelError(f"no encoder {config.encoder!r}", did_you_mean(config.encoder, ENCODERS))
+    return ENCODERS[config.encoder](config, device)

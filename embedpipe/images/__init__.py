@@ -1,0 +1,1 @@
+"""Image bytes → pixels for a model."""

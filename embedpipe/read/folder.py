@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from .. import files
 from ..errors import EmptyInput, InputError
 from ..types import Reject, Sample, SourceShard
 from .base import Digest
-from .grouping import IMAGE_EXTENSIONS, Member, SampleRules, samples, split_path
-
-_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
+from .grouping import IMAGE_EXTENSIONS, SampleRules, readable, samples, split_path, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +27,12 @@ class FolderReader:
         """Known shards as they are now (files of a known key belong to its shard), new keys in shards behind them."""
         stats = self._list()
         by_key: dict[str, list[str]] = {}
-        for path in sorted(stats, key=lambda p: (split_path(p), p)):
-            place = split_path(path)
-            assert place is not None
-            by_key.setdefault(place[0], []).append(path)
+        for path in sorted(stats, key=lambda p: (_key(p), p)):
+            by_key.setdefault(_key(path), []).append(path)
         if not by_key:
             raise EmptyInput(f"{self.data}: no images in it", f"Looked for {', '.join(IMAGE_EXTENSIONS)}")
 
-        home = {key: shard.name for shard in known for key in _keys(shard)}
+        home = {key: shard.name for shard in known for key in map(_key, shard.members)}
         cuts: dict[str, list[str]] = {}
         fresh = [key for key in by_key if key not in home]
         for key in by_key:
@@ -55,27 +50,37 @@ class FolderReader:
         found = {}
         for path, info in fs.find(root, detail=True).items():
             relative = str(path)[len(root.rstrip("/")) + 1 :]
-            place = split_path(relative)
-            if place is not None and place[1] in _EXTENSIONS:
+            if wanted(relative):
                 mark = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
                 found[relative] = files.FileStat(int(info["size"]), str(mark))
         return found
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one shard, from the files it is made of."""
-        return samples(self._members(shard, digest), self.rules)
-
-    def _members(self, shard: SourceShard, digest: Digest) -> Iterator[Member]:
-        for path in shard.members:
-            data = files.read_bytes(files.join(self.data, path))
-            digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-            digest.update(data)
-            yield Member(path, len(data), functools.partial(bytes, data))
+        return samples(_LooseMembers(self.data, shard, digest), self.rules)
 
 
-def _keys(shard: SourceShard) -> set[str]:
-    places = (split_path(member) for member in shard.members)
-    return {place[0] for place in places if place is not None}
+class _LooseMembers:
+    """The files of one shard, in order. Loose files are never torn: one that is gone raises InputError."""
+
+    def __init__(self, folder: str, shard: SourceShard, digest: Digest) -> None:
+        self._folder = folder
+        self._shard = shard
+        self._digest = digest
+        self.torn: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
+        for path in self._shard.members:
+            data = files.read_bytes(files.join(self._folder, path))
+            self._digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            self._digest.update(data)
+            yield path, data if readable(path, len(data)) else None
+
+
+def _key(path: str) -> str:
+    place = split_path(path)
+    assert place is not None, f"{path} was listed and belongs to no sample"
+    return place[0]
 
 
 def _shard(name: str, paths: list[str], stats: dict[str, files.FileStat]) -> SourceShard:

@@ -7,23 +7,27 @@ with the key `cats/01`. Files whose last part starts with a dot belong to none.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ..types import Reject, Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 1 << 20
 
+_KINDS = {**dict.fromkeys(IMAGE_EXTENSIONS, "image"), "txt": "caption", "json": "metadata"}
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file of a shard: `size` in bytes; `read` gives the bytes, and only until the next member is asked for."""
 
-    path: str
-    size: int
-    read: Callable[[], bytes]
+class Members(Protocol):
+    """The wanted files of a shard, in order, as (path, bytes); None in place of the bytes of a too large caption.
+
+    After iteration `torn` says how the shard was damaged, or is None.
+    """
+
+    torn: str | None
+
+    def __iter__(self) -> Iterator[tuple[str, bytes | None]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,56 +53,75 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def wanted(path: str) -> bool:
+    """Whether a member belongs to a sample: a reader need not read the others."""
+    place = split_path(path)
+    return place is not None and place[1] in _KINDS
+
+
+def readable(path: str, size: int) -> bool:
+    """Whether a wanted member is small enough to be read (images are bounded by their pixels, later)."""
+    return size <= MAX_CAPTION_BYTES or not path.lower().endswith(".txt")
+
+
 @dataclass(slots=True)
 class _Draft:
     """The members of one key, gathered until the next key begins."""
 
     key: str
     index: int
-    parts: dict[str, bytes] = field(default_factory=dict)
-    too_large: bool = False
+    parts: dict[str, bytes | None] = field(default_factory=dict)
 
 
-def samples(members: Iterable[Member], rules: SampleRules) -> Iterator[Sample | Reject]:
-    """Group members into samples, in order, each a Sample or a Reject with its reason."""
+def samples(members: Members, rules: SampleRules) -> Iterator[Sample | Reject]:
+    """Group members into samples, in order, each a Sample or a Reject with its reason.
+
+    In a torn shard the sample at the tear is only kept when it has every kind of member the one before it had: half a
+    sample would pass for a whole one. The tear itself is the last reject.
+    """
     seen: set[str] = set()
-    for draft in _drafts(members):
+    before: _Draft | None = None
+    at_tear: _Draft | None = None
+    for draft, last in _with_last(_drafts(members)):
+        if last and members.torn and (before is None or before.parts.keys() - draft.parts.keys()):
+            at_tear = draft
+            break
         if draft.key in seen:
             yield Reject(draft.key, draft.index, "read", "duplicate_key", "a sample with this key came earlier")
-            continue
-        seen.add(draft.key)
-        yield _finish(draft, rules)
+        else:
+            seen.add(draft.key)
+            yield _finish(draft, rules)
+        before = draft
+    if members.torn:
+        key, index = (at_tear.key, at_tear.index) if at_tear else ("", before.index + 1 if before else 0)
+        yield Reject(key, index, "read", "shard_truncated", members.torn)
 
 
-def _drafts(members: Iterable[Member]) -> Iterator[_Draft]:
+def _with_last(drafts: Iterator[_Draft]) -> Iterator[tuple[_Draft, bool]]:
+    """Each draft and whether it is the last one."""
+    held = next(drafts, None)
+    while held is not None:
+        following = next(drafts, None)
+        yield held, following is None
+        held = following
+
+
+def _drafts(members: Members) -> Iterator[_Draft]:
     draft: _Draft | None = None
-    index = 0
-    for member in members:
-        place = split_path(printable(member.path))
-        if place is None:
+    for path, data in members:
+        place = split_path(printable(path))
+        if place is None or place[1] not in _KINDS:
             continue
-        key, extension = place
-        kind = _kind(extension)
-        if kind is None:
-            continue
-        # The same kind of file twice under one key begins another sample, which is then a duplicate.
+        key, kind = place[0], _KINDS[place[1]]
+        # The same kind of file twice under one key begins another sample, which is then a duplicate;
+        # of several images under one key the first counts.
         if draft is None or key != draft.key or (kind in draft.parts and kind != "image"):
             if draft is not None:
                 yield draft
-                index += 1
-            draft = _Draft(key, index)
-        if kind == "caption" and member.size > MAX_CAPTION_BYTES:
-            draft.too_large = True
-        elif kind not in draft.parts:  # of several images under one key the first counts
-            draft.parts[kind] = member.read()
+            draft = _Draft(key, draft.index + 1 if draft is not None else 0)
+        draft.parts.setdefault(kind, data)
     if draft is not None:
         yield draft
-
-
-def _kind(extension: str) -> str | None:
-    if extension in IMAGE_EXTENSIONS:
-        return "image"
-    return {"txt": "caption", "json": "metadata"}.get(extension)
 
 
 def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
@@ -106,9 +129,9 @@ def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
         return Reject(draft.key, draft.index, "read", error_class, message)
 
     metadata: dict[str, Any] = {}
-    if "metadata" in draft.parts:
+    if (raw_metadata := draft.parts.get("metadata")) is not None:
         try:
-            metadata = json.loads(draft.parts["metadata"])
+            metadata = json.loads(raw_metadata)
         except (ValueError, RecursionError) as problem:
             return reject("metadata_invalid", f"the .json member does not parse: {problem}")
         if not isinstance(metadata, dict):
@@ -116,11 +139,12 @@ def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
 
     caption: str | None = None
     if rules.need_caption:
-        if draft.too_large:
-            return reject("caption_too_large", f"the .txt member is larger than {MAX_CAPTION_BYTES} bytes")
         if "caption" in draft.parts:
+            raw_caption = draft.parts["caption"]
+            if raw_caption is None:
+                return reject("caption_too_large", f"the .txt member is larger than {MAX_CAPTION_BYTES} bytes")
             try:
-                caption = draft.parts["caption"].decode("utf-8-sig")
+                caption = raw_caption.decode("utf-8-sig")
             except UnicodeDecodeError as problem:
                 return reject("caption_encoding", f"the caption is not UTF-8: {problem.reason} at {problem.start}")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from .. import files, manifest
 from ..errors import EmptyInput, InputError
 from ..types import Reject, Sample, SourceShard
 from .base import Digest
-from .grouping import Member, SampleRules, samples
+from .grouping import SampleRules, readable, samples, wanted
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _END_OF_ARCHIVE = 1024  # a tar ends with two zero blocks of 512 bytes
@@ -62,37 +61,30 @@ class WebdatasetReader:
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one tar. A tear ends it with a `shard_truncated` reject; what came before is kept."""
         with files.reading(files.join(self.root, shard.name)) as raw:
-            stream = _HashedStream(raw, digest)
-            members = _Members(stream)
-            index = -1
-            for sample in samples(members, self.rules):
-                index = sample.index
-                yield sample
-            stream.drain()
-            torn = members.torn
-            if torn is None and shard.name.lower().endswith(".tar") and any(stream.tail):
-                torn = "no end-of-archive mark: the tar was cut off between two members"
-            if torn is not None:
-                yield Reject("", index + 1, "read", "shard_truncated", torn)
+            yield from samples(_TarMembers(raw, digest, shard.name), self.rules)
 
 
-class _Members:
-    """The regular files of a tar in order. After iteration, `torn` says how the archive was damaged, if it was."""
+class _TarMembers:
+    """The wanted files of a tar, in order; damage ends them and is told in `torn`."""
 
-    def __init__(self, stream: _HashedStream) -> None:
-        self._stream = stream
+    def __init__(self, raw: BinaryIO, digest: Digest, name: str) -> None:
+        self._stream = _HashedStream(raw, digest)
+        self._plain = name.lower().endswith(".tar")
         self.torn: str | None = None
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
         try:
             with tarfile.open(fileobj=cast("IO[bytes]", self._stream), mode="r|*") as archive:
                 for entry in archive:
-                    if entry.isfile():
-                        yield Member(entry.name, entry.size, functools.partial(_contents, archive, entry))
+                    if entry.isfile() and wanted(entry.name):
+                        yield entry.name, _contents(archive, entry) if readable(entry.name, entry.size) else None
                     # Stream mode still remembers every entry; without this, memory would grow with the tar.
                     archive.members = []  # type: ignore[attr-defined]
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as problem:
+        except (tarfile.TarError, EOFError, zlib.error) as problem:
             self.torn = f"the tar is damaged: {problem or 'it ends early'}"
+        self._stream.drain()
+        if self.torn is None and self._plain and any(self._stream.tail):
+            self.torn = "no end-of-archive mark: the tar was cut off between two members"
 
 
 def _contents(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:

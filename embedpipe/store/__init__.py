@@ -1,0 +1,29 @@
+"""Storage formats of embedding shards. FORMATS maps a name to its writer and reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import DatasetError, did_you_mean
+from . import npy
+from .base import ShardReader, ShardWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A storage format: how shards are written and read."""
+
+    write: ShardWriter
+    reader: ShardReader
+
+
+FORMATS = {"npy": Format(npy.write, npy.NpyReader())}
+
+__all__ = ["FORMATS", "Format", "ShardReader", "ShardWriter", "open_format"]
+
+
+def open_format(name: str) -> Format:
+    """The format called `name`. Raises DatasetError naming the known ones."""
+    if name not in FORMATS:
+        raise DatasetError(f"no storage format {name!r}", did_you_mean(name, FORMATS))
+    return FORMATS[name]

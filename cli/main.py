@@ -1,0 +1,126 @@
+"""The `embedpipe` command: loads a command's module when it is asked for, and turns errors into exit codes.
+
+0 done · 1 our error, one line · 2 usage · 3 finished, with more rejects than allowed · 130 interrupted, resumable
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from .options import debugging
+
+# In the order of the story; each lives in the module of that name and is called `command` there.
+COMMANDS = (
+    "demo",
+    "fetch",
+    "encode",
+    "info",
+    "verify",
+    "index",
+    "search",
+    "train-clip",
+    "train-prior",
+    "evaluate",
+    "models",
+    "doctor",
+)
+
+EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when it needs the command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of the story."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, but an unknown command names the near ones."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from embedpipe.errors import did_you_mean
+
+            raise click.UsageError(f"No command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="embedpipe")
+def cli() -> None:
+    """Image-text data from a list of URLs to CLIP embeddings on disk, and from those to a trained unCLIP prior.
+
+    \b
+    embedpipe demo                       the whole story, offline, in minutes
+    embedpipe fetch urls.parquet shards  a url table → image shards
+    embedpipe encode shards emb --model ViT-L-14 --pretrained openai
+    embedpipe train-prior emb prior
+
+    Every command, run again, goes on where it stopped.
+    """
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's end is an interruption like any other
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = cli.main(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as problem:
+        problem.show()
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough; closing stdout quietly keeps Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as problem:  # the one place where everything ends as one line
+        if debugging():
+            raise
+        click.echo(_one_line(problem), err=True)
+        return EXIT_ERROR
+
+
+def _one_line(problem: Exception) -> str:
+    from embedpipe.errors import EmbedpipeError
+
+    core = sys.modules.get("dalle2_core.errors")  # no need to load torch to say that a file is missing
+    ours = (EmbedpipeError, core.CoreError) if core is not None else EmbedpipeError
+    if isinstance(problem, ours):
+        return f"error: {problem}"
+    if isinstance(problem, MemoryError):
+        return "error: out of memory. Try a smaller --batch-size or fewer --workers"
+    text = " ".join(str(problem).split())[:500]
+    return f"internal error: {type(problem).__name__}: {text}. Run again with --debug for the traceback"
+
+
+if __name__ == "__main__":
+    main()

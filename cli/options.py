@@ -1,0 +1,84 @@
+"""Options that several commands share, as decorators, so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_state = {"debug": False}
+
+
+def debugging() -> bool:
+    """Whether --debug was given: errors then show their traceback."""
+    return _state["debug"]
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    _state["debug"] = _state["debug"] or value
+
+
+def debug_option(command: _Command) -> _Command:
+    """--debug"""
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """--json → `as_json`"""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(command)
+
+
+def dry_run_option(command: _Command) -> _Command:
+    """-n / --dry-run → `dry_run`"""
+    return click.option(
+        "-n", "--dry-run", is_flag=True, help="Print the plan and the resolved configuration, do nothing."
+    )(command)
+
+
+class Share(click.ParamType):
+    """A limit: a count such as 500, or a share such as 5%. The value is a function of (rejected, all) → too many."""
+
+    name = "count|percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse `500` or `5%`."""
+        if callable(value):
+            return value
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            self.fail(f"{value!r} is neither a count (500) nor a share (5%)", param, ctx)
+        if number < 0:
+            self.fail(f"{value!r} is negative", param, ctx)
+        if text.endswith("%"):
+            return lambda rejected, total: rejected > total * number / 100
+        return lambda rejected, total: rejected > number
+
+
+def max_rejects_option(command: _Command) -> _Command:
+    """--max-rejects → `max_rejects`, a function (rejected, all) → too many, or None."""
+    return click.option(
+        "--max-rejects",
+        type=Share(),
+        metavar="N|P%",
+        help="Exit with 3 when more than this many (500) or this share (5%) did not pass. Default: no limit.",
+    )(command)
+
+
+def config_options(command: _Command) -> _Command:
+    """--config → `config_file`, --set → `settings`"""
+    command = click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one value, e.g. optim.lr=1e-4. Repeatable."
+    )(command)
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(dir_okay=False),
+        help="A JSON file of values that replace the preset's.",
+    )(command)

@@ -1,0 +1,120 @@
+"""Metadata columns: one type each, fixed when an output is begun, so that all its shards agree.
+
+Types are guessed from the first samples and kept in the run card. A value that does not fit its column, or whose column
+is not known, is kept as JSON in the column `extra`: nothing is lost and no shard differs from another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+# Columns every embedding shard has, in this order; what readers pass through comes behind them.
+FIXED = {
+    "key": "string",
+    "image_path": "string",  # = key; clip-retrieval's name for it
+    "caption": "string",
+    "url": "string",
+    "width": "int64",
+    "height": "int64",
+    "sha256": "string",
+    "similarity": "float",
+    "src_shard": "string",
+    "src_index": "int64",
+}
+EXTRA = "extra"
+
+_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "float": pa.float32()}
+_INT64 = range(-(2**63), 2**63)
+
+
+def schema(columns: Mapping[str, str]) -> pa.Schema:
+    """The Arrow schema of a metadata file whose passed-through columns are `columns`."""
+    return pa.schema([(name, _TYPES[kind]) for name, kind in {**FIXED, **columns, EXTRA: "string"}.items()])
+
+
+def guess(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Type names of the columns to pass through, in the order they are first seen.
+
+    Whole and broken numbers mix to double, anything else mixed or nested becomes a string (JSON).
+    """
+    kinds: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in FIXED and name != EXTRA:
+                kinds.setdefault(name, set()).update(_kind(value))
+    return {name: _join(found) for name, found in kinds.items()}
+
+
+def _kind(value: Any) -> set[str]:
+    if value is None:
+        return set()
+    if isinstance(value, bool):
+        return {"bool"}
+    if isinstance(value, int):
+        return {"int64"} if value in _INT64 else {"string"}
+    if isinstance(value, float):
+        return {"double"}
+    return {"string"}
+
+
+def _join(kinds: set[str]) -> str:
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "double" if kinds == {"int64", "double"} else "string"
+
+
+def split_row(metadata: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """One sample's metadata as values for `columns`, plus `extra` (JSON of what found no place, or None)."""
+    values: dict[str, Any] = {}
+    homeless: dict[str, Any] = {}
+    for name, value in metadata.items():
+        if name in FIXED:
+            continue
+        kind = columns.get(name)
+        fitted = _fit(value, kind) if kind is not None else None
+        if fitted is None and value is not None:
+            homeless[name] = value
+        values[name] = fitted
+    row = {name: values.get(name) for name in columns}
+    row[EXTRA] = _json(homeless) if homeless else None
+    return row
+
+
+def _fit(value: Any, kind: str) -> Any:
+    if kind == "string":
+        return value if isinstance(value, str) or value is None else _json(value)
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if kind == "double":
+        return float(value)
+    return value if isinstance(value, int) and value in _INT64 else None
+
+
+def optional_string(value: Any) -> str | None:
+    """`value` if it is a string that can be stored, else None."""
+    return storable(value) if isinstance(value, str) else None
+
+
+def storable(text: str) -> str:
+    """`text` without lone surrogates (JSON may carry them; UTF-8 cannot)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), sort_keys=True)
+
+
+def _finite(value: Any) -> Any:
+    # JSON proper has no NaN; a reader in another language would choke on it.
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value

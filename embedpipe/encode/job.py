@@ -1,0 +1,314 @@
+"""The encode job: plan the input, find what is missing, hand shards to workers, which commit them one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from .. import files, manifest
+from ..card import EncoderCard
+from ..columns import guess
+from ..errors import EmptyInput, InputError, RunMismatch
+from ..execute import SetAside, Task, Worker, open_executor
+from ..lock import exclusive
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..plan import PlanChange, grow
+from ..progress import Listener, Progress, TaskReport, silent
+from ..read import Reader, SampleRules, open_reader
+from ..store import layout, open_format
+from ..types import Sample, SourceShard
+from . import load_encoder
+from .base import Encoder, EncoderConfig
+from .stage import StageConfig, encode_shard
+
+_SAMPLES_TO_GUESS_COLUMNS_FROM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeConfig:
+    """Everything `encode` can be told.
+
+    gpus: how many CUDA devices to use, one worker each; None takes all there are. workers: worker processes on the CPU
+    where gpus is 0. threads_per_worker: None shares the cores out evenly. input: a name in READERS or auto.
+    caption_key: the .json field that holds the caption where there is no .txt. samples_per_shard: how a folder of loose
+    images is cut. format: a name in FORMATS.
+    """
+
+    encoder: EncoderConfig
+    stage: StageConfig = field(default_factory=StageConfig)
+    input: str = "auto"
+    caption_key: str = "caption"
+    samples_per_shard: int = 10_000
+    format: str = "npy"
+    executor: str = "auto"
+    gpus: int | None = None
+    workers: int = 1
+    threads_per_worker: int | None = None
+
+    def shaping(self) -> dict[str, Any]:
+        """The options that decide what the output holds; a run can only be continued under the same."""
+        return {
+            "input": self.input,
+            "caption_key": self.caption_key,
+            "images": self.stage.images,
+            "texts": self.stage.texts,
+            "max_pixels": self.stage.max_pixels,
+            "format": self.format,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReport:
+    """What a run of `encode` did.
+
+    planned: shards in the plan. already: of these, committed before. report: what this run added. vanished: input
+    shards that are no longer there (embeddings made of them are kept). redone: committed shards whose files were
+    missing or cut and which were encoded again. set_aside: shards that could not be encoded, and why.
+    """
+
+    planned: int
+    already: int
+    redone: tuple[str, ...]
+    report: TaskReport
+    vanished: tuple[str, ...]
+    set_aside: tuple[SetAside, ...]
+    seconds: float
+
+
+def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent) -> EncodeReport:
+    """Encode the image shards or folder `data` into the embedding data set `out`; run again, it goes on.
+
+    Raises InputError (nothing to read), ModelError, RunMismatch (the output was made in another way), OutputBusy,
+    DiskFull. What was committed before stays whole under all of them.
+    """
+    begun = time.perf_counter()
+    open_format(config.format)
+    if not config.stage.images and not config.stage.texts:
+        raise InputError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
+    rules = SampleRules(config.caption_key, config.stage.images, config.stage.texts)
+    reader = open_reader(data, rules, config.input, config.samples_per_shard)
+    with exclusive(out):
+        before = manifest.read_run(out)
+        change = _plan(out, before, config, reader)
+        devices = _devices(config)
+        encoder = load_encoder(config.encoder, devices[0] if len(devices) == 1 else "cpu")
+        run = _run_card(out, before, change, encoder.card, config, reader)
+        committed, redone = _committed(out, run)
+        todo = [
+            Task(number, shard.name, shard)
+            for number, shard in enumerate(run.plan)
+            if number not in committed and number not in change.vanished
+        ]
+        for folder in layout.FOLDERS:
+            files.sweep_temporaries(files.join(out, folder))
+        files.sweep_temporaries(out)
+        manifest.write_run(out, run)
+        listen(Progress(planned=len(todo)))
+        work = _EncodeWork(reader, config, out, run, tuple(devices), _threads(config, len(devices)))
+        executor = open_executor(config.executor, len(devices))
+        if len(devices) == 1:
+            work.adopt(encoder)
+        del encoder
+        outcome = executor.run(work, todo, listen)
+    return EncodeReport(
+        planned=len(run.plan),
+        already=len(committed),
+        redone=redone,
+        report=outcome.report,
+        vanished=tuple(run.plan[number].name for number in change.vanished),
+        set_aside=outcome.set_aside,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
+    """What `encode` would do, without doing it: the grown plan and the numbers still to encode."""
+    rules = SampleRules(config.caption_key, config.stage.images, config.stage.texts)
+    reader = open_reader(data, rules, config.input, config.samples_per_shard)
+    before = manifest.read_run(out)
+    change = _plan(out, before, config, reader)
+    done = set(manifest.committed_numbers(out))
+    return change, [n for n in range(len(change.shards)) if n not in done and n not in change.vanished]
+
+
+def _plan(out: str, before: RunCard | None, config: EncodeConfig, reader: Reader) -> PlanChange:
+    """The plan as it is now. Raises RunMismatch for other options or a changed input shard."""
+    if before is None:
+        if manifest.committed_numbers(out):
+            raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
+        return grow((), reader.shards(()))
+    if before.format != EMBEDDINGS:
+        raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
+    manifest.refuse_difference(out, before.options, config.shaping(), "set of options")
+    change = grow(before.plan, reader.shards(before.plan))
+    committed = set(manifest.committed_numbers(out))
+    renewed = list(change.shards)
+    now = {shard.name: shard for shard in reader.shards(before.plan)} if change.changed else {}
+    for number in change.changed:
+        planned, present = before.plan[number], now[before.plan[number].name]
+        if number in committed:
+            _refuse_other_contents(out, number, before.shard_digits, planned, present, reader)
+        renewed[number] = present
+    return dataclasses.replace(change, shards=tuple(renewed))
+
+
+def _refuse_other_contents(
+    out: str, number: int, digits: int, planned: SourceShard, present: SourceShard, reader: Reader
+) -> None:
+    """A touched or copied input shard is fine as long as its bytes are those that were encoded."""
+    if planned.bytes == present.bytes and planned.members == present.members:
+        digest = hashlib.sha256()
+        for _ in reader.read(present, digest):
+            pass
+        if digest.hexdigest() == manifest.read_manifest(out, number, digits).source_sha256:
+            return
+    raise RunMismatch(
+        f"input shard {planned.name} changed since it was encoded (then {planned.bytes} bytes, now {present.bytes})",
+        f"Encode into another folder, or remove {out}/manifest/{manifest.shard_name(number, digits)}.json to redo it",
+    )
+
+
+def _run_card(
+    out: str, before: RunCard | None, change: PlanChange, card: EncoderCard, config: EncodeConfig, reader: Reader
+) -> RunCard:
+    if before is not None and before.encoder is not None:
+        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder")
+        return dataclasses.replace(before, plan=change.shards)
+    return RunCard(
+        format=EMBEDDINGS,
+        options=config.shaping(),
+        plan=change.shards,
+        columns=_guess_columns(change.shards, reader),
+        encoder=card,
+        shard_digits=max(5, len(str(10 * len(change.shards)))),
+        versions=_versions(),
+    )
+
+
+def _guess_columns(shards: Sequence[SourceShard], reader: Reader) -> dict[str, str]:
+    """Column types from the first samples there are. Raises EmptyInput when no shard holds a single one."""
+    for shard in shards:
+        arrivals = (arrival for arrival in reader.read(shard, hashlib.sha256()) if isinstance(arrival, Sample))
+        rows = [sample.metadata for sample in itertools.islice(arrivals, _SAMPLES_TO_GUESS_COLUMNS_FROM)]
+        if rows:
+            return guess(rows)
+    raise EmptyInput(
+        f"no usable sample in {len(shards)} shard{'s' * (len(shards) != 1)}",
+        "A sample needs an image and a caption (.txt, or a field of .json named by --caption-key); "
+        "--no-text and --no-image ask for less",
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("embedpipe", "torch", "open_clip_torch", "pillow", "numpy", "pyarrow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _committed(out: str, run: RunCard) -> tuple[set[int], tuple[str, ...]]:
+    """Numbers that need not be encoded, and the names of those whose files are not what their manifests say.
+
+    Sizes are compared here; checksums are `embedpipe verify`'s, since a restart should not read the whole data set.
+    """
+    committed, bad = set(), []
+    assert run.encoder is not None
+    for number in manifest.committed_numbers(out):
+        entry = manifest.read_manifest(out, number, run.shard_digits)
+        if entry.fingerprint != run.encoder.fingerprint():
+            raise RunMismatch(
+                f"{out}: shard {number} was made by another encoder than embedpipe.json says", "Run `embedpipe verify`"
+            )
+        if all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files):
+            committed.add(number)
+        else:
+            manifest.retract(out, number, run.shard_digits)
+            bad.append(entry.source.name)
+    return committed, tuple(bad)
+
+
+def _has_size(location: str, size: int) -> bool:
+    try:
+        return files.stat(location).bytes == size
+    except InputError:
+        return False
+
+
+def _devices(config: EncodeConfig) -> list[str]:
+    """One device per worker. Raises InputError when more GPUs are asked for than there are."""
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = there if config.gpus is None else config.gpus
+    if wanted > there:
+        raise InputError(f"{wanted} GPUs asked for, {there} found", "Give --gpus 0 --workers N to encode on the CPU")
+    return [f"cuda:{i}" for i in range(wanted)] if wanted else ["cpu"] * config.workers
+
+
+def _threads(config: EncodeConfig, workers: int) -> int:
+    """Threads for each worker's arithmetic, so that workers do not fight for cores."""
+    return config.threads_per_worker or max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+class _EncodeWork:
+    """The recipe of an encode worker; picklable."""
+
+    def __init__(
+        self, reader: Reader, config: EncodeConfig, out: str, run: RunCard, devices: tuple[str, ...], threads: int
+    ) -> None:
+        assert run.encoder is not None
+        self._reader = reader
+        self._config = config
+        self._out = out
+        self._card = run.encoder
+        self._columns: Mapping[str, str] = run.columns
+        self._digits = run.shard_digits
+        self._devices = devices
+        self._threads = threads
+        self._loaded: Encoder | None = None
+
+    def adopt(self, encoder: Encoder) -> None:
+        """Use an encoder that is loaded already: a single worker lives in this process."""
+        self._loaded = encoder
+
+    def start(self, worker: int) -> Worker:
+        """Load the encoder on this worker's device; refuse it when it is not the one the run is made with."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+        encoder = self._loaded or load_encoder(self._config.encoder, self._devices[worker])
+        manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")
+        return lambda task, listen: self._do(task, encoder, listen)
+
+    def _do(self, task: Task, encoder: Encoder, listen: Listener) -> TaskReport:
+        source: SourceShard = task.payload
+        made = encode_shard(task.number, source, self._reader, encoder, self._config.stage, self._columns, listen)
+        begun = time.perf_counter()
+        shard = made.shard
+        written = open_format(self._config.format).write(self._out, shard, source.name, self._columns, self._digits)
+        spent = {**made.spent_s, "write": time.perf_counter() - begun}
+        rejects: dict[str, int] = {}
+        for reject in shard.rejects:
+            rejects[reject.error_class] = rejects.get(reject.error_class, 0) + 1
+        entry = ShardManifest(
+            number=task.number,
+            source=source,
+            source_sha256=made.source_sha256,
+            rows_in=made.rows_in,
+            rows_out=len(shard),
+            rows_rejected=len(shard.rejects),
+            rejects=dict(sorted(rejects.items())),
+            files=written,
+            dim=self._card.dim,
+            dtype=self._card.dtype,
+            fingerprint=self._card.fingerprint(),
+            timing_s={name: round(seconds, 3) for name, seconds in spent.items()},
+        )
+        manifest.commit(self._out, entry, self._digits)
+        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent)

@@ -1,0 +1,166 @@
+"""CLIP models through open_clip; the one file that imports it here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from ..card import EncoderCard, PreprocessSpec
+from ..errors import ModelError, did_you_mean
+from .base import EncoderConfig
+
+# `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
+RANDOM = "random"
+
+_CONFIG_FILE = "open_clip_config.json"
+
+
+class OpenClipEncoder:
+    """Any open_clip model as an `Encoder`. fp32 weights; embeddings are normalised in fp32."""
+
+    def __init__(self, model: Any, tokenizer: Any, card: EncoderCard, device: str) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._card = card
+        self._device = device
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(card.preprocess.mean, device=device).view(shape)
+        self._std = torch.tensor(card.preprocess.std, device=device).view(shape)
+
+    @property
+    def card(self) -> EncoderCard:
+        """What made the numbers."""
+        return self._card
+
+    @torch.inference_mode()
+    def images(self, pixels: torch.Tensor) -> np.ndarray:
+        """uint8 [b, 3, h, w] → float32 [b, dim], L2-normalised. Pixels are scaled and normalised on the device."""
+        scaled = (pixels.to(self._device).float() / 255 - self._mean) / self._std
+        return _normalised(self._model.encode_image(scaled))
+
+    @torch.inference_mode()
+    def texts(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions → float32 [b, dim], L2-normalised, tokenised as the model's own configuration says."""
+        tokens = self._tokenizer(list(captions)).to(self._device)
+        return _normalised(self._model.encode_text(tokens))
+
+
+def _normalised(features: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
+    """Load a model. Raises ModelError for an unknown name or tag, or for weights that do not load.
+
+    `config.model` may be an open_clip name, `hf-hub:org/repo`, `local-dir:folder`, or the folder itself.
+    """
+    name = _model_name(config)
+    # open_clip warns on its logger about random weights and odd tags; our errors and the card say it.
+    logging.getLogger().addFilter(_quiet_open_clip)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(config.seed)
+            weights = None if config.pretrained in ("", RANDOM) else config.pretrained
+            model = open_clip.create_model(name, pretrained=weights, device="cpu", precision="fp32")
+            tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, KeyError, ImportError, EOFError, pickle.UnpicklingError) as problem:
+        raise _load_error(config, problem) from problem
+    finally:
+        logging.getLogger().removeFilter(_quiet_open_clip)
+    model.eval().requires_grad_(False)
+    card = _card(config, model, tokenizer)
+    return OpenClipEncoder(model.to(device), tokenizer, card, device)
+
+
+def _quiet_open_clip(record: logging.LogRecord) -> bool:
+    return "open_clip" not in record.pathname
+
+
+def _model_name(config: EncoderConfig) -> str:
+    """The name open_clip knows the model by, checked before anything heavy is done."""
+    model = config.model
+    if model.startswith("hf-hub:"):
+        return model
+    folder = Path(model.removeprefix("local-dir:"))
+    if model.startswith("local-dir:") or folder.is_dir():
+        if not (folder / _CONFIG_FILE).is_file():
+            raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
+        return f"local-dir:{folder}"
+    if model not in open_clip.list_models() and model.replace("/", "-") not in open_clip.list_models():
+        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip.list_models()))
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not config.pretrained:
+        known = f"a tag ({', '.join(tags[:4])} …)" if tags else "a checkpoint file"
+        raise ModelError(f"{model}: no weights were named", f"Give --pretrained {known}, a file, or `random`")
+    if config.pretrained != RANDOM and not Path(config.pretrained).is_file() and config.pretrained.lower() not in tags:
+        raise ModelError(
+            f"{model}: no pretrained tag or checkpoint file {config.pretrained!r}",
+            did_you_mean(config.pretrained, tags) if tags else "This model has no tags: give a checkpoint file",
+        )
+    return model
+
+
+def _load_error(config: EncoderConfig, problem: Exception) -> ModelError:
+    named = f"{config.model} {config.pretrained}".strip()
+    if "download" in str(problem).lower() or "connect" in str(problem).lower():
+        return ModelError(
+            f"{named}: the weights could not be downloaded: {str(problem)[:200]}",
+            "Check the network, or give --pretrained a checkpoint file on this machine",
+        )
+    return ModelError(f"{named}: the weights do not load: {type(problem).__name__}: {str(problem)[:300]}")
+
+
+def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
+    cfg = model.visual.preprocess_cfg
+    size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
+    spec = PreprocessSpec(
+        size=(int(size[0]), int(size[1])),
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        resize_mode=cfg["resize_mode"],
+        fill_color=int(cfg["fill_color"]),
+    )
+    return EncoderCard(
+        model=config.model,
+        pretrained=config.pretrained,
+        weights_sha256=_weights_sha256(model),
+        dim=_dim(model, spec),
+        dtype=config.dtype,
+        normalised=True,
+        precision=config.precision,
+        decode="exact",
+        preprocess=spec,
+        tokenizer=_tokenizer_name(tokenizer),
+        context_length=int(tokenizer.context_length),
+    )
+
+
+def _tokenizer_name(tokenizer: Any) -> str:
+    inner = getattr(tokenizer, "tokenizer", None)
+    size = getattr(tokenizer, "vocab_size", None) or getattr(inner, "vocab_size", "?")
+    return f"{type(tokenizer).__name__}-{size}"
+
+
+def _dim(model: Any, spec: PreprocessSpec) -> int:
+    # Towers of other libraries do not all say their output width; one pass over a blank image does.
+    with torch.inference_mode():
+        return int(model.encode_image(torch.zeros(1, 3, *spec.size)).shape[-1])
+
+
+def _weights_sha256(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

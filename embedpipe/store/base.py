@@ -1,0 +1,36 @@
+"""What every storage format offers: a shard's arrays and tables written as files, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from ..manifest import FileRecord, ShardManifest
+from ..types import EmbeddingShard
+
+
+class ShardWriter(Protocol):
+    """Writes the files of one shard, each whole; the manifest is the caller's to write, last."""
+
+    def __call__(
+        self, root: str, shard: EmbeddingShard, source: str, columns: Mapping[str, str], digits: int
+    ) -> tuple[FileRecord, ...]:
+        """Write `shard`, made from the input shard named `source`; returns what was written, in a fixed order."""
+        ...
+
+
+class ShardReader(Protocol):
+    """Reads one committed shard. Arrays are memory-mapped where the file system allows it."""
+
+    def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
+        """[n, dim] in the stored dtype, or None where the data set has no such modality."""
+        ...
+
+    def metadata(
+        self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
+    ) -> pa.Table:
+        """The metadata rows (of `columns`, or all)."""
+        ...
