@@ -1,0 +1,18 @@
+"""Url table → image shards. `fetch(urls, out, config)` is the way in."""
+
+from .config import RESIZE_MODES, FetchConfig, FetchReport
+from .outcome import ERROR_CLASSES
+from .plan import FetchPlan
+from .stage import fetch, log_file, plan_fetch, remaining
+
+__all__ = [
+    "ERROR_CLASSES",
+    "RESIZE_MODES",
+    "FetchConfig",
+    "FetchPlan",
+    "FetchReport",
+    "fetch",
+    "log_file",
+    "plan_fetch",
+    "remaining",
+]

@@ -1,0 +1,246 @@
+"""Which rows make which shard, and whether an output may be gone on with.
+
+Shards are cut from one file each, in order. The plan is made once and only grows: files that appear later get the
+numbers behind the last, whatever they are named; a file that changed, or went, is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from .. import files, manifest
+from ..errors import EmptyInput, InputError, RunMismatch
+from ..manifest import RunCard
+from ..types import SourceShard
+from . import layout, table
+from .config import DEFAULT_CAPTION_COLUMN, FetchConfig
+from .inference import join
+from .layout import Layout
+from .table import TableFile
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRange:
+    """The rows of one planned shard: `rows` rows of `file` from `first` on (0-based)."""
+
+    number: int
+    file: TableFile
+    first: int
+    rows: int
+    source: SourceShard
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPlan:
+    """All planned shards, and how their rows are read. `previous` is the run card found in the output, if any."""
+
+    run: RunCard
+    previous: RunCard | None
+    layout: Layout
+    shards: tuple[ShardRange, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files together."""
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One file as the run card keeps it. `identity` is a sha256 or an object store's etag."""
+
+    name: str
+    bytes: int
+    rows: int
+    identity: str
+    modified: str
+
+
+def make_plan(found: Sequence[TableFile], out: str, config: FetchConfig) -> FetchPlan:
+    """The plan for `out`, grown from the one it has if it has one. Only reads.
+
+    Raises RunMismatch when `out` was made with other options, from other or changed files, or is something else.
+    """
+    previous = _previous_run(out)
+    known = {} if previous is None else {entry["name"]: _Input(**entry) for entry in previous.options["inputs"]}
+    unchanged = _unchanged(out, found, known)
+    # Options first: a wrong one is told without reading the table.
+    base = None if previous is None else _continued_layout(out, previous, config)
+    fresh = [file for file in found if file.name not in known]
+    surveyed = {file.name: table.survey(file) for file in fresh}
+    chosen = _layout(fresh, surveyed, config) if base is None else _widened(out, base, fresh, surveyed)
+    inputs = [*unchanged, *(_identify(file, surveyed[file.name][0]) for file in fresh)]
+    if not any(entry.rows for entry in inputs):
+        raise EmptyInput(f"{found[0].location}: no rows in it" if len(found) == 1 else "no rows in any of the files")
+    by_name = {file.name: file for file in found}
+    shards = tuple(_ranges([(by_name[entry.name], entry) for entry in inputs], config.samples_per_shard))
+    return FetchPlan(_run_card(config, chosen, inputs, shards, previous), previous, chosen, shards)
+
+
+def _previous_run(out: str) -> RunCard | None:
+    run = manifest.read_run(out)
+    if run is None and files.names(out, ".tar"):
+        raise RunMismatch(f"{out}: holds .tar files that fetch did not write", "Give another output folder")
+    if run is not None and run.format != manifest.IMAGE_SHARDS:
+        raise RunMismatch(f"{out}: holds {run.format}", "Give another output folder")
+    return run
+
+
+def _identify(file: TableFile, rows: int) -> _Input:
+    stat = files.stat(file.location)
+    if files.is_local(file.location) or not stat.modified:
+        return _Input(file.name, stat.bytes, rows, f"sha256:{files.sha256(file.location)}", stat.modified)
+    return _Input(file.name, stat.bytes, rows, f"mark:{stat.modified}", stat.modified)
+
+
+def _unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -> list[_Input]:
+    """The known inputs, in their order, once each has been found as it was."""
+    by_name = {file.name: file for file in found}
+    if missing := sorted(known.keys() - by_name.keys()):
+        raise RunMismatch(
+            f"{out}: was made from {', '.join(known)}; now {missing[0]} is not there, but {', '.join(by_name)}",
+            "Give the same table (new files beside the old ones are taken in), or another output folder",
+        )
+    for name, entry in known.items():
+        stat = files.stat(by_name[name].location)
+        if (stat.bytes, stat.modified) == (entry.bytes, entry.modified):
+            continue  # not even touched: no need to read all of it
+        now = _identify(by_name[name], entry.rows)
+        if (now.bytes, now.identity) != (entry.bytes, entry.identity):
+            raise RunMismatch(
+                f"{out}: {by_name[name].location} changed since the run began"
+                f" ({entry.bytes} bytes then, {now.bytes} now, {entry.identity[:19]}… then, {now.identity[:19]}… now)",
+                "Put new rows in a file of their own beside it, or give another output folder",
+            )
+    return list(known.values())
+
+
+def _continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout:
+    """The layout of the run so far. Raises RunMismatch when the options are not those it was begun with."""
+    known_table = layout.unpacked_table(previous.options["table_schema"])
+    wanted = config.shaping()
+    kept = {name: previous.options.get(name) for name in wanted}
+    if config.caption_col is None and kept["caption_col"] in (None, DEFAULT_CAPTION_COLUMN):
+        wanted["caption_col"] = kept["caption_col"]
+    manifest.refuse_difference(out, kept, wanted, "set of options")
+    return Layout(config.url_col, wanted["caption_col"], known_table)
+
+
+def _layout(fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]], config: FetchConfig) -> Layout:
+    for file in fresh:
+        layout.choose(surveyed[file.name][1], config.url_col, config.caption_col, file.location)
+    kinds: dict[str, pa.DataType] = {}
+    for file in fresh:
+        for field in surveyed[file.name][1]:
+            kinds[field.name] = _joined(kinds.get(field.name), field, file)
+    return layout.choose(pa.schema(list(kinds.items())), config.url_col, config.caption_col, fresh[0].location)
+
+
+def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.DataType:
+    kind = field.type if so_far is None else join(so_far, field.type)
+    if kind is None and file.ending in table.TEXTUAL:
+        return pa.string()  # text can always be kept as text
+    if kind is None:
+        raise InputError(f"{file.location}: the column {field.name} holds {field.type}, in earlier files {so_far}")
+    return kind
+
+
+def _widened(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]]) -> Layout:
+    """`base`, once the files that are new are known to fit into it: finished shards cannot change their columns."""
+    for file in fresh:
+        schema = surveyed[file.name][1]
+        layout.choose(schema, base.url, base.caption, file.location)
+        for field in schema:
+            known = base.table.field(field.name).type if field.name in base.table.names else None
+            text = known is not None and pa.types.is_string(known) and file.ending in table.TEXTUAL
+            if known is None or (join(known, field.type) != known and not text):
+                raise RunMismatch(
+                    f"{out}: {file.location} has a column {field.name} of {field.type},"
+                    f" in the shards so far it is {known or 'absent'}",
+                    "Fetch this file to another output folder",
+                )
+    return base
+
+
+def _ranges(inputs: Sequence[tuple[TableFile, _Input]], samples_per_shard: int) -> Iterator[ShardRange]:
+    number = 0
+    for file, entry in inputs:
+        for first in range(0, entry.rows, samples_per_shard):
+            rows = min(samples_per_shard, entry.rows - first)
+            name = f"{entry.name}:{first}-{first + rows - 1}"
+            yield ShardRange(number, file, first, rows, SourceShard(name, entry.bytes, entry.identity))
+            number += 1
+
+
+def _run_card(
+    config: FetchConfig,
+    chosen: Layout,
+    inputs: Sequence[_Input],
+    shards: Sequence[ShardRange],
+    previous: RunCard | None,
+) -> RunCard:
+    options: dict[str, Any] = config.shaping()
+    options["caption_col"] = chosen.caption
+    options["table_schema"] = chosen.packed_table()
+    options["inputs"] = [
+        {"name": i.name, "bytes": i.bytes, "rows": i.rows, "identity": i.identity, "modified": i.modified}
+        for i in inputs
+    ]
+    plan = tuple(shard.source for shard in shards)
+    if previous is not None:
+        return replace(previous, options=options, plan=plan)
+    return RunCard(
+        format=manifest.IMAGE_SHARDS,
+        options=options,
+        plan=plan,
+        columns={field.name: str(field.type) for field in (*layout.FIXED, *list(chosen.schema)[2:])},
+        versions={name: importlib.metadata.version(name) for name in ("embedpipe", "img2dataset", "pyarrow")},
+    )
+
+
+def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardRange, pa.Table]]:
+    """The rows of the wanted shards in the shape of `plan.layout.schema`, in order, one shard in memory at a time."""
+    by_file: dict[TableFile, list[ShardRange]] = {}
+    for shard in plan.shards:
+        by_file.setdefault(shard.file, []).append(shard)
+    for file, shards in by_file.items():
+        last = max((i for i, shard in enumerate(shards) if shard.number in wanted), default=-1)
+        rows = _Rows(table.batches(file, plan.layout.table), plan.layout, file)
+        for shard in shards[: last + 1]:
+            if shard.number in wanted:
+                yield shard, rows.take(shard.rows)
+            else:
+                rows.skip(shard.rows)
+
+
+class _Rows:
+    """Rows of one file, taken or skipped in runs of any length."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch], chosen: Layout, file: TableFile) -> None:
+        self.batches = batches
+        self.layout = chosen
+        self.file = file
+        self.rest: pa.RecordBatch | None = None
+
+    def take(self, rows: int) -> pa.Table:
+        pieces = [self.layout.rows(piece) for piece in self._pieces(rows)]
+        return pa.Table.from_batches(pieces, schema=self.layout.schema)
+
+    def skip(self, rows: int) -> None:
+        for _ in self._pieces(rows):
+            pass
+
+    def _pieces(self, rows: int) -> Iterator[pa.RecordBatch]:
+        while rows:
+            batch = self.rest if self.rest is not None else next(self.batches, None)
+            if batch is None:
+                raise InputError(f"{self.file.location}: has fewer rows than a moment ago", "Is it being written?")
+            piece = batch.slice(0, rows)
+            rows -= piece.num_rows
+            self.rest = batch.slice(piece.num_rows) if batch.num_rows > piece.num_rows else None
+            yield piece
