@@ -1,1 +1,28 @@
-"""dalle2_core: tensors in memory. The unCLIP prior and decoder, in pure torch."""
+"""dalle2_core: tensors in memory. The unCLIP prior and decoder, in pure torch.
+
+The public names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
+    from dalle2_core.prior import DiffusionPrior
+    from dalle2_core.types import PriorBatch
+
+__all__ = ["DiffusionPrior", "DiffusionPriorNetwork", "PriorBatch"]
+
+_HOMES = {
+    "DiffusionPrior": "dalle2_core.prior",
+    "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
+    "PriorBatch": "dalle2_core.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

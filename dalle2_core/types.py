@@ -6,7 +6,7 @@ Shapes: b batch, d embedding width, l text length, w width of a text token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -84,3 +84,46 @@ class PriorBatch:
             text_tokens=move(self.text_tokens),
             text_mask=move(self.text_mask),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TextCondition:
+    """What a prior network is told about the text.
+
+    embed: [b, d]. tokens: [b, l, w] or None. mask: [b, l] bool, True at real tokens, or None for all real.
+    keep: [b] bool, False where the text is dropped (embedding and tokens both); None keeps every row's.
+    """
+
+    embed: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    keep: Tensor | None = None
+
+    def unconditional(self) -> TextCondition:
+        """The same rows with the text dropped."""
+        return replace(self, keep=torch.zeros(len(self.embed), dtype=torch.bool, device=self.embed.device))
+
+    def joined(self, other: TextCondition) -> TextCondition:
+        """These rows, then the other's. Both have tokens of the same length, or neither has any."""
+        if self.tokens is None or other.tokens is None:
+            tokens, mask = None, None
+        else:
+            tokens = torch.cat((self.tokens, other.tokens))
+            mask = torch.cat((_true_where_none(self.mask, self.tokens), _true_where_none(other.mask, other.tokens)))
+        keep = torch.cat((_true_where_none(self.keep, self.embed), _true_where_none(other.keep, other.embed)))
+        return TextCondition(torch.cat((self.embed, other.embed)), tokens, mask, keep)
+
+    def repeated(self, times: int) -> TextCondition:
+        """Every row `times` times in a row: a a b b …"""
+
+        def repeat(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.repeat_interleave(times, dim=0)
+
+        return TextCondition(
+            self.embed.repeat_interleave(times, dim=0), repeat(self.tokens), repeat(self.mask), repeat(self.keep)
+        )
+
+
+def _true_where_none(mask: Tensor | None, like: Tensor) -> Tensor:
+    """The mask, or all True in the shape of `like` without its last dimension."""
+    return torch.ones(like.shape[:-1], dtype=torch.bool, device=like.device) if mask is None else mask

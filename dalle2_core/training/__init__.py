@@ -4,8 +4,22 @@
 """
 
 from dalle2_core.training.checkpoint import load_trained
+from dalle2_core.training.evaluate import Comparison, PriorScores, compare, evaluate_prior, validation_loss
 from dalle2_core.training.loop import Run, StepReport, TrainConfig, train
 from dalle2_core.training.optim import OptimConfig
 from dalle2_core.training.state import TrainState
 
-__all__ = ["OptimConfig", "Run", "StepReport", "TrainConfig", "TrainState", "load_trained", "train"]
+__all__ = [
+    "Comparison",
+    "OptimConfig",
+    "PriorScores",
+    "Run",
+    "StepReport",
+    "TrainConfig",
+    "TrainState",
+    "compare",
+    "evaluate_prior",
+    "load_trained",
+    "train",
+    "validation_loss",
+]

@@ -1,0 +1,105 @@
+"""Noise schedules: how much of the data is left at each timestep.
+
+x_t = alpha_t x_0 + sigma_t noise, with alpha_t² + sigma_t² = 1, for integer timesteps t = 0 … T-1 (0 is the
+least noisy). t = -1 stands for the clean data: alpha = 1, sigma = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dalle2_core.errors import ConfigError
+from dalle2_core.keywords import chosen
+
+# A step never removes more of the variance than this, so that the last timesteps keep a trace of the data and
+# every quantity stays finite, however few timesteps there are. Nichol & Dhariwal 2102.09672, section 3.2.
+LARGEST_BETA = 0.999
+
+
+class NoiseSchedule(nn.Module):
+    """alpha and sigma as functions of the integer timestep.
+
+    They follow from the name and T, so they move with the module but are not part of its weights.
+    """
+
+    alphas: Tensor
+    sigmas: Tensor
+
+    def __init__(self, name: str = "cosine", timesteps: int = 1000) -> None:
+        """name: one of SCHEDULES. timesteps: T, 2 or more. Raises ConfigError otherwise."""
+        super().__init__()
+        if timesteps < 2:
+            raise ConfigError(f"timesteps is {timesteps}; a noise schedule needs 2 or more")
+        betas = chosen(SCHEDULES, name, "noise schedule")(timesteps).clamp(max=LARGEST_BETA)
+        # One place more than timesteps: place 0 is t = -1, the clean data.
+        alpha_bars = torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1.0 - betas, dim=0)))
+        self.name = name
+        self.timesteps = timesteps
+        self.register_buffer("alphas", alpha_bars.sqrt().float(), persistent=False)
+        self.register_buffer("sigmas", (1.0 - alpha_bars).sqrt().float(), persistent=False)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Share of the data's amplitude left; the shape of t, in (0, 1]."""
+        return self.alphas[t + 1]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise; the shape of t, in [0, 1)."""
+        return self.sigmas[t + 1]
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma for timesteps [b], shaped [b, 1, …] to multiply `like` [b, …]."""
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return self.alpha(t).view(shape), self.sigma(t).view(shape)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio alpha² / sigma²; the shape of t, for t >= 0."""
+        return (self.alpha(t) / self.sigma(t)) ** 2
+
+
+def _cosine(timesteps: int) -> Tensor:
+    """Nichol & Dhariwal 2102.09672, equation 17, with s = 0.008."""
+    x = torch.linspace(0, timesteps, timesteps + 1, dtype=torch.float64) / timesteps
+    alpha_bar = torch.cos((x + 0.008) / 1.008 * math.pi / 2) ** 2
+    return 1.0 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+def _ends(timesteps: int) -> tuple[float, float]:
+    """First and last beta of Ho et al. 2006.11239, scaled so that T steps add about as much noise as 1000 do."""
+    return 0.1 / timesteps, 20.0 / timesteps
+
+
+def _linear(timesteps: int) -> Tensor:
+    """Ho et al. 2006.11239, section 4."""
+    first, last = _ends(timesteps)
+    return torch.linspace(first, last, timesteps, dtype=torch.float64)
+
+
+def _quadratic(timesteps: int) -> Tensor:
+    """The square root of beta rises linearly between the same ends."""
+    first, last = _ends(timesteps)
+    return torch.linspace(math.sqrt(first), math.sqrt(last), timesteps, dtype=torch.float64) ** 2
+
+
+def _sigmoid(timesteps: int) -> Tensor:
+    """Beta rises along a logistic curve between the same ends."""
+    first, last = _ends(timesteps)
+    rise = torch.sigmoid(torch.linspace(-6.0, 6.0, timesteps, dtype=torch.float64))
+    return first + (last - first) * rise
+
+
+def _jsd(timesteps: int) -> Tensor:
+    """Beta_t = 1 / (T - t): alpha² falls linearly. Sohl-Dickstein et al. 1503.03585, section 2.4."""
+    return 1.0 / torch.linspace(timesteps, 1, timesteps, dtype=torch.float64)
+
+
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "quadratic": _quadratic,
+    "sigmoid": _sigmoid,
+    "jsd": _jsd,
+}
