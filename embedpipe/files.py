@@ -51,6 +51,11 @@ def local_path(location: str) -> Path:
     return Path(location.removeprefix("file://"))
 
 
+def absolute(location: str) -> str:
+    """`location` so that it means the same from any working folder."""
+    return str(Path(os.path.abspath(local_path(location)))) if is_local(location) else location
+
+
 def join(location: str, *parts: str) -> str:
     """`location/part/part`, for local paths and URLs alike."""
     return posixpath.join(location.rstrip("/") or "/", *parts)

@@ -34,12 +34,14 @@ class RunCard:
     """`embedpipe.json`: `options` are those that shape the data; `plan[i]` is the input of shard i and only grows.
 
     `columns` maps each metadata column to its Arrow type name, fixed when the output is begun so that all shards agree.
+    `source` is where the input was, for commands that want to look at it again; nothing depends on it.
     """
 
     format: str
     options: dict[str, Any]
     plan: tuple[SourceShard, ...]
     columns: dict[str, str] = field(default_factory=dict)
+    source: str = ""
     encoder: EncoderCard | None = None
     shard_digits: int = 5
     versions: dict[str, str] = field(default_factory=dict)

@@ -101,6 +101,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         devices = _devices(config)
         encoder = load_encoder(config.encoder, devices[0] if len(devices) == 1 else "cpu")
         run = _run_card(out, before, change, encoder.card, config, reader)
+        run = dataclasses.replace(run, source=files.absolute(data))
         committed, redone = _committed(out, run)
         todo = [
             Task(number, shard.name, shard)

@@ -132,8 +132,8 @@ def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
         fill_color=int(cfg["fill_color"]),
     )
     return EncoderCard(
-        model=config.model,
-        pretrained=config.pretrained,
+        model=_lasting(config.model),
+        pretrained=_lasting(config.pretrained),
         weights_sha256=_weights_sha256(model),
         dim=_dim(model, spec),
         dtype=config.dtype,
@@ -144,6 +144,12 @@ def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
         tokenizer=_tokenizer_name(tokenizer),
         context_length=int(tokenizer.context_length),
     )
+
+
+def _lasting(name: str) -> str:
+    """A file or folder by its absolute path, so that a search from elsewhere finds it; any other name as it is."""
+    path = Path(name.removeprefix("local-dir:"))
+    return str(path.resolve()) if name and path.exists() else name
 
 
 def _tokenizer_name(tokenizer: Any) -> str:

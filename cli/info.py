@@ -1,0 +1,58 @@
+"""`embedpipe info`"""
+
+from __future__ import annotations
+
+import click
+
+from .options import debug_option, json_option
+
+
+@click.command()
+@click.argument("path")
+@json_option
+@debug_option
+def command(path: str, as_json: bool) -> None:
+    """Say what is in an output: counts, rejects by reason, the encoder, similarities.
+
+    PATH is a folder written by `fetch` or `encode`, finished or still growing.
+
+    \b
+    embedpipe info emb
+    """
+    from embedpipe.info import describe
+    from embedpipe.types import REJECT_CLASSES
+    from embedpipe.verify import KINDS
+
+    from . import display
+
+    found = describe(path)
+    if as_json:
+        display.print_json(found)
+        return
+    rows: list[tuple[str, str]] = [
+        ("what", KINDS.get(found.format, found.format)),
+        ("shards", f"{found.shards:,} of {found.planned:,}"),
+        ("rows", f"{found.rows:,}"),
+        ("rejected", f"{found.rejected:,}"),
+        ("size", f"{found.bytes / 1e6:,.1f} MB"),
+    ]
+    if found.encoder is not None:
+        encoder = found.encoder
+        rows += [
+            ("model", f"{encoder['model']} {encoder['pretrained']}".strip()),
+            ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, normalised, {encoder['precision']}"),
+            ("fingerprint", found.fingerprint[:16]),
+        ]
+    if found.similarity is not None:
+        spread = found.similarity
+        rows.append(
+            ("similarity", f"mean {spread.mean:.3f}, 5% {spread.p05:.3f}, 50% {spread.p50:.3f}, 95% {spread.p95:.3f}")
+        )
+    if found.columns:
+        rows.append(("columns", ", ".join(found.columns)))
+    display.table([path, ""], rows)
+    if found.rejects:
+        counts = sorted(found.rejects.items(), key=lambda item: -item[1])
+        display.table(
+            ["rejected because", "samples", "which means"], [(n, c, REJECT_CLASSES.get(n, "")) for n, c in counts]
+        )

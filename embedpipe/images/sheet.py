@@ -1,0 +1,61 @@
+"""Contact sheets: pictures in a grid, each with a line or two of text under it."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 8
+_BACKGROUND, _INK, _EMPTY = (255, 255, 255), (30, 30, 30), (235, 235, 235)
+
+
+@dataclass(frozen=True, slots=True)
+class SheetCell:
+    """One picture (encoded bytes, or None where it is not to be had) and its text."""
+
+    image: bytes | None
+    text: str
+
+
+def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5, cell_px: int = 160) -> bytes:
+    """PNG of the cells in rows of `columns`. Pictures that do not decode leave a grey field."""
+    font = ImageFont.load_default(size=12)
+    title_font = ImageFont.load_default(size=18)
+    text_px = 3 * 15
+    top = 40 if title else _MARGIN
+    across = max(1, min(columns, len(cells)))
+    down = -(-len(cells) // across)
+    width = max(across * (cell_px + _MARGIN) + _MARGIN, 320)
+    sheet = Image.new("RGB", (width, top + down * (cell_px + text_px + _MARGIN) + _MARGIN), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((_MARGIN, 10), title, _INK, title_font)
+    for i, cell in enumerate(cells):
+        left = _MARGIN + (i % across) * (cell_px + _MARGIN)
+        upper = top + (i // across) * (cell_px + text_px + _MARGIN)
+        picture = _thumbnail(cell.image, cell_px)
+        sheet.paste(picture, (left + (cell_px - picture.width) // 2, upper + (cell_px - picture.height) // 2))
+        lines = textwrap.wrap(cell.text, width=cell_px // 6, max_lines=3, placeholder=" …")
+        draw.multiline_text((left, upper + cell_px + 2), "\n".join(lines), _INK, font, spacing=2)
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    return out.getvalue()
+
+
+def _thumbnail(data: bytes | None, side: int) -> Image.Image:
+    if data is not None:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                picture = image.convert("RGBA")
+        except (OSError, ValueError):
+            pass
+        else:
+            picture.thumbnail((side, side))
+            flat = Image.new("RGB", picture.size, _BACKGROUND)
+            flat.paste(picture, mask=picture.getchannel("A"))
+            return flat
+    return Image.new("RGB", (side, side), _EMPTY)

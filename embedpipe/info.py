@@ -1,0 +1,85 @@
+"""What is in an output of ours: counts, sizes, rejects by reason, similarities, who made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import files, manifest
+from .errors import DatasetError, InputError
+from .load import EmbeddingDataset
+from .manifest import EMBEDDINGS
+from .progress import add_counts
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How some numbers are spread: count, mean and the 5th, 50th and 95th percentile."""
+
+    n: int
+    mean: float
+    p05: float
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputInfo:
+    """What `info` tells. encoder, similarity and columns are None or empty for image shards."""
+
+    path: str
+    format: str
+    shards: int
+    planned: int
+    rows: int
+    rejected: int
+    rejects: dict[str, int]
+    bytes: int
+    encoder: dict[str, Any] | None
+    fingerprint: str
+    columns: tuple[str, ...]
+    similarity: Spread | None
+    options: dict[str, Any]
+    versions: dict[str, str]
+
+
+def describe(path: str) -> OutputInfo:
+    """Look at an output of `encode` or `fetch`, finished or not. Raises InputError or DatasetError."""
+    if not files.exists(path):
+        raise InputError(f"{path}: no such folder", "Check the path")
+    run = manifest.read_run(path)
+    if run is None:
+        raise DatasetError(f"{path}: no embedpipe.json in it", "Give a folder written by `embedpipe encode` or `fetch`")
+    entries = list(manifest.read_manifests(path, run.shard_digits))
+    rejects: dict[str, int] = {}
+    for entry in entries:
+        rejects = add_counts(rejects, entry.rejects)
+    dataset = EmbeddingDataset(path) if run.format == EMBEDDINGS else None
+    return OutputInfo(
+        path=path,
+        format=run.format,
+        shards=len(entries),
+        planned=len(run.plan),
+        rows=sum(entry.rows_out for entry in entries),
+        rejected=sum(entry.rows_rejected for entry in entries),
+        rejects=rejects,
+        bytes=sum(entry.bytes() for entry in entries),
+        encoder=run.encoder.facts() | {"model": run.encoder.model, "pretrained": run.encoder.pretrained}
+        if run.encoder is not None
+        else None,
+        fingerprint=run.encoder.fingerprint() if run.encoder is not None else "",
+        columns=dataset.column_names() if dataset is not None else tuple(run.columns),
+        similarity=_similarity(dataset) if dataset is not None else None,
+        options=run.options,
+        versions=run.versions,
+    )
+
+
+def _similarity(dataset: EmbeddingDataset) -> Spread | None:
+    values = dataset.column("similarity").drop_null().to_numpy() if len(dataset) else np.zeros(0)
+    if not len(values):
+        return None
+    p05, p50, p95 = (float(p) for p in np.percentile(values, [5, 50, 95]))
+    return Spread(len(values), float(values.mean(dtype=np.float64)), p05, p50, p95)

@@ -1,0 +1,37 @@
+"""Which rows are for training, which are held out: by a metadata column, or by a hash of the key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import DatasetError, did_you_mean
+from .dataset import EmbeddingDataset
+
+TRAIN, VALID = "train", "valid"
+
+
+def hash_split(identity: str, valid_share: float) -> str:
+    """`valid` for a share of all identities, else `train`: by the identity alone, so stable as rows are added."""
+    place = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
+    return VALID if place < valid_share else TRAIN
+
+
+def splits(dataset: EmbeddingDataset, column: str | None, valid_share: float = 0.05) -> np.ndarray:
+    """The split name of each row: the values of `column`, or a hash of (source shard, key). Array of str [n]."""
+    if column is not None:
+        return np.array([str(value) for value in dataset.column(column).to_pylist()], dtype=object)
+    shards, keys = dataset.column("src_shard").to_pylist(), dataset.keys()
+    names = [hash_split(f"{shard}\0{key}", valid_share) for shard, key in zip(shards, keys, strict=True)]
+    return np.array(names, dtype=object)
+
+
+def rows_of(names: np.ndarray, wanted: str, where: str) -> np.ndarray:
+    """Row numbers (int64, ascending) whose split is `wanted`. Raises DatasetError when there are none."""
+    rows = np.flatnonzero(names == wanted).astype(np.int64)
+    if not rows.size:
+        known: Sequence[str] = sorted(set(names.tolist()))
+        raise DatasetError(f"{where}: no rows of the split {wanted!r}", did_you_mean(wanted, known))
+    return rows
