@@ -2,8 +2,8 @@
 
 from .config import RESIZE_MODES, FetchConfig, FetchReport
 from .outcome import ERROR_CLASSES
-from .plan import FetchPlan
-from .stage import fetch, log_file, plan_fetch, remaining
+from .plan import FetchPlan, make_plan
+from .stage import fetch, log_file, remaining
 
 __all__ = [
     "ERROR_CLASSES",
@@ -13,6 +13,6 @@ __all__ = [
     "FetchReport",
     "fetch",
     "log_file",
-    "plan_fetch",
+    "make_plan",
     "remaining",
 ]

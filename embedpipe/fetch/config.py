@@ -75,7 +75,8 @@ class FetchReport:
     """What lies in the output once a fetch has ended.
 
     rows = succeeded + the sum of `failed` (by error class). `bytes` are those of the shards' files. `shards_now` of the
-    `shards` were fetched by this run, in `seconds`; the others were there before.
+    `shards` were fetched by this run, in `seconds`; the others were there before; `shards_redone` of them because
+    files of theirs were missing or cut short.
     `caption_column` is the table's column that gave the captions, None without captions.
     """
 
@@ -85,5 +86,6 @@ class FetchReport:
     bytes: int
     shards: int
     shards_now: int
+    shards_redone: int
     seconds: float
     caption_column: str | None

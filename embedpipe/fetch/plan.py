@@ -7,7 +7,7 @@ numbers behind the last, whatever they are named; a file that changed, or went, 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,11 +61,12 @@ class _Input:
     modified: str
 
 
-def make_plan(found: Sequence[TableFile], out: str, config: FetchConfig) -> FetchPlan:
-    """The plan for `out`, grown from the one it has if it has one. Only reads.
+def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
+    """The plan for `out`, grown from the one it has if it has one. Reads the tables, writes nothing.
 
     Raises RunMismatch when `out` was made with other options, from other or changed files, or is something else.
     """
+    found = table.locate(urls)
     previous = _previous_run(out)
     known = {} if previous is None else {entry["name"]: _Input(**entry) for entry in previous.options["inputs"]}
     unchanged = _unchanged(out, found, known)
@@ -79,7 +80,8 @@ def make_plan(found: Sequence[TableFile], out: str, config: FetchConfig) -> Fetc
         raise EmptyInput(f"{found[0].location}: no rows in it" if len(found) == 1 else "no rows in any of the files")
     by_name = {file.name: file for file in found}
     shards = tuple(_ranges([(by_name[entry.name], entry) for entry in inputs], config.samples_per_shard))
-    return FetchPlan(_run_card(config, chosen, inputs, shards, previous), previous, chosen, shards)
+    run = _run_card(urls, config, chosen, inputs, shards, previous)
+    return FetchPlan(run, previous, chosen, shards)
 
 
 def _previous_run(out: str) -> RunCard | None:
@@ -98,12 +100,17 @@ def _identify(file: TableFile, rows: int) -> _Input:
     return _Input(file.name, stat.bytes, rows, f"mark:{stat.modified}", stat.modified)
 
 
+def _listed(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
 def _unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -> list[_Input]:
     """The known inputs, in their order, once each has been found as it was."""
     by_name = {file.name: file for file in found}
     if missing := sorted(known.keys() - by_name.keys()):
         raise RunMismatch(
-            f"{out}: was made from {', '.join(known)}; now {missing[0]} is not there, but {', '.join(by_name)}",
+            f"{out}: was made from {_listed(known)}; {missing[0]} is not among the files given now: {_listed(by_name)}",
             "Give the same table (new files beside the old ones are taken in), or another output folder",
         )
     for name, entry in known.items():
@@ -178,6 +185,7 @@ def _ranges(inputs: Sequence[tuple[TableFile, _Input]], samples_per_shard: int) 
 
 
 def _run_card(
+    urls: str,
     config: FetchConfig,
     chosen: Layout,
     inputs: Sequence[_Input],
@@ -198,6 +206,7 @@ def _run_card(
         format=manifest.IMAGE_SHARDS,
         options=options,
         plan=plan,
+        source=files.absolute(urls),
         columns={field.name: str(field.type) for field in (*layout.FIXED, *list(chosen.schema)[2:])},
         versions={name: importlib.metadata.version(name) for name in ("embedpipe", "img2dataset", "pyarrow")},
     )

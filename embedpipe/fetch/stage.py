@@ -15,8 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from .. import files, lock, manifest
+from ..manifest import ShardManifest
 from ..progress import Listener, Progress, add_counts, silent
-from . import pack, table
+from . import pack
 from .config import FetchConfig, FetchReport
 from .download import DownloadPool, require_img2dataset
 from .guard import refusal
@@ -28,11 +29,6 @@ _HIDDEN = ".fetch"
 _LOG = "download.log"
 _SMALLEST_PART = 200  # rows; below that, another process costs more than it brings
 _DEADLINE_PER_TIMEOUT = 3
-
-
-def plan_fetch(urls: str, out: str, config: FetchConfig) -> FetchPlan:
-    """What `fetch` would do. Reads the tables, writes nothing. Raises as `fetch` does."""
-    return make_plan(table.locate(urls), out, config)
 
 
 def remaining(plan: FetchPlan, out: str) -> list[ShardRange]:
@@ -56,30 +52,33 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
     config = config or FetchConfig()
     started = time.perf_counter()
     require_img2dataset()
-    found = table.locate(urls)
-    plan = make_plan(found, out, config)
+    plan = make_plan(urls, out, config)
     with lock.exclusive(out):
         if manifest.read_run(out) != plan.previous:  # another run was here in between
-            plan = make_plan(found, out, config)
+            plan = make_plan(urls, out, config)
         if plan.run != plan.previous:
             manifest.write_run(out, plan.run)
-        _retract_damaged(out, plan.run.shard_digits)
+        redone = _retract_damaged(out, plan.run.shard_digits)
         todo = remaining(plan, out)
+        listener(Progress(planned=len(todo)))
         if todo:
             _fetch_shards(plan, todo, out, config, listener)
-        return _report(plan, out, len(todo), time.perf_counter() - started)
+        return _report(plan, out, (len(todo), redone), time.perf_counter() - started)
 
 
-def _retract_damaged(out: str, digits: int) -> None:
-    """Shards whose files are gone or of another size are fetched again. Leftovers of killed writers go."""
+def _retract_damaged(out: str, digits: int) -> int:
+    """Sweep what killed writers left, and forget shards whose files are gone or of another size: how many."""
     files.sweep_temporaries(out)
     files.sweep_temporaries(files.join(out, "manifest"))
-    for number in manifest.committed_numbers(out):
-        for record in manifest.read_manifest(out, number, digits).files:
-            location = files.join(out, record.path)
-            if not files.exists(location) or files.stat(location).bytes != record.bytes:
-                manifest.retract(out, number, digits)
-                break
+    damaged = [record for record in manifest.read_manifests(out, digits) if not _is_there(out, record)]
+    for record in damaged:
+        manifest.retract(out, record.number, digits)
+    return len(damaged)
+
+
+def _is_there(out: str, record: ShardManifest) -> bool:
+    locations = [(files.join(out, file.path), file.bytes) for file in record.files]
+    return all(files.exists(location) and files.stat(location).bytes == size for location, size in locations)
 
 
 def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, listener: Listener) -> None:
@@ -195,9 +194,10 @@ class _Desk:
             for name in (part.images_file, part.outcomes_file):
                 Path(name).unlink()
         del self.open[opened.shard.number]
+        self.listener(Progress(tasks=1))
 
 
-def _report(plan: FetchPlan, out: str, shards_now: int, seconds: float) -> FetchReport:
+def _report(plan: FetchPlan, out: str, now: tuple[int, int], seconds: float) -> FetchReport:
     failed: dict[str, int] = {}
     rows = succeeded = size = shards = 0
     for record in manifest.read_manifests(out, plan.run.shard_digits):
@@ -206,4 +206,4 @@ def _report(plan: FetchPlan, out: str, shards_now: int, seconds: float) -> Fetch
         failed = add_counts(failed, record.rejects)
         size += record.bytes()
         shards += 1
-    return FetchReport(rows, succeeded, failed, size, shards, shards_now, seconds, plan.layout.caption)
+    return FetchReport(rows, succeeded, failed, size, shards, *now, seconds, plan.layout.caption)
