@@ -57,9 +57,9 @@ def _cell(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def progress(what: str, unit: str = "samples") -> Iterator[ProgressView]:
+def progress(what: str, unit: str = "samples", task_unit: str = "shards") -> Iterator[ProgressView]:
     """Show the progress of a job on stderr while the block runs."""
-    view = _TerminalView(what, unit) if sys.stderr.isatty() else _PlainView(what, unit)
+    view = (_TerminalView if sys.stderr.isatty() else _PlainView)(what, unit, task_unit)
     try:
         yield view
     finally:
@@ -69,9 +69,11 @@ def progress(what: str, unit: str = "samples") -> Iterator[ProgressView]:
 class ProgressView:
     """Adds up what a job reports; it is the `Listener` that jobs take."""
 
-    def __init__(self, what: str, unit: str) -> None:
+    def __init__(self, what: str, unit: str, task_unit: str) -> None:
         self.what = what
         self.unit = unit
+        self.task_unit = task_unit
+        self.note = ""
         self.tasks: int | None = None
         self.rows = self.rejected = self.done = 0
         self._begun = time.monotonic()
@@ -84,15 +86,22 @@ class ProgressView:
         self.done += step.tasks
         self.show()
 
+    def at_step(self, step: int, steps: int, samples: int, loss: float) -> None:
+        """Take one training step, number `step` of `steps` (a resumed run begins in the middle)."""
+        self.done, self.tasks = step, steps
+        self.rows += samples
+        self.note = f", loss {loss:.4f}"
+        self.show()
+
     def rate(self) -> float:
         """Rows per second since the start."""
         return self.rows / max(1e-9, time.monotonic() - self._begun)
 
     def text(self) -> str:
         """Where the job is, in one line."""
-        shards = f"{self.done}/{self.tasks} shards, " if self.tasks is not None else ""
+        tasks = f"{self.done:,}/{self.tasks:,} {self.task_unit}, " if self.tasks is not None else ""
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
-        return f"{shards}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s"
+        return f"{tasks}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s{self.note}"
 
     def show(self) -> None:
         """Bring the display up to date."""
@@ -102,8 +111,8 @@ class ProgressView:
 
 
 class _PlainView(ProgressView):
-    def __init__(self, what: str, unit: str) -> None:
-        super().__init__(what, unit)
+    def __init__(self, what: str, unit: str, task_unit: str) -> None:
+        super().__init__(what, unit, task_unit)
         self._shown = time.monotonic()
 
     def show(self) -> None:
@@ -113,8 +122,8 @@ class _PlainView(ProgressView):
 
 
 class _TerminalView(ProgressView):
-    def __init__(self, what: str, unit: str) -> None:
-        super().__init__(what, unit)
+    def __init__(self, what: str, unit: str, task_unit: str) -> None:
+        super().__init__(what, unit, task_unit)
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars

