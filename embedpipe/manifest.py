@@ -95,7 +95,8 @@ _ADAPTERS: dict[type[Any], pydantic.TypeAdapter[Any]] = {
 
 
 def _dump(value: RunCard | ShardManifest) -> bytes:
-    return (json.dumps(dataclasses.asdict(value), indent=1, sort_keys=True) + "\n").encode()
+    # Not sorted: the order of `columns` is that of the metadata files.
+    return (json.dumps(dataclasses.asdict(value), indent=1) + "\n").encode()
 
 
 def _load(kind: type[_T], location: str, data: bytes) -> _T:
