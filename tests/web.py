@@ -9,7 +9,7 @@ with web.serving() as site:
     site.url("/short/1.jpg")           promises the whole length, sends half and closes
     site.url("/garbage.jpg")  /html.jpg  /empty.jpg  /png/1.png  /typed/1.jpg (JPEG that says text/html)
     site.url("/robots/noai/1.jpg")     with X-Robots-Tag: noai
-    site.url("/flaky/2/name/1.jpg")    500 twice, then the JPEG
+    site.url("/flaky/2/name/1.jpg")    500 twice, then the JPEG, and so on
     site.url("/redirect?to=URL")       302
     site.url("/reset")                 closes the connection without an answer
     site.requests()                    how often each path was asked for
@@ -90,6 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(_number(rest))
         self._answer(photo(0))
 
+    def _paced(self, rest, query):
+        time.sleep(0.1)
+        self._answer(photo(_number(rest)))
+
     def _drip(self, rest, query):
         body = photo(_number(rest))
         self._answer(b"", length=len(body))
@@ -119,7 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(photo(_number(rest)), X_Robots_Tag=rest[0])
 
     def _flaky(self, rest, query):
-        if self.asked[self.path] <= int(rest[0]):
+        failures = int(rest[0])
+        if (self.asked[self.path] - 1) % (failures + 1) < failures:
             self._answer(b"later", "text/plain", 500)
         else:
             self._answer(photo(_number(rest)))

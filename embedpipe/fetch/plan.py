@@ -74,10 +74,11 @@ def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
     base = None if previous is None else _continued_layout(out, previous, config)
     fresh = [file for file in found if file.name not in known]
     surveyed = {file.name: table.survey(file) for file in fresh}
-    chosen = _layout(fresh, surveyed, config) if base is None else _widened(out, base, fresh, surveyed)
+    filled = [file for file in fresh if surveyed[file.name][0]]
+    if not filled and not any(entry.rows for entry in unchanged):
+        raise EmptyInput(f"{urls}: no rows in it")
+    chosen = _layout(filled, surveyed, config) if base is None else _widened(out, base, filled, surveyed)
     inputs = [*unchanged, *(_identify(file, surveyed[file.name][0]) for file in fresh)]
-    if not any(entry.rows for entry in inputs):
-        raise EmptyInput(f"{found[0].location}: no rows in it" if len(found) == 1 else "no rows in any of the files")
     by_name = {file.name: file for file in found}
     shards = tuple(_ranges([(by_name[entry.name], entry) for entry in inputs], config.samples_per_shard))
     run = _run_card(urls, config, chosen, inputs, shards, previous)
