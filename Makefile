@@ -1,0 +1,41 @@
+# The command list: people and CI call the same targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo-out
+
+.PHONY: demo test check slow bench docs clean
+
+demo: $(VENV)/.demo  ## the whole story on bundled data, offline but for pip, in minutes
+	$(BIN)/embedpipe demo $(OUT) $(DEMO_OPTIONS)
+
+test: $(VENV)/.dev  ## every test that needs no GPU
+	$(BIN)/python -m pytest -n 2 $(TEST_OPTIONS)
+
+check: $(VENV)/.dev  ## format, lint, import contracts, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## write docs/cli.md from the commands' own help
+	$(BIN)/python docs/generate_cli.py
+
+bench: $(VENV)/.dev  ## what `benchmarks/README.md` lists
+	@cat benchmarks/README.md
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+
+# torch and torchvision are resolved together: a mismatched pair does not import.
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
