@@ -1,5 +1,6 @@
 """Url table → image shards. `fetch(urls, out, config)` is the way in."""
 
+from ..room import callable_as
 from .config import RESIZE_MODES, FetchConfig, FetchReport
 from .outcome import ERROR_CLASSES
 from .plan import FetchPlan, make_plan
@@ -16,3 +17,5 @@ __all__ = [
     "make_plan",
     "remaining",
 ]
+
+callable_as(__name__, ":fetch")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from . import outcome
 from .guard import refusal
@@ -21,6 +22,7 @@ from .outcome import Failure, NotFetched
 
 _CHUNK = 1 << 16
 _LONGEST_WAIT_S = 30.0
+_RESERVED = "%/:?#[]@!$&'()*+,;=~"  # what has a meaning in a url, or is encoded already, stays
 
 # All that urllib is known to raise for what a server says: that is data, anything else a fault of the program.
 _WEB_FAULTS = (OSError, http.client.HTTPException, ValueError, LookupError, NotFetched)
@@ -87,7 +89,7 @@ class Transport:
         content_type = None
         try:
             started = time.monotonic()
-            request = urllib.request.Request(url, headers=self.headers)
+            request = urllib.request.Request(in_ascii(url), headers=self.headers)
             with self.opener.open(request, timeout=self.limits.timeout_s) as response:
                 content_type = response.headers.get_content_type() if "Content-Type" in response.headers else None
                 if self.forbids(response.headers):
@@ -115,6 +117,15 @@ class Transport:
         if not size:
             raise NotFetched(Failure("empty", "no body"))
         return b"".join(chunks)
+
+
+def in_ascii(url: str) -> str:
+    """`url` as it goes over the wire: names in IDNA, other letters percent-encoded. UnicodeError for a bad name."""
+    if url.isascii():
+        return url
+    parts = urlsplit(url)
+    netloc = parts.netloc.encode("idna").decode()
+    return urlunsplit((parts.scheme, netloc, *(quote(part, safe=_RESERVED) for part in parts[2:])))
 
 
 def _asked_pause(headers: Any, otherwise_s: float) -> float:
