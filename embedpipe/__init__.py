@@ -1,0 +1,65 @@
+"""Image-text data from a list of URLs to CLIP embeddings on disk.
+
+    import embedpipe
+    embedpipe.fetch("urls.csv", "shards", embedpipe.FetchConfig())
+    embedpipe.encode("shards", "emb", embedpipe.EncodeConfig(embedpipe.EncoderConfig("ViT-B-32", "openai")))
+    data = embedpipe.EmbeddingDataset("emb")
+    embedpipe.build_index("emb")
+    hits = embedpipe.search(data, data.text[0], k=5)
+
+Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch` and `embedpipe.encode` are
+rooms (packages) that can also be called, see `embedpipe.room`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encode.base import EncoderConfig
+    from .encode.job import EncodeConfig
+    from .encode.stage import StageConfig
+    from .fetch import FetchConfig
+    from .index import build_index, query_encoder, search
+    from .info import describe
+    from .load import EmbeddingDataset, EmbeddingLoader
+
+_HOMES = {
+    "EmbeddingDataset": "load",
+    "EmbeddingLoader": "load",
+    "EncodeConfig": "encode.job",
+    "EncoderConfig": "encode.base",
+    "FetchConfig": "fetch",
+    "StageConfig": "encode.stage",
+    "build_index": "index",
+    "describe": "info",
+    "query_encoder": "index",
+    "search": "index",
+}
+_ROOMS = ("encode", "fetch", "verify")
+
+__all__ = [
+    "EmbeddingDataset",
+    "EmbeddingLoader",
+    "EncodeConfig",
+    "EncoderConfig",
+    "FetchConfig",
+    "StageConfig",
+    "build_index",
+    "describe",
+    "query_encoder",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, *_ROOMS])

@@ -53,7 +53,7 @@ def local_path(location: str) -> Path:
 
 def absolute(location: str) -> str:
     """`location` so that it means the same from any working folder."""
-    return str(Path(os.path.abspath(local_path(location)))) if is_local(location) else location
+    return str(local_path(location).absolute()) if is_local(location) else location
 
 
 def join(location: str, *parts: str) -> str:

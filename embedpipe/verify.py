@@ -9,6 +9,7 @@ from . import files, manifest
 from .errors import DatasetError, InputError
 from .manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard, ShardManifest
 from .progress import Listener, Progress, silent
+from .room import callable_as
 from .store import open_format
 
 
@@ -131,3 +132,5 @@ def _embedding_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator
 
 
 KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards"}
+
+callable_as(__name__, ":verify")

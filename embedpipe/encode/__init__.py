@@ -1,8 +1,12 @@
-"""Encoders: what turns pixels and captions into embeddings. ENCODERS maps a name to its loader."""
+"""Encoders: what turns pixels and captions into embeddings. ENCODERS maps a name to its loader.
+
+The room itself is callable: `embedpipe.encode(data, out, config)` is `embedpipe.encode.job.encode`.
+"""
 
 from __future__ import annotations
 
 from ..errors import ModelError, did_you_mean
+from ..room import callable_as
 from .base import Encoder, EncoderConfig
 
 
@@ -22,3 +26,6 @@ def load_encoder(config: EncoderConfig, device: str = "cpu") -> Encoder:
     if config.encoder not in ENCODERS:
         raise ModelError(f"no encoder {config.encoder!r}", did_you_mean(config.encoder, ENCODERS))
     return ENCODERS[config.encoder](config, device)
+
+
+callable_as(__name__, ".job:encode")

@@ -1,0 +1,30 @@
+"""Modules that can be called.
+
+`embedpipe.encode` is a package and, in the Python API, the function that does its job. Python gives a package's name to
+the package as soon as anything in it is imported, so the package itself has to be callable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Room(ModuleType):
+    """A module whose call is the call of the function `main` (written "module:function", relative to the room)."""
+
+    main: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, _, function = self.main.partition(":")
+        home = importlib.import_module(module, self.__name__) if module else self
+        return getattr(home, function)(*args, **kwargs)
+
+
+def callable_as(name: str, main: str) -> None:
+    """Make the module called `name` callable as `main`."""
+    module = sys.modules[name]
+    module.__class__ = _Room
+    module.main = main  # type: ignore[attr-defined]
