@@ -145,7 +145,7 @@ class DownloadPool:
         done = None
         for event in map(tasks.event_from, lines):
             if event.error:
-                raise files.unwritable(self.log_file, OSError(event.errno, event.error))
+                raise files.unwritable(event.error, OSError(event.errno, os.strerror(event.errno)))
             if event.rows:
                 listener(Progress(rows=event.rows, rejected=event.failed))
             if event.done:

@@ -75,7 +75,7 @@ class Task:
 class Event:
     """What a download process reports: `rows` ended since its last word, or that its task is done or cannot be done.
 
-    `errno` goes with `error` where the file system is to blame, 0 otherwise.
+    It cannot be done when a file cannot be written or read: `error` is its path, `errno` the reason.
     """
 
     rows: int = 0

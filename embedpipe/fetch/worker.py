@@ -6,6 +6,7 @@ and so is what is written, because its own shards lose rows whose columns JSON c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import io
@@ -178,7 +179,7 @@ def main() -> None:
             worker.run(task)
             tell(Event(done=True))
         except OSError as problem:
-            tell(Event(error=f"{problem.filename or task.stem}: {problem.strerror}", errno=problem.errno or 0))
+            tell(Event(error=str(problem.filename or task.stem), errno=problem.errno or errno.EIO))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ import webdataset
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import web
-
 from embedpipe import manifest
 from embedpipe.errors import InputError, MissingExtra, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.fetch import ERROR_CLASSES, FetchConfig, download, fetch
@@ -31,6 +29,7 @@ from embedpipe.fetch.pack import uid
 from embedpipe.lock import exclusive
 from embedpipe.read import open_reader
 from embedpipe.read.grouping import SampleRules
+from tests import web
 
 HERE = ("127.0.0.1",)
 
@@ -106,7 +105,7 @@ def story(site, tmp_path_factory):
     )
     pq.write_table(table, folder / "urls.parquet")
     seen = []
-    config = FetchConfig(samples_per_shard=25, timeout_s=0.7, retries=1, allow_hosts=HERE, processes=2)
+    config = FetchConfig(samples_per_shard=25, timeout_s=1.2, retries=1, allow_hosts=HERE, processes=2)
     report = fetch(str(folder / "urls.parquet"), str(folder / "out"), config, seen.append)
     return folder, table, config, report, seen
 
@@ -362,7 +361,7 @@ def test_ctrl_c_ends_it_at_once_with_130(paced):
     with pytest.raises(OutputBusy):
         fetch(str(folder / "urls.csv"), str(folder / "interrupted"), FetchConfig(samples_per_shard=20))
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=5)
+    _, stderr = run.communicate(timeout=10)
     assert run.returncode == 130
     assert "Traceback" not in stderr
     assert gone(workers)
