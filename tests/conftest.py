@@ -1,0 +1,120 @@
+"""What many tests share: one tiny real model and one small encoded data set for the whole session."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a real, tiny open_clip model."""
+    from tests import tiny_clip
+
+    return tiny_clip.write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    """The same architecture with other weights."""
+    from tests import tiny_clip
+
+    return tiny_clip.write(tmp_path_factory.mktemp("model") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_model):
+    """The tiny model, loaded."""
+    from embedpipe.encode import EncoderConfig, load_encoder
+
+    return load_encoder(EncoderConfig(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def encode_config(tiny_model):
+    """Makes an EncodeConfig for the tiny model on the CPU; keywords go to EncodeConfig, `stage` to StageConfig."""
+    from embedpipe.encode.base import EncoderConfig
+    from embedpipe.encode.job import EncodeConfig
+    from embedpipe.encode.stage import StageConfig
+
+    def make(model=tiny_model, dtype="float16", stage=None, **options):
+        settings = {"gpus": 0, "threads_per_worker": 1, **options}
+        return EncodeConfig(
+            EncoderConfig(model, dtype=dtype), StageConfig(**{"batch_size": 8, **(stage or {})}), **settings
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoded_once(tmp_path_factory, encode_config):
+    """(shards, data set): three shards of seven samples, encoded. Not to be written to; see `encoded`."""
+    from embedpipe.encode.job import encode
+    from tests import shards
+
+    root = tmp_path_factory.mktemp("encoded")
+    source = shards.write_shards(root / "shards")
+    encode(source, str(root / "emb"), encode_config())
+    return source, str(root / "emb")
+
+
+@pytest.fixture
+def encoded(encoded_once, tmp_path):
+    """A data set of one's own, to damage."""
+    return shutil.copytree(encoded_once[1], tmp_path / "emb")
+
+
+@pytest.fixture
+def embedpipe():
+    """Runs the command line in this process: embedpipe("verify", path) → result with exit_code, stdout, stderr."""
+    from embedpipe_cli import main
+
+    def run(*arguments):
+        return _in_process(main, [str(argument) for argument in arguments])
+
+    return run
+
+
+def _in_process(main, arguments):
+    # CliRunner calls click's own main; ours also turns errors into exit codes, so it is what must be run.
+    class Command:
+        name = "embedpipe"
+
+        def main(self, args, prog_name, **_):
+            before, sys.argv = sys.argv, ["embedpipe", *args]
+            try:
+                sys.exit(main._run())
+            finally:
+                sys.argv = before
+
+    return CliRunner().invoke(Command(), arguments)
+
+
+@pytest.fixture
+def embedpipe_process():
+    """Starts the command line as a process in a group of its own; it is killed when the test ends."""
+    started = []
+
+    def start(*arguments, **options):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "embedpipe_cli", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
