@@ -122,7 +122,7 @@ def train_prior(
             evaluate=evaluate,
             on_step=on_step,
         )
-        best_step = load_trained(prior, run.folder, "best")
+        best_step = load_trained(prior, run.checkpoints, "best")
         prior.eval()
         prior.save(out)
         write_run(out, PRIOR_RUN, facts | {"best_step": best_step})

@@ -7,8 +7,8 @@
     embedpipe.build_index("emb")
     hits = embedpipe.search(data, data.text[0], k=5)
 
-Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch` and `embedpipe.encode` are
-rooms (packages) that can also be called, see `embedpipe.room`.
+Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch` and `embedpipe.encode`
+are rooms (packages) that can also be called, see `embedpipe.room`.
 """
 
 from __future__ import annotations

@@ -68,12 +68,20 @@ def _join(kinds: set[str]) -> str:
     return "double" if kinds == {"int64", "double"} else "string"
 
 
-def split_row(metadata: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """One sample's metadata as values for `columns`, plus `extra` (JSON of what found no place, or None)."""
+def split_row(
+    metadata: Mapping[str, Any], columns: Mapping[str, str], stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """One sample's metadata as values for `columns`, plus `extra` (JSON of what found no place, or None).
+
+    `stored` are the row's values in the fixed columns: a field of such a name goes to `extra` when it says otherwise,
+    as a table's own `similarity` does.
+    """
     values: dict[str, Any] = {}
     homeless: dict[str, Any] = {}
     for name, value in metadata.items():
-        if name in FIXED:
+        if name in FIXED or name == EXTRA:
+            if value is not None and (stored or {}).get(name) != value:
+                homeless[name] = value
             continue
         kind = columns.get(name)
         fitted = _fit(value, kind) if kind is not None else None

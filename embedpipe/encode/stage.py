@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..columns import EXTRA, optional_string, split_row, storable
+from ..columns import EXTRA, FIXED, optional_string, split_row, storable
 from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
 from ..progress import Listener, Progress
 from ..read import Reader
@@ -222,18 +222,22 @@ def _nonfinite(row: _Ready) -> Reject:
 def _metadata(
     rows: Sequence[_Ready], source: SourceShard, similarity: list[float | None], columns: Mapping[str, str]
 ) -> dict[str, list[Any]]:
-    passed = [split_row(row.sample.metadata, columns) for row in rows]
-    return {
-        "key": [row.sample.key for row in rows],
-        "image_path": [row.sample.key for row in rows],
-        "caption": [storable(row.sample.caption) if row.sample.caption is not None else None for row in rows],
-        "url": [optional_string(row.sample.metadata.get("url")) for row in rows],
-        "width": [row.width for row in rows],
-        "height": [row.height for row in rows],
-        "sha256": [row.sha256 for row in rows],
-        "similarity": similarity,
-        "src_shard": [source.name] * len(rows),
-        "src_index": [row.sample.index for row in rows],
-        **{name: [storable(v) if isinstance(v := row[name], str) else v for row in passed] for name in columns},
-        EXTRA: [row[EXTRA] for row in passed],
-    }
+    table: dict[str, list[Any]] = {name: [] for name in (*FIXED, *columns, EXTRA)}
+    for row, alike in zip(rows, similarity, strict=True):
+        sample = row.sample
+        fixed = {
+            "key": sample.key,
+            "image_path": sample.key,
+            "caption": storable(sample.caption) if sample.caption is not None else None,
+            "url": optional_string(sample.metadata.get("url")),
+            "width": row.width,
+            "height": row.height,
+            "sha256": row.sha256,
+            "similarity": alike,
+            "src_shard": source.name,
+            "src_index": sample.index,
+        }
+        passed = split_row(sample.metadata, columns, fixed)
+        for name, value in {**fixed, **passed}.items():
+            table[name].append(storable(value) if isinstance(value, str) else value)
+    return table
