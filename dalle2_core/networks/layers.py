@@ -54,19 +54,20 @@ class RelPosBias(nn.Module):
         self.max_distance = max_distance
         self.relative_attention_bias = nn.Embedding(num_buckets, heads)
 
-    def forward(self, length: int) -> Tensor:
-        """Bias [H, L, S]. The null key counts as the place before the first token."""
-        device = self.relative_attention_bias.weight.device
-        query = torch.arange(length, device=device)[:, None]
-        key = torch.arange(length + 1, device=device)[None, :]
-        # DALLE2-pytorch measures from the null key's place on, so a token and the one before share bucket 0.
-        distance = (query - key).clamp(min=0)
+    def forward(self, place: Tensor) -> Tensor:
+        """Bias [B or 1, H, L, S]. place: [B or 1, L], where each token stands; the null key stands before place 0."""
+        # DALLE2-pytorch numbers keys with the null key first, so a token and the one before share bucket 0.
+        key = nn.functional.pad(place + 1, (1, 0), value=0)
+        distance = (place[:, :, None] - key[:, None, :]).clamp(min=0)
         exact = self.num_buckets // 2
         spread = torch.log(distance.clamp(min=1) / exact) / math.log(self.max_distance / exact)
         far = exact + (spread * (self.num_buckets - exact)).long()
         bucket = torch.where(distance < exact, distance, far.clamp(max=self.num_buckets - 1))
         bias: Tensor = self.relative_attention_bias(bucket)
-        return bias.permute(2, 0, 1)
+        return bias.permute(0, 3, 1, 2)
+
+
+Angles = tuple[Tensor, Tensor]
 
 
 class Rotary(nn.Module):
@@ -79,14 +80,15 @@ class Rotary(nn.Module):
         freqs = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
         self.register_buffer("freqs", freqs, persistent=False)
 
-    def angles(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin, [L, dim / 2]."""
-        angle = torch.arange(length, device=self.freqs.device)[:, None] * self.freqs
+    def forward(self, place: Tensor) -> Angles:
+        """cos and sin for places [..., L], each [..., L, dim / 2]."""
+        angle = place[..., None] * self.freqs
         return angle.cos(), angle.sin()
 
     @staticmethod
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rotate(x: Tensor, angles: Angles) -> Tensor:
         """x: [..., L, E]."""
+        cos, sin = angles
         turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
         even, odd = turned[..., 0::2], turned[..., 1::2]
         pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
@@ -102,7 +104,7 @@ class Attention(nn.Module):
 
     SCALE = 16.0
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, rotary: Rotary | None) -> None:
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
@@ -110,18 +112,17 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim_head, bias=False)
         self.null_kv = nn.Parameter(torch.randn(2, dim_head))
-        self.rotary = rotary
         self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim, bias=False), LayerNorm(dim))
 
-    def forward(self, x_BLD: Tensor, bias: Tensor) -> Tensor:
-        """bias: added to the logits, broadcast to [B, H, L, S]; -inf hides a key."""
+    def forward(self, x_BLD: Tensor, bias: Tensor, angles: Angles | None) -> Tensor:
+        """bias: added to the logits, broadcast to [B, H, L, S]; -inf hides a key. angles: [B or 1, L, .] or None."""
         batch, length, _ = x_BLD.shape
         x_BLD = self.norm(x_BLD)
         q_BHLE = self.to_q(x_BLD).view(batch, length, self.heads, -1).transpose(1, 2)
         k_BLE, v_BLE = self.to_kv(x_BLD).chunk(2, dim=-1)
-        if self.rotary is not None:
-            cos, sin = self.rotary.angles(length)
-            q_BHLE, k_BLE = self.rotary.rotate(q_BHLE, cos, sin), self.rotary.rotate(k_BLE, cos, sin)
+        if angles is not None:
+            q_BHLE = Rotary.rotate(q_BHLE, (angles[0][:, None], angles[1][:, None]))
+            k_BLE = Rotary.rotate(k_BLE, angles)
         null_k, null_v = self.null_kv.to(k_BLE.dtype).expand(batch, 1, 2, -1).unbind(dim=2)
         k_BSE, v_BSE = torch.cat((null_k, k_BLE), dim=1), torch.cat((null_v, v_BLE), dim=1)
 

@@ -79,13 +79,13 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, config: PriorNetworkConfig) -> None:
         super().__init__()
-        rotary = Rotary(2 * (min(32, config.dim_head) // 2)) if config.rotary_emb else None
+        self.rotary = Rotary(2 * (min(32, config.dim_head) // 2)) if config.rotary_emb else None
         self.init_norm = LayerNorm(dim) if config.norm_in else nn.Identity()
         self.rel_pos_bias = RelPosBias(config.heads)
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 (
-                    Attention(dim, config.heads, config.dim_head, config.attn_dropout, rotary),
+                    Attention(dim, config.heads, config.dim_head, config.attn_dropout),
                     feed_forward(dim, config.ff_mult, config.ff_dropout, config.normformer),
                 )
             )
@@ -96,19 +96,26 @@ class CausalTransformer(nn.Module):
         self.project_out = nn.Linear(dim, dim_out, bias=False) if projects else nn.Identity()
 
     def forward(self, x_BLD: Tensor, visible: Tensor | None) -> Tensor:
-        """The last token's output, [B, dim_out]. visible: [B, L] bool, False hides a token; None hides none."""
+        """The last token's output, [B, dim_out]. visible: [B, L] bool, False hides a token; None hides none.
+
+        What is hidden lies at the front.
+        """
         length = x_BLD.shape[1]
-        # The null key, at place 0, is seen by all; token j by itself and those after it.
+        place = torch.arange(length, device=x_BLD.device)[None]
+        # The null key, first of the keys, is seen by all; a token by itself and those after it.
         sees = torch.ones(length, length + 1, dtype=torch.bool, device=x_BLD.device).tril(diagonal=1)[None, None]
         if visible is not None:
             sees = sees & nn.functional.pad(visible, (1, 0), value=True)[:, None, None, :]
-        bias = self.rel_pos_bias(length).masked_fill(~sees, float("-inf"))
+            # Counted from the first token that is there: the batch's longest text must not move the others.
+            place = (place - (~visible).sum(dim=1, keepdim=True)).clamp(min=0)
+        bias = self.rel_pos_bias(place).masked_fill(~sees, float("-inf"))
+        angles = None if self.rotary is None else self.rotary(place)
 
         x = self.init_norm(x_BLD)
         for block in self.layers:
             assert isinstance(block, nn.ModuleList)
             attend, feed = block
-            x = x + attend(x, bias)
+            x = x + attend(x, bias, angles)
             x = x + feed(x)
         out: Tensor = self.project_out(self.norm(x[:, -1]))
         return out

@@ -1,0 +1,126 @@
+"""Samplers against data whose best denoiser is known in closed form, and against the papers' own equations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dalle2_core.denoiser import Denoiser
+from dalle2_core.parameterization import PARAMETERIZATIONS
+from dalle2_core.samplers import SAMPLERS, ddim, ddpm, timesteps_for
+from dalle2_core.schedules import NoiseSchedule
+
+MEAN = torch.tensor([1.5, -0.5])
+COVARIANCE = torch.tensor([[0.8, 0.5], [0.5, 0.6]])
+
+
+class GaussianNetwork(torch.nn.Module):
+    """The expectation of the target given x_t, for Gaussian data: what a perfect network would give."""
+
+    def __init__(self, schedule, predicts):
+        super().__init__()
+        self.schedule = schedule
+        self.predicts = predicts
+
+    def forward(self, x_t, t, condition, self_cond):
+        alpha, sigma = self.schedule.alpha(t)[0], self.schedule.sigma(t)[0]
+        gain = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * torch.eye(2))
+        x0 = MEAN + (x_t - alpha * MEAN) @ gain.T
+        return self.predicts.target(x0, (x_t - alpha * x0) / sigma, alpha, sigma)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "quadratic", "sigmoid"])
+@pytest.mark.parametrize("predicts", list(PARAMETERIZATIONS.values()), ids=lambda it: it.name)
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_gaussian_data_comes_back(sampler, predicts, name):
+    schedule = NoiseSchedule(name, 1000)
+    denoiser = Denoiser(GaussianNetwork(schedule, predicts), schedule, predicts)
+    draw = torch.Generator().manual_seed(0)
+    rows = 8000
+    x = SAMPLERS[sampler](
+        lambda x_t, t, previous: denoiser(x_t, t, None),
+        schedule,
+        torch.randn(rows, 2, generator=draw),
+        timesteps_for(schedule, 200),
+        draw,
+    )
+    # Four standard errors of 8000 rows, and the steps' own error.
+    torch.testing.assert_close(x.mean(0), MEAN, atol=0.05, rtol=0)
+    torch.testing.assert_close(x.T.cov(), COVARIANCE, atol=0.06, rtol=0)
+
+
+def _toy_noise(x, t):
+    """Any smooth function will do for the network."""
+    return np.tanh(x * 1.3) * math.cos(t / 300) + 0.1 * x
+
+
+def test_ddim_is_the_papers_equation_step_by_step():
+    """Song et al. 2010.02502, equation 12, in float64 and in alpha-bars, on a schedule made apart."""
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    steps = [999, 799, 599, 400, 200, 0]
+    start = np.random.default_rng(0).standard_normal((5, 3))
+    x = start
+    for t, s in zip(steps, [*steps[1:], None], strict=True):
+        now, then = alpha_bar[t], 1.0 if s is None else alpha_bar[s]
+        noise = _toy_noise(x, t)
+        x = np.sqrt(then) * (x - np.sqrt(1 - now) * noise) / np.sqrt(now) + np.sqrt(1 - then) * noise
+
+    schedule = NoiseSchedule("linear", 1000)
+    timesteps = timesteps_for(schedule, 6)
+
+    def denoise(x_t, t, previous):
+        noise = torch.from_numpy(_toy_noise(x_t.numpy(), int(t[0])))
+        alpha, sigma = schedule.at(t, like=x_t)
+        return (x_t - sigma * noise) / alpha
+
+    assert timesteps.tolist() == steps
+    ours = ddim(denoise, schedule, torch.from_numpy(start), timesteps, None)
+    np.testing.assert_allclose(ours.numpy(), x, rtol=2e-4, atol=2e-4)
+
+
+def test_ddpm_of_every_step_is_the_papers_posterior():
+    """Ho et al. 2006.11239, equation 7, with betas."""
+    timesteps = 30
+    schedule = NoiseSchedule("cosine", timesteps)
+    alpha_bar = schedule.alpha(torch.arange(timesteps)).double() ** 2
+    before = torch.cat((torch.ones(1, dtype=torch.float64), alpha_bar[:-1]))
+    beta = 1 - alpha_bar / before
+    start = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def denoise(x_t, t, previous):
+        return torch.sin(x_t) * 0.5
+
+    draw = torch.Generator().manual_seed(2)
+    x = start
+    for t in reversed(range(timesteps)):
+        x0 = denoise(x, None, None)
+        mean = before[t].sqrt() * beta[t] / (1 - alpha_bar[t]) * x0
+        mean = mean + (1 - beta[t]).sqrt() * (1 - before[t]) / (1 - alpha_bar[t]) * x
+        variance = (1 - before[t]) / (1 - alpha_bar[t]) * beta[t]
+        x = mean + variance.sqrt() * torch.randn(x.shape, generator=draw, dtype=torch.float64)
+    ours = ddpm(denoise, schedule, start, timesteps_for(schedule, timesteps), torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+def test_ddim_with_eta_1_is_ddpm():
+    schedule = NoiseSchedule("cosine", 100)
+    start = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    arguments = (lambda x, t, previous: torch.tanh(x), schedule, start, timesteps_for(schedule, 20))
+    one = ddpm(*arguments, torch.Generator().manual_seed(3))
+    other = ddim(*arguments, torch.Generator().manual_seed(3), eta=1.0)
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_last_step_ends_at_the_estimate_itself(sampler):
+    schedule = NoiseSchedule("cosine", 50)
+    seen = []
+
+    def denoise(x_t, t, previous):
+        seen.append((int(t[0]), None if previous is None else float(previous[0, 0])))
+        return torch.full_like(x_t, float(len(seen)))
+
+    out = SAMPLERS[sampler](denoise, schedule, torch.randn(2, 3), timesteps_for(schedule, 4), None)
+    assert seen == [(49, None), (33, 1.0), (16, 2.0), (0, 3.0)]
+    torch.testing.assert_close(out, torch.full((2, 3), 4.0), atol=1e-5, rtol=0)

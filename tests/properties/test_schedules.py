@@ -1,0 +1,114 @@
+"""Schedules and parameterizations: what holds for every number of timesteps."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dalle2_core.errors import ConfigError
+from dalle2_core.parameterization import PARAMETERIZATIONS
+from dalle2_core.samplers import timesteps_for
+from dalle2_core.schedules import SCHEDULES, NoiseSchedule
+from dalle2_core.weighting import WEIGHTINGS
+
+names = st.sampled_from(sorted(SCHEDULES))
+lengths = st.integers(2, 1000)
+fast = settings(max_examples=60, deadline=None)
+
+
+@fast
+@given(names, lengths)
+def test_variance_is_preserved_and_snr_falls(name, timesteps):
+    schedule = NoiseSchedule(name, timesteps)
+    t = torch.arange(timesteps)
+    alpha, sigma = schedule.alpha(t).double(), schedule.sigma(t).double()
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(timesteps, dtype=torch.float64), atol=1e-6, rtol=0)
+    snr = schedule.snr(t)
+    assert bool(torch.isfinite(snr).all())
+    assert bool((alpha > 0).all())
+    assert bool((sigma > 0).all())
+    assert bool((snr[1:] < snr[:-1]).all())
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("timesteps", [2, 3, 5, 10, 20, 21, 1000])
+def test_everything_is_finite_however_few_the_timesteps(name, timesteps):
+    schedule = NoiseSchedule(name, timesteps)
+    t = torch.arange(timesteps)
+    for weighting in WEIGHTINGS.values():
+        for predicts in PARAMETERIZATIONS.values():
+            assert bool(torch.isfinite(weighting(schedule.snr(t), predicts)).all())
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "quadratic", "sigmoid"])
+def test_a_long_schedule_starts_clean_and_ends_in_noise(name):
+    schedule = NoiseSchedule(name, 1000)
+    assert float(schedule.alpha(torch.tensor(0))) > 0.999
+    assert float(schedule.alpha(torch.tensor(999))) < 0.04
+
+
+def test_linear_is_the_one_of_the_ddpm_paper():
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    schedule = NoiseSchedule("linear", 1000)
+    torch.testing.assert_close(schedule.alpha(torch.arange(1000)), alpha_bar.sqrt().float())
+
+
+def test_the_clean_data_has_its_own_place():
+    schedule = NoiseSchedule("cosine", 10)
+    clean = torch.tensor(-1)
+    assert float(schedule.alpha(clean)) == 1.0
+    assert float(schedule.sigma(clean)) == 0.0
+
+
+def test_a_schedule_is_no_part_of_the_weights():
+    assert NoiseSchedule("cosine", 10).state_dict() == {}
+
+
+def test_unknown_names_and_lengths_are_refused():
+    with pytest.raises(ConfigError, match="no noise schedule 'cosin'; did you mean cosine"):
+        NoiseSchedule("cosin", 10)
+    with pytest.raises(ConfigError, match="needs 2 or more"):
+        NoiseSchedule("cosine", 1)
+
+
+@fast
+@given(names, lengths, st.sampled_from(sorted(PARAMETERIZATIONS)), st.integers(0, 2**31), st.data())
+def test_x0_can_be_read_out_of_its_own_target(name, timesteps, predicts, seed, data):
+    schedule = NoiseSchedule(name, timesteps).double()
+    t = torch.tensor([data.draw(st.integers(0, timesteps - 1))])
+    alpha, sigma = schedule.at(t, like=torch.zeros(1, 8))
+    if float(alpha) < 1e-3 and predicts == "noise":
+        return  # Reading x0 out of pure noise is a division by about zero: finite, but no round trip.
+    draw = torch.Generator().manual_seed(seed)
+    x0, noise = torch.randn(2, 1, 8, generator=draw, dtype=torch.float64)
+    meaning = PARAMETERIZATIONS[predicts]
+    back = meaning.to_x0(meaning.target(x0, noise, alpha, sigma), alpha * x0 + sigma * noise, alpha, sigma)
+    torch.testing.assert_close(back, x0, atol=1e-4, rtol=1e-4)
+
+
+@fast
+@given(st.sampled_from(sorted(PARAMETERIZATIONS)), st.floats(0.05, 0.95))
+def test_error_ratio_is_that_of_the_errors(predicts, alpha_bar):
+    meaning = PARAMETERIZATIONS[predicts]
+    alpha = torch.tensor(alpha_bar, dtype=torch.float64).sqrt()
+    sigma = (1 - alpha**2).sqrt()
+    x_t, output, error = torch.tensor([0.3, -0.7, 0.01], dtype=torch.float64)
+    moved = meaning.to_x0(output + error, x_t, alpha, sigma) - meaning.to_x0(output, x_t, alpha, sigma)
+    torch.testing.assert_close(error**2 / moved**2, meaning.error_ratio((alpha / sigma) ** 2))
+
+
+@fast
+@given(lengths, st.data())
+def test_sampling_timesteps_cover_the_whole_schedule(timesteps, data):
+    steps = data.draw(st.integers(2, timesteps))
+    chosen = timesteps_for(NoiseSchedule("cosine", timesteps), steps)
+    assert len(chosen) == steps
+    assert int(chosen[0]) == timesteps - 1
+    assert int(chosen[-1]) == 0
+    assert bool((chosen[1:] < chosen[:-1]).all())
+
+
+@pytest.mark.parametrize("steps", [0, 11])
+def test_more_steps_than_timesteps_are_refused(steps):
+    with pytest.raises(ConfigError, match="choose 1 to 10"):
+        timesteps_for(NoiseSchedule("cosine", 10), steps)
