@@ -89,6 +89,12 @@ def steps(folder):
     return Checkpoints(Path(folder) / "checkpoints", {}).steps()
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Drawing takes longer than training here; the undisturbed run, made before this, draws."""
+    monkeypatch.setattr("dalle2_core.training.loop.plot_curves", lambda metrics, picture: None)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
