@@ -23,6 +23,7 @@ from .errors import DiskFull, InputError, OutputUnwritable
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
+_WILDCARDS = "*?[{"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +95,39 @@ def names(folder: str, suffix: str = "") -> list[str]:
 
 def glob(pattern: str) -> list[str]:
     """Locations matching a glob pattern, sorted, in the same form as `pattern` was given."""
-    fs, path = _filesystem(pattern)
-    found = sorted(str(p) for p in fs.glob(path))
-    return found if is_local(pattern) else [str(fs.unstrip_protocol(p)) for p in found]
+    fixed = fixed_folder(pattern)
+    fs, root = _filesystem(fixed)
+    _, path = _filesystem(pattern)
+    below = len(root.rstrip("/")) + 1
+    return sorted(_below(fixed, str(found)[below:]) for found in fs.glob(path))
+
+
+def has_wildcard(location: str) -> bool:
+    """Whether `location` is a pattern: glob or braces."""
+    return any(mark in location for mark in _WILDCARDS)
+
+
+def fixed_folder(pattern: str) -> str:
+    """The folder before the first wildcard of a pattern: `data` of `data/{0..9}.tar`, `.` of `*.tar`."""
+    first = min(pattern.index(mark) for mark in _WILDCARDS if mark in pattern)
+    folder, slash, _ = pattern[:first].rpartition("/")
+    return folder or slash or "."
+
+
+def _below(folder: str, relative: str) -> str:
+    return relative if folder == "." else join(folder, relative)
 
 
 def stat(location: str) -> FileStat:
     """Size and change mark of a file. Raises InputError when it is not there."""
     fs, path = _filesystem(location)
     try:
+        if is_local(location):
+            found = local_path(location).stat()
+            return FileStat(found.st_size, str(found.st_mtime_ns))
         info = fs.info(path)
-    except FileNotFoundError as problem:
+    except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
-    if is_local(location):
-        return FileStat(int(info["size"]), str(local_path(location).stat().st_mtime_ns))
     mark = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
     return FileStat(int(info["size"]), str(mark))
 
@@ -120,7 +140,7 @@ def reading(location: str) -> Iterator[BinaryIO]:
         stream = fs.open(path, "rb")
     except FileNotFoundError as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
-    except (PermissionError, IsADirectoryError) as problem:
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as problem:
         raise InputError(f"{location}: {problem.strerror or problem}") from problem
     with stream:
         yield stream

@@ -15,6 +15,7 @@ from ..types import Reject, Sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 1 << 20
+MAX_NESTING = 64
 
 _KINDS = {**dict.fromkeys(IMAGE_EXTENSIONS, "image"), "txt": "caption", "json": "metadata"}
 
@@ -49,8 +50,8 @@ def split_path(path: str) -> tuple[str, str] | None:
 
 
 def printable(path: str) -> str:
-    """`path` with bytes that are not UTF-8 replaced, so that it can be stored as a string."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """`path` with bytes that are not UTF-8 spelled out (`\\xff`), so that it can be stored and stays distinct."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def wanted(path: str) -> bool:
@@ -109,10 +110,10 @@ def _with_last(drafts: Iterator[_Draft]) -> Iterator[tuple[_Draft, bool]]:
 def _drafts(members: Members) -> Iterator[_Draft]:
     draft: _Draft | None = None
     for path, data in members:
-        place = split_path(printable(path))
+        place = split_path(path)
         if place is None or place[1] not in _KINDS:
             continue
-        key, kind = place[0], _KINDS[place[1]]
+        key, kind = printable(place[0]), _KINDS[place[1]]
         # The same kind of file twice under one key begins another sample, which is then a duplicate;
         # of several images under one key the first counts.
         if draft is None or key != draft.key or (kind in draft.parts and kind != "image"):
@@ -122,6 +123,17 @@ def _drafts(members: Members) -> Iterator[_Draft]:
         draft.parts.setdefault(kind, data)
     if draft is not None:
         yield draft
+
+
+def _nested_deeper(value: Any, raw: bytes, limit: int) -> bool:
+    """Whether containers lie deeper than `limit` in each other: what parses may still be too deep to be written."""
+    if raw.count(b"{") + raw.count(b"[") <= limit:
+        return False
+    level = [value]
+    for _ in range(limit):
+        containers = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list)]
+        level = [inner for container in containers for inner in container]
+    return any(isinstance(x, dict | list) for x in level)
 
 
 def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
@@ -136,6 +148,8 @@ def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
             return reject("metadata_invalid", f"the .json member does not parse: {problem}")
         if not isinstance(metadata, dict):
             return reject("metadata_invalid", f"the .json member holds a {type(metadata).__name__}, not an object")
+        if _nested_deeper(metadata, raw_metadata, MAX_NESTING):
+            return reject("metadata_invalid", f"the .json member is nested deeper than {MAX_NESTING}")
 
     caption: str | None = None
     if rules.need_caption:

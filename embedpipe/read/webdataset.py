@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, Protocol, cast
 
 import braceexpand
 
@@ -17,7 +19,7 @@ from .base import Digest
 from .grouping import SampleRules, readable, samples, wanted
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_END_OF_ARCHIVE = 1024  # a tar ends with two zero blocks of 512 bytes
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class WebdatasetReader:
         found = []
         for location in self._locations():
             stat = files.stat(location)
-            found.append(SourceShard(location.removeprefix(self.root).lstrip("/"), stat.bytes, stat.modified))
+            found.append(SourceShard(_name(location, self.root), stat.bytes, stat.modified))
         if not found:
             raise EmptyInput(
                 f"{self.data}: no .tar files", "Give a tar, a folder of tars or a pattern that matches some"
@@ -45,9 +47,9 @@ class WebdatasetReader:
         return found
 
     def _locations(self) -> list[str]:
-        if _has_wildcard(self.data):
+        if _is_pattern(self.data):
             patterns = list(braceexpand.braceexpand(self.data))
-            return sorted({place for p in patterns for place in (files.glob(p) if _has_wildcard(p) else [p])})
+            return sorted({place for p in patterns for place in (files.glob(p) if files.has_wildcard(p) else [p])})
         if not files.is_folder(self.data):
             if not files.exists(self.data):
                 raise InputError(f"{self.data}: no such file or folder", "Check the path")
@@ -61,30 +63,45 @@ class WebdatasetReader:
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one tar. A tear ends it with a `shard_truncated` reject; what came before is kept."""
         with files.reading(files.join(self.root, shard.name)) as raw:
-            yield from samples(_TarMembers(raw, digest, shard.name), self.rules)
+            yield from samples(_TarMembers(raw, digest), self.rules)
 
 
 class _TarMembers:
     """The wanted files of a tar, in order; damage ends them and is told in `torn`."""
 
-    def __init__(self, raw: BinaryIO, digest: Digest, name: str) -> None:
-        self._stream = _HashedStream(raw, digest)
-        self._plain = name.lower().endswith(".tar")
+    def __init__(self, raw: BinaryIO, digest: Digest) -> None:
+        self._stored = _HashedStream(raw, digest)
         self.torn: str | None = None
 
     def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
         try:
-            with tarfile.open(fileobj=cast("IO[bytes]", self._stream), mode="r|*") as archive:
+            packed = self._stored.peek(2) == _GZIP_MAGIC
+            plain = _PlainStream(gzip.GzipFile(fileobj=cast("IO[bytes]", self._stored)) if packed else self._stored)
+            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
                 for entry in archive:
-                    if entry.isfile() and wanted(entry.name):
+                    # A sparse file may claim any size without holding a byte.
+                    if entry.isreg() and not entry.issparse() and wanted(entry.name):
                         yield entry.name, _contents(archive, entry) if readable(entry.name, entry.size) else None
                     # Stream mode still remembers every entry; without this, memory would grow with the tar.
                     archive.members = []  # type: ignore[attr-defined]
-        except (tarfile.TarError, EOFError, zlib.error) as problem:
+                plain.drain()
+                self.torn = _tear(plain, archive.offset)
+        except _DAMAGE as problem:
             self.torn = f"the tar is damaged: {problem or 'it ends early'}"
-        self._stream.drain()
-        if self.torn is None and self._plain and any(self._stream.tail):
-            self.torn = "no end-of-archive mark: the tar was cut off between two members"
+        self._stored.drain()
+
+
+# What tarfile and gzip raise on damaged bytes; headers are parsed with int() and struct.
+_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, struct.error)
+
+
+def _tear(plain: _PlainStream, end: int) -> str | None:
+    """What is wrong behind the last member of a tar, which ends at byte `end`: tarfile stops there without a word."""
+    if plain.position <= end:
+        return "no end-of-archive mark: the tar was cut off between two members"
+    if plain.last_nonzero > end:
+        return f"the tar is damaged: what follows byte {end} is no member"
+    return None
 
 
 def _contents(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
@@ -95,18 +112,30 @@ def _contents(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     return data
 
 
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _HashedStream:
-    """A stream that feeds all it reads to a digest and remembers its last bytes."""
+    """The stored bytes of a shard; feeds all that is read to a digest."""
 
     def __init__(self, raw: BinaryIO, digest: Digest) -> None:
         self._raw = raw
         self._digest = digest
-        self.tail = b""
+        self._ahead = b""
 
-    def read(self, size: int = -1) -> bytes:
+    def peek(self, size: int) -> bytes:
+        """The first `size` bytes, which the next `read` returns again."""
+        self._ahead = self.read(size)
+        return self._ahead
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; fewer only at the end, or after a `peek`."""
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
         data = self._raw.read(size)
         self._digest.update(data)
-        self.tail = (self.tail + data)[-_END_OF_ARCHIVE:] if len(data) < _END_OF_ARCHIVE else data[-_END_OF_ARCHIVE:]
         return data
 
     def drain(self) -> None:
@@ -115,14 +144,41 @@ class _HashedStream:
             pass
 
 
-def _has_wildcard(location: str) -> bool:
-    return any(mark in location for mark in "*?[{")
+class _PlainStream:
+    """The bytes of the tar itself, unpacked. position: bytes read; last_nonzero: where the zeros at the end begin."""
+
+    def __init__(self, stored: _Readable) -> None:
+        self._stored = stored
+        self.position = 0
+        self.last_nonzero = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes."""
+        data = self._stored.read(size)
+        if filled := len(data.rstrip(b"\0")):
+            self.last_nonzero = self.position + filled
+        self.position += len(data)
+        return data
+
+    def drain(self) -> None:
+        """Read to the end."""
+        while self.read(1 << 20):
+            pass
+
+
+def _is_pattern(data: str) -> bool:
+    # A folder may well be called `photos [2020]`.
+    return files.has_wildcard(data) and not files.exists(data)
+
+
+def _name(location: str, root: str) -> str:
+    return location if root == "." and not location.startswith("./") else location.removeprefix(root).lstrip("/")
 
 
 def _fixed_folder(data: str) -> str:
-    if _has_wildcard(data):
-        first = min(data.index(mark) for mark in "*?[{" if mark in data)
-        return data[:first].rpartition("/")[0] or ("/" if data.startswith("/") else ".")
-    if data.lower().endswith(TAR_SUFFIXES) and not files.is_folder(data):
-        return data.rpartition("/")[0] or "."
-    return data.rstrip("/") or "/"
+    if _is_pattern(data):
+        return files.fixed_folder(data)
+    if files.is_folder(data) or not files.exists(data):
+        return data.rstrip("/") or "/"
+    folder, slash, _ = data.rpartition("/")
+    return folder or slash or "."
