@@ -45,7 +45,7 @@ def guess(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     kinds: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in FIXED and name != EXTRA:
+            if name not in FIXED and name != EXTRA and _storable(name):
                 kinds.setdefault(name, set()).update(_kind(value))
     return {name: _join(found) for name, found in kinds.items()}
 
@@ -68,51 +68,63 @@ def _join(kinds: set[str]) -> str:
     return "double" if kinds == {"int64", "double"} else "string"
 
 
-def split_row(
-    metadata: Mapping[str, Any], columns: Mapping[str, str], stored: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def split_row(metadata: Mapping[str, Any], columns: Mapping[str, str], stored: Mapping[str, Any]) -> dict[str, Any]:
     """One sample's metadata as values for `columns`, plus `extra` (JSON of what found no place, or None).
 
     `stored` are the row's values in the fixed columns: a field of such a name goes to `extra` when it says otherwise,
     as a table's own `similarity` does.
     """
-    values: dict[str, Any] = {}
+    row: dict[str, Any] = dict.fromkeys(columns)
     homeless: dict[str, Any] = {}
     for name, value in metadata.items():
-        if name in FIXED or name == EXTRA:
-            if value is not None and (stored or {}).get(name) != value:
-                homeless[name] = value
-            continue
-        kind = columns.get(name)
-        fitted = _fit(value, kind) if kind is not None else None
-        if fitted is None and value is not None:
+        if name in columns:
+            row[name] = housed = _fit(value, columns[name])
+        else:
+            housed = value if _same(stored.get(name), value) else None
+        if housed is None and value is not None:
             homeless[name] = value
-        values[name] = fitted
-    row = {name: values.get(name) for name in columns}
     row[EXTRA] = _json(homeless) if homeless else None
     return row
 
 
+def _same(stored: Any, value: Any) -> bool:
+    return type(stored) is type(value) and bool(stored == value)
+
+
 def _fit(value: Any, kind: str) -> Any:
+    """`value` as a value of that type, or None where something of it would be lost."""
     if kind == "string":
-        return value if isinstance(value, str) or value is None else _json(value)
+        text = value if isinstance(value, str) else _json(value)
+        return text if _storable(text) else None
     if kind == "bool":
         return value if isinstance(value, bool) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if kind == "double":
-        return float(value)
+        return _exact_double(value)
     return value if isinstance(value, int) and value in _INT64 else None
+
+
+def _exact_double(value: float) -> float | None:
+    try:
+        as_double = float(value)
+    except OverflowError:
+        return None
+    return as_double if isinstance(value, float) or as_double == value else None
 
 
 def optional_string(value: Any) -> str | None:
     """`value` if it is a string that can be stored, else None."""
-    return storable(value) if isinstance(value, str) else None
+    return value if isinstance(value, str) and _storable(value) else None
 
 
 def storable(text: str) -> str:
     """`text` without lone surrogates (JSON may carry them; UTF-8 cannot)."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _storable(text: str) -> bool:
+    return storable(text) == text
 
 
 def _json(value: Any) -> str:

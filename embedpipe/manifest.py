@@ -170,7 +170,7 @@ def retract(root: str, number: int, digits: int) -> None:
 def committed_numbers(root: str) -> list[int]:
     """Numbers of the committed shards, ascending, from one listing and without opening them."""
     stems = (name.removesuffix(".json") for name in files.names(files.join(root, _MANIFESTS), ".json"))
-    return sorted(int(stem) for stem in stems if stem.isdigit())
+    return sorted({int(stem) for stem in stems if stem.isdecimal()})
 
 
 def read_manifest(root: str, number: int, digits: int) -> ShardManifest:

@@ -5,10 +5,17 @@ import shutil
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 from click.testing import CliRunner
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Machines that run tests are busy: how long an example takes says nothing.
+hypothesis.settings.register_profile(
+    "embedpipe", deadline=None, max_examples=50, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("embedpipe")
 
 
 @pytest.fixture(scope="session")

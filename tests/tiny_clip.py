@@ -1,4 +1,4 @@
-"""A real open_clip model, small enough to encode hundreds of pictures in a second: a folder like those of train-clip."""
+"""A real open_clip model so small that it encodes hundreds of pictures a second: a folder like those of train-clip."""
 
 import json
 import warnings
