@@ -12,7 +12,9 @@ from .. import files
 from ..errors import EmptyInput, InputError
 from ..types import Reject, Sample, SourceShard
 from .base import Digest
-from .grouping import IMAGE_EXTENSIONS, SampleRules, readable, samples, split_path, wanted
+from .grouping import IMAGE_EXTENSIONS, SampleRules, Split, readable, samples, split_at_last_dot, wanted
+
+_RUN_FILE = "embedpipe.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,12 @@ class FolderReader:
         found = {}
         for path, info in fs.find(root, detail=True).items():
             relative = str(path)[len(root.rstrip("/")) + 1 :]
-            if wanted(relative):
+            if wanted(relative, split_at_last_dot):
                 mark = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
                 found[relative] = files.FileStat(int(info["size"]), str(mark))
-        return found
+        # An output of ours below the input (`encode photos photos/emb`) is not part of it.
+        ours = tuple(path.removesuffix(_RUN_FILE) for path in found if path.endswith(f"/{_RUN_FILE}"))
+        return {path: stat for path, stat in found.items() if not path.startswith(ours)} if ours else found
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one shard, from the files it is made of."""
@@ -68,6 +72,7 @@ class _LooseMembers:
         self._shard = shard
         self._digest = digest
         self.torn: str | None = None
+        self.split: Split = split_at_last_dot
 
     def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
         for path in self._shard.members:
@@ -78,7 +83,7 @@ class _LooseMembers:
 
 
 def _key(path: str) -> str:
-    place = split_path(path)
+    place = split_at_last_dot(path)
     assert place is not None, f"{path} was listed and belongs to no sample"
     return place[0]
 

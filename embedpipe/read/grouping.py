@@ -1,13 +1,14 @@
 """Members of a shard → samples: consecutive files with one key belong together (webdataset's rule).
 
-A key is the path up to the first dot of its last part: `cats/01.jpg`, `cats/01.txt` and `cats/01.json` are one sample
-with the key `cats/01`. Files whose last part starts with a dot belong to none.
+`cats/01.jpg`, `cats/01.txt` and `cats/01.json` are one sample with the key `cats/01`. In a tar a key ends at the first
+dot of its last part, as webdataset has it; names of loose files may hold dots (`Dr. No.jpg`), their keys end at the
+last one. Files whose last part starts with a dot belong to none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,13 +21,18 @@ MAX_NESTING = 64
 _KINDS = {**dict.fromkeys(IMAGE_EXTENSIONS, "image"), "txt": "caption", "json": "metadata"}
 
 
+# A member's path → its key and lower-case extension, or None when it belongs to no sample.
+Split = Callable[[str], tuple[str, str] | None]
+
+
 class Members(Protocol):
     """The wanted files of a shard, in order, as (path, bytes); None in place of the bytes of a too large caption.
 
-    After iteration `torn` says how the shard was damaged, or is None.
+    After iteration `torn` says how the shard was damaged, or is None. `split` finds the key in a path.
     """
 
     torn: str | None
+    split: Split
 
     def __iter__(self) -> Iterator[tuple[str, bytes | None]]: ...
 
@@ -40,11 +46,18 @@ class SampleRules:
     need_caption: bool = True
 
 
-def split_path(path: str) -> tuple[str, str] | None:
-    """(key, lower-case extension) of a member's path, or None when it belongs to no sample."""
+def split_at_first_dot(path: str) -> tuple[str, str] | None:
+    """A `Split` for members of tars."""
     folder, slash, name = path.rpartition("/")
-    stem, dot, extension = name.partition(".")
-    if not stem or not dot or not extension:
+    stem, _, extension = name.partition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem and extension else None
+
+
+def split_at_last_dot(path: str) -> tuple[str, str] | None:
+    """A `Split` for loose files."""
+    folder, slash, name = path.rpartition("/")
+    stem, _, extension = name.rpartition(".")
+    if not stem or not extension or name.startswith("."):
         return None
     return f"{folder}{slash}{stem}", extension.lower()
 
@@ -54,9 +67,9 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def wanted(path: str) -> bool:
+def wanted(path: str, split: Split) -> bool:
     """Whether a member belongs to a sample: a reader need not read the others."""
-    place = split_path(path)
+    place = split(path)
     return place is not None and place[1] in _KINDS
 
 
@@ -110,7 +123,7 @@ def _with_last(drafts: Iterator[_Draft]) -> Iterator[tuple[_Draft, bool]]:
 def _drafts(members: Members) -> Iterator[_Draft]:
     draft: _Draft | None = None
     for path, data in members:
-        place = split_path(path)
+        place = members.split(path)
         if place is None or place[1] not in _KINDS:
             continue
         key, kind = printable(place[0]), _KINDS[place[1]]

@@ -16,7 +16,7 @@ from .. import files, manifest
 from ..errors import EmptyInput, InputError
 from ..types import Reject, Sample, SourceShard
 from .base import Digest
-from .grouping import SampleRules, readable, samples, wanted
+from .grouping import SampleRules, Split, readable, samples, split_at_first_dot, wanted
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -72,6 +72,7 @@ class _TarMembers:
     def __init__(self, raw: BinaryIO, digest: Digest) -> None:
         self._stored = _HashedStream(raw, digest)
         self.torn: str | None = None
+        self.split: Split = split_at_first_dot
 
     def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
         try:
@@ -80,7 +81,7 @@ class _TarMembers:
             with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
                 for entry in archive:
                     # A sparse file may claim any size without holding a byte.
-                    if entry.isreg() and not entry.issparse() and wanted(entry.name):
+                    if entry.isreg() and not entry.issparse() and wanted(entry.name, self.split):
                         yield entry.name, _contents(archive, entry) if readable(entry.name, entry.size) else None
                     # Stream mode still remembers every entry; without this, memory would grow with the tar.
                     archive.members = []  # type: ignore[attr-defined]
