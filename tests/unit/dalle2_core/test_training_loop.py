@@ -135,7 +135,9 @@ def test_dropout_is_not_the_same_at_every_step_and_draws_leave_no_trace(tmp_path
     torch.manual_seed(123)
     train(model, stream, Run(tmp_path), replace(CONFIG, steps=4), OPTIM)
     assert torch.equal(torch.get_rng_state(), before)
-    assert len({str(it) for it in seen}) == 4
+    dropouts, noises = zip(*seen, strict=True)
+    assert len({str(it) for it in dropouts}) == 4
+    assert len(set(noises)) == 4
 
 
 @pytest.mark.parametrize("at", [1, 5, 6, 12, 19])
