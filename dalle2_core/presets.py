@@ -28,9 +28,9 @@ class PriorRecipe:
 def tiny() -> PriorRecipe:
     """1.3 million parameters for a CPU and some thousand rows.
 
-    Expected cost: about a minute of one CPU core for 600 steps. On 3,060 synthetic pairs of 256 dimensions (a smooth map
-    with noise) recall@1 among 340 held-out images was 0.997, ridge's 0.974; on 3,460 noisier ones of 512 dimensions
-    0.985 and 0.944. Sampling 8, 16 or 32 steps made no difference there.
+    Expected cost: about a minute of one CPU core for 600 steps. On 3,060 synthetic pairs of 256 dimensions (a smooth
+    map with noise) recall@1 among 340 held-out images was 0.997, ridge's 0.974; on 3,460 noisier ones of 512
+    dimensions 0.985 and 0.944. Sampling 8, 16 or 32 steps made no difference there.
     """
     return PriorRecipe(
         network=PriorNetworkConfig(dim=192, depth=3, heads=4, dim_head=32, ff_mult=2, ff_dropout=0.1),
