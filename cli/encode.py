@@ -121,13 +121,12 @@ def command(
         return
     with display.progress("encode") as view:
         report = encode(data, out, config, view)
-    done = report.report
     if as_json:
         display.print_json(report)
     else:
         _print(out, report)
-    total = done.rows + done.rejected
-    if report.set_aside or (max_rejects is not None and max_rejects(done.rejected, total)):
+    # Over the whole output: a bad data set stays bad when the command is run again and finds nothing left to do.
+    if report.set_aside or (max_rejects is not None and max_rejects(report.rejected, report.rows + report.rejected)):
         ctx.exit(EXIT_REJECTS)
 
 

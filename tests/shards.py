@@ -136,7 +136,8 @@ def read(reader, shard=None):
 
 
 def tree(folder, without=()):
-    """Relative path → bytes of all files below a folder; `timing_s` is taken out of manifests."""
+    """Relative path → bytes of all files below a folder but the lock; `timing_s` is taken out of manifests."""
+    without = {".lock", *without}
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         relative = path.relative_to(folder).as_posix()

@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +19,7 @@ from ..columns import guess
 from ..errors import EmptyInput, InputError, RunMismatch
 from ..execute import SetAside, Task, Worker, open_executor
 from ..lock import exclusive
-from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest, shard_name
 from ..plan import PlanChange, grow
 from ..progress import Listener, Progress, TaskReport, silent
 from ..read import Reader, SampleRules, open_reader
@@ -69,13 +69,16 @@ class EncodeConfig:
 class EncodeReport:
     """What a run of `encode` did.
 
-    planned: shards in the plan. already: of these, committed before. report: what this run added. vanished: input
-    shards that are no longer there (embeddings made of them are kept). redone: committed shards whose files were
-    missing or cut and which were encoded again. set_aside: shards that could not be encoded, and why.
+    planned: shards in the plan. already: of these, committed before. rows, rejected: in the whole output, also from
+    earlier runs. report: what this run added. vanished: input shards that are no longer there (embeddings made of them
+    are kept). redone: committed shards whose files were missing or cut and which were encoded again. set_aside: shards
+    that could not be encoded, and why.
     """
 
     planned: int
     already: int
+    rows: int
+    rejected: int
     redone: tuple[str, ...]
     report: TaskReport
     vanished: tuple[str, ...]
@@ -102,15 +105,16 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         encoder = load_encoder(config.encoder, devices[0] if len(devices) == 1 else "cpu")
         run = _run_card(out, before, change, encoder.card, config, reader)
         run = dataclasses.replace(run, source=files.absolute(data))
-        committed, redone = _committed(out, run)
+        committed, redone = _committed(out, run, change.vanished)
         todo = [
             Task(number, shard.name, shard)
             for number, shard in enumerate(run.plan)
             if number not in committed and number not in change.vanished
         ]
-        for folder in layout.FOLDERS:
-            files.sweep_temporaries(files.join(out, folder))
-        files.sweep_temporaries(out)
+        for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
+            files.sweep_temporaries(folder)
+        if before is not None:
+            _sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
         manifest.write_run(out, run)
         listen(Progress(planned=len(todo)))
         work = _EncodeWork(reader, config, out, run, tuple(devices), _threads(config, len(devices)))
@@ -122,6 +126,8 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     return EncodeReport(
         planned=len(run.plan),
         already=len(committed),
+        rows=outcome.report.rows + sum(entry.rows_out for entry in committed.values()),
+        rejected=outcome.report.rejected + sum(entry.rows_rejected for entry in committed.values()),
         redone=redone,
         report=outcome.report,
         vanished=tuple(run.plan[number].name for number in change.vanished),
@@ -213,12 +219,13 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _committed(out: str, run: RunCard) -> tuple[set[int], tuple[str, ...]]:
-    """Numbers that need not be encoded, and the names of those whose files are not what their manifests say.
+def _committed(out: str, run: RunCard, vanished: Sequence[int]) -> tuple[dict[int, ShardManifest], tuple[str, ...]]:
+    """Manifests of shards that need not be encoded, and names of those whose files are not what their manifests say.
 
     Sizes are compared here; checksums are `embedpipe verify`'s, since a restart should not read the whole data set.
     """
-    committed, bad = set(), []
+    committed: dict[int, ShardManifest] = {}
+    bad = []
     assert run.encoder is not None
     for number in manifest.committed_numbers(out):
         entry = manifest.read_manifest(out, number, run.shard_digits)
@@ -226,12 +233,22 @@ def _committed(out: str, run: RunCard) -> tuple[set[int], tuple[str, ...]]:
             raise RunMismatch(
                 f"{out}: shard {number} was made by another encoder than embedpipe.json says", "Run `embedpipe verify`"
             )
-        if all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files):
-            committed.add(number)
+        # What is damaged and cannot be made again is better than nothing; `embedpipe verify` tells of it.
+        if number in vanished or all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files):
+            committed[number] = entry
         else:
             manifest.retract(out, number, run.shard_digits)
             bad.append(entry.source.name)
     return committed, tuple(bad)
+
+
+def _sweep_leftovers(out: str, digits: int, numbers: Iterable[int]) -> None:
+    """Remove data files of shards that are not committed: a reader that pairs files by position would take them."""
+    names = [shard_name(number, digits) for number in numbers]
+    for folder in layout.FOLDERS:
+        leftovers = {f"{folder}_{name}.{suffix}" for name in names for suffix in ("npy", "parquet")}
+        for name in leftovers.intersection(files.names(files.join(out, folder))):
+            files.remove(files.join(out, folder, name))
 
 
 def _has_size(location: str, size: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from safetensors import SafetensorError
 
 from ..card import EncoderCard, PreprocessSpec
 from ..errors import ModelError, did_you_mean
@@ -22,6 +23,22 @@ from .base import EncoderConfig
 RANDOM = "random"
 
 _CONFIG_FILE = "open_clip_config.json"
+
+
+# What open_clip and torch raise on wrong names, torn files and configurations that do not fit together.
+_LOAD_PROBLEMS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 class OpenClipEncoder:
@@ -70,10 +87,16 @@ def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(config.seed)
-            weights = None if config.pretrained in ("", RANDOM) else config.pretrained
-            model = open_clip.create_model(name, pretrained=weights, device="cpu", precision="fp32")
+            random = config.pretrained == RANDOM
+            model = open_clip.create_model(
+                name,
+                pretrained=config.pretrained if config.pretrained and not random else None,
+                device="cpu",
+                precision="fp32",
+                require_pretrained=not random,
+            )
             tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError, ImportError, EOFError, pickle.UnpicklingError) as problem:
+    except _LOAD_PROBLEMS as problem:
         raise _load_error(config, problem) from problem
     finally:
         logging.getLogger().removeFilter(_quiet_open_clip)
@@ -95,6 +118,8 @@ def _model_name(config: EncoderConfig) -> str:
     if model.startswith("local-dir:") or folder.is_dir():
         if not (folder / _CONFIG_FILE).is_file():
             raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
+        if config.pretrained:
+            raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
         return f"local-dir:{folder}"
     if model not in open_clip.list_models() and model.replace("/", "-") not in open_clip.list_models():
         raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip.list_models()))
