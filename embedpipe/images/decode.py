@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import warnings
@@ -18,6 +19,11 @@ DEFAULT_MAX_PIXELS = 100_000_000
 
 # The pixel limit is ours (`max_pixels`, a reject with a reason); Pillow's own would be an exception or a warning.
 Image.MAX_IMAGE_PIXELS = None
+
+# Not all that Pillow opens: for EPS it would start Ghostscript.
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
+if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # newer Pillows have it
+    _FORMATS = (*_FORMATS, "AVIF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,14 @@ def decode(data: bytes, spec: PreprocessSpec, max_pixels: int = DEFAULT_MAX_PIXE
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd metadata; the pixels are what counts
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     return Undecodable("image_too_large", f"{width}×{height} is more than {max_pixels} pixels")
+                if _resized_pixels(image, spec) > max_pixels:
+                    return Undecodable(
+                        "image_too_large", f"{width}×{height}, resized, is more than {max_pixels} pixels"
+                    )
                 pixels = tv.pil_to_tensor(fit(image, spec).convert("RGB"))
     except UnidentifiedImageError:
         return Undecodable("image_undecodable", "no image format that Pillow knows")
@@ -77,6 +87,15 @@ def fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
         fitted = tv.resize(image, _scaled(image, min(ratios)), InterpolationMode.BICUBIC)
         fitted = tv.center_crop(fitted, [height, width])
     return fitted
+
+
+def _resized_pixels(image: Image.Image, spec: PreprocessSpec) -> float:
+    """Pixels between resizing and cropping: a thin line of an image, its short side enlarged, can be huge."""
+    if spec.resize_mode != "shortest":
+        return 0
+    height, width = spec.size
+    ratio = min(image.height / height, image.width / width)
+    return image.height / ratio * image.width / ratio
 
 
 def _scaled(image: Image.Image, ratio: float) -> list[int]:
