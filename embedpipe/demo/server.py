@@ -66,7 +66,7 @@ def serving(folder: Path, *, port: int = 0) -> Iterator[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder to serve", "Check the path")
     server = ThreadingHTTPServer((HOST, port), partial(_FileHandler, root=folder.resolve()))
-    thread = threading.Thread(target=server.serve_forever, name="demo-server", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="demo-server", daemon=True)
     thread.start()
     try:
         yield f"http://{HOST}:{server.server_address[1]}"
