@@ -8,16 +8,18 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import EmbedpipeError, InputError, WorkerDied
 from ..progress import Listener, Progress, TaskReport
 from .base import Outcome, SetAside, Task, Work
 
 ATTEMPTS = 3
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +61,30 @@ def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None
             os._exit(1)
         connection.send(progress)
 
-    try:
-        do = work.start(worker)
-        while True:
+    do = _attempt(work.start, worker)
+    # A closed pipe: the parent needs no more, or is gone.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while not isinstance(do, _Failed):
             connection.send(_Ready())
             task: Task = connection.recv()
-            try:
-                report = do(task, listen)
-            except InputError as problem:
-                connection.send(_Refused(str(problem)))
-            else:
+            report = _attempt(do, task, listen)
+            if not isinstance(report, _Failed):
                 connection.send(_Done(report))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent needs no more, or is gone
+            elif isinstance(report.error, InputError):
+                connection.send(_Refused(str(report.error)))
+            else:
+                do = report
+        connection.send(do)
+
+
+def _attempt(call: Callable[..., _Result], *arguments: Any) -> _Result | _Failed:
+    """What `call` returns, or what it raised: whatever that is, it must reach the parent."""
+    try:
+        return call(*arguments)
     except EmbedpipeError as problem:
-        connection.send(_Failed(problem, traceback.format_exc()))
-    except Exception:  # a bug: it must reach the parent, whatever it is
-        connection.send(_Failed(None, traceback.format_exc()))
+        return _Failed(problem, traceback.format_exc())
+    except Exception:
+        return _Failed(None, traceback.format_exc())
 
 
 @dataclass(slots=True)
@@ -130,7 +139,12 @@ class _Crew:
             name=f"embedpipe-worker-{number}",
             daemon=True,
         )
-        process.start()
+        # Ctrl-C reaches the whole group; a worker that is still importing would answer it with a traceback.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         theirs.close()  # so that reading fails when the worker is gone
         self.seats[ours] = _Seat(number, process, ours)
 
@@ -141,7 +155,7 @@ class _Crew:
             seat = self.seats[ready]
             try:
                 message = seat.connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # gone, perhaps in the middle of a message
                 self._died(seat)
                 continue
             self._answer(seat, message)

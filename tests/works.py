@@ -1,0 +1,98 @@
+"""Recipes of work for executor tests: at the top of a module, so that a fresh process can import them."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedpipe.errors import DiskFull, InputError
+from embedpipe.progress import Progress, TaskReport
+
+
+@dataclass(frozen=True)
+class Doing:
+    """Notes each begun task in `folder`, then does what the task's payload says."""
+
+    folder: str
+
+    def start(self, worker):
+        Path(self.folder, f"worker-{worker}-{os.getpid()}").touch()
+        return self.do
+
+    def do(self, task, listen):
+        with Path(self.folder, f"task-{task.number}").open("a") as log:
+            log.write(f"{os.getpid()}\n")
+        listen(Progress(rows=1))
+        ACTIONS[task.payload](self.folder, task)
+        return TaskReport(tasks=1, rows=10 + task.number, rejected=1, rejects={"x": 1}, bytes=3, spent_s={"m": 0.5})
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Cannot start: `how` is raise, input or die."""
+
+    how: str
+
+    def start(self, worker):
+        if self.how == "die":
+            os._exit(7)
+        raise InputError("nothing there") if self.how == "input" else DiskFull("full", "Free some")
+
+
+def _die(folder, task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_once(folder, task):
+    if len(Path(folder, f"task-{task.number}").read_text().split()) == 1:
+        _die(folder, task)
+
+
+def _slow(folder, task):
+    time.sleep(0.2)
+
+
+def _for_ever(folder, task):
+    while True:
+        time.sleep(0.01)
+
+
+def _refuse(folder, task):
+    raise InputError(f"{task.name}: gone")
+
+
+def _full(folder, task):
+    raise DiskFull("no space", "Free some")
+
+
+def _bug(folder, task):
+    raise ZeroDivisionError("a bug")
+
+
+def _end_of_file(folder, task):
+    raise EOFError("a bug of another kind")
+
+
+def _exit(folder, task):
+    sys.exit(5)
+
+
+def _print_lots(folder, task):
+    sys.stderr.write("x" * 200_000 + "\n")
+
+
+ACTIONS = {
+    "fine": lambda folder, task: None,
+    "die": _die,
+    "die once": _die_once,
+    "slow": _slow,
+    "for ever": _for_ever,
+    "refuse": _refuse,
+    "full": _full,
+    "bug": _bug,
+    "end of file": _end_of_file,
+    "exit": _exit,
+    "print": _print_lots,
+}
