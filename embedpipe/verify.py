@@ -10,7 +10,7 @@ from .errors import DatasetError, InputError
 from .manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard, ShardManifest
 from .progress import Listener, Progress, silent
 from .room import callable_as
-from .store import open_format
+from .store import layout, open_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,9 @@ def _shard_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str
         yield f"{entry.rows_in} rows in, {entry.rows_out} out and {entry.rows_rejected} rejected do not add up"
     if sum(entry.rejects.values()) != entry.rows_rejected:
         yield f"{entry.rows_rejected} rejected, but the classes add up to {sum(entry.rejects.values())}"
+    listed = layout.errors(entry.number, run.shard_digits) in {record.path for record in entry.files}
+    if run.format == EMBEDDINGS and listed != bool(entry.rows_rejected):
+        yield f"{entry.rows_rejected} rejected, but {'a' if listed else 'no'} file of rejects is listed"
     damaged = [fault for record in entry.files if (fault := _file_fault(path, record))]
     yield from damaged
     if run.format == EMBEDDINGS and not damaged:

@@ -49,6 +49,10 @@ class OpenClipEncoder:
         self._tokenizer = tokenizer
         self._card = card
         self._device = device
+        # Convolutional towers run twice as fast with channels last (measured on CPU); a ViT has a single convolution.
+        convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules())
+        self._memory_format = torch.channels_last if convolutions > 4 else torch.contiguous_format
+        model.to(memory_format=self._memory_format)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card.preprocess.mean, device=device).view(shape)
         self._std = torch.tensor(card.preprocess.std, device=device).view(shape)
@@ -62,6 +66,7 @@ class OpenClipEncoder:
     def images(self, pixels: torch.Tensor) -> np.ndarray:
         """uint8 [b, 3, h, w] → float32 [b, dim], L2-normalised. Pixels are scaled and normalised on the device."""
         scaled = (pixels.to(self._device).float() / 255 - self._mean) / self._std
+        scaled = scaled.contiguous(memory_format=self._memory_format)
         return _normalised(self._model.encode_image(scaled))
 
     @torch.inference_mode()
@@ -150,8 +155,8 @@ def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
     size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
     spec = PreprocessSpec(
         size=(int(size[0]), int(size[1])),
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
+        mean=_per_channel(cfg["mean"]),
+        std=_per_channel(cfg["std"]),
         interpolation=cfg["interpolation"],
         resize_mode=cfg["resize_mode"],
         fill_color=int(cfg["fill_color"]),
@@ -169,6 +174,12 @@ def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
         tokenizer=_tokenizer_name(tokenizer),
         context_length=int(tokenizer.context_length),
     )
+
+
+def _per_channel(values: Any) -> tuple[float, float, float]:
+    """Floats, also where a configuration says `[0, 0, 0]` or `0`: the card must read back from JSON as it was."""
+    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
+    return float(red), float(green), float(blue)
 
 
 def _lasting(name: str) -> str:

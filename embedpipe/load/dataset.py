@@ -53,7 +53,7 @@ class EmbeddingColumn:
                 raise IndexError(f"row {index} of {len(self)}")
             only: np.ndarray = self._rows(np.array([row]))[0]
             return only
-        return self._rows(np.asarray(index, np.int64))
+        return self._rows(_as_rows(np.asarray(index), len(self)))
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
@@ -72,6 +72,16 @@ class EmbeddingColumn:
         for number, shard in enumerate(self._dataset.shards):
             out[shard.start : shard.stop] = self._dataset.array(number, self._modality)
         return out
+
+
+def _as_rows(index: np.ndarray, total: int) -> np.ndarray:
+    """Row numbers from what numpy would take as an index of one axis: numbers (negative: from the end) or a mask."""
+    if index.dtype == bool and index.shape == (total,):
+        return np.flatnonzero(index)
+    if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
+        raise IndexError(f"rows are chosen by a number, a slice, a list of numbers or a mask of {total} rows")
+    rows = index.astype(np.int64)
+    return np.where(rows < 0, rows + total, rows)
 
 
 class EmbeddingDataset:

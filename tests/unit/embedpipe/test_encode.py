@@ -501,6 +501,15 @@ def test_the_card_tells_models_apart(tiny_model, other_model, tiny_encoder):
     assert np.array_equal(again.texts(["a cat"]), tiny_encoder.texts(["a cat"]))
 
 
+@pytest.mark.parametrize("mean", [[0, 0, 0], 0, [0.5, 1, 0]])
+def test_whole_numbers_in_a_model_configuration_do_not_part_a_run_from_itself(mean, tmp_path, encode_config):
+    model = tiny_clip.write(tmp_path / "model", preprocess={"mean": mean, "std": [1, 1, 1], "size": 32})
+    source, out = shards.write_shards(tmp_path / "in", shards=1, per_shard=2), str(tmp_path / "emb")
+    encode(source, out, encode_config(model))
+    assert len(EmbeddingDataset(out)) == 2
+    assert encode(source, out, encode_config(model)).already == 1
+
+
 def test_damage_of_a_manifest_is_named_when_the_run_goes_on(encoded_once, encoded, encode_config):
     (encoded / "manifest" / "00001.json").write_bytes(b"{")
     with pytest.raises(DatasetError, match=r"manifest/00001\.json: damaged"):
