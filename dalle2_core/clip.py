@@ -126,7 +126,7 @@ class TrainableClip(nn.Module):
         if config.trunk is not None:
             load_trunk(self.clip.visual.trunk, config.trunk)
         if config.lock_trunk:
-            # Channels last: 1.5 to 2 times faster on a CPU for the depthwise convolutions that small trunks are made of.
+            # Channels last: 1.5 to 2 times faster on a CPU for the depthwise convolutions of small trunks.
             self.clip.visual.trunk.requires_grad_(False).to(memory_format=torch.channels_last)
         self.train()
         shape = (1, 3, 1, 1)

@@ -58,11 +58,10 @@ def test_every_fetch_error_class_is_documented():
 
 
 def config_classes():
-    from dalle2_core.clip import ClipRecipe
-
+    from dalle2_core.clip import ClipConfig
     from dalle2_core.presets import PriorRecipe
 
-    found = []
+    found = [ClipConfig]
 
     def visit(kind):
         for field in dataclasses.fields(kind):
@@ -71,8 +70,7 @@ def config_classes():
                 found.append(type(default))
                 visit(type(default))
 
-    for kind in (PriorRecipe, ClipRecipe):
-        visit(kind)
+    visit(PriorRecipe)
     return sorted(set(found), key=lambda kind: kind.__name__)
 
 
@@ -96,7 +94,7 @@ def shown_commands():
                 yield pytest.param(match[1].split("  #")[0], id=f"{page.name}: {match[1][:50]}")
 
 
-@pytest.mark.parametrize("line", shown_commands())
+@pytest.mark.parametrize("line", list(shown_commands()))
 def test_commands_in_the_docs_parse(line):
     words = shlex.split(line)[1:]
     if words[0] not in COMMANDS:
