@@ -1,0 +1,60 @@
+"""preset < file < --set: the last word counts, and each mistake is named with its key."""
+
+import json
+from dataclasses import dataclass, field
+
+import click
+import pytest
+from embedpipe_cli.config import resolve
+
+
+@dataclass(frozen=True)
+class Inner:
+    lr: float = 0.1
+    name: str = "adam"
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Outer:
+    steps: int = 10
+    optim: Inner = field(default_factory=Inner)
+    ema: float | None = None
+    on: bool = False
+
+
+def test_the_last_word_counts(tmp_path):
+    place = tmp_path / "c.json"
+    place.write_text(json.dumps({"steps": 20, "optim": {"lr": 0.2}}))
+    found = resolve(Outer(), str(place), ["optim.lr=3e-1", "on=true", "ema=0.99", "optim.betas=[0.5, 0.6]"])
+    assert found == Outer(20, Inner(0.3, "adam", (0.5, 0.6)), 0.99, True)
+    assert resolve(Outer(), None, []) == Outer()
+    assert resolve(Outer(), None, ["optim.name=sgd", "steps=1", "steps=2"]) == Outer(2, Inner(name="sgd"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optim.lrr=1", "no setting 'optim.lrr'. Did you mean lr?"),
+        ("stps=1", "Did you mean steps?"),
+        ("steps", "write it as key=value"),
+        ("steps=many", "steps:"),
+        ("optim=3", "optim is a group. It holds lr, name, betas"),
+        ("steps.x=1", "steps"),
+        ("optim.lr=", "optim.lr:"),
+    ],
+)
+def test_a_mistake_is_named(setting, said):
+    with pytest.raises(click.UsageError) as caught:
+        resolve(Outer(), None, [setting])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "not JSON"), ("[]", "holds a list"), ('{"x": 1}', "no setting 'x'")])
+def test_a_bad_file_is_named(tmp_path, text, said):
+    place = tmp_path / "c.json"
+    place.write_text(text)
+    with pytest.raises(click.UsageError, match=said):
+        resolve(Outer(), str(place), [])
+    with pytest.raises(click.UsageError, match="no such file|No such file"):
+        resolve(Outer(), str(tmp_path / "none.json"), [])

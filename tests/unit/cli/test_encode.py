@@ -1,0 +1,106 @@
+"""`embedpipe encode`: exit codes, one line for each mistake, JSON for machines."""
+
+import json
+
+import pytest
+
+from tests import shards
+
+
+@pytest.fixture
+def encode(embedpipe, tiny_model):
+    def run(source, out, *options, model=tiny_model):
+        return embedpipe("encode", source, out, "--model", model, "--gpus", 0, "--threads", 1, *options)
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path):
+    members = [*shards.samples(9), ("bad.jpg", b"x"), ("bad.txt", b"c")]
+    shards.write_tar(tmp_path / "in" / "0.tar", members)
+    return tmp_path / "in"
+
+
+def test_it_tells_what_was_done_and_what_was_rejected(encode, source, tmp_path):
+    result = encode(source, tmp_path / "emb")
+    assert result.exit_code == 0, result.stderr
+    assert "9 rows in 1 shards" in result.stdout
+    assert "image_undecodable" in result.stdout
+    again = encode(source, tmp_path / "emb")
+    assert again.exit_code == 0
+    assert "nothing to do" in again.stdout
+
+
+def test_json_is_all_of_stdout(encode, source, tmp_path):
+    result = encode(source, tmp_path / "emb", "--json")
+    report = json.loads(result.stdout)
+    assert (report["planned"], report["rows"], report["rejected"]) == (1, 9, 1)
+    assert report["report"]["rejects"] == {"image_undecodable": 1}
+
+
+@pytest.mark.parametrize(("limit", "code"), [("0", 3), ("1", 0), ("5%", 3), ("10%", 0), ("9.9%", 3), ("100%", 0)])
+def test_too_many_rejects_are_exit_code_3_also_when_there_is_nothing_left_to_do(encode, source, tmp_path, limit, code):
+    assert encode(source, tmp_path / "emb", "--max-rejects", limit).exit_code == code
+    again = encode(source, tmp_path / "emb", "--max-rejects", limit)
+    assert again.exit_code == code
+    assert "nothing to do" in again.stdout
+
+
+def test_a_dry_run_changes_nothing(encode, source, tmp_path):
+    before = shards.tree(tmp_path)
+    result = encode(source, tmp_path / "emb", "--dry-run")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert (plan["shards"], plan["to_encode"]) == (1, [0])
+    assert plan["config"]["stage"]["batch_size"] == 64
+    assert shards.tree(tmp_path) == before
+    assert not (tmp_path / "emb").exists()
+
+
+def test_what_is_amiss_is_warned_of(encode, source, tmp_path):
+    shards.write_tar(source / "1.tar", shards.samples(2))
+    encode(source, tmp_path / "emb")
+    (source / "1.tar").unlink()
+    (tmp_path / "emb" / "img_emb" / "img_emb_00000.npy").unlink()
+    result = encode(source, tmp_path / "emb")
+    assert result.exit_code == 0
+    assert "warning: the files of 0.tar were missing or cut short" in result.stderr
+    assert "warning: input shard 1.tar is no longer there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--input", "tar"], "no input format 'tar'"),
+        (["--format", "nyp"], "no storage format 'nyp'"),
+        (["--executor", "threads"], "no executor 'threads'"),
+        (["--no-image", "--no-text"], "nothing to encode"),
+        (["--pretrained", "openai"], "brings its own weights"),
+        (["--gpus", "99"], "99 GPUs asked for"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_1(encode, source, tmp_path, options, said):
+    result = encode(source, tmp_path / "emb", *options)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_wrong_places_are_one_line_and_exit_code_1(encode, source, tmp_path, other_model):
+    encode(source, tmp_path / "emb")
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    for result, said in (
+        (encode(tmp_path / "no", tmp_path / "x"), "no: no such file or folder"),
+        (encode(tmp_path / "empty", tmp_path / "x"), "no images in it"),
+        (encode(tmp_path / "file", tmp_path / "x"), "no usable sample"),
+        (encode(source, tmp_path / "file"), "cannot write"),
+        (encode(source, tmp_path / "x", model="ViT-B-33"), "no model 'ViT-B-33'"),
+        (encode(source, tmp_path / "emb", model=other_model), "was made with another encoder"),
+        (encode(source, tmp_path / "emb", "--caption-key", "alt"), 'caption_key was "caption", now "alt"'),
+    ):
+        assert result.exit_code == 1, said
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert "internal error" not in result.stderr

@@ -1,0 +1,102 @@
+"""The front door: quick help, one line for every error, the promised exit codes."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+from embedpipe_cli import main
+
+from embedpipe.errors import DiskFull, InputError
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "encode --help", "verify --help", "search --help"])
+def test_help_needs_no_torch(arguments):
+    code = (
+        "import sys; from embedpipe_cli import main\n"
+        f"sys.argv = ['embedpipe', *{arguments.split()!r}]\n"
+        "code = main._run()\n"
+        "heavy = {'torch', 'open_clip', 'faiss', 'img2dataset', 'numpy', 'pyarrow', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_command_has_help_with_an_example(embedpipe):
+    for name in main.COMMANDS:
+        result = embedpipe(name, "--help")
+        assert result.exit_code == 0, name
+        assert "--debug" in result.stdout
+        assert f"embedpipe {name}" in result.stdout, name
+    listed = embedpipe("--help").stdout
+    assert all(name in listed for name in main.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["encod"], "Did you mean encode?"),
+        (["verify"], "Missing argument"),
+        (["verify", "x", "--jsn"], "No such option"),
+        (["encode", "a", "b"], "--model"),
+        (["encode", "a", "b", "--model", "m", "--workers", "0"], "--workers"),
+        (["encode", "a", "b", "--model", "m", "--max-rejects", "few"], "neither a count (500) nor a share (5%)"),
+        (["encode", "a", "b", "--model", "m", "--max-rejects", "-1"], "negative"),
+        (["search", "emb"], "a text or --image"),
+        (["search", "emb", "text", "--image", "f"], "a text or --image"),
+    ],
+)
+def test_misuse_is_exit_code_2(embedpipe, arguments, said):
+    result = embedpipe(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def raising(problem, monkeypatch):
+    @click.command()
+    def command():
+        raise problem
+
+    monkeypatch.setattr(main.LazyGroup, "get_command", lambda self, ctx, name: command)
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (InputError("x: no such file", "Check the path"), 1, "error: x: no such file. Check the path\n"),
+        (DiskFull("full"), 1, "error: full\n"),
+        (ZeroDivisionError("a\nb"), 1, "internal error: ZeroDivisionError: a b. Run again with --debug"),
+        (MemoryError(), 1, "error: out of memory."),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
+        (PermissionError(13, "denied", "f"), 1, "PermissionError"),
+    ],
+)
+def test_every_error_is_one_line(embedpipe, monkeypatch, problem, code, said):
+    raising(problem, monkeypatch)
+    result = embedpipe("verify")
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "embedpipe_cli", "verify", str(tmp_path / "no"), "--debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "InputError" in done.stderr
+
+
+def test_a_reader_who_has_had_enough_is_no_error(encoded_once):
+    line = f"{sys.executable} -m embedpipe_cli info {encoded_once[1]} | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
