@@ -1,0 +1,102 @@
+"""An index is used only with the data it was built from, and queried only by the model that made the rows."""
+
+import numpy as np
+import pytest
+
+from embedpipe.errors import DatasetError, InputError, ModelError, RunMismatch
+from embedpipe.index import build_index, embed_image, query_encoder, read_card, search
+from embedpipe.load import EmbeddingDataset
+from tests import shards
+from tests.unit.embedpipe.test_dataset import write
+
+
+@pytest.fixture
+def query():
+    return np.float32([1, 0, 0, 0])
+
+
+def test_more_than_there_is_gives_all_there_is(tmp_path, query):
+    root = write(str(tmp_path), [3, 2])
+    assert build_index(root).rows == 5
+    assert [hit.key for hit in search(EmbeddingDataset(root), query, 100)] == ["k4", "k3", "k2", "k1", "k0"]
+
+
+def test_an_index_of_other_data_is_refused_until_it_is_rebuilt(tmp_path, query):
+    root = write(str(tmp_path), [3])
+    build_index(root)
+    write(root, [3, 2])
+    with pytest.raises(DatasetError, match="the data set has changed since.*embedpipe index"):
+        search(EmbeddingDataset(root), query)
+    assert build_index(root).rows == 5
+    assert len(search(EmbeddingDataset(root), query)) == 5
+
+
+def test_an_index_that_is_up_to_date_is_left_alone(tmp_path):
+    root = write(str(tmp_path), [3])
+    card = build_index(root)
+    place = tmp_path / "index" / "image.faiss"
+    before = place.stat().st_mtime_ns
+    assert build_index(root) == card == read_card(root, "image")
+    assert place.stat().st_mtime_ns == before
+
+
+def test_a_missing_or_damaged_index_is_named(tmp_path, query):
+    root = write(str(tmp_path), [3])
+    dataset = EmbeddingDataset(root)
+    with pytest.raises(DatasetError, match="no image index.*embedpipe index"):
+        search(dataset, query)
+    build_index(root)
+    place = tmp_path / "index" / "image.faiss"
+    data = place.read_bytes()
+    for damaged in (data[:-1], data[:20] + b"\xff" + data[21:], b""):
+        place.write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"image\.faiss: damaged"):
+            search(dataset, query)
+    place.unlink()
+    with pytest.raises(DatasetError, match="no image index"):
+        search(dataset, query)
+    build_index(root)
+    (tmp_path / "index" / "image.json").write_bytes(b"\xff{")
+    with pytest.raises(DatasetError, match="no image index"):
+        search(dataset, query)
+
+
+def test_an_empty_data_set_has_no_index(tmp_path):
+    with pytest.raises(DatasetError, match="no rows"):
+        build_index(write(str(tmp_path), [0]))
+
+
+def test_a_query_of_another_width_is_refused(tmp_path):
+    root = write(str(tmp_path), [3])
+    build_index(root)
+    with pytest.raises(InputError, match="have 4 values"):
+        search(EmbeddingDataset(root), np.zeros(5, np.float32))
+
+
+def test_the_encoder_is_found_again_and_another_is_refused(encoded_once, other_model, tiny_model):
+    dataset = EmbeddingDataset(encoded_once[1])
+    assert query_encoder(dataset).card.fingerprint() == dataset.card.fingerprint()
+    assert query_encoder(dataset, tiny_model).card.fingerprint() == dataset.card.fingerprint()
+    with pytest.raises(RunMismatch, match="another encoder: weights_sha256"):
+        query_encoder(dataset, other_model)
+    with pytest.raises(ModelError):
+        query_encoder(dataset, "/nowhere")
+
+
+def test_a_row_is_found_by_its_own_picture_and_caption(encoded, tiny_encoder, tmp_path):
+    build_index(str(encoded))
+    build_index(str(encoded), "text")
+    dataset = EmbeddingDataset(str(encoded))
+    (tmp_path / "q.jpg").write_bytes(shards.jpeg(5))
+    assert search(dataset, embed_image(tiny_encoder, str(tmp_path / "q.jpg")), 1)[0].key == "00005"
+    hit = search(dataset, tiny_encoder.texts([shards.caption(8)])[0], 1, "text")[0]
+    assert hit.caption == shards.caption(8)
+    assert hit.score == pytest.approx(1, abs=1e-3)
+
+
+def test_a_picture_that_is_none_is_an_input_error(tiny_encoder, tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        embed_image(tiny_encoder, str(tmp_path / "no.jpg"))
+    (tmp_path / "bad.jpg").write_bytes(b"text")
+    with pytest.raises(InputError, match=r"bad\.jpg: no image format"):
+        embed_image(tiny_encoder, str(tmp_path / "bad.jpg"))
