@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import debug_option, debugging
+
+if TYPE_CHECKING:
+    from embedpipe.demo.pictures import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +49,16 @@ def command(ctx: click.Context, out: Path, limit: int | None) -> None:
     begun = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     took: list[tuple[str, float]] = []
-    with _served_urls(out, limit, took) as held_out_caption:
-        for step in _steps(out, limit, held_out_caption):
+    with _served_urls(out, limit, took) as pictures:
+        for step in _steps(out, limit, pictures):
             seconds = _run(ctx, step)
             took.append((f"{step.command[0]}: {step.why}", seconds))
     _conclude(out, took, time.monotonic() - begun)
 
 
 @contextlib.contextmanager
-def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) -> Iterator[str]:
-    """Draw the pictures and serve them while the block runs; gives the caption of a picture that is held out."""
+def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) -> Iterator[list[Picture]]:
+    """Draw the pictures and serve them while the block runs."""
     from embedpipe.demo.pictures import read_pictures, write_demo_pictures, write_url_table
     from embedpipe.demo.server import serving
     from embedpipe.errors import InputError
@@ -64,7 +68,6 @@ def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) ->
     pictures = out / "pictures"
     write_demo_pictures(pictures, limit=limit)
     took.append(("draw the pictures", time.monotonic() - begun))
-    held_out = [picture for picture in read_pictures(pictures) if picture.split == "valid"]
     with contextlib.ExitStack() as stack:
         port = _port(out)
         try:
@@ -76,7 +79,7 @@ def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) ->
             ) from problem
         (out / "server.json").write_text(json.dumps({"port": int(base_url.rstrip("/").rpartition(":")[2])}))
         write_url_table(pictures, base_url, out / "urls.csv")
-        yield held_out[0].caption
+        yield read_pictures(pictures)
 
 
 def _port(out: Path) -> int:
@@ -86,26 +89,28 @@ def _port(out: Path) -> int:
     return 0
 
 
-def _steps(out: Path, limit: int | None, caption: str) -> list[Step]:
+def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[Step]:
     """The commands, with paths below `out`."""
     shards, clip, emb, prior = (str(out / name) for name in ("shards", "clip", "emb", "prior"))
     split = ("--split-column", "split")
-    brief = ("--steps", "60") if limit is not None else ()
+    brief = ("--steps", "60", "--set", "train.batch_size=32") if limit is not None else ()
     brief_prior = ("--steps", "200", "--set", "train.batch_size=32") if limit is not None else ()
-    return [
+    steps = [
         Step(
             "url table → image shards",
             ("fetch", str(out / "urls.csv"), shards, "--samples-per-shard", "1000", "--allow-host", "127.0.0.1"),
         ),
         Step("train a small CLIP on them", ("train-clip", shards, clip, *split, *brief)),
-        Step("image shards → embeddings", ("encode", shards, emb, "--model", clip)),
+        Step("image shards → embeddings", ("encode", shards, emb, "--model", clip, "--workers", "2")),
         Step("check every checksum and count", ("verify", emb)),
         Step("build the search index", ("index", emb)),
-        Step("search for a held-out caption", ("search", emb, caption, "--save", str(out / "search.png"))),
+        Step("search it with words", ("search", emb, "a red heart", "--save", str(out / "search.png"))),
         Step("train a prior on the embeddings", ("train-prior", emb, prior, *split, *brief_prior)),
         Step("compare it on held-out pairs of known concepts", ("evaluate", prior, emb)),
-        Step("… and on concepts never seen", ("evaluate", prior, emb, "--split", "unseen")),
     ]
+    if sum(picture.split == "unseen" for picture in pictures) > 1:  # a small set may have none
+        steps.append(Step("… and on concepts never seen", ("evaluate", prior, emb, "--split", "unseen")))
+    return steps
 
 
 def _run(ctx: click.Context, step: Step) -> float:
@@ -114,13 +119,30 @@ def _run(ctx: click.Context, step: Step) -> float:
     sys.stdout.flush()
     begun = time.monotonic()
     more: Sequence[str] = ("--debug",) if debugging() else ()
-    code = subprocess.run([sys.executable, "-m", "embedpipe_cli", *step.command, *more], check=False).returncode
+    code = _run_and_pass_on_interrupts([sys.executable, "-m", "embedpipe_cli", *step.command, *more])
     if code == 130:
         raise KeyboardInterrupt
     if code != 0:
         click.echo(f"the demo stopped at `embedpipe {step.command[0]}` (exit code {code})", err=True)
         ctx.exit(code if code > 0 else 1)
     return time.monotonic() - begun
+
+
+def _run_and_pass_on_interrupts(command: Sequence[str]) -> int:
+    """Run a command to its end; its exit code. An interruption is handed on, so that it ends in good order."""
+    # In a session of its own it hears of a Ctrl-C from here, once; the terminal would tell it a second time.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    finally:
+        if process.poll() is None:  # interrupted again: no more waiting
+            process.kill()
+            process.wait()
 
 
 def _conclude(out: Path, took: Sequence[tuple[str, float]], total_s: float) -> None:
