@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from embedpipe.demo.pictures import Picture
 
 
-_QUERY = "an emoji of a cat"
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One command of the demo, and what it is for."""
