@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import EmbedpipeError, InputError, WorkerDied
-from ..progress import Listener, Progress, TaskReport
+from ..progress import Listener, Progress, Tally, TaskReport
 from .base import Outcome, SetAside, Task, Work
 
 ATTEMPTS = 3
@@ -54,7 +55,7 @@ class RemoteTraceback(Exception):
 def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None:
     """The life of a worker process: get ready, then task after task until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end)
 
     def listen(progress: Progress) -> None:
         if os.getppid() != parent:
@@ -77,6 +78,10 @@ def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None
         connection.send(do)
 
 
+def _end(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)  # not at once, so that a half-written file is removed on the way out
+
+
 def _attempt(call: Callable[..., _Result], *arguments: Any) -> _Result | _Failed:
     """What `call` returns, or what it raised: whatever that is, it must reach the parent."""
     try:
@@ -89,12 +94,13 @@ def _attempt(call: Callable[..., _Result], *arguments: Any) -> _Result | _Failed
 
 @dataclass(slots=True)
 class _Seat:
-    """A worker process, the pipe to it and the task it has in hand."""
+    """A worker process, the pipe to it, the task it has in hand and what it said of that."""
 
     number: int
     process: Any
     connection: Connection
     task: Task | None = None
+    tally: Tally | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +168,19 @@ class _Crew:
 
     def _answer(self, seat: _Seat, message: Any) -> None:
         if isinstance(message, Progress):
-            self._listen(message)
+            assert seat.tally is not None
+            self._listen(seat.tally.hear(message))
         elif isinstance(message, _Done):
+            assert seat.tally is not None
             self.total += message.report
-            self._finished(seat)
+            seat.task = None
+            self._listen(seat.tally.finish(message.report))
         elif isinstance(message, _Refused):
             assert seat.task is not None
+            assert seat.tally is not None
             self.set_aside.append(SetAside(seat.task, message.reason))
-            self._finished(seat)
+            seat.task = None
+            self._listen(seat.tally.give_up(tasks=1))
         elif isinstance(message, _Failed):
             if message.error is not None:
                 raise message.error from RemoteTraceback(message.trace)
@@ -180,13 +191,10 @@ class _Crew:
         else:
             self._hand_out(seat)
 
-    def _finished(self, seat: _Seat) -> None:
-        seat.task = None
-        self._listen(Progress(tasks=1))
-
     def _hand_out(self, seat: _Seat) -> None:
         if self._waiting:
             seat.task = self._waiting.popleft()
+            seat.tally = Tally(seat.number, seat.task.name)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
                 seat.connection.send(seat.task)
         else:
@@ -208,12 +216,13 @@ class _Crew:
                     f"workers die before they can start ({how})", "Check memory, or try `--workers 1` to see the cause"
                 )
         else:
+            assert seat.tally is not None
             deaths = self._deaths[seat.task.number] = self._deaths.get(seat.task.number, 0) + 1
             if deaths >= ATTEMPTS:
                 self.set_aside.append(SetAside(seat.task, f"{deaths} workers died on it, the last one {how}"))
-                self._listen(Progress(tasks=1))
             else:
                 self._waiting.appendleft(seat.task)
+            self._listen(seat.tally.give_up(tasks=int(deaths >= ATTEMPTS)))
         if self._waiting:
             self.hire(seat.number)
 
