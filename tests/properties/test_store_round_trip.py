@@ -1,0 +1,65 @@
+"""Every storage format gives back what was written to it, byte for byte the same each time."""
+
+import uuid
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from embedpipe import files
+from embedpipe.columns import EXTRA, FIXED
+from embedpipe.manifest import ShardManifest
+from embedpipe.store import FORMATS
+from embedpipe.types import EmbeddingShard, Reject, SourceShard
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+COLUMNS = {"n": "int64", "x": "double", "s": "string", "b": "bool"}
+cell = {
+    "int64": st.integers(-(2**63), 2**63 - 1),
+    "double": st.floats(allow_nan=False),
+    "float": st.floats(width=32, allow_nan=False),
+    "string": text,
+    "bool": st.booleans(),
+}
+
+
+@st.composite
+def embedding_shards(draw):
+    rows, dim = draw(st.integers(0, 6)), draw(st.integers(1, 5))
+    dtype = draw(st.sampled_from([np.float16, np.float32]))
+    array = arrays.arrays(dtype, (rows, dim), elements=st.floats(-1, 1, width=16))
+    metadata = {
+        name: draw(st.lists(st.none() | cell[kind], min_size=rows, max_size=rows))
+        for name, kind in {**FIXED, **COLUMNS, EXTRA: "string"}.items()
+    }
+    rejects = tuple(Reject(draw(text), i, "read", "image_empty", draw(text)) for i in range(draw(st.integers(0, 3))))
+    image, wanted_text = draw(array), draw(st.booleans())
+    return EmbeddingShard(draw(st.integers(0, 99999)), image, draw(array) if wanted_text else None, metadata, rejects)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(shard=embedding_shards())
+def test_what_was_written_is_read_back(name, shard):
+    root, again = (f"memory://{uuid.uuid4().hex}" for _ in range(2))
+    written = FORMATS[name].write(root, shard, "a.tar", COLUMNS, 5)
+    assert FORMATS[name].write(again, shard, "a.tar", COLUMNS, 5) == written
+    for record in written:
+        assert (record.bytes, record.sha256) == (
+            files.stat(files.join(root, record.path)).bytes,
+            files.sha256(files.join(root, record.path)),
+        )
+    if len(shard):
+        entry = ShardManifest(
+            shard.number, SourceShard("a.tar", 1, ""), "", len(shard), len(shard), 0, {}, written, shard.image.shape[1]
+        )
+        reader = FORMATS[name].reader
+        assert np.array_equal(reader.embeddings(root, entry, "image", 5), shard.image)
+        found = reader.embeddings(root, entry, "text", 5)
+        assert (found is None) == (shard.text is None)
+        assert found is None or (np.array_equal(found, shard.text) and found.dtype == shard.text.dtype)
+        assert reader.metadata(root, entry, 5).to_pydict() == shard.metadata
+    else:
+        assert not any("img_emb" in record.path or "metadata" in record.path for record in written)
+    assert any("errors" in record.path for record in written) == bool(shard.rejects)
