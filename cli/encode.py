@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import debug_option, dry_run_option, json_option, max_rejects_option
+from .options import debug_option, dry_run_option, json_option, max_rejects_option, verbose_option
+
+if TYPE_CHECKING:
+    from embedpipe.progress import RejectLimit
 
 
 @click.command()
@@ -20,14 +22,40 @@ from .options import debug_option, dry_run_option, json_option, max_rejects_opti
 @click.option("--gpus", type=click.IntRange(0), help="CUDA devices, one worker each. Default: all there are.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, with --gpus 0.")
 @click.option("--threads", type=click.IntRange(1), help="Threads per worker. Default: the cores, shared out evenly.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it (CUDA; AVX512-BF16 or AMX), else fp32.",
+)
+@click.option(
+    "--decode",
+    type=click.Choice(["exact", "fast", "pillow"]),
+    default="exact",
+    show_default=True,
+    help="exact: JPEGs within a rounding of Pillow; fast: large JPEGs decoded at a fraction; pillow: to the bit.",
+)
+@click.option(
+    "--compile", "compile_model", is_flag=True, help="torch.compile the image tower: a slow start, then faster."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples per model pass.")
 @click.option("--no-image", is_flag=True, help="Encode captions only.")
 @click.option("--no-text", is_flag=True, help="Encode images only; captions are not needed.")
 @click.option(
-    "--caption-key", default="caption", show_default=True, help="The .json field with the caption if no .txt is there."
+    "--caption-key",
+    "--caption-col",
+    default="caption",
+    show_default=True,
+    help="The .json field with the caption if no .txt is there; of a table, the column.",
 )
+@click.option("--image-col", help="The column of a table that holds image bytes. Default: image.")
+@click.option("--key-col", help="The column of a table that holds keys. Default: key, or else the row's number.")
 @click.option(
-    "--input", "input_format", default="auto", show_default=True, help="webdataset, folder, or auto to find out."
+    "--input",
+    "input_format",
+    default="auto",
+    show_default=True,
+    help="webdataset, folder (loose files), table (parquet), or auto to find out.",
 )
 @click.option(
     "--samples-per-shard",
@@ -52,7 +80,16 @@ from .options import debug_option, dry_run_option, json_option, max_rejects_opti
 )
 @click.option("--format", "storage", default="npy", show_default=True, help="Storage format.")
 @click.option("--executor", default="auto", show_default=True, help="inline, processes, or auto.")
-@max_rejects_option
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Remove the data set that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
+)
+@max_rejects_option(
+    "A run that is past hope stops between two shards, before its end: over a count, or over twice a share of at least "
+    "1,000 samples. What is committed stays."
+)
+@verbose_option("A line for each finished shard: which worker, rows, rate, and where its time went.")
 @dry_run_option
 @json_option
 @debug_option
@@ -66,25 +103,32 @@ def command(
     gpus: int | None,
     workers: int,
     threads: int | None,
+    precision: str,
+    decode: str,
+    compile_model: bool,
     batch_size: int,
     no_image: bool,
     no_text: bool,
     caption_key: str,
+    image_col: str | None,
+    key_col: str | None,
     input_format: str,
     samples_per_shard: int,
     max_pixels: int,
     embedding_dtype: str,
     storage: str,
     executor: str,
-    max_rejects: Callable[[int, int], bool] | None,
+    overwrite: bool,
+    max_rejects: RejectLimit | None,
+    verbose: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Image shards or a folder of images → an embedding data set.
+    """Image shards, tables or a folder of images → an embedding data set.
 
-    DATA is a webdataset tar, a folder of tars, a pattern such as 'data/{00000..00099}.tar', or a folder of images with
-    captions (.txt) and metadata (.json) beside them. OUT is made of one committed shard for each input shard; the same
-    command again encodes what is missing.
+    DATA is a webdataset tar, a folder of tars, a pattern such as 'data/{00000..00099}.tar', the same of parquet tables
+    with image bytes, or a folder of images with captions (.txt) and metadata (.json) beside them. OUT is made of one
+    committed shard for each input shard; the same command again encodes what is missing.
 
     \b
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
@@ -98,7 +142,14 @@ def command(
     from .main import EXIT_REJECTS
 
     config = EncodeConfig(
-        encoder=EncoderConfig(model=model, pretrained=pretrained, dtype=embedding_dtype),
+        encoder=EncoderConfig(
+            model=model,
+            pretrained=pretrained,
+            precision=precision,
+            dtype=embedding_dtype,
+            decode=decode,
+            compile=compile_model,
+        ),
         stage=StageConfig(
             images=not no_image,
             texts=not no_text,
@@ -114,12 +165,16 @@ def command(
         gpus=gpus,
         workers=workers,
         threads_per_worker=threads,
+        image_column=image_col,
+        key_column=key_col,
+        overwrite=overwrite,
+        max_rejects=max_rejects,
     )
     if dry_run:
         change, todo = plan_encode(data, out, config)
         display.print_json({"shards": len(change.shards), "to_encode": todo, "config": display.plain(config)})
         return
-    with display.progress("encode") as view:
+    with display.progress("encode", verbose=verbose) as view:
         report = encode(data, out, config, view)
     if as_json:
         display.print_json(report)
@@ -144,7 +199,9 @@ def _print(out: str, report: Any) -> None:
         click.echo(f"{out}: nothing to do, all {report.already} shards are encoded")
         return
     already = f" ({report.already} shards were there already)" if report.already else ""
-    rate = f"{(done.rows + done.rejected) / max(report.seconds, 1e-9):,.1f}/s"
+    rate = f"{report.samples_per_s:,.1f}/s"
     click.echo(f"{out}: {done.rows:,} rows in {done.tasks} shards{already}, {display.seconds(report.seconds)}, {rate}")
+    if report.time_share:
+        click.echo(f"time: {display.shares(report.time_share)}")
     if done.rejects:
         display.table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))

@@ -49,10 +49,12 @@ def encode_config(tiny_model):
     from embedpipe.encode.job import EncodeConfig
     from embedpipe.encode.stage import StageConfig
 
-    def make(model=tiny_model, dtype="float16", stage=None, **options):
+    def make(model=tiny_model, dtype="float16", decode="exact", stage=None, **options):
         settings = {"gpus": 0, "threads_per_worker": 1, **options}
         return EncodeConfig(
-            EncoderConfig(model, dtype=dtype), StageConfig(**{"batch_size": 8, **(stage or {})}), **settings
+            EncoderConfig(model, dtype=dtype, decode=decode, precision="fp32"),
+            StageConfig(**{"batch_size": 8, **(stage or {})}),
+            **settings,
         )
 
     return make

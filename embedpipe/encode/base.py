@@ -25,7 +25,7 @@ class Encoder(Protocol):
         ...
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """Captions → float32 [b, dim], L2-normalised."""
+        """Captions, as many as there are, → float32 [n, dim], L2-normalised, row i for caption i."""
         ...
 
 
@@ -35,14 +35,19 @@ class EncoderConfig:
 
     encoder: a name in ENCODERS. model: a model name, or a folder with `open_clip_config.json`. pretrained: a tag, a
     checkpoint file, `random` (weights drawn from `seed`), or empty for a folder, which brings its own. dtype: of the
-    stored embeddings, float16 or float32.
+    stored embeddings, float16 or float32. precision: one of `precision.PRECISIONS`. decode: one of
+    `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which costs a
+    minute or so at the start.
     """
 
     model: str
     pretrained: str = ""
     encoder: str = "open_clip"
-    precision: str = "fp32"
+    precision: str = "auto"
     dtype: str = "float16"
+    decode: str = "exact"
+    text_batch_size: int = 256
+    compile: bool = False
     seed: int = 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +29,7 @@ class StageConfig:
     """How one worker encodes. images/texts: which sides to encode. batch_size: samples per pass through a tower.
 
     decode_threads: threads that decode and resize ahead of the model. max_pixels: larger images are rejected unread.
+    pin_memory: put batches where a CUDA device can fetch them without stopping.
     """
 
     images: bool = True
@@ -33,6 +37,7 @@ class StageConfig:
     batch_size: int = 64
     decode_threads: int = 2
     max_pixels: int = DEFAULT_MAX_PIXELS
+    pin_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,15 @@ class _Ready:
     sha256: str | None
     width: int | None
     height: int | None
+    pixels: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows for one pass through the image tower, their pixels (uint8 [b, 3, h, w]) and the rejects met before them."""
+
+    rows: tuple[_Ready, ...]
+    rejects: tuple[Reject, ...]
     pixels: torch.Tensor | None
 
 
@@ -79,31 +93,33 @@ def encode_shard(
     Raises InputError when the shard cannot be read at all; what is wrong with single samples becomes rejects.
     """
     digest = hashlib.sha256()
-    spent = {"decode": 0.0, "model": 0.0}
+    spent = dict.fromkeys(("wait", "model"), 0.0)
     gathered = _Shard()
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
-        arrivals = _in_order(pool, _decoder(encoder, config), reader.read(source, digest), ahead=2 * config.batch_size)
-        try:
-            for batch, rejects in _timed(_batches(arrivals, config.batch_size), spent, "decode"):
-                gathered.rejects.extend(rejects)
+        arrivals = _in_order(pool, _decoder(encoder, config), reader.read(source, digest), ahead=config.batch_size)
+        batches = _prefetched(_batches(arrivals, config.batch_size, config.pin_memory), depth=1)
+        with contextlib.closing(batches):
+            for batch in _timed(batches, spent, "wait"):
+                gathered.rejects.extend(batch.rejects)
+                gathered.rows.extend(batch.rows)
                 begun = time.perf_counter()
-                _encode_images(batch, encoder, gathered)
+                if batch.pixels is not None:
+                    gathered.image.append(encoder.images(batch.pixels))
                 model_s = time.perf_counter() - begun
                 spent["model"] += model_s
-                listen(Progress(rows=len(batch), rejected=len(rejects), spent_s={"model": model_s}))
-        finally:
-            # After an exception nothing may wait for images nobody will use.
-            pool.shutdown(wait=True, cancel_futures=True)
+                listen(Progress(rows=len(batch.rows), rejected=len(batch.rejects), spent_s={"model": model_s}))
     begun = time.perf_counter()
-    text = _encode_texts([row.sample.caption for row in gathered.rows], encoder, config) if config.texts else None
-    spent["model"] += time.perf_counter() - begun
+    text = _encode_texts([row.sample.caption for row in gathered.rows], encoder) if config.texts else None
+    text_s = time.perf_counter() - begun
+    spent["model"] += text_s
+    listen(Progress(spent_s={"model": text_s, "wait": spent["wait"]}))
     rows_in = len(gathered.rows) + len(gathered.rejects)
     shard = _finish(number, source, gathered, text, encoder.card.dtype, columns)
     return EncodedShard(shard, digest.hexdigest(), rows_in, spent)
 
 
 def _decoder(encoder: Encoder, config: StageConfig) -> Callable[[Sample | Reject], _Ready | Reject]:
-    spec = encoder.card.preprocess
+    spec, how = encoder.card.preprocess, encoder.card.decode
 
     def prepare(sample: Sample | Reject) -> _Ready | Reject:
         if isinstance(sample, Reject):
@@ -111,7 +127,7 @@ def _decoder(encoder: Encoder, config: StageConfig) -> Callable[[Sample | Reject
         if sample.image is None:
             return _Ready(sample, None, None, None, None)
         sha256 = hashlib.sha256(sample.image).hexdigest()
-        decoded = decode(sample.image, spec, config.max_pixels)
+        decoded = decode(sample.image, spec, config.max_pixels, how)
         if isinstance(decoded, Undecodable):
             return Reject(sample.key, sample.index, "decode", decoded.error_class, decoded.message)
         bare = Sample(sample.key, sample.index, None, sample.caption, sample.metadata)
@@ -137,20 +153,69 @@ def _in_order(
         yield pending.popleft().result()
 
 
-def _batches(arrivals: Iterable[_Ready | Reject], size: int) -> Iterator[tuple[list[_Ready], list[Reject]]]:
+def _batches(arrivals: Iterable[_Ready | Reject], size: int, pin_memory: bool) -> Iterator[_Batch]:
     """Batches of `size` rows and the rejects met on the way; the last one may be smaller, or hold rejects only."""
-    batch: list[_Ready] = []
+    ready: list[_Ready] = []
     rejects: list[Reject] = []
     for arrival in arrivals:
         if isinstance(arrival, Reject):
             rejects.append(arrival)
             continue
-        batch.append(arrival)
-        if len(batch) == size:
-            yield batch, rejects
-            batch, rejects = [], []
-    if batch or rejects:
-        yield batch, rejects
+        ready.append(arrival)
+        if len(ready) == size:
+            yield _batch(ready, rejects, pin_memory)
+            ready, rejects = [], []
+    if ready or rejects:
+        yield _batch(ready, rejects, pin_memory)
+
+
+def _batch(ready: Sequence[_Ready], rejects: Sequence[Reject], pin_memory: bool) -> _Batch:
+    pictures = [row.pixels for row in ready if row.pixels is not None]
+    pixels = torch.stack(pictures) if pictures else None
+    if pixels is not None and pin_memory:
+        pixels = pixels.pin_memory()
+    return _Batch(tuple(replace(row, pixels=None) for row in ready), tuple(rejects), pixels)
+
+
+class _Ended:
+    """The last thing in a prefetch queue: the source is exhausted, or raised `problem`."""
+
+    def __init__(self, problem: BaseException | None) -> None:
+        self.problem = problem
+
+
+def _prefetched(items: Iterator[_Out], depth: int) -> Generator[_Out, None, None]:
+    """`items`, made ahead by a thread, at most `depth` of them waiting. Closing it ends the thread."""
+    waiting: queue.Queue[_Out | _Ended] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: _Out | _Ended) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(item, timeout=0.1)
+                return
+
+    def make() -> None:
+        problem: BaseException | None = None
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+        except BaseException as raised:  # carried to the thread that asked
+            problem = raised
+        put(_Ended(problem))
+
+    maker = threading.Thread(target=make, name="batches", daemon=True)
+    maker.start()
+    try:
+        while not isinstance(item := waiting.get(), _Ended):
+            yield item
+        if item.problem is not None:
+            raise item.problem
+    finally:
+        stopped.set()
+        maker.join()
 
 
 def _timed(items: Iterator[_Out], spent: dict[str, float], name: str) -> Iterator[_Out]:
@@ -166,22 +231,14 @@ def _timed(items: Iterator[_Out], spent: dict[str, float], name: str) -> Iterato
         yield item
 
 
-def _encode_images(batch: Sequence[_Ready], encoder: Encoder, gathered: _Shard) -> None:
-    pixels = [row.pixels for row in batch if row.pixels is not None]
-    if pixels:
-        gathered.image.append(encoder.images(torch.stack(pixels)))
-    gathered.rows.extend(_Ready(row.sample, row.sha256, row.width, row.height, None) for row in batch)
-
-
-def _encode_texts(captions: Sequence[str | None], encoder: Encoder, config: StageConfig) -> np.ndarray:
+def _encode_texts(captions: Sequence[str | None], encoder: Encoder) -> np.ndarray:
     """float32 [n, dim]; each distinct caption is encoded once."""
     distinct = list(dict.fromkeys(caption or "" for caption in captions))
     if not distinct:
         return np.zeros((0, encoder.card.dim), np.float32)
     place = {caption: i for i, caption in enumerate(distinct)}
-    size = config.batch_size
-    parts = [encoder.texts(distinct[start : start + size]) for start in range(0, len(distinct), size)]
-    return np.concatenate(parts)[[place[caption or ""] for caption in captions]]
+    made: np.ndarray = encoder.texts(distinct)[[place[caption or ""] for caption in captions]]
+    return made
 
 
 def _finish(

@@ -41,11 +41,11 @@ def query_encoder(
     config = EncoderConfig(
         model=model or card.model,
         pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
-        dtype=card.dtype,
-        precision=card.precision,
     )
     encoder = load_encoder(config, device)
-    refuse_difference(dataset.path, card.facts(), replace(encoder.card, dtype=card.dtype).facts(), "encoder")
+    # A query may be computed in another precision than the data: the model is what must be the same.
+    same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
+    refuse_difference(dataset.path, card.facts(), same_format.facts(), "encoder")
     return encoder
 
 

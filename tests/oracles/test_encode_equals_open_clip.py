@@ -54,20 +54,22 @@ PREPROCESS = {
     ("architecture", "preprocess"),
     [(name, None) for name in tiny_clip.CONFIGS] + [("vit", name) for name in PREPROCESS],
 )
-def test_every_row_is_what_open_clip_gives(architecture, preprocess, tmp_path, encode_config):
+@pytest.mark.parametrize(("decode", "most"), [("pillow", 1e-6), ("exact", 1e-4)])
+def test_every_row_is_what_open_clip_gives(architecture, preprocess, decode, most, tmp_path, encode_config):
+    """`exact` may be off by one of 255 in a JPEG: next to nothing at 224 px, more for these models of 32."""
     folder = tiny_clip.write(tmp_path / "model", tiny_clip.CONFIGS[architecture], preprocess=PREPROCESS.get(preprocess))
     place = shards.write_tar(tmp_path / "in.tar", members())
     out = str(tmp_path / "emb")
-    encode(place, out, encode_config(folder, dtype="float32", stage={"batch_size": 7}))
+    encode(place, out, encode_config(folder, dtype="float32", decode=decode, stage={"batch_size": 7}))
     dataset = EmbeddingDataset(out)
     assert len(dataset) == 30
     image, text = by_hand(folder, place)
     for found, expected in ((dataset.image.read(), image), (dataset.text.read(), text)):
         cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-        assert (1 - cosine).max() <= 1e-6
+        assert (1 - cosine).max() <= most
         assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-5
     told = dataset.column("similarity").to_numpy()
-    assert np.abs(told - (image * text).sum(1)).max() < 1e-5
+    assert np.abs(told - (image * text).sum(1)).max() < 10 * most**0.5
 
 
 def test_rows_differ_from_each_other(tmp_path, encode_config, tiny_model):

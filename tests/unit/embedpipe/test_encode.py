@@ -415,10 +415,10 @@ def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monke
     begun, encoded_rows, most = [], [], []
     real = stage_module.decode
 
-    def decode(data, spec, max_pixels):
+    def decode(data, spec, max_pixels, how):
         begun.append(1)
         most.append(len(begun) - len(encoded_rows))
-        return real(data, spec, max_pixels)
+        return real(data, spec, max_pixels, how)
 
     class Slow:
         card = tiny_encoder.card
@@ -434,7 +434,7 @@ def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monke
     reader = open_reader(shards.write_shards(tmp_path, shards=1, per_shard=80), SampleRules())
     encode_shard(0, reader.shards(())[0], reader, Slow(), StageConfig(batch_size=4), {}, silent)
     assert len(begun) == 80
-    assert max(most) <= 4 * 4
+    assert max(most) <= 5 * 4  # under way, made, waiting, in the model, and one in the hand of the thread between
 
 
 # Models.

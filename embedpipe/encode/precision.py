@@ -1,0 +1,37 @@
+"""Which number format a model computes in. What is stored does not depend on it; the model card says which it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError, did_you_mean
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
+    """fp32, bf16 or fp16 for `wanted` (one of PRECISIONS) on `device`.
+
+    auto is bf16 where the hardware multiplies it: CUDA cards that say so, CPUs with AVX512-BF16 or AMX (twice as fast
+    there; elsewhere slower than fp32, as are depthwise convolutions in bf16 on any CPU). Raises InputError.
+    """
+    if wanted not in PRECISIONS:
+        raise InputError(f"no precision {wanted!r}", did_you_mean(wanted, PRECISIONS))
+    if wanted == "fp16" and not device.startswith("cuda"):
+        raise InputError("precision fp16 needs a CUDA device", "Give --precision bf16, fp32 or auto on the CPU")
+    if wanted != "auto":
+        return wanted
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if _cpu_multiplies_bf16() and not convolutional else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
