@@ -42,7 +42,7 @@ class Reject:
 REJECT_CLASSES = {
     "caption_missing": "no caption beside the image, or an empty one",
     "caption_encoding": "the caption is not UTF-8",
-    "caption_too_large": "the .txt member is larger than 1 MiB",
+    "caption_too_large": "the caption (.txt, or a table's) is larger than 1 MiB",
     "image_missing": "no image beside the caption",
     "image_empty": "the image member holds zero bytes",
     "image_undecodable": "the bytes are no image that Pillow can read, or it is truncated",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 from .. import files
 from ..errors import InputError, did_you_mean
 from .base import Reader
 from .folder import FolderReader
-from .grouping import SampleRules
+from .grouping import IMAGE_EXTENSIONS, SampleRules
+from .table import TABLE_SUFFIXES, TableReader
 from .webdataset import TAR_SUFFIXES, WebdatasetReader
 
-READERS: dict[str, type[WebdatasetReader] | type[FolderReader]] = {
+READERS: dict[str, type[WebdatasetReader] | type[FolderReader] | type[TableReader]] = {
     "webdataset": WebdatasetReader,
     "folder": FolderReader,
+    "table": TableReader,
 }
 
 __all__ = ["READERS", "Reader", "SampleRules", "open_reader"]
 
 
 def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_shard: int = 10_000) -> Reader:
-    """The reader for `data`. `auto` takes tars where there are any (or a pattern), else a folder of loose images.
+    """The reader for `data`. `auto` looks at the names: tars, else parquet tables, else a folder of loose files.
 
     Raises InputError for an unknown kind or when `data` is not there.
     """
@@ -28,11 +32,16 @@ def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_s
         raise InputError(f"no input format {kind!r}", did_you_mean(kind, READERS))
     if kind == "folder":
         return FolderReader(data, rules, samples_per_shard)
-    return WebdatasetReader(data, rules)
+    return READERS[kind](data, rules)
 
 
 def _guess(data: str) -> str:
     if not files.is_folder(data):
+        return "table" if data.lower().endswith(TABLE_SUFFIXES) else "webdataset"
+    names = files.names(data)
+    if any(name.lower().endswith(TAR_SUFFIXES) for name in names) or "embedpipe.json" in names:
         return "webdataset"
-    named_tar = any(name.lower().endswith(TAR_SUFFIXES) for name in files.names(data))
-    return "webdataset" if named_tar or files.exists(files.join(data, "embedpipe.json")) else "folder"
+    # A table beside loose images, or beside a folder of its name (as img2dataset leaves them), describes those.
+    loose = any(name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)) for name in names)
+    tables = any(name.lower().endswith(TABLE_SUFFIXES) and PurePosixPath(name).stem not in names for name in names)
+    return "table" if tables and not loose else "folder"

@@ -39,11 +39,17 @@ class Members(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SampleRules:
-    """What makes a sample. caption_key: the .json field that holds the caption where there is no .txt."""
+    """What makes a sample.
+
+    caption_key: the .json field that holds the caption where there is no .txt, or the column of a table. image_column
+    and key_column: of a table; None stands for `image`, and for `key` where there is one, else the row's number.
+    """
 
     caption_key: str = "caption"
     need_image: bool = True
     need_caption: bool = True
+    image_column: str | None = None
+    key_column: str | None = None
 
 
 def split_at_first_dot(path: str) -> tuple[str, str] | None:

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol, cast
 
-import braceexpand
-
 from .. import files, manifest
-from ..errors import EmptyInput, InputError
 from ..types import Reject, Sample, SourceShard
+from . import places
 from .base import Digest
 from .grouping import SampleRules, Split, readable, samples, split_at_first_dot, wanted
 
@@ -29,40 +27,21 @@ class WebdatasetReader:
     data: str
     rules: SampleRules
 
-    @property
-    def root(self) -> str:
-        """The folder that shard names are relative to."""
-        return _fixed_folder(self.data)
-
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The tars `data` names, sorted by name; in a folder written by `fetch`, the committed ones."""
-        found = []
-        for location in self._locations():
-            stat = files.stat(location)
-            found.append(SourceShard(_name(location, self.root), stat.bytes, stat.modified))
-        if not found:
-            raise EmptyInput(
-                f"{self.data}: no .tar files", "Give a tar, a folder of tars or a pattern that matches some"
-            )
-        return found
+        return places.as_shards(self.data, self._locations(), ".tar")
 
     def _locations(self) -> list[str]:
-        if _is_pattern(self.data):
-            patterns = list(braceexpand.braceexpand(self.data))
-            return sorted({place for p in patterns for place in (files.glob(p) if files.has_wildcard(p) else [p])})
-        if not files.is_folder(self.data):
-            if not files.exists(self.data):
-                raise InputError(f"{self.data}: no such file or folder", "Check the path")
-            return [self.data]
-        run = manifest.read_run(self.data)
-        if run is not None and run.format == manifest.IMAGE_SHARDS:
-            numbers = manifest.committed_numbers(self.data)
-            return [files.join(self.data, f"{manifest.shard_name(n, run.shard_digits)}.tar") for n in numbers]
-        return [files.join(self.data, n) for n in files.names(self.data) if n.lower().endswith(TAR_SUFFIXES)]
+        if not places.is_pattern(self.data) and files.is_folder(self.data):
+            run = manifest.read_run(self.data)
+            if run is not None and run.format == manifest.IMAGE_SHARDS:
+                numbers = manifest.committed_numbers(self.data)
+                return [files.join(self.data, f"{manifest.shard_name(n, run.shard_digits)}.tar") for n in numbers]
+        return places.locations(self.data, TAR_SUFFIXES)
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one tar. A tear ends it with a `shard_truncated` reject; what came before is kept."""
-        with files.reading(files.join(self.root, shard.name)) as raw:
+        with files.reading(files.join(places.root(self.data), shard.name)) as raw:
             yield from samples(_TarMembers(raw, digest), self.rules)
 
 
@@ -165,21 +144,3 @@ class _PlainStream:
         """Read to the end."""
         while self.read(1 << 20):
             pass
-
-
-def _is_pattern(data: str) -> bool:
-    # A folder may well be called `photos [2020]`.
-    return files.has_wildcard(data) and not files.exists(data)
-
-
-def _name(location: str, root: str) -> str:
-    return location if root == "." and not location.startswith("./") else location.removeprefix(root).lstrip("/")
-
-
-def _fixed_folder(data: str) -> str:
-    if _is_pattern(data):
-        return files.fixed_folder(data)
-    if files.is_folder(data) or not files.exists(data):
-        return data.rstrip("/") or "/"
-    folder, slash, _ = data.rpartition("/")
-    return folder or slash or "."

@@ -1,0 +1,57 @@
+"""Where files that are shards lie: one file, a folder of them, a glob or a brace pattern, on any fsspec path."""
+
+from __future__ import annotations
+
+import braceexpand
+
+from .. import files
+from ..errors import EmptyInput, InputError
+from ..types import SourceShard
+
+
+def is_pattern(data: str) -> bool:
+    """Whether `data` names files by wildcards. A folder may well be called `photos [2020]`."""
+    return files.has_wildcard(data) and not files.exists(data)
+
+
+def root(data: str) -> str:
+    """The folder that shard names are relative to: the part of `data` that holds no wildcard."""
+    if is_pattern(data):
+        return files.fixed_folder(data)
+    if files.is_folder(data) or not files.exists(data):
+        return data.rstrip("/") or "/"
+    folder, slash, _ = data.rpartition("/")
+    return folder or slash or "."
+
+
+def locations(data: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files `data` names, sorted; of a folder those that end in one of `suffixes`.
+
+    Raises InputError when `data` is neither a pattern nor there.
+    """
+    if is_pattern(data):
+        patterns = list(braceexpand.braceexpand(data))
+        return sorted({place for p in patterns for place in (files.glob(p) if files.has_wildcard(p) else [p])})
+    if files.is_folder(data):
+        return [files.join(data, name) for name in files.names(data) if name.lower().endswith(suffixes)]
+    if not files.exists(data):
+        raise InputError(f"{data}: no such file or folder", "Check the path")
+    return [data]
+
+
+def as_shards(data: str, found: list[str], suffix: str) -> list[SourceShard]:
+    """Each file as an input shard, named by its path below `root(data)`. Raises EmptyInput when there is none."""
+    if not found:
+        raise EmptyInput(
+            f"{data}: no {suffix} files", f"Give a {suffix} file, a folder of them or a pattern that matches some"
+        )
+    below = root(data)
+    stats = [files.stat(location) for location in found]
+    return [
+        SourceShard(_name(location, below), stat.bytes, stat.modified)
+        for location, stat in zip(found, stats, strict=True)
+    ]
+
+
+def _name(location: str, root: str) -> str:
+    return location if root == "." and not location.startswith("./") else location.removeprefix(root).lstrip("/")

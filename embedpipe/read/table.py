@@ -1,0 +1,269 @@
+"""Samples from parquet tables that hold image bytes and captions: one, a folder or a glob, on any fsspec path."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import decimal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import types as kinds
+
+from .. import files
+from ..errors import InputError
+from ..types import Reject, Sample, SourceShard
+from . import places
+from .base import Digest
+from .grouping import MAX_CAPTION_BYTES, SampleRules, printable
+
+TABLE_SUFFIXES = (".parquet",)
+_IMAGE_COLUMN = "image"
+_KEY_COLUMN = "key"
+_KEY_DIGITS = 9
+_ROWS_AT_ONCE = 32
+_HASH_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class TableReader:
+    """Reads `data`, a location or pattern of parquet files, each of which is one shard.
+
+    A column of images holds bytes, or structs with a field `bytes` (as Hugging Face's datasets have them). Columns that
+    are neither image, caption nor key become metadata, but for those of bytes.
+    """
+
+    data: str
+    rules: SampleRules
+
+    def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
+        """The tables `data` names, sorted by name."""
+        return places.as_shards(self.data, places.locations(self.data, TABLE_SUFFIXES), ".parquet")
+
+    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+        """The rows of one table, a few at a time: memory holds a row group, never the table.
+
+        Raises InputError when the table is damaged or lacks a column it must have.
+        """
+        location = files.join(places.root(self.data), shard.name)
+        with files.reading(location) as stream:
+            with _damage_told(location):
+                # Reading ahead would hold all row groups that are already asked for.
+                table = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
+            columns = _choose(location, table.schema_arrow, self.rules)
+            seen: set[str] = set()
+            first = 0
+            for batch in _batches(location, table, columns):
+                for row in _rows(batch, columns, first):
+                    yield _finish(row, self.rules, seen)
+                first += batch.num_rows
+            # Parquet is read out of order, its end first; its bytes are hashed in order, afterwards.
+            stream.seek(0)
+            while chunk := stream.read(_HASH_CHUNK):
+                digest.update(chunk)
+
+
+@contextlib.contextmanager
+def _damage_told(location: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as problem:
+        raise InputError(
+            f"{location}: cannot be read as parquet: {problem}", "Repair the file or take it away"
+        ) from problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Which column is what; None for what is not there or not asked for. `passed` become metadata."""
+
+    image: str | None
+    caption: str | None
+    key: str | None
+    passed: tuple[str, ...]
+
+    def wanted(self) -> list[str]:
+        """All columns to read."""
+        return [name for name in (self.image, self.caption, self.key, *self.passed) if name is not None]
+
+
+def _choose(location: str, schema: pa.Schema, rules: SampleRules) -> _Columns:
+    """Find the columns a sample is made of. Raises InputError for one that is missing or of a type of no use."""
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise InputError(f"{location}: more than one column {twice[0]!r}", "Columns need names of their own")
+    image = rules.image_column or _IMAGE_COLUMN
+    key = rules.key_column or (_KEY_COLUMN if _KEY_COLUMN in schema.names else None)
+    if rules.need_image:
+        _require(
+            location, schema, image, "image bytes", _holds_bytes, "--image-col", "--no-image encodes captions only"
+        )
+    if rules.need_caption:
+        _require(
+            location, schema, rules.caption_key, "text", _holds_text, "--caption-col", "--no-text encodes images only"
+        )
+    if key is not None:
+        _require(location, schema, key, "text or whole numbers", _holds_keys, "--key-col", "")
+    caption = rules.caption_key if rules.need_caption else None
+    taken = {image, caption, key}
+    passed = (field.name for field in schema if field.name not in taken and not _holds_bytes(field.type))
+    return _Columns(image if rules.need_image else None, caption, key, tuple(passed))
+
+
+def _require(
+    location: str,
+    schema: pa.Schema,
+    name: str,
+    what: str,
+    fits: Callable[[pa.DataType], bool],
+    option: str,
+    otherwise: str,
+) -> None:
+    remedy = f"Name it by {option}" + (f"; {otherwise}" if otherwise else "")
+    if name not in schema.names:
+        there = ", ".join(schema.names[:12]) + (" …" if len(schema.names) > 12 else "")
+        raise InputError(f"{location}: no column {name!r} with {what}; it has {there}", remedy)
+    if not fits(schema.field(name).type):
+        raise InputError(f"{location}: column {name!r} holds {schema.field(name).type}, not {what}", remedy)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(
+        kinds.is_binary(kind)
+        or kinds.is_large_binary(kind)
+        or kinds.is_fixed_size_binary(kind)
+        or kinds.is_binary_view(kind)
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if kinds.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _is_binary(kind.field(place).type)
+    return _is_binary(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if kinds.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return bool(
+        kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind) or kinds.is_null(kind)
+    )
+
+
+def _holds_keys(kind: pa.DataType) -> bool:
+    return _holds_text(kind) or bool(kinds.is_integer(kind))
+
+
+def _batches(location: str, table: pq.ParquetFile, columns: _Columns) -> Iterator[pa.RecordBatch]:
+    with _damage_told(location):
+        batches = table.iter_batches(_ROWS_AT_ONCE, columns=columns.wanted(), use_threads=False)
+    while True:
+        with _damage_told(location):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row as read."""
+
+    index: int
+    key: str
+    image: bytes | None
+    caption: bytes | None
+    metadata: dict[str, Any]
+
+
+def _rows(batch: pa.RecordBatch, columns: _Columns, first: int) -> Iterator[_Row]:
+    n = batch.num_rows
+    images = _images(batch.column(columns.image)) if columns.image else [None] * n
+    captions = _text_bytes(batch.column(columns.caption)) if columns.caption else [None] * n
+    keys = _keys(batch.column(columns.key)) if columns.key else [None] * n
+    passed = {name: _plain_values(batch.column(name)) for name in columns.passed}
+    for i, key in enumerate(keys):
+        metadata = {name: values[i] for name, values in passed.items()}
+        number = f"{first + i:0{_KEY_DIGITS}d}"
+        yield _Row(first + i, number if key is None else key, images[i], captions[i], metadata)
+
+
+def _images(column: pa.Array) -> list[bytes | None]:
+    if kinds.is_struct(column.type):
+        column = column.flatten()[column.type.get_field_index("bytes")]  # nulls of the struct are nulls of its fields
+    found: list[bytes | None] = column.to_pylist()
+    return found
+
+
+def _text_bytes(column: pa.Array) -> list[bytes | None]:
+    # Not as str: a column of text may hold bytes that are not UTF-8, which is one sample's fault, not the table's.
+    if kinds.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    return found
+
+
+def _keys(column: pa.Array) -> list[str | None]:
+    if kinds.is_integer(column.type):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    return [None if raw is None else _text(raw) for raw in _text_bytes(column)]
+
+
+def _text(raw: bytes) -> str:
+    return printable(raw.decode("utf-8", "surrogateescape"))
+
+
+def _plain_values(column: pa.Array) -> list[Any]:
+    """Values that JSON knows: what metadata may hold."""
+    if _holds_text(column.type):
+        return [None if raw is None else _text(raw) for raw in _text_bytes(column)]
+    if kinds.is_timestamp(column.type) or kinds.is_duration(column.type):
+        # Python's datetimes end at microseconds; and a zone's local time is ambiguous twice a year.
+        utc = pa.timestamp(column.type.unit, "UTC") if getattr(column.type, "tz", None) else column.type
+        return list(column.cast(utc).cast(pa.string()).to_pylist())
+    return [_plain(value) for value in column.to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return f"{value:f}" if isinstance(value, decimal.Decimal) and value.is_finite() else str(value)
+
+
+def _finish(row: _Row, rules: SampleRules, seen: set[str]) -> Sample | Reject:
+    def reject(error_class: str, message: str) -> Reject:
+        return Reject(row.key, row.index, "read", error_class, message)
+
+    if row.key in seen:
+        return reject("duplicate_key", "a sample with this key came earlier")
+    seen.add(row.key)
+    caption: str | None = None
+    if rules.need_caption:
+        if row.caption is None:
+            return reject("caption_missing", "no caption")
+        if len(row.caption) > MAX_CAPTION_BYTES:
+            return reject("caption_too_large", f"the caption is larger than {MAX_CAPTION_BYTES} bytes")
+        try:
+            caption = row.caption.decode("utf-8-sig")
+        except UnicodeDecodeError as problem:
+            return reject("caption_encoding", f"the caption is not UTF-8: {problem.reason} at {problem.start}")
+        if not caption.strip():
+            return reject("caption_missing", "the caption is empty")
+    if rules.need_image and row.image is None:
+        return reject("image_missing", "the row holds no image bytes")
+    if rules.need_image and not row.image:
+        return reject("image_empty", "the row's image holds zero bytes")
+    return Sample(row.key, row.index, row.image, caption, row.metadata)
