@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from embedpipe.progress import Progress
+from embedpipe.progress import Finished, Progress, add_seconds
 
 _PLAIN_EVERY_S = 5.0
 
@@ -57,9 +57,11 @@ def _cell(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def progress(what: str, unit: str = "samples", task_unit: str = "shards") -> Iterator[ProgressView]:
-    """Show the progress of a job on stderr while the block runs."""
-    view = (_TerminalView if sys.stderr.isatty() else _PlainView)(what, unit, task_unit)
+def progress(
+    what: str, unit: str = "samples", task_unit: str = "shards", verbose: bool = False
+) -> Iterator[ProgressView]:
+    """Show the progress of a job on stderr while the block runs; `verbose` adds a line for each finished task."""
+    view = (_TerminalView if sys.stderr.isatty() else _PlainView)(what, unit, task_unit, verbose)
     try:
         yield view
     finally:
@@ -69,11 +71,13 @@ def progress(what: str, unit: str = "samples", task_unit: str = "shards") -> Ite
 class ProgressView:
     """Adds up what a job reports; it is the `Listener` that jobs take."""
 
-    def __init__(self, what: str, unit: str, task_unit: str) -> None:
+    def __init__(self, what: str, unit: str, task_unit: str, verbose: bool = False) -> None:
         self.what = what
         self.unit = unit
         self.task_unit = task_unit
+        self.verbose = verbose
         self.note = ""
+        self.spent_s: dict[str, float] = {}
         self.tasks: int | None = None
         self.rows = self.rejected = self.done = 0
         self._begun = time.monotonic()
@@ -84,7 +88,14 @@ class ProgressView:
         self.rows += step.rows
         self.rejected += step.rejected
         self.done += step.tasks
+        self.spent_s = add_seconds(self.spent_s, step.spent_s)
+        if self.verbose and step.finished is not None:
+            self.line(finished_line(step.finished, self.unit))
         self.show()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        click.echo(text, err=True)
 
     def at_step(self, step: int, steps: int, samples: int, loss: float) -> None:
         """Take one training step, number `step` of `steps` (a resumed run begins in the middle)."""
@@ -101,7 +112,9 @@ class ProgressView:
         """Where the job is, in one line."""
         tasks = f"{self.done:,}/{self.tasks:,} {self.task_unit}, " if self.tasks is not None else ""
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
-        return f"{tasks}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s{self.note}"
+        spent = sum(self.spent_s.values())
+        where = f", {shares({name: s / spent for name, s in self.spent_s.items()})}" if spent > 0 else ""
+        return f"{tasks}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s{where}{self.note}"
 
     def show(self) -> None:
         """Bring the display up to date."""
@@ -111,8 +124,8 @@ class ProgressView:
 
 
 class _PlainView(ProgressView):
-    def __init__(self, what: str, unit: str, task_unit: str) -> None:
-        super().__init__(what, unit, task_unit)
+    def __init__(self, what: str, unit: str, task_unit: str, verbose: bool = False) -> None:
+        super().__init__(what, unit, task_unit, verbose)
         self._shown = time.monotonic()
 
     def show(self) -> None:
@@ -122,8 +135,8 @@ class _PlainView(ProgressView):
 
 
 class _TerminalView(ProgressView):
-    def __init__(self, what: str, unit: str, task_unit: str) -> None:
-        super().__init__(what, unit, task_unit)
+    def __init__(self, what: str, unit: str, task_unit: str, verbose: bool = False) -> None:
+        super().__init__(what, unit, task_unit, verbose)
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -144,8 +157,41 @@ class _TerminalView(ProgressView):
     def show(self) -> None:
         self._bars.update(self._bar, total=self.tasks, completed=self.done, text=self.text())
 
+    def line(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def close(self) -> None:
         self._bars.stop()
+
+
+def shares(parts: dict[str, float]) -> str:
+    """`decode 61%, model 30%`: parts of a whole, the large ones first; what rounds to nothing is left out."""
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in ordered if share >= 0.005)
+
+
+def finished_line(done: Finished, unit: str) -> str:
+    """What a worker did of one task, and where its time went, as shares of the time by the clock."""
+    report = done.report
+    seconds_taken = max(done.seconds, 1e-9)
+    rejected = f", {report.rejected:,} rejected" if report.rejected else ""
+    where = shares({name: spent / seconds_taken for name, spent in report.spent_s.items()})
+    rate = (report.rows + report.rejected) / seconds_taken
+    counts = f"{report.rows:,} {unit}{rejected}, {seconds(done.seconds)}, {rate:,.1f}/s"
+    return f"worker {done.worker}: {done.task}: {counts}{', ' * bool(where)}{where}"
+
+
+def histogram(lower: float, upper: float, counts: Sequence[int], width: int = 40) -> list[str]:
+    """Equal bins from `lower` to `upper` as lines of bars, the fullest one `width` characters long."""
+    if lower == upper:
+        counts = [sum(counts)]
+    step = (upper - lower) / len(counts)
+    most = max(counts)
+    lines = []
+    for i, count in enumerate(counts):
+        bar = "█" * round(width * count / most) or "▏" * bool(count)
+        lines.append(f"{lower + i * step:7.3f} to {lower + (i + 1) * step:6.3f}  {bar:<{width}} {count:,}")
+    return lines
 
 
 def seconds(value: float) -> str:

@@ -40,7 +40,7 @@ from .options import debug_option, debugging, dry_run_option, json_option, max_r
 @click.option(
     "--allow-host", "allow_hosts", multiple=True, metavar="HOST", help="Fetch from this private host. Repeatable."
 )
-@max_rejects_option
+@max_rejects_option()
 @dry_run_option
 @json_option
 @debug_option

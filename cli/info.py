@@ -31,7 +31,7 @@ def command(path: str, as_json: bool) -> None:
         return
     rows: list[tuple[str, str]] = [
         ("what", KINDS.get(found.format, found.format)),
-        ("shards", f"{found.shards:,} of {found.planned:,}"),
+        ("shards", f"{found.shards:,} of {found.planned:,}" + ", unfinished" * (found.shards < found.planned)),
         ("rows", f"{found.rows:,}"),
         ("rejected", f"{found.rejected:,}"),
         ("size", f"{found.bytes / 1e6:,.1f} MB"),
@@ -51,6 +51,12 @@ def command(path: str, as_json: bool) -> None:
     if found.columns:
         rows.append(("columns", ", ".join(found.columns)))
     display.table([path, ""], rows)
+    if found.similarity is not None:
+        spread = found.similarity
+        click.echo("similarity of image and text, and how many rows have it:")
+        for line in display.histogram(spread.least, spread.most, spread.bins):
+            click.echo(line)
+        click.echo()
     if found.rejects:
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
         display.table(

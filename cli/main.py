@@ -106,7 +106,13 @@ def _run() -> int:
         if debugging():
             raise
         click.echo(_one_line(problem), err=True)
-        return EXIT_ERROR
+        return _exit_code(problem)
+
+
+def _exit_code(problem: Exception) -> int:
+    from embedpipe.errors import TooManyRejects
+
+    return EXIT_REJECTS if isinstance(problem, TooManyRejects) else EXIT_ERROR
 
 
 def _one_line(problem: Exception) -> str:

@@ -41,34 +41,37 @@ def dry_run_option(command: _Command) -> _Command:
 
 
 class Share(click.ParamType):
-    """A limit: a count such as 500, or a share such as 5%. The value is a function of (rejected, all) → too many."""
+    """A limit: a count such as 500, or a share such as 5%. The value is a `RejectLimit`."""
 
     name = "count|percent"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse `500` or `5%`."""
-        if callable(value):
+        from embedpipe.progress import RejectLimit
+
+        if isinstance(value, RejectLimit):
             return value
         text = str(value).strip()
         try:
             number = float(text.removesuffix("%"))
         except ValueError:
             self.fail(f"{value!r} is neither a count (500) nor a share (5%)", param, ctx)
-        if number < 0:
-            self.fail(f"{value!r} is negative", param, ctx)
-        if text.endswith("%"):
-            return lambda rejected, total: rejected > total * number / 100
-        return lambda rejected, total: rejected > number
+        if not 0 <= number < float("inf"):
+            self.fail(f"{value!r} is negative or endless", param, ctx)
+        return RejectLimit(number, percent=text.endswith("%"))
 
 
-def max_rejects_option(command: _Command) -> _Command:
-    """--max-rejects → `max_rejects`, a function (rejected, all) → too many, or None."""
+def max_rejects_option(early: str = "") -> Callable[[_Command], _Command]:
+    """--max-rejects → `max_rejects`, a `RejectLimit` or None. early: when a run ends before its end for it."""
+    said = "Exit with 3 when more than this many (500) or this share (5%) did not pass."
     return click.option(
-        "--max-rejects",
-        type=Share(),
-        metavar="N|P%",
-        help="Exit with 3 when more than this many (500) or this share (5%) did not pass. Default: no limit.",
-    )(command)
+        "--max-rejects", type=Share(), metavar="N|P%", help=" ".join(filter(None, (said, early, "Default: no limit.")))
+    )
+
+
+def verbose_option(what: str) -> Callable[[_Command], _Command]:
+    """-v / --verbose → `verbose`. what: what it shows."""
+    return click.option("-v", "--verbose", is_flag=True, help=what)
 
 
 def config_options(command: _Command) -> _Command:

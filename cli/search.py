@@ -77,7 +77,9 @@ def _save_sheet(dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, save
     from embedpipe.read.lookup import find_images
 
     place = data or dataset.run.source
-    reader = open_reader(place, SampleRules(need_caption=False), str(dataset.run.options.get("input", "auto")))
+    made = dataset.run.options
+    rules = SampleRules(need_caption=False, image_column=made.get("image_column"), key_column=made.get("key_column"))
+    reader = open_reader(place, rules, str(made.get("input", "auto")))
     pictures = find_images(reader, dataset.run.plan, [(hit.src_shard, hit.key) for hit in hits])
     if len(pictures) < len(hits):
         click.echo(f"warning: {len(hits) - len(pictures)} pictures are not in {place}; see --images", err=True)

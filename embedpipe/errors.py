@@ -9,6 +9,7 @@ EmbedpipeError
 ├── OutputBusy            another process is writing to the same output
 ├── OutputUnwritable      no permission, read-only
 │   └── DiskFull
+├── TooManyRejects        --max-rejects is exceeded so far that the run was stopped before its end
 ├── WorkerDied            a worker process ended without an answer
 └── MissingExtra          an optional dependency is not installed
 
@@ -65,6 +66,10 @@ class OutputUnwritable(EmbedpipeError):
 
 class DiskFull(OutputUnwritable):
     """No space left where the output goes."""
+
+
+class TooManyRejects(EmbedpipeError):
+    """More samples are rejected than the limit allows; the run was stopped before its end."""
 
 
 class WorkerDied(EmbedpipeError):

@@ -13,16 +13,24 @@ from .load import EmbeddingDataset
 from .manifest import EMBEDDINGS
 from .progress import add_counts
 
+_BINS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How some numbers are spread: count, mean and the 5th, 50th and 95th percentile."""
+    """How some numbers are spread: count, mean, the 5th, 50th and 95th percentile, and counts in ten equal bins.
+
+    The bins reach from `least` to `most`, the smallest and the largest number.
+    """
 
     n: int
     mean: float
     p05: float
     p50: float
     p95: float
+    least: float
+    most: float
+    bins: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +90,7 @@ def _similarity(dataset: EmbeddingDataset) -> Spread | None:
     if not len(values):
         return None
     p05, p50, p95 = (float(p) for p in np.percentile(values, [5, 50, 95]))
-    return Spread(len(values), float(values.mean(dtype=np.float64)), p05, p50, p95)
+    least, most = float(values.min()), float(values.max())
+    counts, _ = np.histogram(values.astype(np.float64), _BINS, (least, most))
+    bins = tuple(int(count) for count in counts)
+    return Spread(len(values), float(values.mean(dtype=np.float64)), p05, p50, p95, least, most, bins)

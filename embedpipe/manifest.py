@@ -148,6 +148,11 @@ def write_run(root: str, run: RunCard) -> None:
     files.write_bytes(files.join(root, _RUN_FILE), _dump(run))
 
 
+def retract_run(root: str) -> None:
+    """Remove `embedpipe.json`: the folder is no output any more. Its shards must be retracted before."""
+    files.remove(files.join(root, _RUN_FILE))
+
+
 def shard_name(number: int, digits: int) -> str:
     """The zero-padded number that all files of a shard carry."""
     return f"{number:0{digits}d}"
@@ -188,14 +193,17 @@ def read_manifests(root: str, digits: int) -> Iterator[ShardManifest]:
         yield read_manifest(root, number, digits)
 
 
-def refuse_difference(root: str, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+def refuse_difference(
+    root: str,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    what: str,
+    remedy: str = "Give the same as before, or another output folder",
+) -> None:
     """Raise RunMismatch naming each entry in which two (nested) dicts differ; return when they are equal."""
     differences = list(_differences(old, new))
     if differences:
-        raise RunMismatch(
-            f"{root}: was made with another {what}: {'; '.join(differences)}",
-            "Give the same as before, or another output folder",
-        )
+        raise RunMismatch(f"{root}: was made with another {what}: {'; '.join(differences)}", remedy)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+SAMPLES_TO_JUDGE_BY = 1000
 
 
 def add_counts(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
@@ -14,20 +17,6 @@ def add_counts(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
 def add_seconds(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:
     """Seconds by name, added."""
     return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in sorted(left.keys() | right.keys())}
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A step forward: rows done and rejected, tasks finished, and where the time went (s), all since the last one.
-
-    planned: how many tasks there are in all, said once when it is known.
-    """
-
-    rows: int = 0
-    rejected: int = 0
-    tasks: int = 0
-    planned: int | None = None
-    spent_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +39,90 @@ class TaskReport:
             bytes=self.bytes + other.bytes,
             spent_s=add_seconds(self.spent_s, other.spent_s),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished task: which worker did it, what came of it, and how long it took by the clock (s)."""
+
+    worker: int
+    task: str
+    report: TaskReport
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A step forward: rows done and rejected, tasks finished, and where the time went (s), all since the last one.
+
+    planned: how many tasks there are in all, said once when it is known. finished: the task that this step ends.
+    """
+
+    rows: int = 0
+    rejected: int = 0
+    tasks: int = 0
+    planned: int | None = None
+    spent_s: dict[str, float] = field(default_factory=dict)
+    finished: Finished | None = None
+
+
+class Tally:
+    """What a worker has said so far of the task in hand, so that its steps add up to what it did, whatever happens."""
+
+    def __init__(self, worker: int, task: str) -> None:
+        self._worker = worker
+        self._task = task
+        self._begun = time.perf_counter()
+        self._said = Progress()
+
+    def hear(self, step: Progress) -> Progress:
+        """Note a step; returns it."""
+        self._said = Progress(
+            rows=self._said.rows + step.rows,
+            rejected=self._said.rejected + step.rejected,
+            spent_s=add_seconds(self._said.spent_s, step.spent_s),
+        )
+        return step
+
+    def finish(self, report: TaskReport) -> Progress:
+        """The step that ends the task and says what had not been said."""
+        finished = Finished(self._worker, self._task, report, time.perf_counter() - self._begun)
+        return self._rest(report, tasks=1, finished=finished)
+
+    def give_up(self, tasks: int = 0) -> Progress:
+        """The step that takes back what was said of a task which came to nothing; `tasks` is 1 if for good."""
+        return self._rest(TaskReport(), tasks, None)
+
+    def _rest(self, report: TaskReport, tasks: int, finished: Finished | None) -> Progress:
+        unsaid = add_seconds(report.spent_s, {name: -seconds for name, seconds in self._said.spent_s.items()})
+        return Progress(
+            rows=report.rows - self._said.rows,
+            rejected=report.rejected - self._said.rejected,
+            tasks=tasks,
+            spent_s=unsaid,
+            finished=finished,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RejectLimit:
+    """How many samples may be rejected: `most` of them, or `most` percent of all. Calling it says if it is exceeded."""
+
+    most: float
+    percent: bool = False
+
+    def __call__(self, rejected: int, total: int) -> bool:
+        """Whether that many rejects of that many samples are too many."""
+        return rejected > (total * self.most / 100 if self.percent else self.most)
+
+    def hopeless(self, rejected: int, total: int) -> bool:
+        """Whether to stop before the end: a count is exceeded, or a share is by more than twice in 1,000 samples."""
+        if not self.percent:
+            return self(rejected, total)
+        return total >= SAMPLES_TO_JUDGE_BY and rejected > 2 * total * self.most / 100
+
+    def __str__(self) -> str:
+        return f"{self.most:g}{'%' * self.percent}"
 
 
 Listener = Callable[[Progress], None]

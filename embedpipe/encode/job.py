@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -16,20 +16,24 @@ from typing import Any
 from .. import files, manifest
 from ..card import EncoderCard
 from ..columns import guess
-from ..errors import EmptyInput, InputError, RunMismatch
-from ..execute import SetAside, Task, Worker, open_executor
+from ..errors import DiskFull, EmptyInput, InputError, RunMismatch
+from ..execute import Outcome, SetAside, Task, Worker, open_executor
 from ..lock import exclusive
-from ..manifest import EMBEDDINGS, RunCard, ShardManifest, shard_name
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..plan import PlanChange, grow
-from ..progress import Listener, Progress, TaskReport, silent
+from ..progress import Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader
 from ..store import layout, open_format
 from ..types import Sample, SourceShard
 from . import load_encoder
 from .base import Encoder, EncoderConfig
+from .discard import discard, sweep_leftovers
+from .space import with_need
 from .stage import StageConfig, encode_shard
+from .watch import Watch
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
+_OTHER_RUN = "Give the same as before, another output folder, or --overwrite to begin again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,10 @@ class EncodeConfig:
 
     gpus: how many CUDA devices to use, one worker each; None takes all there are. workers: worker processes on the CPU
     where gpus is 0. threads_per_worker: None shares the cores out evenly. input: a name in READERS or auto.
-    caption_key: the .json field that holds the caption where there is no .txt. samples_per_shard: how a folder of loose
-    images is cut. format: a name in FORMATS.
+    caption_key: the .json field that holds the caption where there is no .txt, or the column of a table. image_column
+    and key_column: of a table, see `SampleRules`. samples_per_shard: how a folder of loose images is cut. format: a
+    name in FORMATS. overwrite: remove what an earlier run wrote to the output, and begin again. max_rejects: stop early
+    when there is no hope to stay below it.
     """
 
     encoder: EncoderConfig
@@ -52,6 +58,10 @@ class EncodeConfig:
     gpus: int | None = None
     workers: int = 1
     threads_per_worker: int | None = None
+    image_column: str | None = None
+    key_column: str | None = None
+    overwrite: bool = False
+    max_rejects: RejectLimit | None = None
 
     def shaping(self) -> dict[str, Any]:
         """The options that decide what the output holds; a run can only be continued under the same."""
@@ -62,87 +72,128 @@ class EncodeConfig:
             "texts": self.stage.texts,
             "max_pixels": self.stage.max_pixels,
             "format": self.format,
+            "image_column": self.image_column,
+            "key_column": self.key_column,
         }
+
+    def reader(self, data: str) -> Reader:
+        """The reader of the input `data`."""
+        rules = SampleRules(self.caption_key, self.stage.images, self.stage.texts, self.image_column, self.key_column)
+        return open_reader(data, rules, self.input, self.samples_per_shard)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
     """What a run of `encode` did.
 
-    planned: shards in the plan. already: of these, committed before. rows, rejected: in the whole output, also from
-    earlier runs. report: what this run added. vanished: input shards that are no longer there (embeddings made of them
-    are kept). redone: committed shards whose files were missing or cut and which were encoded again. set_aside: shards
-    that could not be encoded, and why.
+    planned: shards in the plan. already: of these, committed before. rows, rejected, rejects (by class): in the whole
+    output, also from earlier runs. report: what this run added, at samples_per_s (rejects counted) by the clock;
+    time_share: where its workers spent their time, adding up to 1. vanished: input shards that are no longer there
+    (embeddings made of them are kept). redone: committed shards whose files were missing or cut and which were encoded
+    again. set_aside: shards that could not be encoded, and why.
     """
 
     planned: int
     already: int
     rows: int
     rejected: int
+    rejects: dict[str, int]
     redone: tuple[str, ...]
     report: TaskReport
     vanished: tuple[str, ...]
     set_aside: tuple[SetAside, ...]
     seconds: float
+    samples_per_s: float
+    time_share: dict[str, float]
 
 
 def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent) -> EncodeReport:
     """Encode the image shards or folder `data` into the embedding data set `out`; run again, it goes on.
 
     Raises InputError (nothing to read), ModelError, RunMismatch (the output was made in another way), OutputBusy,
-    DiskFull. What was committed before stays whole under all of them.
+    DiskFull, TooManyRejects. What was committed before stays whole under all of them.
     """
     begun = time.perf_counter()
     open_format(config.format)
     if not config.stage.images and not config.stage.texts:
         raise InputError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
-    rules = SampleRules(config.caption_key, config.stage.images, config.stage.texts)
-    reader = open_reader(data, rules, config.input, config.samples_per_shard)
+    reader = config.reader(data)
     with exclusive(out):
-        before = manifest.read_run(out)
-        change = _plan(out, before, config, reader)
+        found = manifest.read_run(out)
+        change = _plan(out, found, config, reader)
         devices = _devices(config)
         encoder = load_encoder(config.encoder, devices[0] if len(devices) == 1 else "cpu")
+        before = None if config.overwrite else found
         run = _run_card(out, before, change, encoder.card, config, reader)
         run = dataclasses.replace(run, source=files.absolute(data))
+        if found is not None and config.overwrite:
+            discard(out, found)  # not earlier: a wrong model name must not cost a data set
         committed, redone = _committed(out, run, change.vanished)
-        todo = [
-            Task(number, shard.name, shard)
-            for number, shard in enumerate(run.plan)
-            if number not in committed and number not in change.vanished
-        ]
-        for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
-            files.sweep_temporaries(folder)
-        if before is not None:
-            _sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
-        manifest.write_run(out, run)
-        listen(Progress(planned=len(todo)))
+        todo = _still_to_do(run, committed, change.vanished)
+        _sweep(out, run, before, todo)
         work = _EncodeWork(reader, config, out, run, tuple(devices), _threads(config, len(devices)))
-        executor = open_executor(config.executor, len(devices))
         if len(devices) == 1:
             work.adopt(encoder)
         del encoder
-        outcome = executor.run(work, todo, listen)
+        watch = Watch(listen, out, config.max_rejects, committed.values())
+        try:
+            manifest.write_run(out, run)
+            watch(Progress(planned=len(todo)))
+            outcome = open_executor(config.executor, len(devices)).run(work, todo, watch)
+        except DiskFull as problem:
+            raise with_need(problem, out, run, todo, watch.rows_seen, len(devices)) from problem
+    return _report(run, change, committed, redone, outcome, time.perf_counter() - begun)
+
+
+def _still_to_do(run: RunCard, committed: Mapping[int, ShardManifest], vanished: Sequence[int]) -> list[Task]:
+    return [
+        Task(number, shard.name, shard)
+        for number, shard in enumerate(run.plan)
+        if number not in committed and number not in vanished
+    ]
+
+
+def _sweep(out: str, run: RunCard, before: RunCard | None, todo: Sequence[Task]) -> None:
+    """Remove what a killed run left behind."""
+    for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
+        files.sweep_temporaries(folder)
+    if before is not None:
+        sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
+
+
+def _report(
+    run: RunCard,
+    change: PlanChange,
+    committed: Mapping[int, ShardManifest],
+    redone: tuple[str, ...],
+    outcome: Outcome,
+    seconds: float,
+) -> EncodeReport:
+    done = outcome.report
+    rejects = done.rejects
+    for entry in committed.values():
+        rejects = add_counts(rejects, entry.rejects)
+    spent = sum(done.spent_s.values())
     return EncodeReport(
         planned=len(run.plan),
         already=len(committed),
-        rows=outcome.report.rows + sum(entry.rows_out for entry in committed.values()),
-        rejected=outcome.report.rejected + sum(entry.rows_rejected for entry in committed.values()),
+        rows=done.rows + sum(entry.rows_out for entry in committed.values()),
+        rejected=done.rejected + sum(entry.rows_rejected for entry in committed.values()),
+        rejects=rejects,
         redone=redone,
-        report=outcome.report,
+        report=done,
         vanished=tuple(run.plan[number].name for number in change.vanished),
         set_aside=outcome.set_aside,
-        seconds=time.perf_counter() - begun,
+        seconds=seconds,
+        samples_per_s=(done.rows + done.rejected) / max(seconds, 1e-9),
+        time_share={name: share / spent for name, share in done.spent_s.items()} if spent else {},
     )
 
 
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
     """What `encode` would do, without doing it: the grown plan and the numbers still to encode."""
-    rules = SampleRules(config.caption_key, config.stage.images, config.stage.texts)
-    reader = open_reader(data, rules, config.input, config.samples_per_shard)
-    before = manifest.read_run(out)
-    change = _plan(out, before, config, reader)
-    done = set(manifest.committed_numbers(out))
+    change = _plan(out, manifest.read_run(out), config, config.reader(data))
+    done = set(manifest.committed_numbers(out)) if not config.overwrite else set()
     return change, [n for n in range(len(change.shards)) if n not in done and n not in change.vanished]
 
 
@@ -154,7 +205,9 @@ def _plan(out: str, before: RunCard | None, config: EncodeConfig, reader: Reader
         return grow((), reader.shards(()))
     if before.format != EMBEDDINGS:
         raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
-    manifest.refuse_difference(out, before.options, config.shaping(), "set of options")
+    if config.overwrite:
+        return grow((), reader.shards(()))
+    manifest.refuse_difference(out, before.options, config.shaping(), "set of options", _OTHER_RUN)
     change = grow(before.plan, reader.shards(before.plan))
     committed = set(manifest.committed_numbers(out))
     renewed = list(change.shards)
@@ -187,7 +240,7 @@ def _run_card(
     out: str, before: RunCard | None, change: PlanChange, card: EncoderCard, config: EncodeConfig, reader: Reader
 ) -> RunCard:
     if before is not None and before.encoder is not None:
-        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder")
+        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
         return dataclasses.replace(before, plan=change.shards)
     return RunCard(
         format=EMBEDDINGS,
@@ -201,12 +254,22 @@ def _run_card(
 
 
 def _guess_columns(shards: Sequence[SourceShard], reader: Reader) -> dict[str, str]:
-    """Column types from the first samples there are. Raises EmptyInput when no shard holds a single one."""
+    """Column types from the first samples there are.
+
+    Raises EmptyInput when no shard holds a single one, or what is wrong with the first shard when none can be read.
+    """
+    unreadable: list[InputError] = []
     for shard in shards:
         arrivals = (arrival for arrival in reader.read(shard, hashlib.sha256()) if isinstance(arrival, Sample))
-        rows = [sample.metadata for sample in itertools.islice(arrivals, _SAMPLES_TO_GUESS_COLUMNS_FROM)]
+        try:
+            rows = [sample.metadata for sample in itertools.islice(arrivals, _SAMPLES_TO_GUESS_COLUMNS_FROM)]
+        except InputError as problem:  # the shard will be set aside; the others may do
+            unreadable.append(problem)
+            continue
         if rows:
             return guess(rows)
+    if unreadable and len(unreadable) == len(shards):
+        raise unreadable[0]
     raise EmptyInput(
         f"no usable sample in {len(shards)} shard{'s' * (len(shards) != 1)}",
         "A sample needs an image and a caption (.txt, or a field of .json named by --caption-key); "
@@ -240,15 +303,6 @@ def _committed(out: str, run: RunCard, vanished: Sequence[int]) -> tuple[dict[in
             manifest.retract(out, number, run.shard_digits)
             bad.append(entry.source.name)
     return committed, tuple(bad)
-
-
-def _sweep_leftovers(out: str, digits: int, numbers: Iterable[int]) -> None:
-    """Remove data files of shards that are not committed: a reader that pairs files by position would take them."""
-    names = [shard_name(number, digits) for number in numbers]
-    for folder in layout.FOLDERS:
-        leftovers = {f"{folder}_{name}.{suffix}" for name in names for suffix in ("npy", "parquet")}
-        for name in leftovers.intersection(files.names(files.join(out, folder))):
-            files.remove(files.join(out, folder, name))
 
 
 def _has_size(location: str, size: int) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..progress import Listener, Progress, TaskReport
+from ..progress import Listener, Progress, Tally, TaskReport
 from .base import Outcome, SetAside, Task, Work
 
 
@@ -23,9 +24,17 @@ class InlineExecutor:
         if tasks:
             worker = work.start(0)
         for task in tasks:
+            tally = Tally(0, task.name)
             try:
-                total += worker(task, listen)
+                report = worker(task, functools.partial(_hear, tally, listen))
             except InputError as problem:
                 set_aside.append(SetAside(task, str(problem)))
-            listen(Progress(tasks=1))
+                listen(tally.give_up(tasks=1))
+            else:
+                total += report
+                listen(tally.finish(report))
         return Outcome(total, tuple(set_aside))
+
+
+def _hear(tally: Tally, listen: Listener, step: Progress) -> None:
+    listen(tally.hear(step))

@@ -14,7 +14,7 @@ import pytest
 from embedpipe.errors import DiskFull, EmbedpipeError, InputError, WorkerDied
 from embedpipe.execute import EXECUTORS, Task, open_executor
 from embedpipe.execute.processes import ProcessExecutor, RemoteTraceback
-from embedpipe.progress import Progress, silent
+from embedpipe.progress import Progress, TaskReport, silent
 from tests.works import Broken, Doing
 
 
@@ -42,7 +42,14 @@ def test_each_task_is_done_once_and_reports_add_up(executor, tmp_path):
     assert report.spent_s == {"m": 2.5}
     assert outcome.set_aside == ()
     assert sum(step.tasks for step in heard) == 5
-    assert sum(step.rows for step in heard) == 5
+    assert sum(step.rows for step in heard) == 60
+    assert sum(step.rejected for step in heard) == 5
+    assert sum(step.spent_s.get("m", 0) for step in heard) == 2.5
+    finished = [step.finished for step in heard if step.finished]
+    assert sorted(done.task for done in finished) == [f"t{i}" for i in range(5)]
+    assert sum((done.report for done in finished), TaskReport()) == report
+    assert {done.worker for done in finished} <= {0, 1}
+    assert all(done.seconds > 0 for done in finished)
     assert multiprocessing.active_children() == []
 
 
@@ -56,6 +63,7 @@ def test_input_that_cannot_be_read_is_set_aside_and_the_rest_goes_on(executor, t
     assert outcome.report.tasks == 2
     assert [(aside.task.number, aside.reason) for aside in outcome.set_aside] == [(1, "t1: gone")]
     assert sum(step.tasks for step in heard) == 3
+    assert sum(step.rows for step in heard) == 10 + 12, "what was said of the second is taken back"
 
 
 @pytest.mark.parametrize(("payload", "kind"), [("full", DiskFull), ("bug", Exception)])
@@ -95,7 +103,10 @@ def test_a_bug_that_looks_like_a_closed_pipe_is_still_a_bug(tmp_path):
 
 
 def test_a_task_that_kills_three_workers_is_set_aside_and_the_others_are_done(tmp_path):
-    outcome = ProcessExecutor(2).run(Doing(str(tmp_path)), tasks("fine", "die", "fine", "slow"), silent)
+    heard = []
+    outcome = ProcessExecutor(2).run(Doing(str(tmp_path)), tasks("fine", "die", "fine", "slow"), heard.append)
+    assert sum(step.rows for step in heard) == outcome.report.rows, "what the dead said is taken back"
+    assert sum(step.tasks for step in heard) == 4
     assert outcome.report.tasks == 3
     ((aside),) = outcome.set_aside
     assert aside.task.number == 1

@@ -1,0 +1,58 @@
+"""How much room the rest of a run needs, for whom the disk is full."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import files, manifest
+from ..errors import DiskFull
+from ..execute import Task
+from ..manifest import RunCard
+
+_METADATA_BYTES_PER_ROW = 100
+
+
+def with_need(
+    problem: DiskFull, out: str, run: RunCard, todo: Sequence[Task], rows_seen: int, workers: int
+) -> DiskFull:
+    """`problem`, saying how much is needed and how much there is.
+
+    todo: what this run had to do; rows_seen: how many rows it had encoded when the disk was full, on `workers` workers.
+    """
+    committed = set(manifest.committed_numbers(out))
+    left = [task for task in todo if task.number not in committed]
+    needed = _estimate(out, run, left, rows_seen, workers)
+    said = f"{len(left)} shard{'s are' if len(left) != 1 else ' is'} left"
+    if needed is not None:
+        said += f", about {size(needed)} more are needed"
+    if files.is_local(out):
+        said += f", {size(shutil.disk_usage(files.local_path(out)).free)} are free"
+    return DiskFull(f"{problem.what}: {said}", problem.remedy)
+
+
+def _estimate(out: str, run: RunCard, left: Sequence[Task], rows_seen: int, workers: int) -> int | None:
+    """Bytes the shards that are left will take: by what was written so far, else by the rows seen; None for no idea."""
+    still: int = sum(task.payload.bytes for task in left)
+    done = list(manifest.read_manifests(out, run.shard_digits))
+    read, written = sum(entry.source.bytes for entry in done), sum(entry.bytes() for entry in done)
+    if read and written:
+        return round(written * still / read)
+    begun: int = sum(task.payload.bytes for task in left[:workers])
+    if not begun or not rows_seen or run.encoder is None:
+        return None
+    sides = sum(bool(run.options[side]) for side in ("images", "texts"))
+    per_row = sides * run.encoder.dim * np.dtype(run.encoder.dtype).itemsize + _METADATA_BYTES_PER_ROW
+    return round(rows_seen * per_row * still / begun)
+
+
+def size(count: int) -> str:
+    """512 bytes, 1.5 kB, 23.0 GB."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{count} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
