@@ -122,8 +122,10 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         found = manifest.read_run(out)
         change = _plan(out, found, config, reader)
         devices = _devices(config)
-        encoder = load_encoder(config.encoder, devices[0] if len(devices) == 1 else "cpu")
         before = None if config.overwrite else found
+        config = _settled(config, before, devices[0])
+        # On a worker's device also where this process only asks for the card: the precision depends on the device.
+        encoder = load_encoder(config.encoder, devices[0])
         run = _run_card(out, before, change, encoder.card, config, reader)
         run = dataclasses.replace(run, source=files.absolute(data))
         if found is not None and config.overwrite:
@@ -143,6 +145,15 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         except DiskFull as problem:
             raise with_need(problem, out, run, todo, watch.rows_seen, len(devices)) from problem
     return _report(run, change, committed, redone, outcome, time.perf_counter() - begun)
+
+
+def _settled(config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
+    """`config` with what follows from the device, and the precision of an earlier run where none was asked for."""
+    encoder, stage = config.encoder, config.stage
+    if encoder.precision == "auto" and before is not None and before.encoder is not None:
+        encoder = dataclasses.replace(encoder, precision=before.encoder.precision)
+    stage = dataclasses.replace(stage, pin_memory=device.startswith("cuda"))
+    return dataclasses.replace(config, encoder=encoder, stage=stage)
 
 
 def _still_to_do(run: RunCard, committed: Mapping[int, ShardManifest], vanished: Sequence[int]) -> list[Task]:

@@ -1,5 +1,6 @@
 """encode: every sample once, in order, committed shard by shard; continued only where it is the same run."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -514,3 +515,31 @@ def test_damage_of_a_manifest_is_named_when_the_run_goes_on(encoded_once, encode
     (encoded / "manifest" / "00001.json").write_bytes(b"{")
     with pytest.raises(DatasetError, match=r"manifest/00001\.json: damaged"):
         encode(encoded_once[0], str(encoded), encode_config())
+
+
+def test_auto_precision_goes_on_with_what_the_run_began_with(encoded_once, tmp_path, encode_config, monkeypatch):
+    """The same command on a machine that would choose otherwise must not be refused."""
+    source = shards.write_shards(tmp_path / "in", shards=1)
+    out = str(tmp_path / "emb")
+    begun = encode_config()
+    encode(source, out, dataclasses.replace(begun, encoder=dataclasses.replace(begun.encoder, precision="bf16")))
+    (tmp_path / "emb" / "manifest" / "00000.json").unlink()
+    report = encode(
+        source, out, dataclasses.replace(begun, encoder=dataclasses.replace(begun.encoder, precision="auto"))
+    )
+    assert report.report.tasks == 1
+    assert manifest.read_run(out).encoder.precision == "bf16"
+    with pytest.raises(RunMismatch, match='precision was "bf16", now "fp32"'):
+        encode(source, out, begun)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp16"])
+def test_a_precision_that_cannot_be_is_refused(precision, tmp_path, encode_config):
+    source = shards.write_shards(tmp_path / "in", shards=1)
+    config = encode_config()
+    with pytest.raises(InputError, match="precision"):
+        encode(
+            source,
+            str(tmp_path / "o"),
+            dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, precision=precision)),
+        )
