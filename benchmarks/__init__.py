@@ -1,0 +1,1 @@
+"""Measurements of embedpipe: one script, one question. `benchmarks/README.md` says how to run them."""

@@ -1,0 +1,128 @@
+"""The benchmark scripts at toy size: they run, and what they say can be believed."""
+
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+
+from benchmarks import embeddings, encode_memory, encode_overlap, encode_vs_clip_retrieval, measure, photos, report
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory):
+    """Twelve photos in two shards, where the scripts look for them."""
+    return photos.make(tmp_path_factory.mktemp("work") / "photos-12", photos.PhotoSet(12, 2))
+
+
+@pytest.fixture
+def arguments(monkeypatch, tmp_path):
+    """Sets sys.argv, results go to tmp_path; the cores of this process are left as they are."""
+    monkeypatch.setattr(measure, "use_cores", lambda count: [0])
+
+    def set_to(*options):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, options), "--results", str(tmp_path / "results")])
+        return tmp_path / "results"
+
+    return set_to
+
+
+def test_photos_are_photo_sized_and_the_same_every_time(photo_folder):
+    jpeg, caption, facts = photos.picture(0)
+    samples = embeddings.samples(photo_folder, 100)
+    assert samples[0] == ("00000000", jpeg, caption)
+    assert len(samples) == 12
+    assert all(photos.SMALLEST_BYTES <= len(data) <= photos.LARGEST_BYTES for _, data, _ in samples)
+    assert 0.29e6 < facts["width"] * facts["height"] < 1.01e6
+    assert photos.describe(photo_folder)["pictures"] == "12"
+
+
+def test_photos_that_are_there_are_not_made_again(photo_folder):
+    before = [path.stat().st_mtime_ns for path in sorted(photo_folder.iterdir())]
+    photos.make(photo_folder, photos.PhotoSet(12, 2))
+    assert [path.stat().st_mtime_ns for path in sorted(photo_folder.iterdir())] == before
+
+
+def test_a_run_counts_the_children_too(tmp_path):
+    work = (
+        "import subprocess, sys, time\n"
+        "child = 'import time; end = time.process_time() + 0.5; data = bytearray(80 << 20)\\n'"
+        "'while time.process_time() < end: pass'\n"
+        "subprocess.run([sys.executable, '-c', child]); print('done')"
+    )
+    made = measure.run([sys.executable, "-c", work], tmp_path / "log", timeout_s=60).require("the command")
+    assert made.stdout == "done\n"
+    assert made.cpu_s >= 0.5
+    assert made.wall_s >= 0.5
+    assert made.largest_mib >= 80
+    assert made.together_mib >= 80
+
+
+def test_a_run_that_hangs_is_killed_with_its_children(tmp_path):
+    hang = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    made = measure.run([sys.executable, "-c", hang], tmp_path / "log", timeout_s=1)
+    assert made.exit_code is None
+    assert made.wall_s < 30
+    with pytest.raises(RuntimeError, match="hanger was killed at its timeout"):
+        made.require("hanger")
+
+
+def test_a_run_that_fails_says_how(tmp_path):
+    made = measure.run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log", timeout_s=60)
+    with pytest.raises(RuntimeError, match=r"(?s)it ended with 1.*no such thing"):
+        made.require("it")
+
+
+def test_spread():
+    assert measure.spread([3.0, 1.0, 2.5], 1) == "2.5 (1.0–3.0)"
+    assert measure.spread([2.0]) == "2.00"
+
+
+def test_distances_go_by_key_not_by_row():
+    rows = np.eye(3, dtype=np.float16)
+    ours = embeddings.Embeddings(("a", "b", "c"), rows, rows)
+    theirs = embeddings.Embeddings(("c", "a"), rows[[2, 0]], rows[[1, 0]])
+    assert embeddings.distances(ours, theirs, "image") == "0.0e+00 (0.0e+00)"
+    assert embeddings.distances(ours, theirs, "text") == "1.0e+00 (5.0e-01)"
+
+
+def test_written_rows_are_read_as_they_are(encoded_once):
+    made = embeddings.read(report.Path(encoded_once[1]))
+    assert len(made.keys) == len(set(made.keys)) == 21
+    assert made.image.shape == made.text.shape == (21, 16)
+    assert "decode" in embeddings.card(report.Path(encoded_once[1]))
+
+
+def test_configurations_take_turns_and_name_the_same_model(tmp_path):
+    for name in ("00000.tar", "00001.tar"):
+        with tarfile.open(tmp_path / name, "w"):
+            pass
+    made = encode_vs_clip_retrieval.configurations(["--batch-size 8"], [256, 64], 2)
+    assert [c.ours for c in made[:4]] == [False, True, False, True]
+    assert [c.name for c in made if not c.ours] == ["clip-retrieval, batch 256", "clip-retrieval, batch 64"]
+    peer, ours = (c.command(tmp_path, tmp_path / "out", "ViT-B-32", tmp_path / "w.pt") for c in made[:2])
+    assert f"--clip_model=open_clip:ViT-B-32/{tmp_path}/w.pt" in peer
+    assert f"--input_dataset={tmp_path}/{{00000..00001}}.tar" in peer
+    assert ours[ours.index("--pretrained") + 1] == f"{tmp_path}/w.pt"
+    assert len({c.out(tmp_path) for c in made}) == len(made)
+
+
+def test_overlap(arguments, tiny_model, photo_folder, monkeypatch):
+    monkeypatch.setattr(report, "_torch_threads", lambda: "2")  # asks a new process, which the next test does, too
+    options = ("--n", 12, "--shards", 2, "--rounds", 1, "--free-rounds", 2, "--model", tiny_model)
+    results = arguments(*options, "--work", photo_folder.parent)
+    encode_overlap.main()
+    (written,) = results.glob("encode_overlap_*.md")
+    text = written.read_text()
+    assert "end to end / the longer of the two" in text
+    assert "whole job, model free" in text
+    assert "## Not measured\n\n- CUDA" in text
+
+
+def test_memory(arguments, tmp_path):
+    results = arguments("--counts", 20, "--per-shard", 5, "--rounds", 1, "--model", "", "--work", tmp_path / "work")
+    encode_memory.main()
+    (written,) = results.glob("encode_memory_*.md")
+    assert "| 20 samples |" in written.read_text()
