@@ -12,7 +12,9 @@ PAGE = Path(__file__).parent / "cli.md"
 
 def reference() -> str:
     """The whole page."""
-    context = click.Context(cli, info_name="embedpipe", terminal_width=100, max_content_width=100)
+    context = click.Context(
+        cli, info_name="embedpipe", terminal_width=100, max_content_width=100, **cli.context_settings
+    )
     parts = ["# The command line", "", "Generated from `--help` by `make docs`.", "", *_block(cli, context)]
     for name in COMMANDS:
         command = cli.get_command(context, name)

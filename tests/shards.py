@@ -149,3 +149,27 @@ def tree(folder, without=()):
                 data = json.dumps(document, sort_keys=True).encode()
             found[relative] = data
     return found
+
+
+def table(count, first=0, **columns):
+    """An Arrow table with the samples that `samples` gives; `columns` replaces columns or adds some."""
+    import pyarrow as pa
+
+    numbers = range(first, first + count)
+    made = {
+        "key": [f"{i:05d}" for i in numbers],
+        "image": [jpeg(i) for i in numbers],
+        "caption": [caption(i) for i in numbers],
+        "number": list(numbers),
+        "label": [f"l{i % 3}" for i in numbers],
+    }
+    return pa.table({name: values for name, values in {**made, **columns}.items() if values is not None})
+
+
+def write_table(path, table, **options):
+    """Write an Arrow table as parquet. Returns str(path)."""
+    import pyarrow.parquet as pq
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return str(path)

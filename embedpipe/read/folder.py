@@ -32,7 +32,8 @@ class FolderReader:
         for path in sorted(stats, key=lambda p: (_key(p), p)):
             by_key.setdefault(_key(path), []).append(path)
         if not by_key:
-            raise EmptyInput(f"{self.data}: no images in it", f"Looked for {', '.join(IMAGE_EXTENSIONS)}")
+            wanted_files = ("images", IMAGE_EXTENSIONS) if self.rules.need_image else ("captions", ("txt", "json"))
+            raise EmptyInput(f"{self.data}: no {wanted_files[0]} in it", f"Looked for {', '.join(wanted_files[1])}")
 
         home = {key: shard.name for shard in known for key in map(_key, shard.members)}
         cuts: dict[str, list[str]] = {}

@@ -1,7 +1,9 @@
 """`embedpipe encode`: exit codes, one line for each mistake, JSON for machines."""
 
 import json
+import re
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests import shards
@@ -104,3 +106,67 @@ def test_wrong_places_are_one_line_and_exit_code_1(encode, source, tmp_path, oth
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert "internal error" not in result.stderr
+
+
+# Seeing it work.
+
+
+def test_json_tells_rates_shares_of_time_rejects_and_what_was_set_aside(encode, tmp_path):
+    for i in range(2):
+        shards.write_table(
+            tmp_path / "in" / f"{i}.parquet", shards.table(4, 4 * i, image=[shards.jpeg(i)] * 3 + [b"x"])
+        )
+    (tmp_path / "in" / "torn.parquet").write_bytes(b"PAR1")
+    result = encode(tmp_path / "in", tmp_path / "emb", "--json")
+    assert result.exit_code == 3
+    report = json.loads(result.stdout)
+    assert (report["rows"], report["rejects"]) == (6, {"image_undecodable": 2})
+    assert [aside["task"]["name"] for aside in report["set_aside"]] == ["torn.parquet"]
+    assert "cannot be read as parquet" in report["set_aside"][0]["reason"]
+    assert report["samples_per_s"] == pytest.approx(8 / report["seconds"])
+    assert {"model", "write"} <= report["time_share"].keys()
+    assert sum(report["time_share"].values()) == pytest.approx(1)
+
+
+def test_verbose_says_what_each_worker_did(encode, source, tmp_path):
+    shards.write_tar(source / "1.tar", shards.samples(4, first=100))
+    quiet = encode(source, tmp_path / "1")
+    assert "worker" not in quiet.stderr
+    result = encode(source, tmp_path / "2", "--verbose")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("worker ")]
+    assert len(lines) == 2
+    said = r"worker 0: {}: {} samples{}, [\d.]+ s, [\d.,]+/s, .*model \d+%"
+    assert re.match(said.format(r"0\.tar", 9, ", 1 rejected"), lines[0])
+    assert re.match(said.format(r"1\.tar", 4, ""), lines[1])
+    assert "time: " in result.stdout
+
+
+def test_overwrite_begins_again(encode, source, tmp_path, other_model):
+    encode(source, tmp_path / "emb")
+    (tmp_path / "emb" / "notes.txt").write_bytes(b"mine")
+    refused = encode(source, tmp_path / "emb", model=other_model)
+    assert refused.exit_code == 1
+    assert "--overwrite" in refused.stderr
+    assert encode(source, tmp_path / "emb", "--overwrite", model=other_model).exit_code == 0
+    assert (tmp_path / "emb" / "notes.txt").read_bytes() == b"mine"
+    assert other_model in (tmp_path / "emb" / "embedpipe.json").read_text()
+
+
+def test_a_run_past_hope_is_one_line_and_exit_code_3(encode, source, tmp_path):
+    shards.write_tar(source / "1.tar", shards.samples(4))
+    result = encode(source, tmp_path / "emb", "--max-rejects", "0")
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+    assert "1 of the first 10 samples were rejected (1 image_undecodable)" in result.stderr
+    assert len(list((tmp_path / "emb" / "manifest").iterdir())) == 1
+
+
+def test_columns_of_a_table_are_named_by_options(encode, tmp_path):
+    table = shards.table(3, key=None, image=None, caption=None, id=["a", "b", "c"], alt=["x", "y", "z"])
+    table = table.append_column("pic", [[shards.jpeg(i) for i in range(3)]])
+    shards.write_table(tmp_path / "t.parquet", table)
+    options = ("--image-col", "pic", "--caption-col", "alt", "--key-col", "id")
+    assert encode(tmp_path / "t.parquet", tmp_path / "emb", *options).exit_code == 0
+    assert pq.read_table(tmp_path / "emb" / "metadata" / "metadata_00000.parquet")["key"].to_pylist() == ["a", "b", "c"]
+    refused = encode(tmp_path / "t.parquet", tmp_path / "emb", *options[:4])
+    assert 'key_column was "id", now null' in refused.stderr

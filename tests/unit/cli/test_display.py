@@ -1,0 +1,47 @@
+"""What people see while a job runs: where it is, what it lost, where its time goes; plain lines without a terminal."""
+
+import pytest
+from embedpipe_cli import display
+
+from embedpipe.progress import Finished, Progress, TaskReport
+
+REPORT = TaskReport(1, 30, 2, {"x": 2}, 5, {"wait": 1.0, "model": 6.0, "write": 0.001})
+
+
+def test_the_line_says_where_the_time_goes(capsys):
+    with display.progress("encode") as view:
+        view(Progress(planned=4))
+        assert view.text().startswith("0/4 shards, 0 samples, 0.0/s")
+        view(Progress(rows=10, rejected=1, spent_s={"model": 3.0}))
+        view(Progress(rows=20, rejected=1, tasks=1, spent_s={"model": 3.0, "wait": 2.0, "write": 0.001}))
+        text = view.text()
+    assert text.startswith("1/4 shards, 30 samples, 2 rejected, ")
+    assert text.endswith("/s, model 75%, wait 25%")
+    assert capsys.readouterr().err == "", "no line before its time"
+
+
+def test_plain_lines_come_every_few_seconds(capsys, monkeypatch):
+    monkeypatch.setattr(display, "_PLAIN_EVERY_S", 0)
+    with display.progress("encode") as view:
+        view(Progress(rows=3))
+    assert capsys.readouterr().err.startswith("encode: 3 samples, ")
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+@pytest.mark.parametrize("view", [display._PlainView, display._TerminalView])
+def test_verbose_adds_a_line_for_each_finished_shard(view, verbose, capsys):
+    shown = view("encode", "samples", "shards", verbose)
+    shown(Progress(tasks=1, finished=Finished(3, "a [b].tar", REPORT, 8.0)))
+    shown.close()
+    line = "worker 3: a [b].tar: 30 samples, 2 rejected, 8.0 s, 4.0/s, model 75%, wait 12%"
+    assert (line in capsys.readouterr().err) == verbose
+
+
+def test_bars_of_a_histogram():
+    assert display.histogram(-0.1, 0.3, [1, 0, 4, 1000], width=10) == [
+        " -0.100 to  0.000  ▏          1",
+        "  0.000 to  0.100             0",
+        "  0.100 to  0.200  ▏          4",
+        "  0.200 to  0.300  ██████████ 1,000",
+    ]
+    assert display.histogram(0.5, 0.5, [0, 3]) == [f"  0.500 to  0.500  {'█' * 40} 3"]
