@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -220,6 +221,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_is_committed_whole(
     said = small_disk.parent / "stderr"
     assert ended(fork(command(source, out, tiny_model, 1), str(said))) == 1
     assert "no space left" in said.read_text()
+    assert re.search(r" shards? (are|is) left, about [\d.]+ \w+ more are needed, .* are free", said.read_text())
     assert said.read_text().count("\n") == 1
     assert not [path for path in out.rglob("*") if ".tmp-" in path.name]
     report = verify(str(out))
