@@ -56,7 +56,10 @@ class OpenClipEncoder:
         # and weights of the lower precision are twice as fast.
         self._autocast = device.startswith("cuda") and dtype != torch.float32
         self._input_dtype = torch.float32 if self._autocast else dtype
-        self._memory_format = torch.channels_last if _convolutional(model) else torch.contiguous_format
+        convolutional = _convolutional(model)
+        self._memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        # What convolutions make of 16 pictures stays in a core's cache; of 64 it does not (180 against 111 a second).
+        self._pictures_at_once = 16 if convolutional and device == "cpu" else 1 << 20
         self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
         self._texts = TextTower(self._model, tokenizer, device, config.text_batch_size)
         self._encode_image = self._model.encode_image
@@ -82,8 +85,9 @@ class OpenClipEncoder:
         """uint8 [b, 3, h, w] → float32 [b, dim], L2-normalised. Pixels are scaled and normalised on the device."""
         moved = pixels.to(self._device, non_blocking=True)
         scaled = ((moved.float() / 255 - self._mean) / self._std).to(self._input_dtype)
+        parts = torch.split(scaled.contiguous(memory_format=self._memory_format), self._pictures_at_once)
         with self._casting():
-            return _normalised(self._encode_image(scaled.contiguous(memory_format=self._memory_format)))
+            return _normalised(torch.cat([self._encode_image(part) for part in parts]))
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> np.ndarray:
