@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -139,7 +138,7 @@ def _run_and_pass_on_interrupts(command: Sequence[str]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT: a command begun in the background inherits that as ignored
             process.wait()
             raise
     finally:
