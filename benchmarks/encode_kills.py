@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NoReturn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a pool of threads does not survive a fork
 
@@ -78,6 +80,7 @@ def begin(source: Path, out: Path, model: str, workers: int) -> int:
         os.dup2(quiet, 1)
         os.dup2(os.open(f"{out}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        faulthandler.register(signal.SIGUSR1, sys.stderr)
         _fork_workers()
         sys.argv = ["embedpipe", *map(str, arguments), "--workers", str(workers)]
         os._exit(cli._run())
@@ -184,15 +187,21 @@ def run_and_kill(bench: Bench, out: Path, tally: Tally, most: int) -> int:
                 wait_for_orphans(pid)
             return -signal.SIGKILL
         if worker_deaths < 2:  # the third on one shard would set it aside, as it should
-            os.kill(bench.rng.choice(workers), signal.SIGKILL)
-            worker_deaths += 1
-            tally.worker_kills += 1
-            tally.kills += 1
+            with contextlib.suppress(ProcessLookupError):  # it ended just now, with the run
+                os.kill(bench.rng.choice(workers), signal.SIGKILL)
+                worker_deaths += 1
+                tally.worker_kills += 1
+                tally.kills += 1
     code = wait_for(pid, _LONGEST_S)
-    if code is None:
-        kill_group(pid)
-        raise SystemExit(f"{out}: a run did not end in {_LONGEST_S} s")
-    return code
+    return give_up(pid, out) if code is None else code
+
+
+def give_up(pid: int, out: Path) -> NoReturn:
+    """End a run that does not end, and say where its processes hang."""
+    os.killpg(pid, signal.SIGUSR1)  # each writes its stacks to stderr
+    time.sleep(1)
+    kill_group(pid)
+    raise SystemExit(f"{out}: a run did not end in {_LONGEST_S} s:\n{Path(f'{out}.stderr').read_text()}")
 
 
 def prepare(work: Path, seed: int) -> Bench:
@@ -208,7 +217,10 @@ def prepare(work: Path, seed: int) -> Bench:
     for workers in (1, 2):
         out = work / f"undisturbed-{workers}"
         begun = time.monotonic()
-        code = wait_for(begin(source, out, model, workers), _LONGEST_S)
+        pid = begin(source, out, model, workers)
+        code = wait_for(pid, _LONGEST_S)
+        if code is None:
+            give_up(pid, out)
         seconds[workers] = time.monotonic() - begun
         tree = shards.tree(out)
         if code != 0 or tree != (expected or tree):
