@@ -31,7 +31,7 @@ def test_every_command_can_be_typed(limit):
     steps = demo._steps(Path("out"), limit, pictures(limit))
     for name, *arguments in (step.command for step in steps):
         command = LazyGroup.get_command(cli, None, name)
-        # Raises UsageError for an option that is not there. Below its group, from which click keeps what help is called.
+        # Raises UsageError for an option that is not there. Below its group, whose name of the help option click keeps.
         command.make_context(name, list(arguments), parent=click.Context(cli, **cli.context_settings))
     assert [step.command[0] for step in steps][:4] == ["fetch", "train-clip", "encode", "verify"]
 
