@@ -55,13 +55,17 @@ class Finished:
 class Progress:
     """A step forward: rows done and rejected, tasks finished, and where the time went (s), all since the last one.
 
-    planned: how many tasks there are in all, said once when it is known. finished: the task that this step ends.
+    planned: how many tasks there are in all, said once when it is known; planned_rows: rows, where they are known.
+    finished: the task that this step ends. rejects: `rejected` by error class, where it is told. bytes: that came in.
     """
 
     rows: int = 0
     rejected: int = 0
     tasks: int = 0
     planned: int | None = None
+    planned_rows: int | None = None
+    rejects: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
     spent_s: dict[str, float] = field(default_factory=dict)
     finished: Finished | None = None
 

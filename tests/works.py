@@ -1,13 +1,16 @@
 """Recipes of work for executor tests: at the top of a module, so that a fresh process can import them."""
 
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedpipe.errors import DiskFull, InputError
+from embedpipe.execute import one_by_one
 from embedpipe.progress import Progress, TaskReport
 
 
@@ -19,7 +22,7 @@ class Doing:
 
     def start(self, worker):
         Path(self.folder, f"worker-{worker}-{os.getpid()}").touch()
-        return self.do
+        return one_by_one(self.do)
 
     def do(self, task, listen):
         with Path(self.folder, f"task-{task.number}").open("a") as log:
@@ -27,6 +30,27 @@ class Doing:
         listen(Progress(rows=1))
         ACTIONS[task.payload](self.folder, task)
         return TaskReport(tasks=1, rows=10 + task.number, rejected=1, rejects={"x": 1}, bytes=3, spent_s={"m": 0.5})
+
+
+@dataclass(frozen=True)
+class Ahead(Doing):
+    """Asks for the next task as soon as it has one, on a thread, and begins it when it is done with the last."""
+
+    def start(self, worker):
+        return self.work
+
+    def work(self, desk):
+        waiting = queue.Queue(1)
+
+        def ask():
+            while (task := desk.next()) is not None:
+                waiting.put(task)
+            waiting.put(None)
+
+        threading.Thread(target=ask, daemon=True).start()
+        while (task := waiting.get()) is not None:
+            time.sleep(0.1)  # so that the next is in hand when this one ends badly
+            desk.done(task, self.do(task, lambda step, task=task: desk.tell(task, step)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import InputError, did_you_mean
-from .base import Executor, Outcome, SetAside, Task, Work, Worker
+from .base import Desk, Executor, Outcome, SetAside, Task, Work, Worker, one_by_one
 from .inline import InlineExecutor
 from .processes import ProcessExecutor
 
@@ -12,7 +12,18 @@ EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor]] = {
     "processes": ProcessExecutor,
 }
 
-__all__ = ["EXECUTORS", "Executor", "Outcome", "SetAside", "Task", "Work", "Worker", "open_executor"]
+__all__ = [
+    "EXECUTORS",
+    "Desk",
+    "Executor",
+    "Outcome",
+    "SetAside",
+    "Task",
+    "Work",
+    "Worker",
+    "one_by_one",
+    "open_executor",
+]
 
 
 def open_executor(name: str, workers: int) -> Executor:

@@ -1,4 +1,4 @@
-"""What every executor offers: tasks handed out one at a time to workers that come free."""
+"""What every executor offers: tasks handed out one at a time to workers that ask for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..progress import Listener, TaskReport
+from ..errors import InputError
+from ..progress import Listener, Progress, TaskReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,49 @@ class Outcome:
     set_aside: tuple[SetAside, ...]
 
 
-Worker = Callable[[Task, Listener], TaskReport]
+class Desk(Protocol):
+    """A worker's side of its executor: where tasks come from and where it says what became of them.
+
+    A worker may ask for its next task before it is done with the last: each one that it was given ends by `done` or
+    `refuse`. All methods may be called from any thread, `next` from one at a time.
+    """
+
+    def next(self) -> Task | None:
+        """The next task, once there is one for this worker; None when there are no more.
+
+        It may have to wait until the worker is done with all it has: a worker that asks early asks on a thread.
+        """
+        ...
+
+    def tell(self, task: Task, step: Progress) -> None:
+        """A step forward in a task."""
+        ...
+
+    def done(self, task: Task, report: TaskReport) -> None:
+        """The task is finished and committed."""
+        ...
+
+    def refuse(self, task: Task, problem: InputError) -> None:
+        """The task cannot be done: it is set aside, the others go on."""
+        ...
+
+
+Worker = Callable[[Desk], None]
+
+
+def one_by_one(do: Callable[[Task, Listener], TaskReport]) -> Worker:
+    """A worker that is done with each task before it asks for the next; an InputError of `do` sets the task aside."""
+
+    def work(desk: Desk) -> None:
+        while (task := desk.next()) is not None:
+            try:
+                report = do(task, lambda step, task=task: desk.tell(task, step))  # type: ignore[misc]
+            except InputError as problem:
+                desk.refuse(task, problem)
+            else:
+                desk.done(task, report)
+
+    return work
 
 
 class Work(Protocol):
@@ -43,8 +86,8 @@ class Work(Protocol):
     def start(self, worker: int) -> Worker:
         """Make worker number `worker` (0-based) ready, once in its process: load the model, take the device.
 
-        The worker commits what it makes; doing a task twice does no harm. An InputError sets the task aside; any other
-        EmbedpipeError ends the run.
+        The worker takes tasks until its desk has no more, and commits what it makes; doing a task twice does no harm.
+        What it raises ends the run.
         """
         ...
 
@@ -53,5 +96,5 @@ class Executor(Protocol):
     """Runs tasks until each is finished or set aside."""
 
     def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
-        """Raises what a worker raised (other than InputError); finished tasks stay finished."""
+        """Raises what a worker raised; finished tasks stay finished."""
         ...

@@ -1,8 +1,9 @@
-"""All tasks in this process, one after the other: one worker, debugging, tests."""
+"""All tasks in this process, by one worker: the default where there is one device, and for debugging and tests."""
 
 from __future__ import annotations
 
-import functools
+import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,22 +20,42 @@ class InlineExecutor:
 
     def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
         """See `Executor.run`."""
-        total = TaskReport()
-        set_aside = []
+        desk = _Desk(tasks, listen)
         if tasks:
-            worker = work.start(0)
-        for task in tasks:
-            tally = Tally(0, task.name)
-            try:
-                report = worker(task, functools.partial(_hear, tally, listen))
-            except InputError as problem:
-                set_aside.append(SetAside(task, str(problem)))
-                listen(tally.give_up(tasks=1))
-            else:
-                total += report
-                listen(tally.finish(report))
-        return Outcome(total, tuple(set_aside))
+            work.start(0)(desk)
+        return Outcome(desk.total, tuple(desk.set_aside))
 
 
-def _hear(tally: Tally, listen: Listener, step: Progress) -> None:
-    listen(tally.hear(step))
+class _Desk:
+    def __init__(self, tasks: Sequence[Task], listen: Listener) -> None:
+        self.total = TaskReport()
+        self.set_aside: list[SetAside] = []
+        self._waiting = deque(tasks)
+        self._tallies: dict[int, Tally] = {}
+        self._listen = listen
+        self._one_at_a_time = threading.Lock()  # a listener need not know of the worker's threads
+
+    def next(self) -> Task | None:
+        """See `Desk`."""
+        if not self._waiting:
+            return None
+        task = self._waiting.popleft()
+        self._tallies[task.number] = Tally(0, task.name)
+        return task
+
+    def tell(self, task: Task, step: Progress) -> None:
+        """See `Desk`."""
+        with self._one_at_a_time:
+            self._listen(self._tallies[task.number].hear(step))
+
+    def done(self, task: Task, report: TaskReport) -> None:
+        """See `Desk`."""
+        with self._one_at_a_time:
+            self.total += report
+            self._listen(self._tallies.pop(task.number).finish(report))
+
+    def refuse(self, task: Task, problem: InputError) -> None:
+        """See `Desk`."""
+        with self._one_at_a_time:
+            self.set_aside.append(SetAside(task, str(problem)))
+            self._listen(self._tallies.pop(task.number).give_up(tasks=1))

@@ -6,13 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from ..errors import EmbedpipeError, InputError, WorkerDied
 from ..progress import Listener, Progress, Tally, TaskReport
@@ -20,16 +21,21 @@ from .base import Outcome, SetAside, Task, Work
 
 ATTEMPTS = 3
 
-_Result = TypeVar("_Result")
+
+@dataclass(frozen=True, slots=True)
+class _Asks:
+    """The worker can take a task; it is sent one, or None when there are no more."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    """The worker can take a task."""
+class _Step:
+    number: int
+    step: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
+    number: int
     report: TaskReport
 
 
@@ -37,6 +43,7 @@ class _Done:
 class _Refused:
     """The task cannot be done, by an InputError of this text."""
 
+    number: int
     reason: str
 
 
@@ -52,55 +59,88 @@ class RemoteTraceback(Exception):
     """The traceback of a worker, as the cause of the error raised here."""
 
 
+class _ParentGone(BaseException):
+    """There is nobody left to work for. Not an Exception: no worker has a use for it."""
+
+
+class _PipeDesk:
+    """The desk of a worker process."""
+
+    def __init__(self, connection: Connection, parent: int) -> None:
+        self._connection = connection
+        self._parent = parent
+        self._sending = threading.Lock()
+
+    def next(self) -> Task | None:
+        """See `Desk`."""
+        self._send(_Asks())
+        try:
+            task: Task | None = self._connection.recv()
+        except (EOFError, OSError) as problem:
+            raise _ParentGone from problem
+        return task
+
+    def tell(self, task: Task, step: Progress) -> None:
+        """See `Desk`."""
+        if os.getppid() != self._parent:
+            os._exit(1)
+        self._send(_Step(task.number, step))
+
+    def done(self, task: Task, report: TaskReport) -> None:
+        """See `Desk`."""
+        self._send(_Done(task.number, report))
+
+    def refuse(self, task: Task, problem: InputError) -> None:
+        """See `Desk`."""
+        self._send(_Refused(task.number, str(problem)))
+
+    def _send(self, message: object) -> None:
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError as problem:
+            raise _ParentGone from problem
+
+
 def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None:
-    """The life of a worker process: get ready, then task after task until the parent closes the pipe or is gone."""
+    """The life of a worker process: get ready, then task after task until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
-
-    def listen(progress: Progress) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-        connection.send(progress)
-
-    do = _attempt(work.start, worker)
-    # A closed pipe: the parent needs no more, or is gone.
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while not isinstance(do, _Failed):
-            connection.send(_Ready())
-            task: Task = connection.recv()
-            report = _attempt(do, task, listen)
-            if not isinstance(report, _Failed):
-                connection.send(_Done(report))
-            elif isinstance(report.error, InputError):
-                connection.send(_Refused(str(report.error)))
-            else:
-                do = report
-        connection.send(do)
+    desk = _PipeDesk(connection, parent)
+    with contextlib.suppress(_ParentGone, OSError):
+        failed = _attempt(lambda: work.start(worker)(desk))
+        if failed is not None:
+            connection.send(failed)
 
 
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # not at once, so that a half-written file is removed on the way out
 
 
-def _attempt(call: Callable[..., _Result], *arguments: Any) -> _Result | _Failed:
-    """What `call` returns, or what it raised: whatever that is, it must reach the parent."""
+def _attempt(work: Callable[[], None]) -> _Failed | None:
+    """Do it; returns what was raised: whatever that is, it must reach the parent."""
     try:
-        return call(*arguments)
+        work()
     except EmbedpipeError as problem:
         return _Failed(problem, traceback.format_exc())
     except Exception:
         return _Failed(None, traceback.format_exc())
+    return None
 
 
 @dataclass(slots=True)
 class _Seat:
-    """A worker process, the pipe to it, the task it has in hand and what it said of that."""
+    """A worker process, the pipe to it, and the tasks it has in hand with what it said of each.
+
+    asks: it waits for a task. told: it knows that there are no more.
+    """
 
     number: int
     process: Any
     connection: Connection
-    task: Task | None = None
-    tally: Tally | None = None
+    in_hand: dict[int, tuple[Task, Tally]] = field(default_factory=dict)
+    asks: bool = False
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,69 +202,74 @@ class _Crew:
             try:
                 message = seat.connection.recv()
             except (EOFError, OSError):  # gone, perhaps in the middle of a message
-                self._died(seat)
+                self._gone(seat)
                 continue
-            self._answer(seat, message)
+            self._hear(seat, message)
+            if seat.asks:
+                self._hand_out(seat)
 
-    def _answer(self, seat: _Seat, message: Any) -> None:
-        if isinstance(message, Progress):
-            assert seat.tally is not None
-            self._listen(seat.tally.hear(message))
+    def _hear(self, seat: _Seat, message: Any) -> None:
+        if isinstance(message, _Asks):
+            seat.asks = True
+        elif isinstance(message, _Step):
+            self._listen(seat.in_hand[message.number][1].hear(message.step))
         elif isinstance(message, _Done):
-            assert seat.tally is not None
+            _, tally = seat.in_hand.pop(message.number)
             self.total += message.report
-            seat.task = None
-            self._listen(seat.tally.finish(message.report))
+            self._listen(tally.finish(message.report))
         elif isinstance(message, _Refused):
-            assert seat.task is not None
-            assert seat.tally is not None
-            self.set_aside.append(SetAside(seat.task, message.reason))
-            seat.task = None
-            self._listen(seat.tally.give_up(tasks=1))
-        elif isinstance(message, _Failed):
+            task, tally = seat.in_hand.pop(message.number)
+            self.set_aside.append(SetAside(task, message.reason))
+            self._listen(tally.give_up(tasks=1))
+        else:
+            assert isinstance(message, _Failed)
             if message.error is not None:
                 raise message.error from RemoteTraceback(message.trace)
             last = message.trace.strip().splitlines()[-1]
             raise WorkerDied(
                 f"worker {seat.number} failed: {last}", "Run with --debug and report it"
             ) from RemoteTraceback(message.trace)
-        else:
-            self._hand_out(seat)
 
     def _hand_out(self, seat: _Seat) -> None:
-        if self._waiting:
-            seat.task = self._waiting.popleft()
-            seat.tally = Tally(seat.number, seat.task.name)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
-                seat.connection.send(seat.task)
-        else:
-            self._leave(seat)
+        """Answer a worker that asks. A task that a worker died on is done alone, so that no other is blamed for it."""
+        suspect = bool(self._waiting) and self._waiting[0].number in self._deaths
+        if seat.in_hand and (suspect or any(number in self._deaths for number in seat.in_hand)):
+            return  # it is answered when its hands are empty
+        task = self._waiting.popleft() if self._waiting else None
+        if task is not None:
+            seat.in_hand[task.number] = (task, Tally(seat.number, task.name))
+        seat.asks, seat.told = False, task is None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
+            seat.connection.send(task)
 
-    def _leave(self, seat: _Seat) -> None:
+    def _gone(self, seat: _Seat) -> None:
+        """A worker ended: by itself when all is done; else it is replaced, and its tasks go back to the front."""
         del self.seats[seat.connection]
         seat.connection.close()
         seat.process.join()
+        dead = bool(seat.in_hand) or not seat.told
+        if dead:
+            self._died(seat)
+        # Tasks of the dead may come back after others were told that there are no more.
+        idle = any(not other.told and not other.in_hand for other in self.seats.values())
+        if self._waiting and (dead or not idle):
+            self.hire(seat.number)
 
     def _died(self, seat: _Seat) -> None:
-        """Replace a dead worker; its task goes back to the front, or aside at its third victim."""
-        self._leave(seat)
         how = _exit_reason(seat.process.exitcode)
-        if seat.task is None:
+        if not seat.in_hand:
             self._idle_deaths += 1
             if self._idle_deaths >= ATTEMPTS:
                 raise WorkerDied(
                     f"workers die before they can start ({how})", "Check memory, or try `--workers 1` to see the cause"
                 )
-        else:
-            assert seat.tally is not None
-            deaths = self._deaths[seat.task.number] = self._deaths.get(seat.task.number, 0) + 1
+        for task, tally in reversed(seat.in_hand.values()):
+            deaths = self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
             if deaths >= ATTEMPTS:
-                self.set_aside.append(SetAside(seat.task, f"{deaths} workers died on it, the last one {how}"))
+                self.set_aside.append(SetAside(task, f"{deaths} workers died on it, the last one {how}"))
             else:
-                self._waiting.appendleft(seat.task)
-            self._listen(seat.tally.give_up(tasks=int(deaths >= ATTEMPTS)))
-        if self._waiting:
-            self.hire(seat.number)
+                self._waiting.appendleft(task)
+            self._listen(tally.give_up(tasks=int(deaths >= ATTEMPTS)))
 
     def dismiss(self) -> None:
         """End whatever still runs: after the last task there is nothing, after an exception all of them."""

@@ -26,7 +26,7 @@ Split = Callable[[str], tuple[str, str] | None]
 
 
 class Members(Protocol):
-    """The wanted files of a shard, in order, as (path, bytes); None in place of the bytes of a too large caption.
+    """The files of a shard, in order, as (path, bytes); None in place of bytes that are too large or not wanted.
 
     After iteration `torn` says how the shard was damaged, or is None. `split` finds the key in a path.
     """

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import struct
-import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, BinaryIO, Protocol, cast
+from typing import IO, BinaryIO, cast
 
 from .. import files, manifest
 from ..types import Reject, Sample, SourceShard
 from . import places
 from .base import Digest
 from .grouping import SampleRules, Split, readable, samples, split_at_first_dot, wanted
+from .tar import TarDamaged, regular_files
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -46,7 +45,7 @@ class WebdatasetReader:
 
 
 class _TarMembers:
-    """The wanted files of a tar, in order; damage ends them and is told in `torn`."""
+    """The files of a tar, in order; damage ends them and is told in `torn`."""
 
     def __init__(self, raw: BinaryIO, digest: Digest) -> None:
         self._stored = _HashedStream(raw, digest)
@@ -54,46 +53,13 @@ class _TarMembers:
         self.split: Split = split_at_first_dot
 
     def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
+        packed = self._stored.peek(2) == _GZIP_MAGIC
+        plain = gzip.GzipFile(fileobj=cast("IO[bytes]", self._stored)) if packed else self._stored
         try:
-            packed = self._stored.peek(2) == _GZIP_MAGIC
-            plain = _PlainStream(gzip.GzipFile(fileobj=cast("IO[bytes]", self._stored)) if packed else self._stored)
-            with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
-                for entry in archive:
-                    # A sparse file may claim any size without holding a byte.
-                    if entry.isreg() and not entry.issparse() and wanted(entry.name, self.split):
-                        yield entry.name, _contents(archive, entry) if readable(entry.name, entry.size) else None
-                    # Stream mode still remembers every entry; without this, memory would grow with the tar.
-                    archive.members = []  # type: ignore[attr-defined]
-                plain.drain()
-                self.torn = _tear(plain, archive.offset)
-        except _DAMAGE as problem:
+            yield from regular_files(plain, lambda path, size: wanted(path, self.split) and readable(path, size))
+        except (TarDamaged, gzip.BadGzipFile, EOFError, zlib.error) as problem:
             self.torn = f"the tar is damaged: {problem or 'it ends early'}"
         self._stored.drain()
-
-
-# What tarfile and gzip raise on damaged bytes; headers are parsed with int() and struct.
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, struct.error)
-
-
-def _tear(plain: _PlainStream, end: int) -> str | None:
-    """What is wrong behind the last member of a tar, which ends at byte `end`: tarfile stops there without a word."""
-    if plain.position <= end:
-        return "no end-of-archive mark: the tar was cut off between two members"
-    if plain.last_nonzero > end:
-        return f"the tar is damaged: what follows byte {end} is no member"
-    return None
-
-
-def _contents(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    opened = archive.extractfile(entry)
-    data = opened.read() if opened is not None else b""
-    if len(data) < entry.size:
-        raise tarfile.ReadError(f"{entry.name!r} ends after {len(data)} of {entry.size} bytes")
-    return data
-
-
-class _Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class _HashedStream:
@@ -120,27 +86,5 @@ class _HashedStream:
 
     def drain(self) -> None:
         """Read to the end, so that the digest covers the whole file."""
-        while self.read(1 << 20):
-            pass
-
-
-class _PlainStream:
-    """The bytes of the tar itself, unpacked. position: bytes read; last_nonzero: where the zeros at the end begin."""
-
-    def __init__(self, stored: _Readable) -> None:
-        self._stored = stored
-        self.position = 0
-        self.last_nonzero = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes."""
-        data = self._stored.read(size)
-        if filled := len(data.rstrip(b"\0")):
-            self.last_nonzero = self.position + filled
-        self.position += len(data)
-        return data
-
-    def drain(self) -> None:
-        """Read to the end."""
         while self.read(1 << 20):
             pass

@@ -15,7 +15,7 @@ from embedpipe.errors import DiskFull, EmbedpipeError, InputError, WorkerDied
 from embedpipe.execute import EXECUTORS, Task, open_executor
 from embedpipe.execute.processes import ProcessExecutor, RemoteTraceback
 from embedpipe.progress import Progress, TaskReport, silent
-from tests.works import Broken, Doing
+from tests.works import Ahead, Broken, Doing
 
 
 def tasks(*payloads):
@@ -113,6 +113,22 @@ def test_a_task_that_kills_three_workers_is_set_aside_and_the_others_are_done(tm
     assert "3 workers died on it" in aside.reason
     assert "SIGKILL" in aside.reason
     assert [times_begun(tmp_path, i) for i in range(4)] == [1, 3, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_worker_had_in_hand_beside_a_deadly_task_is_done(workers, tmp_path):
+    payloads = ["fine", "die", "fine", "fine", "die", "die once", "fine"]
+    outcome = ProcessExecutor(workers).run(Ahead(str(tmp_path)), tasks(*payloads), silent)
+    assert sorted(aside.task.number for aside in outcome.set_aside) == [1, 4]
+    assert outcome.report.tasks == 5
+    assert [times_begun(tmp_path, i) for i in (1, 4)] == [3, 3]
+    assert multiprocessing.active_children() == []
+
+
+def test_tasks_taken_ahead_are_each_done_once(executor, tmp_path):
+    outcome = executor.run(Ahead(str(tmp_path)), tasks(*["fine"] * 6), silent)
+    assert [times_begun(tmp_path, i) for i in range(6)] == [1] * 6
+    assert (outcome.report.tasks, outcome.set_aside) == (6, ())
 
 
 def test_a_worker_that_dies_is_replaced_and_its_task_done(tmp_path):
