@@ -73,6 +73,8 @@ def begin(source: Path, out: Path, model: str, workers: int) -> int:
     arguments = ["encode", source, out, "--model", model, "--gpus", "0", "--threads", "1", "--batch-size", "4"]
     pid = os.fork()
     if pid:
+        while os.getpgid(pid) != pid:  # so that the group can be killed from now on
+            time.sleep(0.0005)
         return pid
     try:
         os.setsid()

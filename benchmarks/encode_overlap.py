@@ -28,9 +28,11 @@ import torch
 
 from embedpipe.encode import EncoderConfig, job, load_encoder
 from embedpipe.encode.job import EncodeConfig
-from embedpipe.encode.stage import StageConfig, encode_shard
+from embedpipe.encode.pictures import StageConfig
+from embedpipe.encode.stage import encode_shards
+from embedpipe.execute import Desk, Task, Worker, open_executor
 from embedpipe.images.decode import DecodedImage, decode
-from embedpipe.progress import silent
+from embedpipe.progress import TaskReport, silent
 from embedpipe.read import SampleRules, open_reader
 
 from . import embeddings, measure, photos, report
@@ -48,7 +50,11 @@ class RecordingEncoder:
         """The encoder's own."""
         return self.encoder.card
 
-    def images(self, pixels: torch.Tensor) -> np.ndarray:
+    def prepare(self, batch_size: int) -> float:
+        """Nothing is compiled."""
+        return 0.0
+
+    def images(self, pixels: torch.Tensor) -> Any:
         """Encode, and keep the pixels."""
         self.calls.append(("images", pixels.clone()))
         return self.encoder.images(pixels)
@@ -71,13 +77,36 @@ class FreeEncoder:
         self.card = card
         self._row = np.full((1, card.dim), card.dim**-0.5, np.float32)
 
-    def images(self, pixels: torch.Tensor) -> np.ndarray:
+    def prepare(self, batch_size: int) -> float:
+        """Nothing is compiled."""
+        return 0.0
+
+    def images(self, pixels: torch.Tensor) -> torch.Tensor:
         """The row, as often as there are images."""
-        return np.broadcast_to(self._row, (len(pixels), self.card.dim))
+        return torch.from_numpy(self._row).expand(len(pixels), -1)
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """The row, as often as there are captions."""
         return np.broadcast_to(self._row, (len(captions), self.card.dim))
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """Work for an executor: shards are encoded and forgotten."""
+
+    reader: Any
+    encoder: Any
+    config: StageConfig
+
+    def start(self, worker: int) -> Worker:
+        """See `Work`."""
+
+        def work(desk: Desk) -> None:
+            encode_shards(
+                desk, self.reader, self.encoder, self.config, lambda made: desk.done(made.task, TaskReport(tasks=1))
+            )
+
+        return work
 
 
 @dataclass(slots=True)
@@ -102,11 +131,11 @@ class Bench:
             return time.perf_counter() - begun
 
     def stage(self, encoder: Any) -> float:
-        """Shards through `encode_shard`, nothing written."""
+        """Shards through the worker's pipeline, nothing written."""
         torch.set_num_threads(self.threads)
+        tasks = [Task(number, shard.name, shard) for number, shard in enumerate(self.reader.shards(()))]
         begun = time.perf_counter()
-        for number, shard in enumerate(self.reader.shards(())):
-            encode_shard(number, shard, self.reader, encoder, self.config.stage, {}, silent)
+        open_executor("inline", 1).run(Unwritten(self.reader, encoder, self.config.stage), tasks, silent)
         return time.perf_counter() - begun
 
     def model_only(self, recorded: RecordingEncoder) -> float:
@@ -158,7 +187,7 @@ def measure_feeding(bench: Bench, encoder: Any, n: int, rounds: int) -> str:
     free = FreeEncoder(encoder.card)
     bench.end_to_end(free)
     times = [(bench.decode_only(free.card), bench.stage(free), bench.end_to_end(free)) for _ in range(rounds)]
-    names = ("decoding alone", "encode_shard, model free", "whole job, model free")
+    names = ("decoding alone", "worker's pipeline, model free", "whole job, model free")
     rows = [
         (name, measure.spread([n / row[i] for row in times], 0), measure.spread([row[0] / row[i] for row in times], 3))
         for i, name in enumerate(names)

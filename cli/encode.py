@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 @click.option("--no-image", is_flag=True, help="Encode captions only.")
 @click.option("--no-text", is_flag=True, help="Encode images only; captions are not needed.")
 @click.option(
+    "--text-tokens",
+    is_flag=True,
+    help="Store the last hidden states of the captions' tokens, too: for priors and decoders that read them.",
+)
+@click.option(
     "--caption-key",
     "--caption-col",
     default="caption",
@@ -78,7 +83,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="As stored.",
 )
-@click.option("--format", "storage", default="npy", show_default=True, help="Storage format.")
+@click.option("--format", "storage", default="npy", show_default=True, help="npy, or parquet: one file for each shard.")
 @click.option("--executor", default="auto", show_default=True, help="inline, processes, or auto.")
 @click.option(
     "--overwrite",
@@ -109,6 +114,7 @@ def command(
     batch_size: int,
     no_image: bool,
     no_text: bool,
+    text_tokens: bool,
     caption_key: str,
     image_col: str | None,
     key_col: str | None,
@@ -136,7 +142,7 @@ def command(
     """
     from embedpipe.encode.base import EncoderConfig
     from embedpipe.encode.job import EncodeConfig, encode, plan_encode
-    from embedpipe.encode.stage import StageConfig
+    from embedpipe.encode.pictures import StageConfig
 
     from . import display
     from .main import EXIT_REJECTS
@@ -153,8 +159,9 @@ def command(
         stage=StageConfig(
             images=not no_image,
             texts=not no_text,
+            text_tokens=text_tokens,
             batch_size=batch_size,
-            decode_threads=threads or 2,
+            decode_threads=threads,
             max_pixels=max_pixels,
         ),
         input=input_format,

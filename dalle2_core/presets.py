@@ -13,12 +13,16 @@ from dalle2_core.training.optim import OptimConfig
 
 @dataclass(frozen=True, slots=True)
 class PriorRecipe:
-    """Everything a prior's training is told, besides the data."""
+    """Everything a prior's training is told, besides the data.
+
+    text_tokens: the prior also reads the states of the captions' tokens, which must be as wide as `network.dim`.
+    """
 
     network: PriorNetworkConfig = field(default_factory=PriorNetworkConfig)
     diffusion: PriorConfig = field(default_factory=PriorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    text_tokens: bool = False
 
     def build(self, embed_dim: int) -> DiffusionPrior:
         """A new prior for embeddings of this width, its weights drawn from torch's global generator."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ class RunCard:
 
     `columns` maps each metadata column to its Arrow type name, fixed when the output is begun so that all shards agree.
     `source` is where the input was, for commands that want to look at it again; nothing depends on it.
+    `token_width` is that of the stored token states, None where there are none.
     """
 
     format: str
@@ -45,6 +46,7 @@ class RunCard:
     encoder: EncoderCard | None = None
     shard_digits: int = 5
     versions: dict[str, str] = field(default_factory=dict)
+    token_width: int | None = None
     format_version: int = FORMAT_VERSION
 
 
@@ -61,9 +63,12 @@ class FileRecord:
 class ShardManifest:
     """The commit record of one shard.
 
-    rows_in = rows_out + rows_rejected. `rejects` counts by error class. `source_sha256` hashes the input shard's bytes.
-    `fingerprint` is the encoder card's (embeddings) or empty. `timing_s` is the one field that differs between two runs
-    over the same input.
+    rows_in = rows_out + rows_rejected. `rejects` counts by error class. `retried` (image shards): of rows that failed
+    in an earlier shard and are tried again in this one, how many had failed by which class. `source_sha256` hashes the
+    input shard's bytes.
+    `fingerprint` is the encoder card's (embeddings) or empty. `tokens` and `token_width`: how many token states there
+    are in all rows together, and how wide each is; None where they are not stored. `timing_s` is the one field that
+    differs between two runs over the same input.
     """
 
     number: int
@@ -77,6 +82,9 @@ class ShardManifest:
     dim: int | None = None
     dtype: str | None = None
     fingerprint: str = ""
+    tokens: int | None = None
+    token_width: int | None = None
+    retried: dict[str, int] = field(default_factory=dict)
     timing_s: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -92,6 +100,30 @@ _ADAPTERS: dict[type[Any], pydantic.TypeAdapter[Any]] = {
     RunCard: pydantic.TypeAdapter(RunCard),
     ShardManifest: pydantic.TypeAdapter(ShardManifest),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts over shards, each row once: one that failed and was tried again counts as it ended last."""
+
+    rows: int
+    succeeded: int
+    failed: dict[str, int]
+    retried: int
+
+
+def totals(manifests: Iterable[ShardManifest]) -> Totals:
+    """Add up committed shards."""
+    rows = succeeded = retried = 0
+    failed: dict[str, int] = {}
+    for entry in manifests:
+        again = sum(entry.retried.values())
+        rows += entry.rows_in - again
+        succeeded += entry.rows_out
+        retried += again
+        for name in entry.rejects.keys() | entry.retried.keys():
+            failed[name] = failed.get(name, 0) + entry.rejects.get(name, 0) - entry.retried.get(name, 0)
+    return Totals(rows, succeeded, {name: count for name, count in sorted(failed.items()) if count > 0}, retried)
 
 
 def _dump(value: RunCard | ShardManifest) -> bytes:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .ragged import RaggedRows
+
 # Scalars a metadata column may hold once it has passed the reader.
 Scalar = bool | int | float | str | None
 
@@ -73,11 +75,14 @@ class SourceShard:
 class EmbeddingBatch:
     """What an encoder made of some samples, row i of each field being the same sample.
 
-    image, text: float32 [b, d], L2-normalised, or None when that side was not asked for.
+    image, text: float32 [b, d], L2-normalised, or None when that side was not asked for. text_tokens: float32
+    [b, longest, w] states of the captions' tokens, and text_mask: bool [b, longest], True at real ones; None likewise.
     """
 
     image: np.ndarray | None
     text: np.ndarray | None
+    text_tokens: np.ndarray | None = None
+    text_mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class EmbeddingShard:
     """All rows of one shard, ready to be written. Row i of every field is the same sample.
 
     image, text: float16 or float32 [n, d], or None. `metadata` maps column name to a list of n values.
+    text_tokens: last hidden states of each caption's real tokens, or None where they were not asked for.
     """
 
     number: int
@@ -92,6 +98,7 @@ class EmbeddingShard:
     text: np.ndarray | None
     metadata: dict[str, list[Any]]
     rejects: tuple[Reject, ...]
+    text_tokens: RaggedRows | None = None
 
     def __len__(self) -> int:
         return len(self.metadata["key"])

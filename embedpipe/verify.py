@@ -9,6 +9,7 @@ from . import files, manifest
 from .errors import DatasetError, InputError
 from .manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard, ShardManifest
 from .progress import Listener, Progress, silent
+from .ragged import RaggedRows
 from .room import callable_as
 from .store import layout, open_format
 
@@ -129,9 +130,21 @@ def _embedding_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator
                 yield f"no {modality} embeddings"
             elif array is not None and str(array.dtype) != entry.dtype:
                 yield f"{modality} embeddings are {array.dtype}, should be {entry.dtype}"
+        yield from _token_faults(run, entry, reader.text_tokens(path, entry, run.shard_digits))
         reader.metadata(path, entry, run.shard_digits, ("key",))
     except (DatasetError, InputError) as problem:
         yield str(problem)
+
+
+def _token_faults(run: RunCard, entry: ShardManifest, tokens: RaggedRows | None) -> Iterator[str]:
+    if tokens is None:
+        if run.options.get("text_tokens"):
+            yield "no text tokens"
+        return
+    if str(tokens.values.dtype) != entry.dtype:
+        yield f"text tokens are {tokens.values.dtype}, should be {entry.dtype}"
+    if tokens.width != run.token_width:
+        yield f"text tokens are {tokens.width} wide, but embedpipe.json says {run.token_width}"
 
 
 KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards"}

@@ -19,7 +19,7 @@ def normalised(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def write_dataset(folder, image, text, shards=2, columns=None, weights="0" * 64):
+def write_dataset(folder, image, text, shards=2, columns=None, weights="0" * 64, similarity=None):
     """Write float arrays [n, d] (normalised here) as a committed data set; returns the folder as a string."""
     columns = columns or {}
     image, text = normalised(image), normalised(text)
@@ -34,6 +34,8 @@ def write_dataset(folder, image, text, shards=2, columns=None, weights="0" * 64)
         metadata["key"] = metadata["image_path"] = [f"{row:06d}" for row in rows]
         metadata["caption"] = [f"caption {row}" for row in rows]
         metadata["src_shard"], metadata["src_index"] = [plan[number].name] * n, list(range(n))
+        if similarity is not None:
+            metadata["similarity"] = [float(similarity[row]) for row in rows]
         metadata |= {name: [values[row] for row in rows] for name, values in columns.items()}
         shard = EmbeddingShard(number, image[rows].astype("float16"), text[rows].astype("float16"), metadata, ())
         written = open_format("npy").write(str(folder), shard, plan[number].name, kinds, 5)

@@ -10,6 +10,27 @@ import numpy as np
 import torch
 
 from ..card import EncoderCard
+from ..ragged import RaggedRows
+
+
+class Later(Protocol):
+    """An array that may still be in the making, on a device; a tensor in memory is one."""
+
+    def numpy(self) -> np.ndarray:
+        """The array, waited for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextStates:
+    """What a text tower made of n captions.
+
+    embeddings: float32 [n, dim], L2-normalised. tokens: for each caption the last hidden states of its real tokens (the
+    output of the tower's final layer norm, not normalised further), in the dtype that the card stores.
+    """
+
+    embeddings: np.ndarray
+    tokens: RaggedRows
 
 
 class Encoder(Protocol):
@@ -20,12 +41,20 @@ class Encoder(Protocol):
         """What made the numbers."""
         ...
 
-    def images(self, pixels: torch.Tensor) -> np.ndarray:
+    def prepare(self, batch_size: int) -> float:
+        """Make ready for batches of that many pictures, at most; returns the seconds that compiling took, if any."""
+        ...
+
+    def images(self, pixels: torch.Tensor) -> Later:
         """uint8 [b, 3, h, w] of the card's input size → float32 [b, dim], L2-normalised."""
         ...
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """Captions, as many as there are, → float32 [n, dim], L2-normalised, row i for caption i."""
+        ...
+
+    def text_states(self, captions: Sequence[str]) -> TextStates:
+        """The same embeddings, and the tokens' states beside them. Raises ModelError where a tower has none."""
         ...
 
 
@@ -37,7 +66,7 @@ class EncoderConfig:
     checkpoint file, `random` (weights drawn from `seed`), or empty for a folder, which brings its own. dtype: of the
     stored embeddings, float16 or float32. precision: one of `precision.PRECISIONS`. decode: one of
     `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which costs a
-    minute or so at the start.
+    minute or so at the start of each worker.
     """
 
     model: str

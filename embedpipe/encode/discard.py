@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from .. import files, manifest
 from ..errors import DatasetError
-from ..manifest import RunCard, shard_name
+from ..manifest import RunCard
 from ..store import layout
 
 
@@ -34,11 +34,11 @@ def discard(out: str, run: RunCard) -> None:
 
 def sweep_leftovers(out: str, digits: int, numbers: Iterable[int]) -> None:
     """Remove data files of shards that are not committed: a reader that pairs files by position would take them."""
-    names = [shard_name(number, digits) for number in numbers]
+    leftovers = {path for number in numbers for path in layout.data_paths(number, digits)}
     for folder in layout.FOLDERS:
-        leftovers = {f"{folder}_{name}.{suffix}" for name in names for suffix in ("npy", "parquet")}
-        for name in leftovers.intersection(files.names(files.join(out, folder))):
-            files.remove(files.join(out, folder, name))
+        there = {posixpath.join(folder, name) for name in files.names(files.join(out, folder))}
+        for path in sorted(leftovers & there):
+            files.remove(files.join(out, path))
 
 
 def _is_ours(path: str) -> bool:

@@ -14,10 +14,9 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import files, manifest
-from ..card import EncoderCard
 from ..columns import guess
 from ..errors import DiskFull, EmptyInput, InputError, RunMismatch
-from ..execute import Outcome, SetAside, Task, Worker, open_executor
+from ..execute import Outcome, SetAside, Task, open_executor
 from ..lock import exclusive
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..plan import PlanChange, grow
@@ -28,9 +27,10 @@ from ..types import Sample, SourceShard
 from . import load_encoder
 from .base import Encoder, EncoderConfig
 from .discard import discard, sweep_leftovers
+from .pictures import StageConfig
 from .space import with_need
-from .stage import StageConfig, encode_shard
 from .watch import Watch
+from .work import EncodeWork
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
 _OTHER_RUN = "Give the same as before, another output folder, or --overwrite to begin again"
@@ -74,6 +74,8 @@ class EncodeConfig:
             "format": self.format,
             "image_column": self.image_column,
             "key_column": self.key_column,
+            # Absent rather than false: outputs begun before there was this option go on without it.
+            **({"text_tokens": True} if self.stage.text_tokens else {}),
         }
 
     def reader(self, data: str) -> Reader:
@@ -115,8 +117,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     """
     begun = time.perf_counter()
     open_format(config.format)
-    if not config.stage.images and not config.stage.texts:
-        raise InputError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
+    _refuse_contradictions(config)
     reader = config.reader(data)
     with exclusive(out):
         found = manifest.read_run(out)
@@ -126,14 +127,15 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         config = _settled(config, before, devices[0])
         # On a worker's device also where this process only asks for the card: the precision depends on the device.
         encoder = load_encoder(config.encoder, devices[0])
-        run = _run_card(out, before, change, encoder.card, config, reader)
+        run = _run_card(out, before, change, encoder, config, reader)
         run = dataclasses.replace(run, source=files.absolute(data))
         if found is not None and config.overwrite:
             discard(out, found)  # not earlier: a wrong model name must not cost a data set
         committed, redone = _committed(out, run, change.vanished)
         todo = _still_to_do(run, committed, change.vanished)
         _sweep(out, run, before, todo)
-        work = _EncodeWork(reader, config, out, run, tuple(devices), _threads(config, len(devices)))
+        threads = _threads(config, len(devices))
+        work = EncodeWork(reader, config.encoder, config.stage, out, run, tuple(devices), threads)
         if len(devices) == 1:
             work.adopt(encoder)
         del encoder
@@ -142,9 +144,19 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
             manifest.write_run(out, run)
             watch(Progress(planned=len(todo)))
             outcome = open_executor(config.executor, len(devices)).run(work, todo, watch)
+            # What workers left that were killed and replaced, or not.
+            _sweep_temporaries(out)
+            sweep_leftovers(out, run.shard_digits, [aside.task.number for aside in outcome.set_aside])
         except DiskFull as problem:
             raise with_need(problem, out, run, todo, watch.rows_seen, len(devices)) from problem
     return _report(run, change, committed, redone, outcome, time.perf_counter() - begun)
+
+
+def _refuse_contradictions(config: EncodeConfig) -> None:
+    if not config.stage.images and not config.stage.texts:
+        raise InputError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
+    if config.stage.text_tokens and not config.stage.texts:
+        raise InputError("no text tokens without texts: texts were turned off", "Drop --text-tokens or --no-text")
 
 
 def _settled(config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
@@ -166,10 +178,14 @@ def _still_to_do(run: RunCard, committed: Mapping[int, ShardManifest], vanished:
 
 def _sweep(out: str, run: RunCard, before: RunCard | None, todo: Sequence[Task]) -> None:
     """Remove what a killed run left behind."""
-    for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
-        files.sweep_temporaries(folder)
+    _sweep_temporaries(out)
     if before is not None:
         sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
+
+
+def _sweep_temporaries(out: str) -> None:
+    for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
+        files.sweep_temporaries(folder)
 
 
 def _report(
@@ -248,24 +264,25 @@ def _refuse_other_contents(
 
 
 def _run_card(
-    out: str, before: RunCard | None, change: PlanChange, card: EncoderCard, config: EncodeConfig, reader: Reader
+    out: str, before: RunCard | None, change: PlanChange, encoder: Encoder, config: EncodeConfig, reader: Reader
 ) -> RunCard:
     if before is not None and before.encoder is not None:
-        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
+        manifest.refuse_difference(out, before.encoder.facts(), encoder.card.facts(), "encoder", _OTHER_RUN)
         return dataclasses.replace(before, plan=change.shards)
     return RunCard(
         format=EMBEDDINGS,
         options=config.shaping(),
         plan=change.shards,
-        columns=_guess_columns(change.shards, reader),
-        encoder=card,
+        columns=_guess_columns(change.shards, reader, open_format(config.format).own_columns),
+        encoder=encoder.card,
+        token_width=encoder.text_states(["a"]).tokens.width if config.stage.text_tokens else None,
         shard_digits=max(5, len(str(10 * len(change.shards)))),
         versions=_versions(),
     )
 
 
-def _guess_columns(shards: Sequence[SourceShard], reader: Reader) -> dict[str, str]:
-    """Column types from the first samples there are.
+def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequence[str]) -> dict[str, str]:
+    """Column types from the first samples there are. A field whose name is `taken` is left to the column `extra`.
 
     Raises EmptyInput when no shard holds a single one, or what is wrong with the first shard when none can be read.
     """
@@ -278,7 +295,7 @@ def _guess_columns(shards: Sequence[SourceShard], reader: Reader) -> dict[str, s
             unreadable.append(problem)
             continue
         if rows:
-            return guess(rows)
+            return {name: kind for name, kind in guess(rows).items() if name not in taken}
     if unreadable and len(unreadable) == len(shards):
         raise unreadable[0]
     raise EmptyInput(
@@ -337,61 +354,3 @@ def _devices(config: EncodeConfig) -> list[str]:
 def _threads(config: EncodeConfig, workers: int) -> int:
     """Threads for each worker's arithmetic, so that workers do not fight for cores."""
     return config.threads_per_worker or max(1, len(os.sched_getaffinity(0)) // workers)
-
-
-class _EncodeWork:
-    """The recipe of an encode worker; picklable."""
-
-    def __init__(
-        self, reader: Reader, config: EncodeConfig, out: str, run: RunCard, devices: tuple[str, ...], threads: int
-    ) -> None:
-        assert run.encoder is not None
-        self._reader = reader
-        self._config = config
-        self._out = out
-        self._card = run.encoder
-        self._columns: Mapping[str, str] = run.columns
-        self._digits = run.shard_digits
-        self._devices = devices
-        self._threads = threads
-        self._loaded: Encoder | None = None
-
-    def adopt(self, encoder: Encoder) -> None:
-        """Use an encoder that is loaded already: a single worker lives in this process."""
-        self._loaded = encoder
-
-    def start(self, worker: int) -> Worker:
-        """Load the encoder on this worker's device; refuse it when it is not the one the run is made with."""
-        import torch
-
-        torch.set_num_threads(self._threads)
-        encoder = self._loaded or load_encoder(self._config.encoder, self._devices[worker])
-        manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")
-        return lambda task, listen: self._do(task, encoder, listen)
-
-    def _do(self, task: Task, encoder: Encoder, listen: Listener) -> TaskReport:
-        source: SourceShard = task.payload
-        made = encode_shard(task.number, source, self._reader, encoder, self._config.stage, self._columns, listen)
-        begun = time.perf_counter()
-        shard = made.shard
-        written = open_format(self._config.format).write(self._out, shard, source.name, self._columns, self._digits)
-        spent = {**made.spent_s, "write": time.perf_counter() - begun}
-        rejects: dict[str, int] = {}
-        for reject in shard.rejects:
-            rejects[reject.error_class] = rejects.get(reject.error_class, 0) + 1
-        entry = ShardManifest(
-            number=task.number,
-            source=source,
-            source_sha256=made.source_sha256,
-            rows_in=made.rows_in,
-            rows_out=len(shard),
-            rows_rejected=len(shard.rejects),
-            rejects=dict(sorted(rejects.items())),
-            files=written,
-            dim=self._card.dim,
-            dtype=self._card.dtype,
-            fingerprint=self._card.fingerprint(),
-            timing_s={name: round(seconds, 3) for name, seconds in spent.items()},
-        )
-        manifest.commit(self._out, entry, self._digits)
-        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import pickle
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 
 from ..card import EncoderCard, PreprocessSpec
 from ..errors import ModelError, did_you_mean
-from .base import EncoderConfig
+from .base import EncoderConfig, Later, TextStates
 from .precision import DTYPES, choose_precision
 from .text_tower import TextTower
 
@@ -63,9 +64,7 @@ class OpenClipEncoder:
         self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
         self._texts = TextTower(self._model, tokenizer, device, config.text_batch_size)
         self._encode_image = self._model.encode_image
-        if config.compile:
-            # Freezing folds the weights into the compiled graph; it holds for inference only.
-            self._encode_image = torch.compile(self._model.encode_image, options={"freezing": True})
+        self._compile = config.compile
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card.preprocess.mean, device=device).view(shape)
         self._std = torch.tensor(card.preprocess.std, device=device).view(shape)
@@ -80,20 +79,50 @@ class OpenClipEncoder:
         """Whether captions are encoded at their own length instead of the full context."""
         return self._texts.cuts
 
+    def prepare(self, batch_size: int) -> float:
+        """Compile the image tower, if that was asked for, for batches of that many pictures; returns the seconds."""
+        if not self._compile:
+            return 0.0
+        self._compile = False
+        begun = time.perf_counter()
+        # Freezing folds the weights into the compiled graph; it holds for inference only. Each other batch size would
+        # be compiled again, so all batches are filled up to one.
+        self._pictures_at_once = size = min(batch_size, self._pictures_at_once)
+        compiled = torch.compile(self._model.encode_image, options={"freezing": True})
+        self._encode_image = lambda part: compiled(_filled_up(part, size))[: len(part)]  # type: ignore[no-untyped-call]
+        self.images(torch.zeros(size, 3, *self._card.preprocess.size, dtype=torch.uint8)).numpy()
+        return time.perf_counter() - begun
+
     @torch.inference_mode()
-    def images(self, pixels: torch.Tensor) -> np.ndarray:
-        """uint8 [b, 3, h, w] → float32 [b, dim], L2-normalised. Pixels are scaled and normalised on the device."""
+    def images(self, pixels: torch.Tensor) -> Later:
+        """uint8 [b, 3, h, w] → float32 [b, dim], L2-normalised. Pixels are scaled and normalised on the device.
+
+        On CUDA this returns as soon as the work is queued there.
+        """
         moved = pixels.to(self._device, non_blocking=True)
         scaled = ((moved.float() / 255 - self._mean) / self._std).to(self._input_dtype)
         parts = torch.split(scaled.contiguous(memory_format=self._memory_format), self._pictures_at_once)
         with self._casting():
-            return _normalised(torch.cat([self._encode_image(part) for part in parts]))
+            rows = _normalised(torch.cat([self._encode_image(part) for part in parts]))
+        return rows if rows.device.type == "cpu" else _OnItsWay(rows)
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """Captions → float32 [n, dim], L2-normalised, tokenised as the model's own configuration says."""
         with self._casting():
-            return _normalised(self._texts.embed(captions))
+            return _normalised(self._texts.embed(captions)).cpu().numpy()
+
+    @torch.inference_mode()
+    def text_states(self, captions: Sequence[str]) -> TextStates:
+        """Captions → their embeddings and the states of their tokens. Raises ModelError where there are none."""
+        if not self._texts.has_states:
+            raise ModelError(
+                f"{self._card.model}: its text tower gives no hidden states of tokens, since it is not open_clip's",
+                "Drop --text-tokens, or take another model",
+            )
+        with self._casting():
+            embedded, tokens = self._texts.states(captions, self._card.dtype)
+            return TextStates(_normalised(embedded).cpu().numpy(), tokens)
 
     def _casting(self) -> contextlib.AbstractContextManager[Any]:
         if not self._autocast:
@@ -101,13 +130,32 @@ class OpenClipEncoder:
         return torch.autocast("cuda", DTYPES[self._card.precision])
 
 
+def _filled_up(pictures: torch.Tensor, size: int) -> torch.Tensor:
+    missing = size - len(pictures)
+    return torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])]) if missing else pictures
+
+
 def _convolutional(model: Any) -> bool:
     """Whether the image tower is made of convolutions, which run twice as fast with channels last; a ViT has one."""
     return sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules()) > 4
 
 
-def _normalised(features: torch.Tensor) -> np.ndarray:
-    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+def _normalised(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+class _OnItsWay:
+    """A tensor that is being copied from a CUDA device into pinned memory."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._host = rows.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied.record(torch.cuda.current_stream(rows.device))
+
+    def numpy(self) -> np.ndarray:
+        """float32 [b, dim], once it has arrived."""
+        self._copied.synchronize()
+        return self._host.numpy()
 
 
 def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
@@ -178,6 +226,8 @@ def _load_error(config: EncoderConfig, problem: Exception) -> ModelError:
             f"{named}: the weights could not be downloaded: {str(problem)[:200]}",
             "Check the network, or give --pretrained a checkpoint file on this machine",
         )
+    if isinstance(problem, ModuleNotFoundError):
+        return ModelError(f"{named}: needs the package {problem.name}", f"Install it: pip install {problem.name}")
     return ModelError(f"{named}: the weights do not load: {type(problem).__name__}: {str(problem)[:300]}")
 
 

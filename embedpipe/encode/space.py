@@ -13,6 +13,8 @@ from ..execute import Task
 from ..manifest import RunCard
 
 _METADATA_BYTES_PER_ROW = 100
+# Captions of the web are about as long as that; what was written already says it better.
+_TOKENS_PER_CAPTION = 16
 
 
 def with_need(
@@ -44,7 +46,10 @@ def _estimate(out: str, run: RunCard, left: Sequence[Task], rows_seen: int, work
     if not begun or not rows_seen or run.encoder is None:
         return None
     sides = sum(bool(run.options[side]) for side in ("images", "texts"))
-    per_row = sides * run.encoder.dim * np.dtype(run.encoder.dtype).itemsize + _METADATA_BYTES_PER_ROW
+    numbers = sides * run.encoder.dim
+    if run.token_width is not None:
+        numbers += run.token_width * min(_TOKENS_PER_CAPTION, run.encoder.context_length)
+    per_row = numbers * np.dtype(run.encoder.dtype).itemsize + _METADATA_BYTES_PER_ROW
     return round(rows_seen * per_row * still / begun)
 
 

@@ -3,6 +3,9 @@
 CLIP's text tower is causal and read off at the end token: what comes behind that token cannot change the result. So
 captions are sorted by length and each batch is cut to its longest. Towers that look both ways, or are read off
 elsewhere, get their full length.
+
+The states of tokens are those of the real ones: from the start token to the end token, or, where a tokenizer has no end
+token of its own (SigLIP's pads with it), up to the padding. A token appended by the tower (CoCa's) is none of them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+
+from ..ragged import RaggedRows
 
 # Two runs of one tower at different lengths differ by rounding only; an error in the cut shows as tenths.
 _SAME = 1e-2
@@ -25,6 +31,7 @@ class TextTower:
         self._tokenizer = tokenizer
         self._device = device
         self._batch_size = batch_size
+        self._pad_id = _pad_id(tokenizer)
         self._cut = _is_causal(model) and self._cutting_changes_nothing()
 
     @property
@@ -35,29 +42,72 @@ class TextTower:
     def embed(self, captions: Sequence[str]) -> torch.Tensor:
         """float [n, dim], row i for caption i."""
         tokens = self._tokenizer(list(captions))
-        if not self._cut:
-            return torch.cat([self._encode(part) for part in torch.split(tokens, self._batch_size)])
-        lengths = _lengths(tokens)
-        order = torch.argsort(lengths, stable=True)
-        batches = torch.split(order, self._batch_size)
-        encoded = torch.cat([self._encode_cut(tokens[rows], int(lengths[rows].max())) for rows in batches])
-        out = torch.empty_like(encoded)
-        out[order.to(encoded.device)] = encoded
-        return out
+        batches = self._batches(tokens, _lengths(tokens, self._pad_id))
+        return _in_row_order([(rows, self._encode_cut(tokens[rows], length)) for rows, length in batches])
+
+    @property
+    def has_states(self) -> bool:
+        """Whether `states` can be had: the towers of other libraries (Hugging Face's) keep theirs to themselves."""
+        tower = _tower(self._model)
+        return hasattr(tower, "ln_final") and hasattr(tower, "transformer")
+
+    def states(self, captions: Sequence[str], dtype: str) -> tuple[torch.Tensor, RaggedRows]:
+        """What `embed` gives, and the last hidden states of the real tokens of each caption, in memory as `dtype`."""
+        tokens = self._tokenizer(list(captions))
+        lengths = _lengths(tokens, self._pad_id)
+        # Filled batch by batch: never more than one batch of padded states is there.
+        values = np.empty((int(lengths.sum()), _tower(self._model).ln_final.weight.shape[0]), dtype)
+        starts = np.empty(len(tokens), np.int64)
+        encoded = []
+        filled = 0
+        for rows, length in self._batches(tokens, lengths):
+            with self._watched() as seen:
+                encoded.append((rows, self._encode_cut(tokens[rows], length)))
+            real = torch.arange(length) < lengths[rows, None]
+            states = self._normed(seen[0][:, :length][real.to(seen[0].device)])
+            values[filled : filled + len(states)] = states.to(getattr(torch, dtype)).cpu().numpy()
+            starts[rows.numpy()] = filled + (lengths[rows].cumsum(0) - lengths[rows]).numpy()
+            filled += len(states)
+        return _in_row_order(encoded), RaggedRows(values, starts, lengths.numpy().astype(np.int32))
+
+    def _batches(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+        """(numbers of its rows, tokens to encode of each) of each batch."""
+        order = torch.argsort(lengths, stable=True) if self._cut else torch.arange(len(tokens))
+        for rows in torch.split(order, self._batch_size):
+            yield rows, int(lengths[rows].max()) if self._cut else tokens.shape[1]
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device))
         return encoded
 
     def _encode_cut(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
+        if length == tokens.shape[1]:
+            return self._encode(tokens)
         with _shortened(_tower(self._model), length):
             return self._encode(tokens[:, :length])
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[list[torch.Tensor]]:
+        """What the tower's blocks give while the block runs, before the final layer norm.
+
+        Not the norm's own output: CoCa's tower norms nothing but the token it appends.
+        """
+        seen: list[torch.Tensor] = []
+        hook = _tower(self._model).transformer.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
+    def _normed(self, states: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = _tower(self._model).ln_final(states)
+        return normed
 
     @torch.inference_mode()
     def _cutting_changes_nothing(self) -> bool:
         """Try it: a tower of unknown make is believed what it does, not what its attributes say."""
         tokens = self._tokenizer(["a", "a photo of a cat on a mat"])
-        length = int(_lengths(tokens).max())
+        length = int(_lengths(tokens, self._pad_id).max())
         if length >= tokens.shape[1]:
             return True
         full, cut = self._encode(tokens).float(), self._encode_cut(tokens, length).float()
@@ -80,10 +130,24 @@ def _is_causal(model: Any) -> bool:
     )
 
 
-def _lengths(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens of each row up to its last that is not padding (0), at least 1."""
+def _pad_id(tokenizer: Any) -> int:
+    """What a tokenizer fills up with: CLIP's own has zeros, those of Hugging Face say it."""
+    said = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None)
+    return 0 if said is None else int(said)
+
+
+def _lengths(tokens: torch.Tensor, pad_id: int) -> torch.Tensor:
+    """Tokens of each row up to its last that is not padding, at least 1. Within a caption the id may mean a word."""
     places = torch.arange(1, tokens.shape[1] + 1)
-    return ((tokens != 0) * places).amax(dim=1).clamp(min=1)
+    return ((tokens != pad_id) * places).amax(dim=1).clamp(min=1)
+
+
+def _in_row_order(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """One tensor of batches that come with the numbers of their rows."""
+    encoded = torch.cat([made for _, made in batches])
+    out = torch.empty_like(encoded)
+    out[torch.cat([rows for rows, _ in batches]).to(encoded.device)] = encoded
+    return out
 
 
 @contextlib.contextmanager

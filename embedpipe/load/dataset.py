@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,16 @@ from .. import manifest
 from ..card import EncoderCard
 from ..errors import DatasetError, did_you_mean
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..ragged import RaggedRows
 from ..store import ShardReader, open_format
+from .columns import EmbeddingColumn, RaggedColumn
+from .held import Held
+
+# Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
+_HELD_BYTES = 1 << 30
+
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,70 +35,12 @@ class ShardRows:
     stop: int
 
 
-class EmbeddingColumn:
-    """One modality's embeddings, read as they are asked for.
-
-    `len(column)`, `column.dim`, `column[i]` → [dim], `column[a:b]` and `column[[3, 1, 2]]` → [n, dim], in the stored
-    dtype. `column.read()` → all of it as float32.
-    """
-
-    def __init__(self, dataset: EmbeddingDataset, modality: str) -> None:
-        self._dataset = dataset
-        self._modality = modality
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    @property
-    def dim(self) -> int:
-        """Width of a row."""
-        return self._dataset.card.dim
-
-    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        if isinstance(index, slice):
-            return self._rows(np.arange(*index.indices(len(self))))
-        if isinstance(index, int | np.integer):
-            row = int(index) + len(self) if index < 0 else int(index)
-            if not 0 <= row < len(self):
-                raise IndexError(f"row {index} of {len(self)}")
-            only: np.ndarray = self._rows(np.array([row]))[0]
-            return only
-        return self._rows(_as_rows(np.asarray(index), len(self)))
-
-    def _rows(self, rows: np.ndarray) -> np.ndarray:
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(self)}")
-        out = np.empty((len(rows), self.dim), self._dataset.card.dtype)
-        shards = self._dataset.shards
-        owner = np.searchsorted([shard.stop for shard in shards], rows, side="right")
-        for number in np.unique(owner):
-            mine = owner == number
-            out[mine] = self._dataset.array(int(number), self._modality)[rows[mine] - shards[number].start]
-        return out
-
-    def read(self) -> np.ndarray:
-        """All rows as float32 [n, dim]: for data that fits in memory."""
-        out = np.empty((len(self), self.dim), np.float32)
-        for number, shard in enumerate(self._dataset.shards):
-            out[shard.start : shard.stop] = self._dataset.array(number, self._modality)
-        return out
-
-
-def _as_rows(index: np.ndarray, total: int) -> np.ndarray:
-    """Row numbers from what numpy would take as an index of one axis: numbers (negative: from the end) or a mask."""
-    if index.dtype == bool and index.shape == (total,):
-        return np.flatnonzero(index)
-    if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
-        raise IndexError(f"rows are chosen by a number, a slice, a list of numbers or a mask of {total} rows")
-    rows = index.astype(np.int64)
-    return np.where(rows < 0, rows + total, rows)
-
-
 class EmbeddingDataset:
     """A folder (or fsspec URL) written by `embedpipe encode`, opened by its manifests.
 
     `len(dataset)` rows; `.card`; `.image` and `.text` are columns (None where the data set has no such side);
-    `.column("caption")` reads a metadata column; `.keys()`. A row is identified by (src_shard, key).
+    `.text_tokens` holds the states of each caption's tokens (None where they were not stored); `.column("caption")`
+    reads a metadata column; `.keys()`. A row is identified by (src_shard, key).
     Raises InputError, DatasetError when it is not there, damaged, or holds rows of two encoders.
     """
 
@@ -101,9 +53,12 @@ class EmbeddingDataset:
         self._reader: ShardReader = open_format(str(self.run.options.get("format", "npy"))).reader
         self.manifests = tuple(manifest.read_manifests(path, self.run.shard_digits))
         self.shards = tuple(self._place(self.manifests))
-        self._arrays: dict[tuple[int, str], np.ndarray] = {}
+        self.stops = np.array([shard.stop for shard in self.shards], np.int64)
+        self._held = Held(_HELD_BYTES)
         self.image = self._column("images", "image")
         self.text = self._column("texts", "text")
+        width = self.run.token_width
+        self.text_tokens = RaggedColumn(self, width) if width is not None else None
 
     def _place(self, manifests: Sequence[ShardManifest]) -> Iterator[ShardRows]:
         start = 0
@@ -134,15 +89,34 @@ class EmbeddingDataset:
             raise DatasetError(f"{self.path}: has no {modality} embeddings", f"Encode it again without --no-{modality}")
         return column
 
+    def require_text_tokens(self) -> RaggedColumn:
+        """The `text_tokens` column. Raises DatasetError when the data set was encoded without it."""
+        if self.text_tokens is None:
+            raise DatasetError(f"{self.path}: has no text tokens", "Encode it again with --text-tokens")
+        return self.text_tokens
+
     def array(self, shard: int, modality: str) -> np.ndarray:
         """The embeddings of the shard at that place in `shards`, memory-mapped where possible: [n, dim]."""
-        found = self._arrays.get((shard, modality))
-        if found is None:
+
+        def read() -> np.ndarray:
             entry = self.shards[shard].manifest
-            opened = self._reader.embeddings(self.path, entry, modality, self.run.shard_digits)
-            if opened is None:
-                raise DatasetError(f"{self.path}: shard {entry.number} has no {modality} embeddings", "Run `verify`")
-            found = self._arrays[shard, modality] = opened
+            found = self._reader.embeddings(self.path, entry, modality, self.run.shard_digits)
+            return self._there(found, entry, f"{modality} embeddings")
+
+        return self._held.get((shard, modality), read)
+
+    def token_states(self, shard: int) -> RaggedRows:
+        """The token states of the shard at that place in `shards`, memory-mapped where possible."""
+
+        def read() -> RaggedRows:
+            entry = self.shards[shard].manifest
+            return self._there(self._reader.text_tokens(self.path, entry, self.run.shard_digits), entry, "text tokens")
+
+        return self._held.get((shard, "text_tokens"), read)
+
+    def _there(self, found: _Found | None, entry: ShardManifest, what: str) -> _Found:
+        if found is None:
+            raise DatasetError(f"{self.path}: shard {entry.number} has no {what}", "Run `embedpipe verify`")
         return found
 
     def column(self, name: str) -> pa.ChunkedArray:

@@ -5,19 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import DatasetError, did_you_mean
-from . import npy
+from . import npy, parquet
 from .base import ShardReader, ShardWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A storage format: how shards are written and read."""
+    """A storage format: how shards are written and read.
+
+    own_columns: names that no metadata column may have, since the format keeps embeddings under them.
+    """
 
     write: ShardWriter
     reader: ShardReader
+    own_columns: tuple[str, ...] = ()
 
 
-FORMATS = {"npy": Format(npy.write, npy.NpyReader())}
+FORMATS = {
+    "npy": Format(npy.write, npy.NpyReader()),
+    "parquet": Format(parquet.write, parquet.ParquetReader(), parquet.OWN_COLUMNS),
+}
 
 __all__ = ["FORMATS", "Format", "ShardReader", "ShardWriter", "open_format"]
 

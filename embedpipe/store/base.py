@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..manifest import FileRecord, ShardManifest
+from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 
 
@@ -27,6 +28,10 @@ class ShardReader(Protocol):
 
     def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
         """[n, dim] in the stored dtype, or None where the data set has no such modality."""
+        ...
+
+    def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
+        """The states of each caption's tokens, or None where they were not stored."""
         ...
 
     def metadata(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..manifest import shard_name
 
+TEXT_TOKENS = "text_tokens"
+TABLE = "embeddings"
 METADATA = "metadata"
 ERRORS = "errors"
 MODALITIES = ("image", "text")
@@ -13,6 +15,17 @@ def embeddings(modality: str, number: int, digits: int, suffix: str = "npy") -> 
     """`img_emb/img_emb_00000.npy` or `text_emb/text_emb_00000.npy`."""
     stem = {"image": "img_emb", "text": "text_emb"}[modality]
     return f"{stem}/{stem}_{shard_name(number, digits)}.{suffix}"
+
+
+def text_tokens(number: int, digits: int) -> tuple[str, str]:
+    """`text_tokens/text_tokens_00000.npy` and `text_tokens/lengths_00000.npy`."""
+    name = shard_name(number, digits)
+    return f"{TEXT_TOKENS}/{TEXT_TOKENS}_{name}.npy", f"{TEXT_TOKENS}/lengths_{name}.npy"
+
+
+def table(number: int, digits: int) -> str:
+    """`embeddings/embeddings_00000.parquet`: all of a shard in the parquet format."""
+    return f"{TABLE}/{TABLE}_{shard_name(number, digits)}.parquet"
 
 
 def metadata(number: int, digits: int) -> str:
@@ -25,4 +38,15 @@ def errors(number: int, digits: int) -> str:
     return f"{ERRORS}/{ERRORS}_{shard_name(number, digits)}.parquet"
 
 
-FOLDERS = ("img_emb", "text_emb", METADATA, ERRORS, "manifest")
+FOLDERS = ("img_emb", "text_emb", TEXT_TOKENS, TABLE, METADATA, ERRORS, "manifest")
+
+
+def data_paths(number: int, digits: int) -> set[str]:
+    """Every file that a shard of that number may have, its manifest excepted."""
+    return {
+        *(embeddings(modality, number, digits) for modality in MODALITIES),
+        *text_tokens(number, digits),
+        table(number, digits),
+        metadata(number, digits),
+        errors(number, digits),
+    }

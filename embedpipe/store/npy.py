@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
@@ -13,21 +12,13 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..columns import schema
-from ..errors import DatasetError
+from ..errors import DatasetError, InputError
 from ..manifest import FileRecord, ShardManifest
+from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from . import layout
-
-_ERROR_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("src_shard", pa.string()),
-        ("src_index", pa.int64()),
-        ("stage", pa.string()),
-        ("error_class", pa.string()),
-        ("message", pa.string()),
-    ]
-)
+from .hashed import write_hashed
+from .rejects import write_rejects
 
 
 def write(
@@ -39,49 +30,35 @@ def write(
         for modality, array in (("image", shard.image), ("text", shard.text)):
             if array is not None:
                 path = layout.embeddings(modality, shard.number, digits)
-                written.append(_write(root, path, _npy_saver(array)))
+                written.append(write_hashed(root, path, _npy_saver(array)))
+        if shard.text_tokens is not None:
+            states, lengths = layout.text_tokens(shard.number, digits)
+            written.append(write_hashed(root, states, _ragged_saver(shard.text_tokens)))
+            written.append(write_hashed(root, lengths, _npy_saver(shard.text_tokens.lengths)))
         table = pa.table(shard.metadata, schema=schema(columns))
-        written.append(_write(root, layout.metadata(shard.number, digits), _parquet_saver(table)))
-    if shard.rejects:
-        rejects = sorted(shard.rejects, key=lambda reject: reject.index)
-        rows = [(r.key, source, r.index, r.stage, r.error_class, r.message) for r in rejects]
-        table = pa.table(list(map(list, zip(*rows, strict=True))), schema=_ERROR_SCHEMA)
-        written.append(_write(root, layout.errors(shard.number, digits), _parquet_saver(table)))
-    return tuple(written)
+        written.append(write_hashed(root, layout.metadata(shard.number, digits), _parquet_saver(table)))
+    return (*written, *write_rejects(root, shard, source, digits))
 
 
 def _npy_saver(array: np.ndarray) -> Callable[[BinaryIO], None]:
     return lambda stream: np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
+def _ragged_saver(rows: RaggedRows) -> Callable[[BinaryIO], None]:
+    """Saves [sum of lengths, w], row behind row, without a copy of the whole."""
+
+    def save(stream: BinaryIO) -> None:
+        descr = np.lib.format.dtype_to_descr(rows.values.dtype)
+        shape = (rows.total, rows.width)
+        np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+        for block in rows.blocks():
+            stream.write(block.data)
+
+    return save
+
+
 def _parquet_saver(table: pa.Table) -> Callable[[BinaryIO], None]:
     return lambda stream: pq.write_table(table, stream, compression="snappy")
-
-
-class _HashingStream(io.RawIOBase):
-    """Passes bytes on and hashes them on the way."""
-
-    def __init__(self, target: BinaryIO) -> None:
-        self._target = target
-        self.digest = hashlib.sha256()
-        self.bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]
-        self._target.write(view)
-        self.digest.update(view)
-        self.bytes += view.nbytes
-        return int(view.nbytes)
-
-
-def _write(root: str, path: str, save: Callable[[BinaryIO], None]) -> FileRecord:
-    with files.writing(files.join(root, path)) as target:
-        stream = _HashingStream(target)
-        save(stream)  # type: ignore[arg-type]
-    return FileRecord(path, stream.bytes, stream.digest.hexdigest())
 
 
 class NpyReader:
@@ -92,21 +69,20 @@ class NpyReader:
         path = layout.embeddings(modality, manifest.number, digits)
         if path not in {record.path for record in manifest.files}:
             return None
-        location = files.join(root, path)
-        array: np.ndarray
-        try:
-            if files.is_local(location):
-                array = np.load(files.local_path(location), mmap_mode="r", allow_pickle=False)
-            else:
-                array = np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as problem:
-            raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
-        if array.shape != (manifest.rows_out, manifest.dim):
+        return _load(files.join(root, path), (manifest.rows_out, manifest.dim))
+
+    def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
+        """The states of each caption's tokens. Raises DatasetError when lengths and states do not fit each other."""
+        states, lengths = layout.text_tokens(manifest.number, digits)
+        if not {states, lengths} & {record.path for record in manifest.files}:
+            return None
+        values = _load(files.join(root, states), (manifest.tokens, manifest.token_width))
+        counts = np.array(_load(files.join(root, lengths), (manifest.rows_out,)))
+        if counts.dtype != np.int32 or counts.min(initial=1) < 1 or counts.sum(dtype=np.int64) != len(values):
             raise DatasetError(
-                f"{location}: shape {array.shape}, but its manifest says ({manifest.rows_out}, {manifest.dim})",
-                _remedy(),
+                f"{files.join(root, lengths)}: the lengths do not add up to the {len(values)} token states", _remedy()
             )
-        return array
+        return RaggedRows.packed(values, counts)
 
     def metadata(
         self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
@@ -123,6 +99,21 @@ class NpyReader:
                 f"{location}: {table.num_rows} rows, but its manifest says {manifest.rows_out}", _remedy()
             )
         return table
+
+
+def _load(location: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An .npy of that shape, memory-mapped when it is local. Raises DatasetError when it is no such thing."""
+    array: np.ndarray
+    try:
+        if files.is_local(location):
+            array = np.load(files.local_path(location), mmap_mode="r", allow_pickle=False)
+        else:
+            array = np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False)
+    except (OSError, ValueError, EOFError, InputError) as problem:
+        raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
+    if array.shape != shape:
+        raise DatasetError(f"{location}: shape {array.shape}, but its manifest says {shape}", _remedy())
+    return array
 
 
 def _remedy() -> str:

@@ -9,11 +9,13 @@ import torch
 from dalle2_core.errors import ConfigError
 from dalle2_core.presets import PRIOR_PRESETS, prior_preset
 
+PARTS = {"network", "diffusion", "optim", "train", "text_tokens"}
+
 
 @pytest.mark.parametrize("name", sorted(PRIOR_PRESETS))
 def test_a_preset_is_plain_json(name):
     recipe = asdict(prior_preset(name))
-    assert json.loads(json.dumps(recipe)).keys() == recipe.keys() == {"network", "diffusion", "optim", "train"}
+    assert json.loads(json.dumps(recipe)).keys() == recipe.keys() == PARTS
 
 
 @pytest.mark.parametrize("name", sorted(PRIOR_PRESETS))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import shutil
 import time
@@ -11,19 +12,47 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedpipe import files, manifest
-from embedpipe.encode import EncoderConfig, load_encoder
-from embedpipe.encode import stage as stage_module
+from embedpipe.encode import EncoderConfig, load_encoder, pictures
 from embedpipe.encode.job import encode, plan_encode
-from embedpipe.encode.stage import StageConfig, encode_shard
-from embedpipe.errors import DatasetError, EmptyInput, InputError, ModelError, OutputBusy, RunMismatch
+from embedpipe.encode.pictures import StageConfig
+from embedpipe.encode.stage import encode_shards
+from embedpipe.errors import (
+    DatasetError,
+    DiskFull,
+    EmptyInput,
+    InputError,
+    ModelError,
+    OutputBusy,
+    OutputUnwritable,
+    RunMismatch,
+)
+from embedpipe.execute import Task, open_executor
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
-from embedpipe.progress import silent
+from embedpipe.progress import TaskReport, silent
 from embedpipe.read import SampleRules, open_reader
 from embedpipe.verify import verify
 from tests import shards, tiny_clip
+
+
+def encode_alone(reader, encoder, config):
+    """The first input shard, gathered, and as an embedding shard; nothing is written."""
+    (source, *_) = reader.shards(())
+    made = []
+
+    class Alone:
+        def start(self, worker):
+            return lambda desk: encode_shards(desk, reader, encoder, config, finish=lambda done: keep(desk, done))
+
+    def keep(desk, gathered):
+        made.append(gathered)
+        desk.done(gathered.task, TaskReport())
+
+    open_executor("inline", 1).run(Alone(), [Task(0, source.name, source)], silent)
+    return made[0], made[0].shard(encoder.card.dtype, {})
 
 
 def rows(out, name, number=0):
@@ -118,6 +147,7 @@ def test_each_distinct_caption_is_encoded_once(tmp_path, tiny_encoder):
 
     class Counting:
         card = tiny_encoder.card
+        prepare = tiny_encoder.prepare
 
         def images(self, pixels):
             return tiny_encoder.images(pixels)
@@ -127,20 +157,21 @@ def test_each_distinct_caption_is_encoded_once(tmp_path, tiny_encoder):
             return tiny_encoder.texts(captions)
 
     reader = open_reader(shards.write_shards(tmp_path, shards=1, per_shard=40), SampleRules())
-    made = encode_shard(0, reader.shards(())[0], reader, Counting(), StageConfig(batch_size=7), {}, silent)
+    _, made = encode_alone(reader, Counting(), StageConfig(batch_size=7))
     captions = [shards.caption(i) for i in range(40)]
     assert sorted(seen) == sorted(set(captions))
     expected = tiny_encoder.texts(captions)
-    assert np.abs(made.shard.text.astype(np.float32) - expected).max() < 1e-3
+    assert np.abs(made.text.astype(np.float32) - expected).max() < 1e-3
 
 
 def test_embeddings_that_are_not_finite_are_rejects(tmp_path, tiny_encoder):
     class Broken:
         card = tiny_encoder.card
+        prepare = tiny_encoder.prepare
 
         def images(self, pixels):
-            made = tiny_encoder.images(pixels).copy()
-            made[1] = np.nan
+            made = tiny_encoder.images(pixels).clone()
+            made[1] = torch.nan
             return made
 
         def texts(self, captions):
@@ -149,14 +180,14 @@ def test_embeddings_that_are_not_finite_are_rejects(tmp_path, tiny_encoder):
             return made
 
     reader = open_reader(shards.write_shards(tmp_path, shards=1, per_shard=6), SampleRules())
-    made = encode_shard(0, reader.shards(())[0], reader, Broken(), StageConfig(), {}, silent)
-    assert made.shard.metadata["key"] == ["00000", "00002", "00004", "00005"]
-    assert [(r.key, r.error_class) for r in made.shard.rejects] == [
+    gathered, made = encode_alone(reader, Broken(), StageConfig())
+    assert made.metadata["key"] == ["00000", "00002", "00004", "00005"]
+    assert [(r.key, r.error_class) for r in made.rejects] == [
         ("00001", "embedding_nonfinite"),
         ("00003", "embedding_nonfinite"),
     ]
-    assert made.shard.image.shape == made.shard.text.shape == (4, 16)
-    assert made.rows_in == 6
+    assert made.image.shape == made.text.shape == (4, 16)
+    assert gathered.rows_in == 6
 
 
 def test_one_side_alone(tmp_path, encode_config):
@@ -414,7 +445,7 @@ def test_metadata_fixed_columns_hold_across_shards(tmp_path, encode_config):
 
 def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monkeypatch):
     begun, encoded_rows, most = [], [], []
-    real = stage_module.decode
+    real = pictures.decode
 
     def decode(data, spec, max_pixels, how):
         begun.append(1)
@@ -423,6 +454,7 @@ def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monke
 
     class Slow:
         card = tiny_encoder.card
+        prepare = tiny_encoder.prepare
 
         def images(self, pixels):
             time.sleep(0.02)
@@ -431,14 +463,97 @@ def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monke
 
         texts = tiny_encoder.texts
 
-    monkeypatch.setattr(stage_module, "decode", decode)
+    monkeypatch.setattr(pictures, "decode", decode)
     reader = open_reader(shards.write_shards(tmp_path, shards=1, per_shard=80), SampleRules())
-    encode_shard(0, reader.shards(())[0], reader, Slow(), StageConfig(batch_size=4), {}, silent)
+    encode_alone(reader, Slow(), StageConfig(batch_size=4))
     assert len(begun) == 80
-    assert max(most) <= 5 * 4  # under way, made, waiting, in the model, and one in the hand of the thread between
+    assert max(most) <= 6 * 4 + 2  # under way, in the making, two waiting, in the model, and those in a thread's hand
+
+
+def test_a_shard_is_read_while_the_one_before_is_written(tmp_path, tiny_encoder, monkeypatch):
+    reader = open_reader(shards.write_shards(tmp_path, shards=3, per_shard=6), SampleRules())
+    decoded, when_written = [], []
+    real = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda *given: decoded.append(1) or real(*given))
+
+    class Work:
+        def start(self, worker):
+            return lambda desk: encode_shards(desk, reader, tiny_encoder, StageConfig(batch_size=3), written(desk))
+
+    def written(desk):
+        def finish(gathered):
+            until = time.monotonic() + 20
+            while len(decoded) < min(18, 6 * gathered.task.number + 12) and time.monotonic() < until:
+                time.sleep(0.01)
+            when_written.append((gathered.task.number, len(decoded)))
+            desk.done(gathered.task, TaskReport(tasks=1))
+
+        return finish
+
+    tasks = [Task(number, shard.name, shard) for number, shard in enumerate(reader.shards(()))]
+    assert open_executor("inline", 1).run(Work(), tasks, silent).report.tasks == 3
+    assert [number for number, _ in when_written] == [0, 1, 2]
+    assert [count for _, count in when_written] >= [12, 18, 18]
+
+
+def test_what_a_killed_worker_left_half_written_is_gone_at_the_end(tmp_path, encode_config):
+    source = shards.write_shards(tmp_path / "in", shards=2, per_shard=4)
+    left = tmp_path / "emb" / "metadata" / "metadata_00000.parquet.tmp-1-abc"
+
+    def listen(step):
+        if step.rows and not left.exists():
+            left.parent.mkdir(exist_ok=True)
+            left.write_bytes(b"half")
+
+    encode(source, str(tmp_path / "emb"), encode_config(), listen)
+    assert sorted(path.name for path in left.parent.iterdir()) == ["metadata_00000.parquet", "metadata_00001.parquet"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_output_that_cannot_be_written_ends_the_run_at_once(tmp_path, encode_config, workers):
+    """Also where a worker waits for its next shard while the last one fails to be written."""
+    source = shards.write_shards(tmp_path / "in", shards=6, per_shard=4)
+    (tmp_path / "emb").mkdir()
+    (tmp_path / "emb" / "metadata").write_bytes(b"in the way")
+    with pytest.raises(OutputUnwritable, match="metadata"):
+        encode(source, str(tmp_path / "emb"), encode_config(workers=workers))
+    assert manifest.committed_numbers(str(tmp_path / "emb")) == []
+    assert multiprocessing.active_children() == []
+    (tmp_path / "emb" / "metadata").unlink()
+    assert encode(source, str(tmp_path / "emb"), encode_config()).rows == 24
+
+
+def test_a_disk_that_fails_ends_the_run_with_what_is_committed_whole(tmp_path, encode_config, monkeypatch):
+    source = shards.write_shards(tmp_path / "in", shards=5, per_shard=4)
+    real = manifest.commit
+
+    def commit(root, entry, digits):
+        if entry.number == 2:
+            raise DiskFull("no room", "Free some")
+        real(root, entry, digits)
+
+    monkeypatch.setattr(manifest, "commit", commit)
+    out = str(tmp_path / "emb")
+    with pytest.raises(DiskFull, match="no room"):
+        encode(source, out, encode_config(executor="inline"))
+    assert manifest.committed_numbers(out) == [0, 1]
+    monkeypatch.undo()
+    assert encode(source, out, encode_config()).rows == 20
 
 
 # Models.
+
+
+@pytest.mark.slow
+def test_a_compiled_tower_gives_the_same_rows_and_says_what_it_took(tmp_path, encode_config):
+    source = shards.write_shards(tmp_path / "in", shards=2, per_shard=11)  # batches of 8 and of 3
+    config = encode_config(dtype="float32")
+    encode(source, str(tmp_path / "plain"), config)
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, compile=True))
+    report = encode(source, str(tmp_path / "compiled"), config)
+    plain, compiled = (EmbeddingDataset(str(tmp_path / name)).image.read() for name in ("plain", "compiled"))
+    assert np.abs(plain - compiled).max() < 1e-5
+    assert report.report.spent_s["compile"] > 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""Columns of an embedding data set: one thing like an array over the arrays of all shards, read as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from ..card import EncoderCard
+from ..ragged import RaggedRows
+from .choice import Index, as_row, as_rows
+
+
+class Shards(Protocol):
+    """What columns ask of a data set. Shards are named by their place among those that hold rows."""
+
+    card: EncoderCard
+
+    def __len__(self) -> int: ...
+
+    @property
+    def stops(self) -> np.ndarray:
+        """The row behind the last of each shard, int64."""
+        ...
+
+    def array(self, shard: int, modality: str) -> np.ndarray:
+        """The embeddings of a shard, [n, dim]."""
+        ...
+
+    def token_states(self, shard: int) -> RaggedRows:
+        """The token states of a shard's captions."""
+        ...
+
+
+def _by_shard(rows: np.ndarray, stops: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(shard, which of `rows` lie in it, their places in it), shard by shard."""
+    owner = np.searchsorted(stops, rows, side="right")
+    for shard in np.unique(owner):
+        mine = np.flatnonzero(owner == shard)
+        yield int(shard), mine, rows[mine] - (stops[shard - 1] if shard else 0)
+
+
+class EmbeddingColumn:
+    """One modality's embeddings.
+
+    `len(column)`, `column.dim`, `column[i]` → [dim], `column[a:b]` and `column[[3, 1, 2]]` → [n, dim], in the stored
+    dtype. `column.read()` → all of it as float32.
+    """
+
+    def __init__(self, shards: Shards, modality: str) -> None:
+        self._shards = shards
+        self._modality = modality
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @property
+    def dim(self) -> int:
+        """Width of a row."""
+        return self._shards.card.dim
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        if isinstance(index, int | np.integer):
+            only: np.ndarray = self._rows(np.array([as_row(index, len(self))]))[0]
+            return only
+        return self._rows(as_rows(index, len(self)))
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), self.dim), self._shards.card.dtype)
+        for shard, mine, places in _by_shard(rows, self._shards.stops):
+            out[mine] = self._shards.array(shard, self._modality)[places]
+        return out
+
+    def read(self) -> np.ndarray:
+        """All rows as float32 [n, dim]: for data that fits in memory."""
+        out = np.empty((len(self), self.dim), np.float32)
+        start = 0
+        for shard, stop in enumerate(self._shards.stops):
+            out[start:stop] = self._shards.array(shard, self._modality)
+            start = stop
+        return out
+
+
+class RaggedColumn:
+    """The states of each caption's tokens: as many rows as the data set, each as long as its caption.
+
+    `len(column)`, `column.width`, `column[i]` → [length of i, width]; `column[a:b]` and `column[[3, 1, 2]]` → (states
+    [n, longest, width] with zeros behind each end, mask [n, longest] bool, True at real tokens), in the stored dtype.
+    """
+
+    def __init__(self, shards: Shards, width: int) -> None:
+        self._shards = shards
+        self.width = width
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: Index) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        if isinstance(index, int | np.integer):
+            return self._rows(np.array([as_row(index, len(self))])).values
+        return self._rows(as_rows(index, len(self))).padded()
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(states [n, longest, width], mask [n, longest]) of those rows."""
+        return self._rows(as_rows(rows, len(self))).padded()
+
+    def lengths(self) -> np.ndarray:
+        """Real tokens of every row: int32 [n]."""
+        parts = [self._shards.token_states(shard).lengths for shard in range(len(self._shards.stops))]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+    def _rows(self, rows: np.ndarray) -> RaggedRows:
+        """Those rows, copied into memory."""
+        lengths, starts = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int64)
+        parts, filled = [np.empty((0, self.width), self._shards.card.dtype)], 0
+        for shard, mine, places in _by_shard(rows, self._shards.stops):
+            found = self._shards.token_states(shard).take(places)
+            lengths[mine] = found.lengths
+            starts[mine] = filled + np.cumsum(found.lengths, dtype=np.int64) - found.lengths
+            parts.append(found.flat())
+            filled += len(parts[-1])
+        return RaggedRows(np.concatenate(parts), starts, lengths)

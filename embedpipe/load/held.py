@@ -1,0 +1,44 @@
+"""Arrays of the shards that were asked for last, kept up to a number of bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TypeVar, cast
+
+import numpy as np
+
+from ..ragged import RaggedRows
+
+_Kept = TypeVar("_Kept", np.ndarray, RaggedRows)
+
+
+class Held:
+    """What `make` once made is given again until more than `most_bytes` came after it.
+
+    What is memory-mapped costs nothing and stays.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._kept: OrderedDict[Hashable, np.ndarray | RaggedRows] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], _Kept]) -> _Kept:
+        """What is kept under `key`, made if it is not."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return cast("_Kept", self._kept[key])
+        made = make()
+        self._kept[key] = made
+        self._bytes += _bytes(made)
+        oldest = [name for name in self._kept if name != key and _bytes(self._kept[name])]
+        while self._bytes > self._most_bytes and oldest:
+            self._bytes -= _bytes(self._kept.pop(oldest.pop(0)))
+        return made
+
+
+def _bytes(kept: np.ndarray | RaggedRows) -> int:
+    if isinstance(kept, RaggedRows):
+        return _bytes(kept.values)
+    return 0 if isinstance(kept, np.memmap) else kept.nbytes

@@ -1,0 +1,187 @@
+"""The parquet format: one file per shard, embeddings as fixed-size lists beside the metadata columns.
+
+    image_embedding, text_embedding   fixed_size_list<float16 | float32>[dim]
+    text_tokens                       list<fixed_size_list<float16 | float32>[w]>, if they were asked for
+    …                                 the metadata columns
+
+Numbers are stored plain: a dictionary or a compressor finds nothing in embeddings, and takes its time. Parquet cannot
+be mapped into memory as an array: a column is decoded, a row group at a time, and a data set holds what was decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import files
+from ..columns import schema
+from ..errors import DatasetError, InputError
+from ..manifest import FileRecord, ShardManifest
+from ..ragged import RaggedRows
+from ..types import EmbeddingShard
+from . import layout
+from .hashed import write_hashed
+from .rejects import write_rejects
+
+EMBEDDINGS = {"image": "image_embedding", "text": "text_embedding"}
+TEXT_TOKENS = "text_tokens"
+OWN_COLUMNS = (*EMBEDDINGS.values(), TEXT_TOKENS)
+
+# Written and decoded group by group, so that no column is held twice as a whole.
+_ROWS_IN_GROUP = 1000
+
+
+def write(
+    root: str, shard: EmbeddingShard, source: str, columns: Mapping[str, str], digits: int
+) -> tuple[FileRecord, ...]:
+    """Write a shard's file, and that of its rejects; a shard without rows has no file but its rejects'."""
+    rejects = write_rejects(root, shard, source, digits)
+    if not len(shard):
+        return rejects
+    path = layout.table(shard.number, digits)
+    return (write_hashed(root, path, lambda stream: _save(stream, shard, columns)), *rejects)
+
+
+def _save(stream: BinaryIO, shard: EmbeddingShard, columns: Mapping[str, str]) -> None:
+    about = schema(columns)
+    first = _batch(shard, about, 0)
+    options = {"use_dictionary": about.names, "write_statistics": about.names}
+    compression = dict.fromkeys(about.names, "snappy")
+    with pq.ParquetWriter(stream, first.schema, compression=compression, **options) as writer:
+        for start in range(0, len(shard), _ROWS_IN_GROUP):
+            writer.write_table(_batch(shard, about, start))
+
+
+def _batch(shard: EmbeddingShard, about: pa.Schema, start: int) -> pa.Table:
+    """The rows of one row group: only so many token states are copied at once."""
+    rows = slice(start, start + _ROWS_IN_GROUP)
+    arrays, fields = [], []
+    for modality, array in (("image", shard.image), ("text", shard.text)):
+        if array is not None:
+            arrays.append(_lists(array[rows]))
+            fields.append(pa.field(EMBEDDINGS[modality], arrays[-1].type, nullable=False))
+    if shard.text_tokens is not None:
+        arrays.append(_ragged_lists(shard.text_tokens.take(np.arange(len(shard))[rows])))
+        fields.append(pa.field(TEXT_TOKENS, arrays[-1].type, nullable=False))
+    table = pa.table({name: shard.metadata[name][rows] for name in about.names}, schema=about)
+    return pa.Table.from_arrays([*arrays, *table.columns], schema=pa.schema([*fields, *about]))
+
+
+def _lists(array: np.ndarray) -> pa.Array:
+    """[n, width] as n lists of that width, without a copy."""
+    numbers = pa.array(np.ascontiguousarray(array).reshape(-1))
+    element = pa.field("element", numbers.type, nullable=False)
+    return pa.FixedSizeListArray.from_arrays(numbers, type=pa.list_(element, array.shape[1]))
+
+
+def _ragged_lists(rows: RaggedRows) -> pa.Array:
+    states = _lists(rows.flat())
+    ends = np.cumsum(rows.lengths, dtype=np.int32)
+    element = pa.field("element", states.type, nullable=False)
+    return pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), ends)), states, type=pa.list_(element))
+
+
+class ParquetReader:
+    """Reads shards written by `write`: a column as a whole, and no column that is not asked for."""
+
+    def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
+        """[n, dim] in memory. Raises DatasetError when it is not what the manifest says."""
+        name = EMBEDDINGS[modality]
+        with _opened(root, manifest, digits) as (location, file):
+            if file is None or name not in file.schema_arrow.names:
+                return None
+            out = _room(file.schema_arrow.field(name).type, manifest.rows_out, manifest.dim, f"{location}: {name}")
+            filled = 0
+            for lists in _groups(file, name, location):
+                out[filled : filled + len(lists)] = _numbers(lists, location)
+                filled += len(lists)
+        return out
+
+    def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
+        """The states of each caption's tokens, in memory. Raises DatasetError when they are not what is said."""
+        with _opened(root, manifest, digits) as (location, file):
+            if file is None or TEXT_TOKENS not in file.schema_arrow.names:
+                return None
+            kind = file.schema_arrow.field(TEXT_TOKENS).type
+            states = kind.value_type if pa.types.is_list(kind) else None
+            out = _room(states, manifest.tokens, manifest.token_width, f"{location}: {TEXT_TOKENS}")
+            lengths, filled = [], 0
+            for lists in _groups(file, TEXT_TOKENS, location):
+                found = _numbers(lists.flatten(), location)
+                lengths.append(np.diff(lists.offsets.to_numpy()))
+                kept = found[: len(out) - filled]
+                out[filled : filled + len(kept)] = kept
+                filled += len(kept)
+        counts = np.concatenate(lengths)
+        if counts.min(initial=1) < 1 or counts.sum(dtype=np.int64) != len(out):
+            raise DatasetError(
+                f"{location}: the lengths do not add up to the {len(out)} token states of its manifest", _remedy()
+            )
+        return RaggedRows.packed(out, counts)
+
+    def metadata(
+        self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
+    ) -> pa.Table:
+        """The metadata rows, without the embeddings. Raises DatasetError when there is no file."""
+        with _opened(root, manifest, digits) as (location, file):
+            if file is None:
+                raise DatasetError(f"{location}: not listed in its manifest", _remedy())
+            there = [name for name in file.schema_arrow.names if name not in OWN_COLUMNS]
+            missing = [name for name in columns or () if name not in there]
+            if missing:
+                raise DatasetError(f"{location}: has no column {', '.join(missing)}", _remedy())
+            return file.read(columns=list(columns) if columns is not None else there)
+
+
+@contextlib.contextmanager
+def _opened(root: str, manifest: ShardManifest, digits: int) -> Iterator[tuple[str, pq.ParquetFile | None]]:
+    """(where a shard's file is, the file; None where the manifest lists none). What goes wrong is a DatasetError."""
+    path = layout.table(manifest.number, digits)
+    location = files.join(root, path)
+    if path not in {record.path for record in manifest.files}:
+        yield location, None
+        return
+    try:
+        with files.reading(location) as stream:
+            file = pq.ParquetFile(stream)
+            if file.metadata.num_rows != manifest.rows_out:
+                raise DatasetError(
+                    f"{location}: {file.metadata.num_rows} rows, but its manifest says {manifest.rows_out}", _remedy()
+                )
+            yield location, file
+    except (OSError, pa.ArrowException, InputError) as problem:
+        raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
+
+
+def _groups(file: pq.ParquetFile, name: str, location: str) -> Iterator[pa.Array]:
+    """One column, row group by row group."""
+    for group in range(file.num_row_groups):
+        for chunk in file.read_row_group(group, columns=[name]).column(0).chunks:
+            if chunk.null_count:
+                raise DatasetError(f"{location}: {chunk.null_count} rows of {name} are null", _remedy())
+            yield chunk
+
+
+def _room(kind: pa.DataType | None, rows: int | None, width: int | None, what: str) -> np.ndarray:
+    """An array for `rows` lists of that type. Raises DatasetError when they are not as wide as the manifest says."""
+    if rows is None or kind is None or not pa.types.is_fixed_size_list(kind) or kind.list_size != width:
+        raise DatasetError(f"{what}: of type {kind}, but its manifest says {rows} rows, {width} wide", _remedy())
+    return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
+
+
+def _numbers(lists: pa.FixedSizeListArray, location: str) -> np.ndarray:
+    """[n, width] of n lists, a view into Arrow's memory."""
+    numbers = lists.flatten()
+    if numbers.null_count:
+        raise DatasetError(f"{location}: {numbers.null_count} numbers are null", _remedy())
+    found: np.ndarray = numbers.to_numpy(zero_copy_only=True).reshape(len(lists), lists.type.list_size)
+    return found
+
+
+def _remedy() -> str:
+    return "Run `embedpipe verify` to see which shards are bad"
