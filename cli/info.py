@@ -9,9 +9,12 @@ from .options import debug_option, json_option
 
 @click.command()
 @click.argument("path")
+@click.option(
+    "--hosts", type=click.IntRange(0), default=10, show_default=True, help="Of image shards: worst hosts to name."
+)
 @json_option
 @debug_option
-def command(path: str, as_json: bool) -> None:
+def command(path: str, hosts: int, as_json: bool) -> None:
     """Say what is in an output: counts, rejects by reason, the encoder, similarities.
 
     PATH is a folder written by `fetch` or `encode`, finished or still growing.
@@ -19,13 +22,14 @@ def command(path: str, as_json: bool) -> None:
     \b
     embedpipe info emb
     """
+    from embedpipe.fetch import ERROR_CLASSES
     from embedpipe.info import describe
     from embedpipe.types import REJECT_CLASSES
     from embedpipe.verify import KINDS
 
     from . import display
 
-    found = describe(path)
+    found = describe(path, hosts)
     if as_json:
         display.print_json(found)
         return
@@ -33,7 +37,7 @@ def command(path: str, as_json: bool) -> None:
         ("what", KINDS.get(found.format, found.format)),
         ("shards", f"{found.shards:,} of {found.planned:,}" + ", unfinished" * (found.shards < found.planned)),
         ("rows", f"{found.rows:,}"),
-        ("rejected", f"{found.rejected:,}"),
+        ("rejected", f"{found.rejected:,}" + f", after {found.retried:,} were retried" * bool(found.retried)),
         ("size", f"{found.bytes / 1e6:,.1f} MB"),
     ]
     if found.encoder is not None:
@@ -43,6 +47,9 @@ def command(path: str, as_json: bool) -> None:
             ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, normalised, {encoder['precision']}"),
             ("fingerprint", found.fingerprint[:16]),
         ]
+    if found.tokens is not None:
+        each = found.tokens / max(1, found.rows)
+        rows.append(("text tokens", f"{found.tokens:,} × {found.token_width}, {each:.1f} for each row"))
     if found.similarity is not None:
         spread = found.similarity
         rows.append(
@@ -58,7 +65,7 @@ def command(path: str, as_json: bool) -> None:
             click.echo(line)
         click.echo()
     if found.rejects:
+        meanings = {**ERROR_CLASSES, **REJECT_CLASSES}
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
-        display.table(
-            ["rejected because", "samples", "which means"], [(n, c, REJECT_CLASSES.get(n, "")) for n, c in counts]
-        )
+        display.table(["rejected because", "samples", "which means"], [(n, c, meanings.get(n, "")) for n, c in counts])
+    display.worst_hosts(found.hosts)

@@ -9,9 +9,10 @@ import numpy as np
 
 from . import files, manifest
 from .errors import DatasetError, InputError
+from .fetch.outcome import HostFailures
+from .fetch.report import worst_hosts
 from .load import EmbeddingDataset
-from .manifest import EMBEDDINGS
-from .progress import add_counts
+from .manifest import EMBEDDINGS, IMAGE_SHARDS
 
 _BINS = 10
 
@@ -35,7 +36,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class OutputInfo:
-    """What `info` tells. encoder, similarity and columns are None or empty for image shards."""
+    """What `info` tells. encoder, similarity and columns are None or empty for image shards.
+
+    tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
+    """
 
     path: str
     format: str
@@ -44,40 +48,49 @@ class OutputInfo:
     rows: int
     rejected: int
     rejects: dict[str, int]
+    retried: int
+    hosts: tuple[HostFailures, ...]
     bytes: int
     encoder: dict[str, Any] | None
     fingerprint: str
+    tokens: int | None
+    token_width: int | None
     columns: tuple[str, ...]
     similarity: Spread | None
     options: dict[str, Any]
     versions: dict[str, str]
 
 
-def describe(path: str) -> OutputInfo:
-    """Look at an output of `encode` or `fetch`, finished or not. Raises InputError or DatasetError."""
+def describe(path: str, most_hosts: int = 0) -> OutputInfo:
+    """Look at an output of `encode` or `fetch`, finished or not. Raises InputError or DatasetError.
+
+    most_hosts: of image shards, name so many hosts with the most failed urls; reads all their tables.
+    """
     if not files.exists(path):
         raise InputError(f"{path}: no such folder", "Check the path")
     run = manifest.read_run(path)
     if run is None:
         raise DatasetError(f"{path}: no embedpipe.json in it", "Give a folder written by `embedpipe encode` or `fetch`")
     entries = list(manifest.read_manifests(path, run.shard_digits))
-    rejects: dict[str, int] = {}
-    for entry in entries:
-        rejects = add_counts(rejects, entry.rejects)
+    total = manifest.totals(entries)
     dataset = EmbeddingDataset(path) if run.format == EMBEDDINGS else None
     return OutputInfo(
         path=path,
         format=run.format,
         shards=len(entries),
         planned=len(run.plan),
-        rows=sum(entry.rows_out for entry in entries),
-        rejected=sum(entry.rows_rejected for entry in entries),
-        rejects=rejects,
+        rows=total.succeeded,
+        rejected=sum(total.failed.values()),
+        rejects=total.failed,
+        retried=total.retried,
+        hosts=worst_hosts(path, run, most_hosts) if run.format == IMAGE_SHARDS and most_hosts and entries else (),
         bytes=sum(entry.bytes() for entry in entries),
         encoder=run.encoder.facts() | {"model": run.encoder.model, "pretrained": run.encoder.pretrained}
         if run.encoder is not None
         else None,
         fingerprint=run.encoder.fingerprint() if run.encoder is not None else "",
+        tokens=sum(entry.tokens or 0 for entry in entries) if run.token_width is not None else None,
+        token_width=run.token_width,
         columns=dataset.column_names() if dataset is not None else tuple(run.columns),
         similarity=_similarity(dataset) if dataset is not None else None,
         options=run.options,

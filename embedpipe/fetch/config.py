@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from .connection import tls_context
+from .guard import host_and_port
+from .outcome import ERROR_CLASSES, FINAL, HostFailures
 
 RESIZE_MODES = {
     "keep_ratio": "the shorter side becomes --image-size",
     "center_crop": "as keep_ratio, then the middle square",
     "border": "the longer side becomes --image-size, white borders make it square",
+    "keep_ratio_largest": "the longer side becomes --image-size",
     "no": "sizes stay as they are",
 }
+# What images are stored as, and the quality each has unless another is asked for: jpg and webp 1 to 100, png its
+# compression, 0 to 9.
+IMAGE_FORMATS = {"jpg": (95, range(1, 101)), "png": (6, range(10)), "webp": (95, range(1, 101))}
+SOURCES = ("auto", "table", "images")
 DEFAULT_CAPTION_COLUMN = "caption"
+
+
+def _class_named(name: str) -> str:
+    """The error class of that name, `http_` left out or not. Raises InputError."""
+    for known in (name, f"http_{name}"):
+        if known in ERROR_CLASSES:
+            return known
+    raise InputError(f"--only {name}: no such error class", did_you_mean(name, ERROR_CLASSES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +40,14 @@ class FetchConfig:
 
     Those of `shaping()` decide what the shards hold and are locked in the output; the others may change between two
     runs over the same output. `caption_col` None means: the column `caption` if the table has one.
-    `timeout_s` bounds each wait on the network, `3 * timeout_s` one whole answer.
+    `max_aspect_ratio` 0 means any, `quality` None the format's own.
+    `source` table or images says what a folder holds; auto looks.
+    `timeout_s` bounds each wait on the network, `3 * timeout_s` one whole try, from the resolver to the last byte.
+    `per_host` urls of one host are asked for at once, shared out among the processes. `ca_file` is a PEM file of
+    authorities that are trusted besides the system's.
     """
 
+    source: str = "auto"
     url_col: str = "url"
     caption_col: str | None = None
     samples_per_shard: int = 10_000
@@ -33,25 +55,80 @@ class FetchConfig:
     resize_mode: str = "keep_ratio"
     only_if_bigger: bool = True
     min_image_size: int = 0
+    max_aspect_ratio: float = 0.0
+    image_format: str = "jpg"
+    quality: int | None = None
+    orient: bool = True
+    drop_duplicates: bool = False
     allow_hosts: tuple[str, ...] = ()
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     threads: int = 32
     timeout_s: float = 10.0
     retries: int = 2
     user_agent: str = ""
+    retry_failed: bool = False
+    only: tuple[str, ...] = ()
+    max_bytes: int = 50_000_000
+    per_host: int = 8
+    robots: bool = False
+    ca_file: str | None = None
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
             raise InputError(
                 f"--resize-mode {self.resize_mode}: no such mode", did_you_mean(self.resize_mode, RESIZE_MODES)
             )
-        for name in ("samples_per_shard", "image_size", "processes", "threads"):
+        for name in ("samples_per_shard", "image_size", "processes", "threads", "max_bytes", "per_host"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.source not in SOURCES:
+            raise InputError(f"--source {self.source}: no such kind", did_you_mean(self.source, SOURCES))
+        if self.image_format not in IMAGE_FORMATS:
+            raise InputError(
+                f"--format {self.image_format}: no such format", did_you_mean(self.image_format, IMAGE_FORMATS)
+            )
+        allowed = IMAGE_FORMATS[self.image_format][1]
+        if self.stored_quality not in allowed:
+            raise InputError(
+                f"--quality {self.quality}: for {self.image_format} it must be from {allowed[0]} to {allowed[-1]}"
+            )
+        if self.only and not self.retry_failed:
+            raise InputError("--only says what to retry", "Give --retry-failed with it")
+        for name in self.only:
+            if _class_named(name) in FINAL:
+                raise InputError(f"--only {name}: another try cannot change these")
+        if self.max_aspect_ratio and not 1 <= self.max_aspect_ratio < math.inf:
+            raise InputError(f"--max-aspect-ratio {self.max_aspect_ratio:g}: must be at least 1 (or 0 for any)")
         if self.retries < 0 or self.min_image_size < 0:
             raise InputError("--retries and --min-image-size must not be negative")
         if self.timeout_s <= 0:
             raise InputError(f"--timeout {self.timeout_s}: must be more than 0 seconds")
+        self._check_manners()
+
+    def _check_manners(self) -> None:
+        if not (self.user_agent.isascii() and self.user_agent.isprintable()):
+            raise InputError("--user-agent: only printable ASCII can be sent in a header")
+        for entry in self.allow_hosts:
+            try:
+                host_and_port(entry)
+            except ValueError as problem:
+                raise InputError(
+                    f"--allow-host {entry}: {problem}", "Give HOST or HOST:PORT, without http://"
+                ) from None
+        if self.ca_file is not None:
+            try:
+                tls_context(self.ca_file)
+            except OSError as problem:  # ssl's own errors are OSErrors
+                raise InputError(f"--ca-file {self.ca_file}: {problem}", "Give a file of PEM certificates") from problem
+
+    def retries_class(self, name: str) -> bool:
+        """Whether rows that failed by this class are to be tried again."""
+        return name not in FINAL and (not self.only or name in {_class_named(short) for short in self.only})
+
+    @property
+    def stored_quality(self) -> int:
+        """The quality asked for, or the format's own."""
+        return IMAGE_FORMATS[self.image_format][0] if self.quality is None else self.quality
 
     def shaping(self) -> dict[str, Any]:
         """The options that shape the data, as the run card keeps them.
@@ -67,6 +144,11 @@ class FetchConfig:
             "resize_mode": self.resize_mode,
             "only_if_bigger": self.only_if_bigger,
             "min_image_size": self.min_image_size,
+            "max_aspect_ratio": self.max_aspect_ratio,
+            "image_format": self.image_format,
+            "quality": self.stored_quality,
+            "orient": self.orient,
+            "drop_duplicates": self.drop_duplicates,
         }
 
 
@@ -74,9 +156,11 @@ class FetchConfig:
 class FetchReport:
     """What lies in the output once a fetch has ended.
 
-    rows = succeeded + the sum of `failed` (by error class). `bytes` are those of the shards' files. `shards_now` of the
+    rows = succeeded + the sum of `failed` (by error class); a row that was tried again counts once, as it ended last.
+    `retried` counts those tries of all runs. `bytes` are those of the shards' files. `shards_now` of the
     `shards` were fetched by this run, in `seconds`; the others were there before; `shards_redone` of them because
     files of theirs were missing or cut short.
+    `hosts` are those where most urls failed in this run, `report` is where it wrote its report, None if it did nothing.
     `caption_column` is the table's column that gave the captions, None without captions.
     """
 
@@ -89,3 +173,6 @@ class FetchReport:
     shards_redone: int
     seconds: float
     caption_column: str | None
+    retried: int
+    hosts: tuple[HostFailures, ...]
+    report: str | None

@@ -147,7 +147,8 @@ class DownloadPool:
             if event.error:
                 raise files.unwritable(event.error, OSError(event.errno, os.strerror(event.errno)))
             if event.rows:
-                listener(Progress(rows=event.rows, rejected=event.failed))
+                rejected = sum(event.failed.values())
+                listener(Progress(rows=event.rows, rejected=rejected, rejects=event.failed, bytes=event.received))
             if event.done:
                 done = process.task
         return done

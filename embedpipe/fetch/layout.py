@@ -22,6 +22,8 @@ FIXED = pa.schema(
         ("error_class", pa.string()),
         ("error_message", pa.string()),
         ("attempts", pa.int32()),
+        ("duplicate_of", pa.string()),
+        ("retry_of", pa.string()),
         ("sha256", pa.string()),
         ("content_type", pa.string()),
         ("bytes", pa.int64()),
@@ -29,8 +31,19 @@ FIXED = pa.schema(
         ("height", pa.int32()),
         ("original_width", pa.int32()),
         ("original_height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("offset", pa.int64()),
     ]
 )
+
+
+# What a list of failed rows has beside the table's own columns: the key of the row, and how it failed last. The colons
+# keep these names apart from any column's.
+RETRY_OF, RETRIED_CLASS = ":retry_of", ":retried_class"
+
+
+# What the rows of a folder have beside theirs: why a row has no image to read.
+REFUSED_CLASS, REFUSED_MESSAGE = ":refused_class", ":refused_message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,18 @@ class Layout:
         sources: list[str | None] = [self.url, self.caption, *self.passed.values()]
         arrays = [_column(batch, source, field.type) for source, field in zip(sources, self.schema, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def for_retry(self) -> Layout:
+        """The layout of a list of failed rows: this table's columns, and why they are in it."""
+        return self._with(RETRY_OF, RETRIED_CLASS)
+
+    def for_folder(self) -> Layout:
+        """The layout of the rows of a folder."""
+        return self._with(REFUSED_CLASS, REFUSED_MESSAGE)
+
+    def _with(self, *extra: str) -> Layout:
+        fields = [pa.field(name, pa.string()) for name in extra]
+        return Layout(self.url, self.caption, pa.schema([*self.table, *fields]))
 
     def packed_table(self) -> str:
         """`table` as text that `unpacked_table` reads: type names alone do not tell every type."""

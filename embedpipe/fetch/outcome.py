@@ -11,7 +11,7 @@ from dataclasses import dataclass
 ERROR_CLASSES = {
     "invalid_url": "the url is null, empty, malformed, or neither http nor https",
     "refused_address": "the host is a private, loopback or link-local address and not named by --allow-host",
-    "opt_out": "the answer's X-Robots-Tag header forbids this use",
+    "opt_out": "the site forbids this use: X-Robots-Tag, tdm-reservation, or (with --robots) its robots.txt",
     "http_403": "401 or 403: the server wants a login or does not want us",
     "http_404": "404 or 410: nothing there (any more)",
     "http_429": "429: too many requests, still so after the retries",
@@ -19,26 +19,53 @@ ERROR_CLASSES = {
     "http_5xx": "a 5xx answer, still so after the retries",
     "redirect": "too many redirects, or one that leads nowhere",
     "timeout": "no answer, or not all of it, in the time given",
-    "dns": "the host name does not resolve",
+    "dns": "the host name does not resolve, or the resolver does not answer",
     "connection": "refused, reset, or closed before the whole answer had come",
     "tls": "the certificate or the TLS handshake is bad",
     "too_large": "more bytes or more pixels than fetch takes in",
     "empty": "an answer without a body",
-    "decode": "the body is no image that OpenCV can read, or it is truncated",
+    "not_an_image": "the body does not begin like an image that fetch takes: a web page, SVG, anything else",
+    "decode": "the body begins like an image and cannot be decoded: truncated or damaged",
     "too_small": "the shorter side is under --min-image-size",
+    "aspect_ratio": "the longer side is more than --max-aspect-ratio times the shorter one",
+    "no_image": "of a folder: a caption or fields without an image",
+    "sidecar": "of a folder: the .txt or .json beside the image cannot be read",
+    "unreadable": "of a folder: the image file cannot be read",
+    "duplicate": "the same bytes are stored already, and --drop-duplicates is given",
     "lost": "the downloader dropped the row without saying why",
 }
 
+# What another run cannot change: nothing was asked for, or there is nothing to ask.
+FINAL = frozenset({"invalid_url", "duplicate", "no_image", "sidecar"})
+
 # Worth another try: the same request may well be answered a moment later.
 TRANSIENT = frozenset({"timeout", "connection", "http_429", "http_5xx"})
+_TRANSIENT_STATUSES = frozenset({408, 425})  # the server's own timeout, and "too early"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a row has no image: a name from `ERROR_CLASSES`, and the message of whoever noticed."""
+    """Why a row has no image: a name from `ERROR_CLASSES`, and the message of whoever noticed.
+
+    `passing`: whether another try may go better, where the class does not tell.
+    """
 
     error_class: str
     message: str
+    passing: bool | None = None
+
+    def may_pass(self) -> bool:
+        """Whether the same request may well be answered a moment later."""
+        return self.error_class in TRANSIENT if self.passing is None else self.passing
+
+
+@dataclass(frozen=True, slots=True)
+class HostFailures:
+    """One host, and how many of its urls failed by which class."""
+
+    host: str
+    failed: int
+    classes: dict[str, int]
 
 
 class NotFetched(Exception):
@@ -54,7 +81,7 @@ def of_status(code: int, reason: str) -> Failure:
     named = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_404", 429: "http_429"}
     by_hundred = {3: "redirect", 4: "http_4xx", 5: "http_5xx"}
     error_class = named.get(code) or by_hundred.get(code // 100, "connection")
-    return Failure(error_class, f"HTTP {code} {reason}".strip())
+    return Failure(error_class, f"HTTP {code} {reason}".strip(), True if code in _TRANSIENT_STATUSES else None)
 
 
 def of_exception(problem: BaseException) -> Failure:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,9 @@ from .. import files, manifest
 from ..files import Written
 from ..manifest import FileRecord, ShardManifest
 from ..types import SourceShard
-from . import layout
+from . import layout, repeat
+from .config import FetchConfig
+from .duplicates import Place, StoredContents
 from .outcome import Failure
 from .plan import ShardRange
 from .tar import TarWriter
@@ -34,12 +35,31 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FetchedShard:
-    """A shard whose parts are all there: its rows, why some were never asked for, and the parts with the others."""
+    """A shard whose parts are all there: its rows, why some were never asked for, and the parts with the others.
+
+    images: whether they come from a folder, their fields as JSON in one column.
+    repeats: the rows whose url is that of an earlier row, and where that is (shard, row).
+    """
 
     shard: ShardRange
     rows: pa.Table
     refused: Mapping[int, Failure]
+    repeats: Mapping[int, Place]
     parts: Sequence[Task]
+    images: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A shard that is committed: its record, its images as (row, sha256), its failures as (url, error class).
+
+    late_rejects: by class, those that only packing found.
+    """
+
+    record: ShardManifest
+    stored: list[tuple[int, str]]
+    late_rejects: dict[str, int]
+    failures: list[tuple[str | None, str]]
 
 
 def uid(url: str | None, caption: str | None) -> str:
@@ -53,17 +73,28 @@ def key_of(shard: int, row: int, shard_digits: int, samples_per_shard: int) -> s
     return f"{shard:0{shard_digits}d}{row:0{len(str(samples_per_shard - 1))}d}"
 
 
-def commit(out: str, fetched: FetchedShard, shard_digits: int, samples_per_shard: int) -> ShardManifest:
-    """Write a shard's files and then its manifest. The bytes depend on the rows and the answers alone."""
+def commit(
+    out: str, fetched: FetchedShard, shard_digits: int, config: FetchConfig, contents: StoredContents | None = None
+) -> Committed:
+    """Write a shard's files and then its manifest. The bytes depend on the rows and the answers alone.
+
+    contents: what earlier shards store; rows with the same bytes become failures.
+    """
     shard = fetched.shard
+    name_key = functools.partial(key_of, shard_digits=shard_digits, samples_per_shard=config.samples_per_shard)
+    source, retry_of, retried = _without_retry(fetched.rows)
     outcomes = _outcomes(fetched)
+    repeat.answer_repeats(outcomes, shard.number, fetched.repeats, out, shard_digits, name_key)
+    if contents is not None:
+        repeat.drop_stored(outcomes, shard.number, contents, name_key)
     rows = [
-        _row(source, outcomes.get(i), key_of(shard.number, i, shard_digits, samples_per_shard))
-        for i, source in enumerate(fetched.rows.select(["url", "caption"]).to_pylist())
+        _row(pair, outcomes.get(i), name_key(shard.number, i)) | {"retry_of": retry_of[i]}
+        for i, pair in enumerate(source.select(["url", "caption"]).to_pylist())
     ]
     name = manifest.shard_name(shard.number, shard_digits)
-    tar = _write_tar(files.join(out, f"{name}.tar"), rows, outcomes, _passed_rows(fetched.rows))
-    parquet = _write_parquet(files.join(out, f"{name}.parquet"), rows, fetched.rows)
+    members = _Members(rows, outcomes, _passed_rows(source, fetched.images), config.image_format)
+    tar = _write_tar(files.join(out, f"{name}.tar"), members)
+    parquet = _write_parquet(files.join(out, f"{name}.parquet"), rows, source)
     failed = Counter(row["error_class"] for row in rows if row["status"] == "failed")
     record = ShardManifest(
         number=shard.number,
@@ -73,13 +104,38 @@ def commit(out: str, fetched: FetchedShard, shard_digits: int, samples_per_shard
         rows_out=len(rows) - failed.total(),
         rows_rejected=failed.total(),
         rejects=dict(sorted(failed.items())),
+        retried=dict(sorted(retried.items())),
         files=(
             FileRecord(f"{name}.tar", tar.bytes, tar.sha256),
             FileRecord(f"{name}.parquet", parquet.bytes, parquet.sha256),
         ),
     )
     manifest.commit(out, record, shard_digits)
-    return record
+    late = Counter(
+        row["error_class"]
+        for i, row in enumerate(rows)
+        if row["status"] == "failed" and (i in fetched.repeats or row["error_class"] == "duplicate")
+    )
+    stored = [(i, row["sha256"]) for i, row in enumerate(rows) if row["sha256"]]
+    failures = [(row["url"], row["error_class"]) for row in rows if row["status"] == "failed"]
+    return Committed(record, stored, dict(late), failures)
+
+
+def stored_contents(out: str, number: int, shard_digits: int) -> list[tuple[int, str]]:
+    """The images of a committed shard: (row, sha256)."""
+    location = files.join(out, f"{manifest.shard_name(number, shard_digits)}.parquet")
+    with files.reading(location) as stream:
+        hashes = pyarrow.parquet.read_table(stream, columns=["sha256"]).column("sha256").to_pylist()
+    return [(row, sha256) for row, sha256 in enumerate(hashes) if sha256]
+
+
+def _without_retry(rows: pa.Table) -> tuple[pa.Table, list[str | None], Counter[str]]:
+    """The rows without the columns of a list of failed ones: which row each tries again, and how those had failed."""
+    if layout.RETRY_OF not in rows.column_names:
+        return rows, [None] * rows.num_rows, Counter()
+    retried = Counter(rows.column(layout.RETRIED_CLASS).to_pylist())
+    plain = rows.drop([layout.RETRY_OF, layout.RETRIED_CLASS])
+    return plain, rows.column(layout.RETRY_OF).to_pylist(), retried
 
 
 def _source_sha256(source: SourceShard) -> str:
@@ -88,7 +144,7 @@ def _source_sha256(source: SourceShard) -> str:
 
 
 def _outcomes(fetched: FetchedShard) -> dict[int, Row]:
-    """By row: how it ended, as the download processes tell it; their part is added as `part`."""
+    """By row: how it ended, as the download processes tell it, and in which `file` its image lies."""
     found: dict[int, Row] = {
         row: {"error_class": failure.error_class, "error_message": failure.message, "attempts": 0}
         for row, failure in fetched.refused.items()
@@ -96,7 +152,7 @@ def _outcomes(fetched: FetchedShard) -> dict[int, Row]:
     for part in fetched.parts:
         with pa.memory_map(part.outcomes_file) as source, pa.ipc.open_file(source) as reader:
             for outcome in reader.read_all().to_pylist():
-                found[outcome["row"]] = {**outcome, "part": part}
+                found[outcome["row"]] = {**outcome, "file": part.images_file}
     return found
 
 
@@ -104,36 +160,60 @@ def _row(source: Row, outcome: Row | None, key: str) -> Row:
     """One row of the parquet, without the passed-through columns."""
     if outcome is None:
         outcome = {"error_class": "lost", "error_message": "img2dataset did not report this row", "attempts": 0}
-    row = {name: outcome.get(name) for name in layout.FIXED.names}
+    row = {name: outcome.get(name) for name in layout.FIXED.names if name != "offset"}
     status = "success" if outcome["error_class"] is None else "failed"
     return {**row, **source, "key": key, "status": status, "uid": uid(source["url"], source["caption"])}
 
 
-def _passed_rows(rows: pa.Table) -> list[Row]:
+def _passed_rows(rows: pa.Table, images: bool) -> list[Row]:
+    if images:
+        return [_fields(text) for text in rows.column("metadata").to_pylist()]
     return [
         {name: json_safe(value) for name, value in row.items()} for row in rows.drop(["url", "caption"]).to_pylist()
     ]
 
 
-def _write_tar(location: str, rows: Sequence[Row], outcomes: Mapping[int, Row], passed: Sequence[Row]) -> Written:
-    with files.writing(location) as stream, contextlib.ExitStack() as opened:
+def _fields(text: str | None) -> Row:
+    """The fields of a .json beside an image, as those of the .json in the tar."""
+    fields: Row = json_safe(json.loads(text or "{}"))
+    return {f"source_{name}" if name in _JSON_COLUMNS else name: value for name, value in fields.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """What goes into a tar, row by row. `rows` learn the offset of their image there."""
+
+    rows: Sequence[Row]
+    outcomes: Mapping[int, Row]
+    passed: Sequence[Row]
+    image_format: str
+
+
+def _write_tar(location: str, members: _Members) -> Written:
+    outcomes = members.outcomes
+    with files.writing(location) as stream:
         tar = TarWriter(stream)
-        images = {
-            part: opened.enter_context(Path(part.images_file).open("rb"))
-            for part in dict.fromkeys(outcome["part"] for outcome in outcomes.values() if "part" in outcome)
-        }
-        for i, row in enumerate(rows):
+        for i, row in enumerate(members.rows):
             if row["status"] != "success":
                 continue
             outcome = outcomes[i]
-            image = images[outcome["part"]]
-            image.seek(outcome["offset"])
-            # Sorted: rows are in the order of their keys, and so are these endings.
-            tar.add(f"{row['key']}.jpg", image.read(outcome["bytes"]))
-            tar.add(f"{row['key']}.json", _json_member(row, passed[i] if passed else {}))
-            if row["caption"] is not None:
-                tar.add(f"{row['key']}.txt", row["caption"].encode())
+            with files.reading(outcome["file"]) as source:
+                source.seek(outcome["offset"])
+                image = source.read(outcome["bytes"])
+            row["offset"] = _add_sample(tar, row, image, members, i)
         return tar.finish()
+
+
+def _add_sample(tar: TarWriter, row: Row, image: bytes, members: _Members, i: int) -> int:
+    """Put the members of one sample in the order of their names; where its image's bytes begin."""
+    parts = {
+        members.image_format: image,
+        "json": _json_member(row, members.passed[i] if members.passed else {}),
+    }
+    if row["caption"] is not None:
+        parts["txt"] = row["caption"].encode()
+    begins = {ending: tar.add(f"{row['key']}.{ending}", data) for ending, data in sorted(parts.items())}
+    return begins[members.image_format]
 
 
 def _json_member(row: Row, passed: Row) -> bytes:

@@ -6,7 +6,10 @@ numbers behind the last, whatever they are named; a file that changed, or went, 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib.metadata
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +20,7 @@ from .. import files, manifest
 from ..errors import EmptyInput, InputError, RunMismatch
 from ..manifest import RunCard
 from ..types import SourceShard
-from . import layout, table
+from . import folder, layout, table
 from .config import DEFAULT_CAPTION_COLUMN, FetchConfig
 from .inference import join
 from .layout import Layout
@@ -26,39 +29,61 @@ from .table import TableFile
 
 @dataclass(frozen=True, slots=True)
 class ShardRange:
-    """The rows of one planned shard: `rows` rows of `file` from `first` on (0-based)."""
+    """The rows of one planned shard: `rows` rows of `file` from `first` on (0-based).
+
+    retry: 0 for the rows of a table, else the number of the round that tries failed ones again.
+    """
 
     number: int
     file: TableFile
     first: int
     rows: int
     source: SourceShard
+    retry: int
 
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """All planned shards, and how their rows are read. `previous` is the run card found in the output, if any."""
+    """All planned shards, and how their rows are read. `previous` is the run card found in the output, if any.
+
+    folder: where the images are, if they come from a folder, else empty.
+    """
 
     run: RunCard
     previous: RunCard | None
     layout: Layout
     shards: tuple[ShardRange, ...]
+    folder: str = ""
+
+    @property
+    def images(self) -> bool:
+        """Whether the images come from a folder."""
+        return bool(self.folder)
 
     @property
     def rows(self) -> int:
         """Rows of all files together."""
         return sum(shard.rows for shard in self.shards)
 
+    def fingerprint(self) -> str:
+        """Hex sha256 over what decides which row has which url."""
+        facts = [self.layout.url, [[shard.source.name, shard.source.modified] for shard in self.shards]]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """One file as the run card keeps it. `identity` is a sha256 or an object store's etag."""
+    """One file as the run card keeps it. `identity` is a sha256 or an object store's etag.
+
+    retry: see `ShardRange`; the file is then ours, and lies in the output.
+    """
 
     name: str
     bytes: int
     rows: int
     identity: str
     modified: str
+    retry: int = 0
 
 
 def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
@@ -66,23 +91,82 @@ def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
 
     Raises RunMismatch when `out` was made with other options, from other or changed files, or is something else.
     """
-    found = table.locate(urls)
     previous = _previous_run(out)
-    known = {} if previous is None else {entry["name"]: _Input(**entry) for entry in previous.options["inputs"]}
-    unchanged = _unchanged(out, found, known)
+    images = config.source == "images" or (config.source == "auto" and folder.holds_images(urls))
+    if previous is not None:
+        before_kind = {"source": previous.options.get("source", "table")}
+        manifest.refuse_difference(out, before_kind, {"source": "images" if images else "table"}, "kind of source")
+    return _folder_plan(urls, out, config, previous) if images else _table_plan(urls, out, config, previous)
+
+
+def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
+    found = table.locate(urls)
+    before = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
+    known = {entry.name: entry for entry in before if not entry.retry}
+    _require_unchanged(out, found, known)
     # Options first: a wrong one is told without reading the table.
     base = None if previous is None else _continued_layout(out, previous, config)
     fresh = [file for file in found if file.name not in known]
     surveyed = {file.name: table.survey(file) for file in fresh}
     filled = [file for file in fresh if surveyed[file.name][0]]
-    if not filled and not any(entry.rows for entry in unchanged):
+    if not filled and not any(entry.rows for entry in before):
         raise EmptyInput(f"{urls}: no rows in it")
     chosen = _layout(filled, surveyed, config) if base is None else _widened(out, base, filled, surveyed)
-    inputs = [*unchanged, *(_identify(file, surveyed[file.name][0]) for file in fresh)]
+    inputs = [*before, *(_identify(file, surveyed[file.name][0]) for file in fresh)]
     by_name = {file.name: file for file in found}
+    by_name |= {entry.name: retry_file(out, entry.retry) for entry in before if entry.retry}
     shards = tuple(_ranges([(by_name[entry.name], entry) for entry in inputs], config.samples_per_shard))
     run = _run_card(urls, config, chosen, inputs, shards, previous)
     return FetchPlan(run, previous, chosen, shards)
+
+
+def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
+    if not files.is_folder(location):
+        raise InputError(f"{location}: no such folder", "Check the path")
+    if previous is not None:
+        kept = {name: previous.options.get(name) for name in config.shaping()}
+        columns = {"url_col": kept["url_col"], "caption_col": kept["caption_col"]}  # a folder has no columns
+        manifest.refuse_difference(out, kept, config.shaping() | columns, "set of options")
+    of_folder = iter(folder.planned(location, out, config.samples_per_shard, previous))
+    entries = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
+    rounds = [(retry_file(out, entry.retry), entry) for entry in entries]
+    retries = {shard.source: shard for shard in _ranges(rounds, config.samples_per_shard)}
+    shards: list[ShardRange] = []
+    for source in () if previous is None else previous.plan:
+        again = retries.get(source)
+        number = len(shards)
+        shards.append(replace(again, number=number) if again else _loose(location, number, next(of_folder)))
+    for source in of_folder:
+        shards.append(_loose(location, len(shards), source))
+    run = _run_card(location, config, folder.LAYOUT, entries, shards, previous)
+    run = replace(run, options={**run.options, "source": "images"})
+    return FetchPlan(run, previous, folder.LAYOUT, tuple(shards), location)
+
+
+def _loose(location: str, number: int, source: SourceShard) -> ShardRange:
+    file = TableFile(location, source.name, "folder", False)
+    return ShardRange(number, file, 0, folder.row_count(source), source, 0)
+
+
+def retry_file(out: str, retry: int) -> TableFile:
+    """Where the failed rows lie that a round of retries takes."""
+    return TableFile(files.join(out, "retry", f"{retry:05d}.parquet"), f"retry:{retry}", "parquet", False)
+
+
+def with_retry(plan: FetchPlan, out: str, rows: int, config: FetchConfig) -> FetchPlan:
+    """`plan`, grown by another round of retries whose `rows` rows lie in their file."""
+    entries = plan.run.options["inputs"]
+    retry = 1 + max((entry.get("retry", 0) for entry in entries), default=0)
+    file = retry_file(out, retry)
+    size = files.stat(file.location).bytes
+    entry = _Input(file.name, size, rows, f"sha256:{files.sha256(file.location)}", "", retry)
+    fresh = tuple(_ranges([(file, entry)], config.samples_per_shard, len(plan.shards)))
+    run = replace(
+        plan.run,
+        options={**plan.run.options, "inputs": [*entries, dataclasses.asdict(entry)]},
+        plan=(*plan.run.plan, *(shard.source for shard in fresh)),
+    )
+    return FetchPlan(run, plan.run, plan.layout, (*plan.shards, *fresh), plan.folder)
 
 
 def _previous_run(out: str) -> RunCard | None:
@@ -106,8 +190,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
-def _unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -> list[_Input]:
-    """The known inputs, in their order, once each has been found as it was."""
+def _require_unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -> None:
+    """Raise RunMismatch unless each known table is found as it was."""
     by_name = {file.name: file for file in found}
     if missing := sorted(known.keys() - by_name.keys()):
         raise RunMismatch(
@@ -125,7 +209,6 @@ def _unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -
                 f" ({entry.bytes} bytes then, {now.bytes} now, {entry.identity[:19]}… then, {now.identity[:19]}… now)",
                 "Put new rows in a file of their own beside it, or give another output folder",
             )
-    return list(known.values())
 
 
 def _continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout:
@@ -175,13 +258,14 @@ def _widened(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[
     return base
 
 
-def _ranges(inputs: Sequence[tuple[TableFile, _Input]], samples_per_shard: int) -> Iterator[ShardRange]:
-    number = 0
+def _ranges(
+    inputs: Sequence[tuple[TableFile, _Input]], samples_per_shard: int, number: int = 0
+) -> Iterator[ShardRange]:
     for file, entry in inputs:
         for first in range(0, entry.rows, samples_per_shard):
             rows = min(samples_per_shard, entry.rows - first)
             name = f"{entry.name}:{first}-{first + rows - 1}"
-            yield ShardRange(number, file, first, rows, SourceShard(name, entry.bytes, entry.identity))
+            yield ShardRange(number, file, first, rows, SourceShard(name, entry.bytes, entry.identity), entry.retry)
             number += 1
 
 
@@ -194,12 +278,10 @@ def _run_card(
     previous: RunCard | None,
 ) -> RunCard:
     options: dict[str, Any] = config.shaping()
+    options["source"] = "table"
     options["caption_col"] = chosen.caption
     options["table_schema"] = chosen.packed_table()
-    options["inputs"] = [
-        {"name": i.name, "bytes": i.bytes, "rows": i.rows, "identity": i.identity, "modified": i.modified}
-        for i in inputs
-    ]
+    options["inputs"] = [dataclasses.asdict(entry) for entry in inputs]
     plan = tuple(shard.source for shard in shards)
     if previous is not None:
         return replace(previous, options=options, plan=plan)
@@ -211,46 +293,3 @@ def _run_card(
         columns={field.name: str(field.type) for field in (*layout.FIXED, *list(chosen.schema)[2:])},
         versions={name: importlib.metadata.version(name) for name in ("embedpipe", "img2dataset", "pyarrow")},
     )
-
-
-def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardRange, pa.Table]]:
-    """The rows of the wanted shards in the shape of `plan.layout.schema`, in order, one shard in memory at a time."""
-    by_file: dict[TableFile, list[ShardRange]] = {}
-    for shard in plan.shards:
-        by_file.setdefault(shard.file, []).append(shard)
-    for file, shards in by_file.items():
-        last = max((i for i, shard in enumerate(shards) if shard.number in wanted), default=-1)
-        rows = _Rows(table.batches(file, plan.layout.table), plan.layout, file)
-        for shard in shards[: last + 1]:
-            if shard.number in wanted:
-                yield shard, rows.take(shard.rows)
-            else:
-                rows.skip(shard.rows)
-
-
-class _Rows:
-    """Rows of one file, taken or skipped in runs of any length."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch], chosen: Layout, file: TableFile) -> None:
-        self.batches = batches
-        self.layout = chosen
-        self.file = file
-        self.rest: pa.RecordBatch | None = None
-
-    def take(self, rows: int) -> pa.Table:
-        pieces = [self.layout.rows(piece) for piece in self._pieces(rows)]
-        return pa.Table.from_batches(pieces, schema=self.layout.schema)
-
-    def skip(self, rows: int) -> None:
-        for _ in self._pieces(rows):
-            pass
-
-    def _pieces(self, rows: int) -> Iterator[pa.RecordBatch]:
-        while rows:
-            batch = self.rest if self.rest is not None else next(self.batches, None)
-            if batch is None:
-                raise InputError(f"{self.file.location}: has fewer rows than a moment ago", "Is it being written?")
-            piece = batch.slice(0, rows)
-            rows -= piece.num_rows
-            self.rest = batch.slice(piece.num_rows) if batch.num_rows > piece.num_rows else None
-            yield piece

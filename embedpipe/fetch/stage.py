@@ -9,25 +9,28 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from .. import files, lock, manifest
-from ..manifest import ShardManifest
-from ..progress import Listener, Progress, add_counts, silent
-from . import pack
+from ..errors import EmbedpipeError, OutputUnwritable
+from ..manifest import ShardManifest, Totals
+from ..progress import Listener, Progress, silent
+from . import pack, retry
+from .assembly import SMALLEST_PART, Assembly, RunContext
 from .config import FetchConfig, FetchReport
 from .download import DownloadPool, require_img2dataset
-from .guard import refusal
-from .outcome import Failure
-from .plan import FetchPlan, ShardRange, make_plan, shard_rows
-from .tasks import Task, WorkerSettings
+from .duplicates import RepeatedUrls, StoredContents, index_urls
+from .outcome import HostFailures
+from .picture import PictureRules
+from .plan import FetchPlan, ShardRange, make_plan
+from .report import RunReport
+from .rows import planned_urls
+from .tasks import WorkerSettings
 
 _HIDDEN = ".fetch"
 _LOG = "download.log"
-_SMALLEST_PART = 200  # rows; below that, another process costs more than it brings
+_HOSTS = 10  # shown at the end; the report has more
 _DEADLINE_PER_TIMEOUT = 3
 
 
@@ -43,7 +46,9 @@ def log_file(out: str) -> str | None:
 
 
 def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: Listener = silent) -> FetchReport:
-    """Download the images of a url table into numbered shards in `out`. The same call again goes on where it ended.
+    """Download the images of a url table, or take those of a folder, into numbered shards in `out`.
+
+    The same call again goes on where it ended.
 
     `urls` is a csv, tsv, txt, json, jsonl or parquet file (plain or .gz), a folder or a glob of them, on any fsspec
     path. Every row of the table ends as one row of a shard's parquet, as a success or with an error class.
@@ -60,10 +65,41 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
             manifest.write_run(out, plan.run)
         redone = _retract_damaged(out, plan.run.shard_digits)
         todo = remaining(plan, out)
-        listener(Progress(planned=len(todo)))
-        if todo:
-            _fetch_shards(plan, todo, out, config, listener)
-        return _report(plan, out, (len(todo), redone), time.perf_counter() - started)
+        run = RunReport(out, config, listener)
+        try:
+            done = _fetch_planned(plan, todo, out, config, run)
+        except (EmbedpipeError, KeyboardInterrupt) as problem:
+            if run.shards:
+                interrupted = isinstance(problem, KeyboardInterrupt)
+                with contextlib.suppress(OutputUnwritable):  # the problem may be just that
+                    run.write("interrupted" if interrupted else "failed", _total(plan, out))
+            raise
+        written = run.write("done", _total(plan, out)) if done else None
+        seconds = time.perf_counter() - started
+        return _report(plan, out, (done, redone), seconds, (run.hosts.worst(_HOSTS), written))
+
+
+def _fetch_planned(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> int:
+    """Fetch what is missing, and then what failed if that is asked for. How many shards it were."""
+    run(Progress(planned=len(todo), planned_rows=sum(shard.rows for shard in todo)))
+    if todo:
+        _fetch_shards(plan, todo, out, config, run)
+    # A round that was begun is finished before, and instead of, another one.
+    if not config.retry_failed or any(shard.retry for shard in todo):
+        return len(todo)
+    grown = retry.plan_round(plan, out, config)
+    if grown is None:
+        return len(todo)
+    manifest.write_run(out, grown.run)
+    again = remaining(grown, out)
+    both = todo + again
+    run(Progress(planned=len(both), planned_rows=sum(shard.rows for shard in both)))
+    _fetch_shards(grown, again, out, config, run)
+    return len(both)
+
+
+def _total(plan: FetchPlan, out: str) -> Totals:
+    return manifest.totals(manifest.read_manifests(out, plan.run.shard_digits))
 
 
 def _retract_damaged(out: str, digits: int) -> int:
@@ -81,129 +117,113 @@ def _is_there(out: str, record: ShardManifest) -> bool:
     return all(files.exists(location) and files.stat(location).bytes == size for location, size in locations)
 
 
-def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, listener: Listener) -> None:
+def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> None:
     cuts = max(1, config.processes // len(todo))
-    parts = sum(min(cuts, math.ceil(shard.rows / _SMALLEST_PART)) for shard in todo)
-    with _staging(out) as (folder, log):
-        desk = _Desk(plan, out, config, folder, cuts, listener)
-        with DownloadPool(_settings(config), min(config.processes, parts), log) as pool:
-            for task in pool.results(desk.tasks(todo), listener):
-                desk.take_in(task)
+    parts = sum(min(cuts, math.ceil(shard.rows / SMALLEST_PART)) for shard in todo)
+    with _staging(out) as staging, contextlib.ExitStack() as opened:
+        contents = None
+        if config.drop_duplicates:
+            contents = opened.enter_context(_stored_contents(plan, out, staging.kept))
+        repeats = _repeated_urls(plan, staging.kept)
+        context = RunContext(plan, out, config, repeats, contents, staging.parts)
+        assembly = Assembly(context, todo, cuts, run, run.hosts)
+        settings = _settings(config, plan.folder)
+        with DownloadPool(settings, min(config.processes, parts), staging.log) as pool:
+            for task in pool.results(assembly.tasks(), run):
+                assembly.take_in(task)
+
+
+def _repeated_urls(plan: FetchPlan, folder: Path) -> RepeatedUrls:
+    """The repeats among all urls of the plan, from the file of the last run if the plan is the same."""
+    file = folder / f"repeats-{plan.fingerprint()[:16]}.npy"
+    if not file.exists():
+        for outdated in folder.glob("repeats-*.npy"):
+            outdated.unlink()
+        index_urls(planned_urls(plan), plan.rows, file)
+    return RepeatedUrls(file)
 
 
 @contextlib.contextmanager
-def _staging(out: str) -> Iterator[tuple[Path, str]]:
-    """A folder for parts on the way, and the log's path: hidden in a local output, so that a full disk shows where it
-    matters and a killed run leaves nothing elsewhere; temporary otherwise."""
+def _stored_contents(plan: FetchPlan, out: str, folder: Path) -> Iterator[StoredContents]:
+    """What the committed shards hold, brought up to date with them."""
+    with contextlib.closing(StoredContents(folder / "contents.sqlite")) as contents:
+        committed = set(manifest.committed_numbers(out))
+        for number in contents.known() - committed:
+            contents.forget(number)
+        for number in sorted(committed - contents.known()):
+            contents.add(number, pack.stored_contents(out, number, plan.run.shard_digits))
+        yield contents
+
+
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """parts: what is on its way. kept: what the next run can use again. log: where download processes write."""
+
+    parts: Path
+    kept: Path
+    log: str
+
+
+@contextlib.contextmanager
+def _staging(out: str) -> Iterator[_Staging]:
+    """Hidden in a local output, so that a full disk shows where it matters and a killed run leaves nothing elsewhere;
+    temporary otherwise."""
     if not files.is_local(out):
         with tempfile.TemporaryDirectory(prefix="embedpipe-fetch-") as temporary:
-            yield Path(temporary), files.join(temporary, _LOG)
+            yield _Staging(Path(temporary), Path(temporary), files.join(temporary, _LOG))
         return
     hidden = files.local_path(out) / _HIDDEN
     folder = hidden / "parts"
     shutil.rmtree(folder, ignore_errors=True)
+    for torn in hidden.glob("urls-*"):
+        shutil.rmtree(torn, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
         (hidden / _LOG).write_bytes(b"")
-        yield folder, str(hidden / _LOG)
+        yield _Staging(folder, hidden, str(hidden / _LOG))
     except OSError as problem:
         raise files.unwritable(out, problem) from problem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _settings(config: FetchConfig) -> WorkerSettings:
+def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
     contact = f" ({config.user_agent})" if config.user_agent else ""
     return WorkerSettings(
-        image_size=config.image_size,
-        resize_mode=config.resize_mode,
-        only_if_bigger=config.only_if_bigger,
-        min_image_size=config.min_image_size,
+        folder=folder,
+        pictures=PictureRules(
+            image_size=config.image_size,
+            resize_mode=config.resize_mode,
+            only_if_bigger=config.only_if_bigger,
+            min_image_size=config.min_image_size,
+            max_aspect_ratio=config.max_aspect_ratio,
+            orient=config.orient,
+            image_format=config.image_format,
+        ),
+        quality=config.stored_quality,
         threads=config.threads,
         timeout_s=config.timeout_s,
         deadline_s=config.timeout_s * _DEADLINE_PER_TIMEOUT,
         retries=config.retries,
         user_agent=f"embedpipe/{importlib.metadata.version('embedpipe')}{contact}",
         allow_hosts=config.allow_hosts,
+        max_bytes=config.max_bytes,
+        # Each process keeps to its share: they do not know what the others ask for.
+        per_host=max(1, config.per_host // config.processes),
+        robots=config.robots,
+        ca_file=config.ca_file,
     )
 
 
-@dataclass(slots=True)
-class _OpenShard:
-    shard: ShardRange
-    rows: pa.Table
-    refused: dict[int, Failure]
-    parts: list[Task] = field(default_factory=list)
-    waiting: int = 0
-
-
-class _Desk:
-    """Cuts shards into tasks, puts their results together again, and commits."""
-
-    def __init__(
-        self, plan: FetchPlan, out: str, config: FetchConfig, folder: Path, cuts: int, listener: Listener
-    ) -> None:
-        self.plan = plan
-        self.out = out
-        self.config = config
-        self.folder = folder
-        self.cuts = cuts
-        self.listener = listener
-        self.open: dict[int, _OpenShard] = {}
-
-    def tasks(self, todo: list[ShardRange]) -> Iterator[Task]:
-        """The parts of the shards in `todo`, their files written as they are asked for."""
-        for shard, rows in shard_rows(self.plan, frozenset(shard.number for shard in todo)):
-            urls = rows.column("url").to_pylist()
-            refusals = {i: refusal(url, self.config.allow_hosts) for i, url in enumerate(urls)}
-            refused = {i: failure for i, failure in refusals.items() if failure}
-            self.listener(Progress(rows=len(refused), rejected=len(refused)))
-            opened = _OpenShard(shard, rows, refused)
-            opened.parts = list(self._parts(shard, [(i, url) for i, url in enumerate(urls) if i not in refused]))
-            opened.waiting = len(opened.parts)
-            self.open[shard.number] = opened
-            if opened.parts:
-                yield from opened.parts
-            else:
-                self._commit(opened)
-
-    def _parts(self, shard: ShardRange, urls: list[tuple[int, str]]) -> Iterator[Task]:
-        """Runs of urls, one task each. More than one only where there are fewer shards than processes."""
-        size = max(_SMALLEST_PART, math.ceil(len(urls) / self.cuts))
-        for part, first in enumerate(range(0, len(urls), size)):
-            piece = urls[first : first + size]
-            task = Task(shard.number, part, len(piece), str(self.folder / f"{shard.number}-{part}"))
-            table = pa.table(
-                {"row": pa.array([i for i, _ in piece], pa.int32()), "url": pa.array([url for _, url in piece])}
-            )
-            with pa.OSFile(task.urls_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-            yield task
-
-    def take_in(self, task: Task) -> None:
-        """Note that a part is there, and commit its shard if it was the last."""
-        opened = self.open[task.shard]
-        opened.waiting -= 1
-        if not opened.waiting:
-            self._commit(opened)
-
-    def _commit(self, opened: _OpenShard) -> None:
-        fetched = pack.FetchedShard(opened.shard, opened.rows, opened.refused, opened.parts)
-        pack.commit(self.out, fetched, self.plan.run.shard_digits, self.config.samples_per_shard)
-        for part in opened.parts:
-            for name in (part.images_file, part.outcomes_file):
-                Path(name).unlink()
-        del self.open[opened.shard.number]
-        self.listener(Progress(tasks=1))
-
-
-def _report(plan: FetchPlan, out: str, now: tuple[int, int], seconds: float) -> FetchReport:
-    failed: dict[str, int] = {}
-    rows = succeeded = size = shards = 0
-    for record in manifest.read_manifests(out, plan.run.shard_digits):
-        rows += record.rows_in
-        succeeded += record.rows_out
-        failed = add_counts(failed, record.rejects)
-        size += record.bytes()
-        shards += 1
-    return FetchReport(rows, succeeded, failed, size, shards, *now, seconds, plan.layout.caption)
+def _report(
+    plan: FetchPlan,
+    out: str,
+    now: tuple[int, int],
+    seconds: float,
+    written: tuple[tuple[HostFailures, ...], str | None],
+) -> FetchReport:
+    entries = list(manifest.read_manifests(out, plan.run.shard_digits))
+    total = manifest.totals(entries)
+    size = sum(entry.bytes() for entry in entries)
+    counts = (total.rows, total.succeeded, total.failed, size, len(entries))
+    return FetchReport(*counts, *now, seconds, plan.layout.caption, total.retried, *written)

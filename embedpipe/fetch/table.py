@@ -45,7 +45,10 @@ def _survey_parquet(stream: BinaryIO, name: str) -> tuple[int, pa.Schema]:
 
 
 def _parquet_batches(stream: BinaryIO, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    yield from pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS)
+    file = pyarrow.parquet.ParquetFile(stream)
+    # Fewer columns than there are: only those are read. A dot in a name would ask for a field inside a struct.
+    some = [name for name in file.schema_arrow.names if name in schema.names and "." not in name]
+    yield from file.iter_batches(_BATCH_ROWS, columns=some if some == schema.names else None)
 
 
 def _delimited_by(delimiter: str) -> TableFormat:

@@ -20,13 +20,15 @@ class TarWriter:
         self.digest = hashlib.sha256()
         self.bytes = 0
 
-    def add(self, name: str, data: bytes) -> None:
-        """Append one file."""
+    def add(self, name: str, data: bytes) -> int:
+        """Append one file; where its bytes begin."""
         info = tarfile.TarInfo(name)  # mtime 0, uid and gid 0, no names, mode 0644
         info.size = len(data)
         self._put(info.tobuf(tarfile.GNU_FORMAT))
+        begins = self.bytes
         self._put(data)
         self._put(bytes(-len(data) % _BLOCK))
+        return begins
 
     def finish(self) -> Written:
         """End the tar."""

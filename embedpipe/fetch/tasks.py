@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
+
+from .picture import PictureRules
 
 OUTCOMES = pa.schema(
     [
@@ -26,24 +28,28 @@ OUTCOMES = pa.schema(
         ("height", pa.int32()),
         ("original_width", pa.int32()),
         ("original_height", pa.int32()),
+        ("orientation", pa.int8()),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a download process needs to know once."""
+    """What a download process needs to know once. folder: where files are read instead of urls, or empty."""
 
-    image_size: int
-    resize_mode: str
-    only_if_bigger: bool
-    min_image_size: int
+    folder: str
+    pictures: PictureRules
+    quality: int
     threads: int
     timeout_s: float
     deadline_s: float
     retries: int
     user_agent: str
     allow_hosts: tuple[str, ...]
+    max_bytes: int
+    per_host: int
+    robots: bool
+    ca_file: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a download process reports: `rows` ended since its last word, or that its task is done or cannot be done.
+    """What a download process reports: that its task is done or cannot be done, or what ended since its last word.
 
+    `failed` counts by error class, `received` bytes.
     It cannot be done when a file cannot be written or read: `error` is its path, `errno` the reason.
     """
 
     rows: int = 0
-    failed: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    received: int = 0
     done: bool = False
     error: str = ""
     errno: int = 0
@@ -93,7 +101,8 @@ def to_line(value: WorkerSettings | Task | Event) -> bytes:
 def settings_from(line: bytes) -> WorkerSettings:
     """The settings in a line."""
     document = json.loads(line)
-    return WorkerSettings(**{**document, "allow_hosts": tuple(document["allow_hosts"])})
+    pictures = PictureRules(**document["pictures"])
+    return WorkerSettings(**{**document, "pictures": pictures, "allow_hosts": tuple(document["allow_hosts"])})
 
 
 def task_from(line: bytes) -> Task:

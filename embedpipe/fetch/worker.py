@@ -1,7 +1,6 @@
 """The download process, and the only file that imports img2dataset. `python -m embedpipe.fetch.worker`, see `tasks`.
 
-img2dataset's downloader runs the threads and its resizer makes the images; the request itself is ours (`transport`),
-and so is what is written, because its own shards lose rows whose columns JSON cannot hold.
+img2dataset's resizer makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
 """
 
 from __future__ import annotations
@@ -9,145 +8,130 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib
-import io
 import os
 import queue
 import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from . import outcome, tasks
+from . import local, tasks
+from .connection import Connections
+from .loop import DownloadLoop
 from .outcome import Failure
+from .picture import Picture, PictureMaker
+from .resolver import Resolver
 from .tasks import Event, Task, WorkerSettings
 from .transport import Answer, Limits, Transport
 
 _REPORT_EVERY_S = 0.5
-# The X-Robots-Tag words that img2dataset honours unless told otherwise.
-_FORBIDDING = ("noai", "noimageai", "noindex", "noimageindex")
+_OF_PICTURE = ("width", "height", "original_width", "original_height", "orientation")
 
 Tell = Callable[[Event], None]
 
 
-def _import_img2dataset() -> tuple[Any, Any]:
+def _import_resizer() -> Any:
     # Its imports pull in torch (through webdataset, which does without where there is none) and wandb (which only its
     # own logger calls): three seconds of every start, and nothing here uses them.
     sys.modules["torch"] = None  # type: ignore[assignment]
     sys.modules["wandb"] = types.ModuleType("wandb")
-    return importlib.import_module("img2dataset.downloader"), importlib.import_module("img2dataset.resizer")
+    return importlib.import_module("img2dataset.resizer")
 
 
 class PartWriter:
-    """Takes samples as img2dataset's downloader hands them over, in the order of their arrival."""
+    """Takes what came of each url of one part, in the order of arrival."""
 
-    def __init__(self, task: Task, answers: dict[int, Answer], tell: Tell) -> None:
+    def __init__(self, task: Task, tell: Tell) -> None:
         self.task = task
-        self.answers = answers
         self.tell = tell
         self.images = Path(task.images_file).open("wb")  # noqa: SIM115  closed in close()
         self.outcomes: list[dict[str, Any]] = []
-        self.fault: OSError | None = None
         self.told_s = time.monotonic()
-        self.untold = [0, 0]
+        self.rows = self.received = 0
+        self.failed: Counter[str] = Counter()
 
-    def write(self, image: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
-        """Keep one sample. The downloader's key is its position in the part."""
-        answer = self.answers.pop(int(key))
+    def write(self, row: int, answer: Answer, made: Picture | Failure) -> None:
+        """Keep one outcome. Raises OSError when its image cannot be written."""
         entry: dict[str, Any] = dict.fromkeys(tasks.OUTCOMES.names)
-        entry |= {"row": meta["row"], "attempts": answer.attempts, "content_type": answer.content_type}
-        if image is None:
-            failure = answer.failure or outcome.of_resizing(str(meta["error_message"]))
-            entry |= {"error_class": failure.error_class, "error_message": failure.message}
+        entry |= {"row": row, "attempts": answer.attempts, "content_type": answer.content_type}
+        if isinstance(made, Failure):
+            entry |= {"error_class": made.error_class, "error_message": made.message}
         else:
-            entry |= {name: meta[name] for name in ("width", "height", "original_width", "original_height")}
-            entry |= {"offset": self._store(image), "bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()}
+            entry |= {name: getattr(made, name) for name in _OF_PICTURE}
+            entry |= {"offset": self.images.tell(), "bytes": len(made.data)}
+            entry |= {"sha256": hashlib.sha256(made.data).hexdigest()}
+            self.images.write(made.data)
         self.outcomes.append(entry)
-        self._count(failed=image is None)
-
-    def _store(self, image: bytes) -> int:
-        # The downloader's loop swallows exceptions and forgets the row; a full disk must not pass as a lost image.
-        try:
-            offset = self.images.tell()
-            self.images.write(image)
-            return offset
-        except OSError as problem:
-            self.fault = self.fault or problem
-            raise
-
-    def _count(self, failed: bool) -> None:
-        self.untold[0] += 1
-        self.untold[1] += failed
+        self.rows += 1
+        self.received += len(answer.body or b"")
+        if isinstance(made, Failure):
+            self.failed[made.error_class] += 1
         if time.monotonic() - self.told_s >= _REPORT_EVERY_S:
-            self.tell(Event(rows=self.untold[0], failed=self.untold[1]))
-            self.told_s, self.untold = time.monotonic(), [0, 0]
+            self._tell()
+
+    def _tell(self) -> None:
+        self.tell(Event(rows=self.rows, failed=dict(self.failed), received=self.received))
+        self.told_s, self.rows, self.received = time.monotonic(), 0, 0
+        self.failed.clear()
 
     def close(self) -> None:
         """Write the table of outcomes. Raises OSError when any of it could not be written."""
-        self.tell(Event(rows=self.untold[0], failed=self.untold[1]))
+        self._tell()
         self.images.close()
-        if self.fault:
-            raise self.fault
         table = pa.Table.from_pylist(self.outcomes, schema=tasks.OUTCOMES)
         with pa.OSFile(self.task.outcomes_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 
 
 class Worker:
-    """Downloads one part after another with img2dataset."""
+    """Downloads one part after another."""
 
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        self.answers: dict[int, Answer] = {}
-        self.downloader, resizer = _import_img2dataset()
-        self.resizer = resizer.Resizer(
-            image_size=settings.image_size,
-            resize_mode=settings.resize_mode,
-            resize_only_if_bigger=settings.only_if_bigger,
-            min_image_size=settings.min_image_size,
+        rules = settings.pictures
+        self.pictures = PictureMaker(
+            rules,
+            _import_resizer().Resizer(
+                image_size=rules.image_size,
+                resize_mode=rules.resize_mode,
+                resize_only_if_bigger=rules.only_if_bigger,
+                encode_format=rules.image_format,
+                encode_quality=settings.quality,
+            ),
         )
         self.transport = Transport(
-            Limits(settings.timeout_s, settings.deadline_s, settings.retries),
+            Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),
             settings.user_agent,
-            settings.allow_hosts,
-            lambda headers: bool(self.downloader.is_disallowed(headers, "embedpipe", _FORBIDDING)),
+            Connections(Resolver(), settings.allow_hosts, settings.ca_file),
+            settings.robots,
         )
-        self.downloader.download_image_with_retry = self._get  # looked up by that name in each of its threads
-
-    def _get(self, row: tuple[int, str], **_: Any) -> tuple[int, io.BytesIO | None, str | None]:
-        position, url = row
-        answer = self.transport.get(url)
-        # Kept without the body: it travels through the downloader's own queue, which bounds how many are in memory.
-        self.answers[position] = Answer(None, answer.failure, answer.attempts, answer.content_type)
-        body, failure = answer.body, answer.failure or Failure("lost", "")
-        return (position, None, failure.error_class) if body is None else (position, io.BytesIO(body), None)
+        self.loop = DownloadLoop(self.transport, settings.threads, settings.retries, settings.per_host)
 
     def run(self, task: Task) -> None:
         """Download one part. Raises OSError when its files cannot be written."""
-        self.answers.clear()
-        self.downloader.Downloader(
-            sample_writer_class=lambda *_: PartWriter(task, self.answers, self.tell),
-            resizer=self.resizer,
-            thread_count=self.settings.threads,
-            save_caption=False,
-            extract_exif=False,
-            output_folder=str(Path(task.stem).parent),
-            column_list=["row", "url"],
-            timeout=self.settings.timeout_s,
-            number_sample_per_shard=max(task.rows, 1),
-            oom_shard_count=1,
-            compute_hash=None,
-            verify_hash_type=None,
-            encode_format="jpg",
-            retries=self.settings.retries,
-            user_agent_token="embedpipe",
-            disallowed_header_directives=list(_FORBIDDING),
-        ).download_shard((0, task.urls_file))
+        with pa.OSFile(task.urls_file) as source, pa.ipc.open_file(source) as reader:
+            table = reader.read_all()
+        rows = table.column("row").to_pylist()
+        writer = PartWriter(task, self.tell)
+        urls = table.column("url").to_pylist()
+        settings = self.settings
+        found = local.answers(settings.folder, urls, settings.max_bytes) if settings.folder else self.loop.answers(urls)
+        for position, answer in found:
+            writer.write(rows[position], answer, self._picture(answer))
+        writer.close()
+        Path(task.urls_file).unlink()
+
+    def _picture(self, answer: Answer) -> Picture | Failure:
+        if answer.body is None:
+            return answer.failure or Failure("lost", "neither a body nor a reason")
+        return self.pictures.make(answer.body)
 
 
 def _lines_until_parent_is_gone(stream: BinaryIO) -> queue.SimpleQueue[bytes]:

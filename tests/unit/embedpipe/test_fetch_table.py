@@ -11,7 +11,7 @@ import pytest
 
 from embedpipe.errors import EmptyInput, InputError
 from embedpipe.fetch import FetchConfig, jsontable, make_plan
-from embedpipe.fetch.plan import shard_rows
+from embedpipe.fetch.rows import shard_rows
 from embedpipe.fetch.table import locate
 
 URLS = ["http://example.org/a,b.jpg", "http://example.org/c.jpg"]

@@ -1,0 +1,44 @@
+"""What an answer's headers forbid: X-Robots-Tag and tdm-reservation.
+
+X-Robots-Tag has no grammar of its own; this follows how search engines document it. A header holds directives parted
+by commas. `otherbot:` before one makes it, and those behind it in the same header, hold for that agent alone. Some
+directives carry a colon themselves (`max-snippet: 5`, `unavailable_after: 25 Jun 2010 15:00:00 PST`).
+"""
+
+from __future__ import annotations
+
+import re
+from email.message import Message
+
+AGENT = "embedpipe"
+_FORBIDDING = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
+_VALUED = frozenset(
+    {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview", "indexifembedded", "content-usage"}
+)
+# What may stand before a colon as an agent's name. A time's "15:00:00" begins with a digit.
+_AGENT_NAME = re.compile(r"\*|[a-z][\w.+/* -]*")
+
+
+def forbidden_by(headers: Message) -> str | None:
+    """The header that forbids the use of an answer, as `name: what it says`; None when there is none."""
+    for value in headers.get_all("X-Robots-Tag", []):
+        word = _forbidding_directive(str(value))
+        if word is not None:
+            return f"X-Robots-Tag: {word}"
+    for value in headers.get_all("tdm-reservation", []):
+        if str(value).strip() == "1":
+            return "tdm-reservation: 1"
+    return None
+
+
+def _forbidding_directive(value: str) -> str | None:
+    """The first directive of one X-Robots-Tag header that holds for us and forbids."""
+    agent = "*"
+    for part in value.lower().split(","):
+        name, colon, rest = (piece.strip() for piece in part.partition(":"))
+        directive = part.strip()
+        if colon and name not in _VALUED and _AGENT_NAME.fullmatch(name):
+            agent, directive = name.split("/")[0], rest
+        if agent in ("*", AGENT) and directive in _FORBIDDING:
+            return directive
+    return None
