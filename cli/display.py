@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from embedpipe.progress import Finished, Progress, add_seconds
+from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 
 _PLAIN_EVERY_S = 5.0
 
@@ -79,6 +79,9 @@ class ProgressView:
         self.note = ""
         self.spent_s: dict[str, float] = {}
         self.tasks: int | None = None
+        self.planned_rows: int | None = None
+        self.rejects: dict[str, int] = {}
+        self.bytes = 0
         self.rows = self.rejected = self.done = 0
         self._begun = time.monotonic()
 
@@ -87,6 +90,9 @@ class ProgressView:
         self.tasks = step.planned if step.planned is not None else self.tasks
         self.rows += step.rows
         self.rejected += step.rejected
+        self.planned_rows = step.planned_rows if step.planned_rows is not None else self.planned_rows
+        self.rejects = add_counts(self.rejects, step.rejects)
+        self.bytes += step.bytes
         self.done += step.tasks
         self.spent_s = add_seconds(self.spent_s, step.spent_s)
         if self.verbose and step.finished is not None:
@@ -106,15 +112,28 @@ class ProgressView:
 
     def rate(self) -> float:
         """Rows per second since the start."""
-        return self.rows / max(1e-9, time.monotonic() - self._begun)
+        return self.rows / self.seconds()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return max(1e-9, time.monotonic() - self._begun)
 
     def text(self) -> str:
         """Where the job is, in one line."""
         tasks = f"{self.done:,}/{self.tasks:,} {self.task_unit}, " if self.tasks is not None else ""
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
+        if self.rejects:
+            rejected = f", {1 - self.rejected / max(1, self.rows):.1%} ok ({worst(self.rejects)})"
+        received = f", {self.bytes / 1e6 / self.seconds():,.1f} MB/s" if self.bytes else ""
         spent = sum(self.spent_s.values())
         where = f", {shares({name: s / spent for name, s in self.spent_s.items()})}" if spent > 0 else ""
-        return f"{tasks}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s{where}{self.note}"
+        return f"{tasks}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s{received}{where}{self.note}"
+
+    def left(self) -> str:
+        """How long it will take, where the number of rows is known."""
+        if not self.planned_rows or not self.rows:
+            return ""
+        return f", {seconds(max(0, self.planned_rows - self.rows) / self.rate())} left"
 
     def show(self) -> None:
         """Bring the display up to date."""
@@ -131,7 +150,7 @@ class _PlainView(ProgressView):
     def show(self) -> None:
         if time.monotonic() - self._shown >= _PLAIN_EVERY_S:
             self._shown = time.monotonic()
-            click.echo(f"{self.what}: {self.text()}", err=True)
+            click.echo(f"{self.what}: {self.text()}{self.left()}", err=True)
 
 
 class _TerminalView(ProgressView):
@@ -155,7 +174,9 @@ class _TerminalView(ProgressView):
         self._bars.start()
 
     def show(self) -> None:
-        self._bars.update(self._bar, total=self.tasks, completed=self.done, text=self.text())
+        rows = self.planned_rows is not None
+        total, done = (self.planned_rows, self.rows) if rows else (self.tasks, self.done)
+        self._bars.update(self._bar, total=total, completed=done, text=self.text())
 
     def line(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -168,6 +189,14 @@ def shares(parts: dict[str, float]) -> str:
     """`decode 61%, model 30%`: parts of a whole, the large ones first; what rounds to nothing is left out."""
     ordered = sorted(parts.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {share:.0%}" for name, share in ordered if share >= 0.005)
+
+
+def worst(rejects: dict[str, int], most: int = 3) -> str:
+    """`http_404 120, timeout 8, 2 other`: the most frequent reasons."""
+    ordered = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{name} {count:,}" for name, count in ordered[:most]]
+    other = sum(count for _, count in ordered[most:])
+    return ", ".join(shown + [f"{other:,} other"] * bool(other))
 
 
 def finished_line(done: Finished, unit: str) -> str:
@@ -202,3 +231,10 @@ def seconds(value: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def worst_hosts(hosts: Sequence[Any]) -> None:
+    """A table of hosts (`HostFailures`) and why urls there failed; nothing where there are none."""
+    if hosts:
+        rows = [(entry.host, entry.failed, worst(entry.classes)) for entry in hosts]
+        table(["host", "failed", "because"], rows)

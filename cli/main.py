@@ -27,6 +27,7 @@ COMMANDS = (
     "verify",
     "index",
     "search",
+    "dedup",
     "train-clip",
     "train-prior",
     "evaluate",

@@ -73,15 +73,11 @@ def command(
 def _save_sheet(dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, save: str, data: str | None) -> None:
     from embedpipe import files
     from embedpipe.images.sheet import SheetCell, contact_sheet
-    from embedpipe.read import SampleRules, open_reader
-    from embedpipe.read.lookup import find_images
+    from embedpipe.load.stored import stored_pictures
 
-    place = data or dataset.run.source
-    made = dataset.run.options
-    rules = SampleRules(need_caption=False, image_column=made.get("image_column"), key_column=made.get("key_column"))
-    reader = open_reader(place, rules, str(made.get("input", "auto")))
-    pictures = find_images(reader, dataset.run.plan, [(hit.src_shard, hit.key) for hit in hits])
+    pictures = stored_pictures(dataset, [(hit.src_shard, hit.key) for hit in hits], data)
     if len(pictures) < len(hits):
+        place = data or dataset.run.source
         click.echo(f"warning: {len(hits) - len(pictures)} pictures are not in {place}; see --images", err=True)
     cells = [SheetCell(pictures.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
     files.write_bytes(save, contact_sheet(cells, title))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dalle2_core.training import (
 )
 from dalle2_core.types import PriorBatch
 from embedpipe.errors import DatasetError, InputError, RunMismatch
-from embedpipe.load import EmbeddingDataset, EmbeddingLoader, rows_of, splits
+from embedpipe.load import EmbeddingDataset, EmbeddingLoader, RaggedColumn, rows_of, splits
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
 from embedpipe.types import EmbeddingBatch
@@ -39,6 +39,8 @@ PRIOR_RUN = "prior"
 _MOST_ROWS_TO_FIT = 200_000
 _MOST_ROWS_TO_WATCH = 1000
 _NORM_TOLERANCE = 0.01
+# Rows whose token states are padded together where all rows of a split are looked at.
+_ROWS_WITH_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,16 @@ def train_prior(
             f"{emb}: {len(train_rows)} training rows are fewer than a batch of {recipe.train.batch_size}",
             f"Give --set train.batch_size={max(1, len(train_rows) // 4)}",
         )
+    tokens = _tokens(dataset, recipe) if recipe.text_tokens else None
     fit_text, fit_image = _pairs(dataset, _sample(train_rows, _MOST_ROWS_TO_FIT))
-    watch_text, watch_image = _pairs(dataset, _sample(valid_rows, _MOST_ROWS_TO_WATCH))
+    watched = list(_batches(dataset, tokens, _sample(valid_rows, _MOST_ROWS_TO_WATCH)))
 
     with exclusive(out):
         torch.manual_seed(recipe.train.seed)
         prior = recipe.build(dataset.card.dim)
         prior.fit_scaling(fit_text, fit_image)
         prior.to(device)
-        loader = EmbeddingLoader(dataset, train_rows, recipe.train.batch_size, recipe.train.seed)
+        loader = EmbeddingLoader(dataset, train_rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens)
         facts = {
             "recipe": dataclasses.asdict(recipe),
             "split": dataclasses.asdict(split),
@@ -108,7 +111,6 @@ def train_prior(
             "valid_rows": len(valid_rows),
         }
         run = Run(Path(out), describes=_describes(facts))
-        watched = PriorBatch(watch_text, watch_image)
 
         def evaluate(model: Any) -> dict[str, float]:
             return _watch(model, watched, recipe.train.seed, device)
@@ -140,34 +142,92 @@ def _describes(facts: dict[str, Any]) -> dict[str, Any]:
         "split": facts["split"],
         "fingerprint": facts["fingerprint"],
         "train_rows": facts["train_rows"],
+        # Absent rather than false: runs begun before there was this setting go on without it.
+        **({"text_tokens": True} if recipe["text_tokens"] else {}),
     }
 
 
 def _prior_batch(batch: EmbeddingBatch) -> PriorBatch:
     assert batch.text is not None
     assert batch.image is not None
-    return PriorBatch(torch.from_numpy(batch.text), torch.from_numpy(batch.image))
+    return PriorBatch(
+        torch.from_numpy(batch.text),
+        torch.from_numpy(batch.image),
+        torch.from_numpy(batch.text_tokens) if batch.text_tokens is not None else None,
+        torch.from_numpy(batch.text_mask) if batch.text_mask is not None else None,
+    )
 
 
-def _watch(model: DiffusionPrior, batch: PriorBatch, seed: int, device: str) -> dict[str, float]:
+def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe) -> RaggedColumn:
+    """The token states. Raises DatasetError where there are none, InputError where the network cannot take them."""
+    column = dataset.require_text_tokens()
+    network = recipe.network.for_embeddings(dataset.card.dim)
+    if column.width != network.dim:
+        raise InputError(
+            f"{dataset.path}: text tokens are {column.width} wide, but network.dim is {network.dim}",
+            f"Give --set network.dim={column.width}",
+        )
+    longest = int(column.lengths().max(initial=0))
+    if longest > network.max_text_len:
+        raise InputError(
+            f"{dataset.path}: the longest text has {longest} tokens, but network.max_text_len is "
+            f"{network.max_text_len}",
+            f"Give --set network.max_text_len={longest}",
+        )
+    return column
+
+
+def _batches(dataset: EmbeddingDataset, tokens: RaggedColumn | None, rows: np.ndarray) -> Iterator[PriorBatch]:
+    """Some rows in order: all at once without tokens, else in parts. Raises DatasetError, see `_pairs`."""
+    if tokens is None:
+        yield PriorBatch(*_pairs(dataset, rows))
+        return
+    for start in range(0, len(rows), _ROWS_WITH_TOKENS):
+        part = rows[start : start + _ROWS_WITH_TOKENS]
+        states, mask = tokens.batch(part)
+        yield PriorBatch(*_pairs(dataset, part), torch.from_numpy(states.astype(np.float32)), torch.from_numpy(mask))
+
+
+def _watch(model: DiffusionPrior, batches: list[PriorBatch], seed: int, device: str) -> dict[str, float]:
     """Held-out loss, and how good samples are, with the same draws each time."""
-    on_device = batch.to(torch.device(device))
-    loss = validation_loss(model, [on_device], torch.device(device), seed=seed)
-    predicted = predict(model, on_device.text_embed, seed)
-    scores = evaluate_prior(predicted, on_device.image_embed, on_device.text_embed, seed=seed)
+    on_device = [batch.to(torch.device(device)) for batch in batches]
+    loss = validation_loss(model, on_device, torch.device(device), seed=seed)
+    predicted = predict(model, on_device, seed, device)
+    text, image = (torch.cat([getattr(b, name) for b in on_device]) for name in ("text_embed", "image_embed"))
+    scores = evaluate_prior(predicted, image, text, seed=seed)
     numbers = {name: float(value) for name, value in dataclasses.asdict(scores).items() if name != "n"}
     return {"loss": loss, **numbers}
 
 
 def predict(
-    prior: DiffusionPrior, text: torch.Tensor, seed: int, cond_scale: float = 1.0, rows_at_once: int = 4096
+    prior: DiffusionPrior,
+    batches: Iterable[PriorBatch],
+    seed: int,
+    device: str,
+    cond_scale: float = 1.0,
+    rows_at_once: int = 4096,
 ) -> torch.Tensor:
     """Predicted image embeddings [n, d] as sampled (not normalised), best of two, drawn from `seed`."""
-    generator = torch.Generator(text.device).manual_seed(seed)
-    parts = [
-        prior.sample(part, cond_scale=cond_scale, normalize=False, generator=generator)
-        for part in torch.split(text, rows_at_once)
-    ]
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def sample(
+        text: torch.Tensor, states: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return prior.sample(
+            text,
+            text_encodings=states,
+            text_mask=mask,
+            cond_scale=cond_scale,
+            normalize=False,
+            generator=generator,
+        )
+
+    parts = []
+    for batch in (batch.to(torch.device(device)) for batch in batches):
+        if batch.text_tokens is None:
+            parts += [sample(part) for part in torch.split(batch.text_embed, rows_at_once)]
+        else:
+            parts.append(sample(batch.text_embed, batch.text_tokens, batch.text_mask))
     return torch.cat(parts)
 
 
@@ -197,7 +257,8 @@ def evaluate_priors(
     text, image = _pairs(dataset, rows)
 
     prior = DiffusionPrior.load(run_folder, device).eval()
-    predictions = {"prior": predict(prior, text.to(device), seed, cond_scale).cpu()}
+    tokens = dataset.require_text_tokens() if facts["recipe"].get("text_tokens") else None
+    predictions = {"prior": predict(prior, _batches(dataset, tokens, rows), seed, device, cond_scale).cpu()}
     for name, baseline in BASELINES.items():
         predictions[name] = baseline().fit(fit_text, fit_image).predict(text)
     return compare(predictions, image, text, seed=seed)

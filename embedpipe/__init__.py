@@ -17,22 +17,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .curate import DedupConfig, dedup
     from .encode.base import EncoderConfig
     from .encode.job import EncodeConfig
-    from .encode.stage import StageConfig
+    from .encode.pictures import StageConfig
     from .fetch import FetchConfig
     from .index import build_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader
 
 _HOMES = {
+    "DedupConfig": "curate",
     "EmbeddingDataset": "load",
     "EmbeddingLoader": "load",
     "EncodeConfig": "encode.job",
     "EncoderConfig": "encode.base",
     "FetchConfig": "fetch",
-    "StageConfig": "encode.stage",
+    "StageConfig": "encode.pictures",
     "build_index": "index",
+    "dedup": "curate",
     "describe": "info",
     "query_encoder": "index",
     "search": "index",
@@ -40,6 +43,7 @@ _HOMES = {
 _ROOMS = ("encode", "fetch", "verify")
 
 __all__ = [
+    "DedupConfig",
     "EmbeddingDataset",
     "EmbeddingLoader",
     "EncodeConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "FetchConfig",
     "StageConfig",
     "build_index",
+    "dedup",
     "describe",
     "query_encoder",
     "search",

@@ -58,7 +58,7 @@ def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     decoded = decode(data, encoder.card.preprocess)
     if isinstance(decoded, Undecodable):
         raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
-    first: np.ndarray = encoder.images(decoded.pixels[None])[0]
+    first: np.ndarray = encoder.images(decoded.pixels[None]).numpy()[0]
     return first
 
 

@@ -1,0 +1,77 @@
+"""`embedpipe dedup`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import debug_option, json_option
+
+
+@click.command()
+@click.argument("emb")
+@click.argument("out")
+@click.option("--threshold", type=float, default=0.95, show_default=True, help="Cosine from which on two rows are one.")
+@click.option(
+    "--keep",
+    default="first",
+    show_default=True,
+    help="Which of near-duplicates stays: first (in the data set), similarity (of image and caption), closest to or "
+    "farthest from the centre of its cluster.",
+)
+@click.option(
+    "--modality",
+    type=click.Choice(["image", "text"]),
+    default="image",
+    show_default=True,
+    help="Which side to compare.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
+@click.option("--pairs", type=click.IntRange(0), default=60, show_default=True, help="Pairs to show in pairs.html.")
+@click.option("--images", help="Where the image shards are now, for the pictures in pairs.html.")
+@json_option
+@debug_option
+def command(
+    emb: str,
+    out: str,
+    threshold: float,
+    keep: str,
+    modality: str,
+    seed: int,
+    pairs: int,
+    images: str | None,
+    as_json: bool,
+) -> None:
+    """Find the rows of an embedding data set that repeat others (SemDeDup).
+
+    EMB is left as it is. OUT gets kept.parquet and dropped.parquet (which row, and which one it repeats), pairs.html
+    with pictures of pairs around the threshold, and report.json with what each other threshold would keep.
+
+    \b
+    embedpipe dedup emb dedup
+    embedpipe dedup emb dedup --threshold 0.97 --keep similarity
+    """
+    from embedpipe.curate import DedupConfig, dedup
+
+    from . import display
+
+    config = DedupConfig(threshold, keep, modality, seed, pairs, images)
+    with display.progress("dedup", "rows", "steps") as view:
+        report = dedup(emb, out, config, view)
+    if as_json:
+        display.print_json(report)
+    else:
+        _print(out, report)
+
+
+def _print(out: str, report: Any) -> None:
+    from . import display
+
+    click.echo(
+        f"{out}: {report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped at a cosine of "
+        f"{report.threshold:g} ({report.same_content:,} of them the same file)"
+    )
+    rows = [(name, kept, report.rows - kept) for name, kept in report.sweep.items()]
+    display.table(["threshold", "kept", "dropped"], rows)
+    click.echo(f"look at {out}/pairs.html before you choose")

@@ -1,0 +1,55 @@
+"""Rows of a data set in another order, in a scratch file: what belongs together becomes one read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class ScratchRows:
+    """float16 or float32 rows [n, dim] on disk, written at their new places and read back in that order.
+
+    The file has no name once it is open: it is gone with the process, however that ends.
+    """
+
+    def __init__(self, folder: Path, dim: int, dtype: str) -> None:
+        self._dtype = np.dtype(dtype)
+        self._dim = dim
+        self._row_bytes = dim * self._dtype.itemsize
+        path = folder / f".scratch-{os.getpid()}"
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        path.unlink()
+
+    def __enter__(self) -> ScratchRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def write(self, rows: np.ndarray, places: np.ndarray) -> None:
+        """Put row i of `rows` at `places[i]`."""
+        order = np.argsort(places)
+        sorted_places = places[order]
+        # Neighbours go in one write.
+        for run in np.split(np.arange(len(order)), np.flatnonzero(np.diff(sorted_places) != 1) + 1):
+            if len(run):
+                block = np.ascontiguousarray(rows[order[run]], self._dtype)
+                self._write_all(memoryview(block.data).cast("B"), int(sorted_places[run[0]]) * self._row_bytes)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows at places [start, stop), float32."""
+        out = np.empty((stop - start, self._dim), self._dtype)
+        view, place, done = memoryview(out.data).cast("B"), start * self._row_bytes, 0
+        while done < len(view):
+            got = os.preadv(self._file, [view[done:]], place + done)
+            if not got:
+                raise OSError(f"the scratch file ends {len(view) - done} bytes early")
+            done += got
+        return out.astype(np.float32)
+
+    def _write_all(self, view: memoryview, place: int) -> None:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._file, view[done:], place + done)

@@ -1,0 +1,37 @@
+"""k-means over embeddings, and which cluster a row belongs to."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+_ITERATIONS = 12
+_SAMPLES_PER_CLUSTER = 64  # a centroid is a mean: more would make it no better
+
+
+def sample_size(clusters: int) -> int:
+    """How many rows `centroids` wants to be trained on."""
+    return clusters * _SAMPLES_PER_CLUSTER
+
+
+def centroids(sample: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Unit-length centroids, float32 [clusters, dim], of spherical k-means over `sample` (float32 [n, dim])."""
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        clusters,
+        niter=_ITERATIONS,
+        spherical=True,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_SAMPLES_PER_CLUSTER,
+    )
+    kmeans.train(np.ascontiguousarray(sample, np.float32))
+    return np.asarray(kmeans.centroids, np.float32)
+
+
+def nearest_centroid(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For float32 rows [n, dim]: the number of the nearest centroid, int64 [n], and the cosine to it, float32 [n]."""
+    index = faiss.IndexFlatIP(centers.shape[1])
+    index.add(centers)
+    cosine, number = index.search(np.ascontiguousarray(rows, np.float32), 1)
+    return number[:, 0], cosine[:, 0]
