@@ -9,8 +9,11 @@ OUT    ?= demo-out
 demo: $(VENV)/.demo  ## the whole story on bundled data, offline but for pip, in minutes
 	$(BIN)/embedpipe demo $(OUT) $(DEMO_OPTIONS)
 
-test: $(VENV)/.dev  ## every test that needs no GPU
-	$(BIN)/python -m pytest -n 2 $(TEST_OPTIONS)
+test: $(VENV)/.dev  ## every fast test that needs no GPU
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(TEST_OPTIONS)
+
+slow: $(VENV)/.dev  ## the other ones, one at a time: models of real size, long runs, many kills
+	$(BIN)/python -m pytest -m slow $(TEST_OPTIONS)
 
 check: $(VENV)/.dev  ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
