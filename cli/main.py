@@ -95,6 +95,8 @@ def _leave(code: int) -> NoReturn:
     Arrow's idle threads sometimes abort the process there, after a good run (apache/arrow issue 34314): up to one run
     in ten of a short command on a busy machine.
     """
+    for ends in (signal.SIGINT, signal.SIGTERM):  # the command has ended: an interruption comes too late to change that
+        signal.signal(ends, signal.SIG_IGN)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # who read it has gone

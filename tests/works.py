@@ -1,5 +1,6 @@
 """Recipes of work for executor tests: at the top of a module, so that a fresh process can import them."""
 
+import atexit
 import os
 import queue
 import signal
@@ -51,6 +52,19 @@ class Ahead(Doing):
         while (task := waiting.get()) is not None:
             time.sleep(0.1)  # so that the next is in hand when this one ends badly
             desk.done(task, self.do(task, lambda step, task=task: desk.tell(task, step)))
+
+
+@dataclass(frozen=True)
+class LeavingSlowly(Doing):
+    """Takes a while to leave the process when its work is done, and leaves its number in `folder`/leaving."""
+
+    def start(self, worker):
+        atexit.register(self.leave)
+        return super().start(worker)
+
+    def leave(self):
+        Path(self.folder, "leaving").write_text(f"{os.getpid()}\n")
+        time.sleep(20)
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,13 @@ def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
     desk = _PipeDesk(connection, parent)
-    with contextlib.suppress(_ParentGone, OSError):
-        failed = _attempt(lambda: work.start(worker)(desk))
-        if failed is not None:
-            connection.send(failed)
+    try:
+        with contextlib.suppress(_ParentGone, OSError):
+            failed = _attempt(lambda: work.start(worker)(desk))
+            if failed is not None:
+                connection.send(failed)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to remove, and libraries are being taken apart
 
 
 def _end(signum: int, frame: FrameType | None) -> NoReturn:

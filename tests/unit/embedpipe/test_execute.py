@@ -15,7 +15,7 @@ from embedpipe.errors import DiskFull, EmbedpipeError, InputError, WorkerDied
 from embedpipe.execute import EXECUTORS, Task, open_executor
 from embedpipe.execute.processes import ProcessExecutor, RemoteTraceback
 from embedpipe.progress import Progress, TaskReport, silent
-from tests.works import Ahead, Broken, Doing
+from tests.works import Ahead, Broken, Doing, LeavingSlowly
 
 
 def tasks(*payloads):
@@ -174,6 +174,22 @@ def test_a_worker_killed_from_outside_is_replaced(tmp_path):
     outcome = ProcessExecutor(1).run(Doing(str(tmp_path)), tasks("slow", "fine"), silent)
     thread.join()
     assert (outcome.report.tasks, outcome.set_aside) == (2, ())
+
+
+def test_a_worker_that_is_ended_while_it_leaves_says_nothing(tmp_path, capfd):
+    leaving = tmp_path / "leaving"
+
+    def end_it():
+        while not leaving.exists() or not leaving.read_text().endswith("\n"):
+            time.sleep(0.01)
+        os.kill(int(leaving.read_text()), signal.SIGTERM)
+
+    thread = threading.Thread(target=end_it)
+    thread.start()
+    outcome = ProcessExecutor(1).run(LeavingSlowly(str(tmp_path)), tasks("fine"), silent)
+    thread.join()
+    assert (outcome.report.tasks, outcome.set_aside) == (1, ())
+    assert capfd.readouterr().err == ""
 
 
 ORPHANS = """
