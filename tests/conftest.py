@@ -39,7 +39,7 @@ def tiny_encoder(tiny_model):
     """The tiny model, loaded."""
     from embedpipe.encode import EncoderConfig, load_encoder
 
-    return load_encoder(EncoderConfig(tiny_model))
+    return load_encoder(EncoderConfig(tiny_model, precision="fp32"))  # `auto` is the machine's choice
 
 
 @pytest.fixture(scope="session")
