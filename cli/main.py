@@ -28,6 +28,7 @@ COMMANDS = (
     "index",
     "search",
     "dedup",
+    "filter",
     "train-clip",
     "train-prior",
     "evaluate",

@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .curate import DedupConfig, dedup
+    from .curate import DedupConfig, FilterConfig, dedup, export_images, filter
     from .encode.base import EncoderConfig
     from .encode.job import EncodeConfig
     from .encode.pictures import StageConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .index import build_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader
+    from .subset import read_subset, write_subset
 
 _HOMES = {
     "DedupConfig": "curate",
@@ -33,12 +34,17 @@ _HOMES = {
     "EncodeConfig": "encode.job",
     "EncoderConfig": "encode.base",
     "FetchConfig": "fetch",
+    "FilterConfig": "curate",
     "StageConfig": "encode.pictures",
     "build_index": "index",
     "dedup": "curate",
     "describe": "info",
+    "export_images": "curate",
+    "filter": "curate",
     "query_encoder": "index",
+    "read_subset": "subset",
     "search": "index",
+    "write_subset": "subset",
 }
 _ROOMS = ("encode", "fetch", "verify")
 
@@ -49,12 +55,17 @@ __all__ = [
     "EncodeConfig",
     "EncoderConfig",
     "FetchConfig",
+    "FilterConfig",
     "StageConfig",
     "build_index",
     "dedup",
     "describe",
+    "export_images",
+    "filter",
     "query_encoder",
+    "read_subset",
     "search",
+    "write_subset",
 ]
 
 

@@ -2,12 +2,13 @@
 
 import errno
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedpipe.curate import KEEP, DedupConfig, dedup, duplicates
+from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, DiskFull, InputError, OutputBusy, OutputUnwritable
 from embedpipe.load import EmbeddingDataset
@@ -32,8 +33,8 @@ def table(out, name):
 
 @pytest.mark.parametrize("one_cluster", [20_000, 50])
 def test_planted_copies_are_found_and_nothing_else(tmp_path, one_cluster, monkeypatch):
-    monkeypatch.setattr(duplicates, "_ONE_CLUSTER", one_cluster)
-    monkeypatch.setattr(duplicates, "_ROWS_PER_CLUSTER", 50)
+    monkeypatch.setattr(assign, "_ONE_CLUSTER", one_cluster)
+    monkeypatch.setattr(assign, "_ROWS_PER_CLUSTER", 50)
     place, pairs = planted(tmp_path / "emb")
     out = str(tmp_path / "out")
     report = dedup(place, out, DedupConfig(threshold=0.98))
@@ -49,6 +50,7 @@ def test_planted_copies_are_found_and_nothing_else(tmp_path, one_cluster, monkey
     assert min(dropped["cosine"]) >= 0.98
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == report.kept
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".dedup",
         ".lock",
         "dropped.parquet",
         "kept.parquet",
@@ -101,7 +103,7 @@ def test_the_same_file_twice_is_told_and_shown(tmp_path, encode_config):
     assert report.same_content == 1
     page = (tmp_path / "out" / "pairs.html").read_text()
     assert page.count("<img") == page.count("<td><img") == 2 * (page.count("<tr") - 1)
-    assert "again" in page
+    assert "again" not in page, "of two of the same file there is nothing to judge"
     (tmp_path / "in.tar").unlink()
     dedup(str(tmp_path / "emb"), str(tmp_path / "out"), DedupConfig(threshold=0.9999))
     assert "<img" not in (tmp_path / "out" / "pairs.html").read_text()
@@ -130,6 +132,7 @@ def test_a_full_disk_is_told_and_no_report_says_that_all_is_well(tmp_path, monke
     place, _ = planted(tmp_path / "emb", count=20, copies=2)
     out = tmp_path / "out"
     dedup(place, str(out))
+    shutil.rmtree(out / ".dedup")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", str(out))
