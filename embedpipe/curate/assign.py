@@ -6,7 +6,7 @@ import numpy as np
 
 from ..index.clusters import centroids, sample_size
 from ..load import EmbeddingDataset
-from .blocks import blocks, unit
+from .blocks import blocks, forget, unit
 
 # Up to this many rows everything is compared with everything; beyond it clusters hold about a quarter as many.
 _ONE_CLUSTER = 20_000
@@ -43,7 +43,13 @@ def centers_of(dataset: EmbeddingDataset, modality: str, seed: int) -> np.ndarra
     most = max(clusters, _SAMPLE_BYTES // (dataset.card.dim * 4))
     count = min(len(dataset), sample_size(clusters), most)
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False, shuffle=False))
-    return centroids(dataset.require(modality)[chosen].astype(np.float32), clusters, seed)
+    sample = np.empty((count, dataset.card.dim), np.float32)
+    for number, shard in enumerate(dataset.shards):
+        here = slice(*np.searchsorted(chosen, (shard.start, shard.stop)))
+        array = dataset.array(number, modality)
+        sample[here] = array[chosen[here] - shard.start]
+        forget(array)
+    return centroids(sample, clusters, seed)
 
 
 def assign(dataset: EmbeddingDataset, shard: int, modality: str, centers: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,14 @@ def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tup
         if not np.isfinite(rows.sum()):
             _refuse_nonfinite(dataset, shard, first, rows, modality)
         yield start + first, rows
+    forget(array)
+
+
+def forget(array: np.ndarray) -> None:
+    """Give back the pages of a memory-mapped array: what was read once would count as this process's memory."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _refuse_nonfinite(dataset: EmbeddingDataset, shard: int, first: int, rows: np.ndarray, modality: str) -> None:

@@ -172,17 +172,17 @@ class _Parser:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise self._wrong("nested too deep", self._peek().at)
-        left = self._all()
+        first, more = self._all(), []
         while self._take("or"):
-            left = _binary(pc.or_kleene, left, self._all())
+            more.append((pc.or_kleene, self._all()))
         self._depth -= 1
-        return left
+        return _fold(first, more)
 
     def _all(self) -> Compute:
-        left = self._negated()
+        first, more = self._negated(), []
         while self._take("and"):
-            left = _binary(pc.and_kleene, left, self._negated())
-        return left
+            more.append((pc.and_kleene, self._negated()))
+        return _fold(first, more)
 
     def _negated(self) -> Compute:
         turns = 0
@@ -210,32 +210,31 @@ class _Parser:
     def _test(self, left: Compute) -> Compute | None:
         if self._take("in"):
             self._expect("(")
-            members = [_binary(pc.equal, left, self._sum())]
+            first, more = _binary(pc.equal, left, self._sum()), []
             while self._take(","):
-                members.append(_binary(pc.equal, left, self._sum()))
+                more.append((pc.or_kleene, _binary(pc.equal, left, self._sum())))
             self._expect(")")
-            return _chain(pc.or_kleene, members)
+            return _fold(first, more)
         if self._take("between"):
             low = self._sum()
             self._expect("and")
-            return _chain(
-                pc.and_kleene, [_binary(pc.greater_equal, left, low), _binary(pc.less_equal, left, self._sum())]
-            )
+            above, below = _binary(pc.greater_equal, left, low), _binary(pc.less_equal, left, self._sum())
+            return _binary(pc.and_kleene, above, below)
         if self._take("like"):
             return _binary(lambda text, pattern: pc.match_like(text, _text(pattern)), left, self._sum())
         return None
 
     def _sum(self) -> Compute:
-        left = self._product()
+        first, more = self._product(), []
         while sign := self._take(*_SUMS):
-            left = _binary(_SUMS[sign], left, self._product())
-        return left
+            more.append((_SUMS[sign], self._product()))
+        return _fold(first, more)
 
     def _product(self) -> Compute:
-        left = self._signed()
+        first, more = self._signed(), []
         while sign := self._take(*_PRODUCTS):
-            left = _binary(_PRODUCTS[sign], left, self._signed())
-        return left
+            more.append((_PRODUCTS[sign], self._signed()))
+        return _fold(first, more)
 
     def _signed(self) -> Compute:
         turns = 0
@@ -305,8 +304,13 @@ def _binary(function: Callable[[Any, Any], Any], left: Compute, right: Compute) 
     return lambda columns: function(left(columns), right(columns))
 
 
-def _chain(function: Callable[[Any, Any], Any], parts: Sequence[Compute]) -> Compute:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = _binary(function, whole, part)
-    return whole
+def _fold(first: Compute, more: Sequence[tuple[Callable[[Any, Any], Any], Compute]]) -> Compute:
+    """From left to right, in a loop: a list of a thousand members is not a thousand calls deep."""
+
+    def compute(columns: Mapping[str, Any]) -> Any:
+        value = first(columns)
+        for function, part in more:
+            value = function(value, part(columns))
+        return value
+
+    return compute if more else first
