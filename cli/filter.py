@@ -83,7 +83,7 @@ def _print(out: str, report: Any) -> None:
 
     click.echo(f"{out}: {report.kept:,} of {report.rows:,} rows kept")
     rows = [(entry.condition, entry.drops, entry.only, entry.unknown) for entry in report.conditions]
-    display.table(["condition", "drops", "drops alone", "not known"], rows)
+    display.table(["condition", "would drop", "only it drops", "not known"], rows)
     for entry in report.conditions:
         if entry.missing:
             click.echo(f"warning: {entry.missing:,} keys of the condition {entry.condition!r} are not in it", err=True)

@@ -14,13 +14,16 @@ _ROWS_PER_CLUSTER = 5_000
 _MOST_CLUSTERS = 50_000
 # Of k-means' sample: memory that does not grow with the data.
 _SAMPLE_BYTES = 1 << 28
-# A row this much nearer to its own centroid than to the next is compared in one cluster only. A copy moves a little in
-# all directions, and across the border between two clusters by little of that.
-BORDER = 0.04
+# A row is compared in a second cluster if it is nearer to its own centroid by less than this over the root of the
+# dimension: a copy moves a little in all directions, and across the border between two clusters by little of that.
+BORDER = 0.4
+# No more than this share of rows is compared twice, those nearest to a border: there are data with all rows near one.
+MOST_TWICE = 0.25
 _CENTERS_AT_ONCE = 2048
 
-# cluster: the nearest. other: the second nearest where it is nearly as near, or -1. to_center: cosine to the nearest.
-ASSIGNED = np.dtype([("cluster", np.int32), ("other", np.int32), ("to_center", np.float32)])
+# cluster, other: the nearest and the second nearest, -1 if there is none. to_center: cosine to the nearest. gap: how
+# much less that to the second nearest is.
+ASSIGNED = np.dtype([("cluster", np.int32), ("other", np.int32), ("to_center", np.float32), ("gap", np.float32)])
 
 
 def cluster_count(rows: int) -> int:
@@ -59,9 +62,18 @@ def assign(dataset: EmbeddingDataset, shard: int, modality: str, centers: np.nda
     for first, rows in blocks(dataset, shard, modality):
         number, cosine = _nearest_two(unit(rows), centers)
         part = out[first - start : first - start + len(rows)]
-        part["cluster"], part["to_center"] = number[:, 0], cosine[:, 0]
-        part["other"] = np.where(cosine[:, 0] - cosine[:, 1] < BORDER, number[:, 1], -1)
+        part["cluster"], part["other"] = number[:, 0], number[:, 1]
+        part["to_center"], part["gap"] = cosine[:, 0], cosine[:, 0] - cosine[:, 1]
     return out
+
+
+def near_border(assigned: np.ndarray, dim: int) -> np.ndarray:
+    """bool [n]: the rows that are to be compared in their second cluster, too."""
+    width = np.float32(BORDER / np.sqrt(dim))
+    most = int(MOST_TWICE * len(assigned))
+    if (assigned["gap"] < width).sum() > most:
+        width = np.partition(assigned["gap"], most)[most]
+    return np.asarray(assigned["gap"] < width)
 
 
 def _nearest_two(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ def pairs_around(
     of = found.row[rows]
     about = shown(dataset, np.concatenate([rows, of]), images)
     return Section(
-        f"Pairs around the threshold of {threshold:g}, most alike first. Of those in red the right one is dropped",
+        f"Pairs around the threshold of {threshold:g}, most alike first. Of those in red the right-hand one is dropped",
         [
             Line(f"{found.cosine[row]:.4f}", bool(~kept[row]), (about[first], about[row]))
             for row, first in zip(rows.tolist(), of.tolist(), strict=True)

@@ -19,7 +19,7 @@ from ..errors import DiskFull
 from ..index.build import data_digest
 from ..load import EmbeddingDataset
 from ..progress import Listener, Progress
-from .assign import ASSIGNED, BORDER, assign, centers_of
+from .assign import ASSIGNED, BORDER, MOST_TWICE, assign, centers_of, near_border
 from .blocks import blocks, in_order, one_thread_each, unit
 from .content import SameContent, same_content
 from .nearest import nearest_before
@@ -84,7 +84,7 @@ def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, l
         "modality": search.modality,
         "keep": search.keep,
         "seed": search.seed,
-        "border": BORDER,
+        "border": [BORDER, MOST_TWICE],
     }
     work = Workspace(out / ".dedup", identity)
     if not work.has("nearest"):
@@ -134,6 +134,7 @@ def _order(
     same = SameContent(*np.empty((2, 0), np.int64))
     if search.modality == "image":
         same = same_content(dataset, priority)
+    assigned["other"][~near_border(assigned, dataset.card.dim)] = -1
     assigned["cluster"][same.rows] = -1
     return keeping_order(assigned["cluster"], assigned["other"], priority, len(centers)), same
 

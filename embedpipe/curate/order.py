@@ -51,8 +51,10 @@ def keeping_order(cluster: np.ndarray, other: np.ndarray, priority: np.ndarray, 
     order = np.argsort(inside, kind="stable")
     del inside
     again = order >= len(once)
-    row = np.concatenate([once, twice])[order]
-    del order, once, twice
+    row = np.concatenate([once, twice])
+    del once, twice
+    row = row[order]
+    del order
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         members = row[first:last]
         by_rank = np.lexsort((members, priority[members]))
