@@ -120,7 +120,7 @@ def main() -> None:
         [
             report.table(heads, lines),
             f"From the fewest to the most rows the peak grew by {growth:.0f} bytes a row. Near-copies are at a cosine "
-            f"of {COSINE_OF_COPIES} to their originals, in a random direction, in the last shard; the threshold is 0.95.",
+            f"of {COSINE_OF_COPIES} to their originals, in a random direction, in the last shard. Threshold 0.95.",
         ],
         started,
         not_measured=["More than a million rows.", "Object stores, parquet."],

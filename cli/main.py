@@ -29,6 +29,7 @@ COMMANDS = (
     "search",
     "dedup",
     "filter",
+    "export",
     "train-clip",
     "train-prior",
     "evaluate",

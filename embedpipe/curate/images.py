@@ -54,7 +54,7 @@ def export_images(
     if reader is None:
         raise InputError(
             f"{dataset.run.source or dataset.path}: the image shards are no longer there",
-            "Say where they are: --images",
+            "Say where they are: --data",
         )
     selected = selection_run(dataset, rows, "export").options[SELECTION]
     run = RunCard(
@@ -162,7 +162,7 @@ def _samples(
 def _changed(dataset: EmbeddingDataset, entry: ShardManifest, what: str) -> DatasetError:
     return DatasetError(
         f"{dataset.path}: input shard {entry.source.name} has changed since it was encoded: {what}",
-        "Give the shards that were encoded with --images",
+        "Give the shards that were encoded, with --data",
     )
 
 
