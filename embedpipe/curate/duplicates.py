@@ -75,7 +75,7 @@ class Nearest:
 def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, listen: Listener) -> Nearest:
     """Compare the rows of `dataset`; what is done is kept in `out`/.dedup, and what was found in it, for the next call.
 
-    Takes a scratch file as large as one side's embeddings, and about 50 bytes of memory a row. The result does not
+    Takes a scratch file as large as one side's embeddings, and about 110 bytes of memory a row. The result does not
     depend on the number of threads. Raises DatasetError (a row that is not finite), DiskFull, OSError.
     """
     identity = {
@@ -101,13 +101,13 @@ def _find(dataset: EmbeddingDataset, search: Search, work: Workspace, listen: Li
     order, same = _order(dataset, search, work, centers, listen)
     groups = list(stretches(order, _PRODUCTS_IN_GROUP))
     listen(Progress(planned=2 * len(dataset.shards) + len(groups)))
-    nearest = np.empty(len(dataset), _NEAREST)
-    nearest["cosine"], nearest["row"] = -1, -1
     with ScratchRows(work.path("rows.bin"), dataset.card.dim, dataset.card.dtype) as stored:
         if not work.has("sorted"):
             _require_room(work.folder, len(order) * dataset.card.dim * np.dtype(dataset.card.dtype).itemsize)
             _sort(dataset, search.modality, stored, order, listen)
             work.keep("sorted", np.zeros(0))
+        nearest = np.empty(len(dataset), _NEAREST)
+        nearest["cosine"], nearest["row"] = -1, -1
         for number, group in enumerate(groups):
             compare = functools.partial(_compare, stored, group, search.threads)
             found = work.array(f"found-{number:06d}", compare)

@@ -21,7 +21,6 @@ def begin(dataset: EmbeddingDataset, out: str) -> None:
     """Make `out` ready to be written to, while holding its lock. Raises RunMismatch when it is no place for this."""
     refuse_other_output(dataset, out)
     files.sweep_temporaries(out)
-    files.remove(files.join(out, REPORT))  # written last: without it the other files may be of two runs
 
 
 def write_rows(
@@ -39,6 +38,7 @@ def write_rows(
     """
     run = selection_run(dataset, rows, made_by)
     refuse_other_output(dataset, out, run)
+    files.remove(files.join(out, REPORT))  # written last: without it the other files may be of two runs
     subset.write_subset(dataset, files.join(out, subset.KEPT), rows)
     files.remove(files.join(out, subset.UIDS))
     if "uid" in dataset.column_names():

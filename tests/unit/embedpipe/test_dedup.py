@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates, order, plan_dedup
+from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates, order, plan_dedup, semdedup
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, DiskFull, InputError, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.load import EmbeddingDataset
@@ -130,11 +130,12 @@ def test_what_cannot_be_done_says_why(tmp_path):
         dedup(place, str(tmp_path / "file"))
 
 
-def test_a_full_disk_is_told_and_no_report_says_that_all_is_well(tmp_path, monkeypatch):
+def test_a_full_disk_is_told_and_what_was_there_stays_as_it_was(tmp_path, monkeypatch):
     place, _ = planted(tmp_path / "emb", count=20, copies=2)
     out = tmp_path / "out"
     dedup(place, str(out))
     shutil.rmtree(out / ".dedup")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", str(out))
@@ -142,7 +143,12 @@ def test_a_full_disk_is_told_and_no_report_says_that_all_is_well(tmp_path, monke
     monkeypatch.setattr(duplicates.ScratchRows, "write", full)
     with pytest.raises(DiskFull):
         dedup(place, str(out))
-    assert not (out / "report.json").exists()
+    assert {name: (out / name).read_bytes() for name in before} == before
+    monkeypatch.undo()
+    monkeypatch.setattr(semdedup, "_write_dropped", full)
+    with pytest.raises(OSError, match="No space"):
+        dedup(place, str(out))
+    assert not (out / "report.json").exists(), "files of two runs are not passed off as one"
 
 
 @pytest.fixture
