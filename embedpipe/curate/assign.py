@@ -47,10 +47,10 @@ def centers_of(dataset: EmbeddingDataset, modality: str, seed: int) -> np.ndarra
     count = min(len(dataset), sample_size(clusters), most)
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False, shuffle=False))
     sample = np.empty((count, dataset.card.dim), np.float32)
-    for number, shard in enumerate(dataset.shards):
-        here = slice(*np.searchsorted(chosen, (shard.start, shard.stop)))
+    for number, place in enumerate(dataset.shards):
+        here = slice(*np.searchsorted(chosen, (place.start, place.stop)))
         array = dataset.array(number, modality)
-        sample[here] = array[chosen[here] - shard.start]
+        sample[here] = array[chosen[here] - place.start]
         forget(array)
     return centroids(sample, clusters, seed)
 
