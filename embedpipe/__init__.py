@@ -7,8 +7,8 @@
     embedpipe.build_index("emb")
     hits = embedpipe.search(data, data.text[0], k=5)
 
-Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch` and `embedpipe.encode`
-are rooms (packages) that can also be called, see `embedpipe.room`.
+Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch`, `embedpipe.encode` and
+`embedpipe.export` are rooms (packages) that can also be called, see `embedpipe.room`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .encode.base import EncoderConfig
     from .encode.job import EncodeConfig
     from .encode.pictures import StageConfig
+    from .export import ExportConfig
     from .fetch import FetchConfig
     from .index import build_index, query_encoder, search
     from .info import describe
@@ -33,6 +34,7 @@ _HOMES = {
     "EmbeddingLoader": "load",
     "EncodeConfig": "encode.job",
     "EncoderConfig": "encode.base",
+    "ExportConfig": "export",
     "FetchConfig": "fetch",
     "FilterConfig": "curate",
     "StageConfig": "encode.pictures",
@@ -46,7 +48,7 @@ _HOMES = {
     "search": "index",
     "write_subset": "subset",
 }
-_ROOMS = ("encode", "fetch", "verify")
+_ROOMS = ("encode", "export", "fetch", "verify")
 
 __all__ = [
     "DedupConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "EmbeddingLoader",
     "EncodeConfig",
     "EncoderConfig",
+    "ExportConfig",
     "FetchConfig",
     "FilterConfig",
     "StageConfig",

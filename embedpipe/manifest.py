@@ -24,6 +24,7 @@ from .types import SourceShard
 FORMAT_VERSION = 1
 EMBEDDINGS = "embedpipe/embeddings"
 IMAGE_SHARDS = "embedpipe/image-shards"
+EXPORT = "embedpipe/export"
 
 _RUN_FILE = "embedpipe.json"
 _MANIFESTS = "manifest"
