@@ -33,7 +33,7 @@ _ROWS_FOR_A_SAMPLE = 100
 class Aligned:
     """An .npy for each side of each image tar, row = the index in the sample's key."""
 
-    folders = ("img_emb", "text_emb")
+    folders: tuple[str, ...] = ("img_emb", "text_emb")
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self._dataset = dataset
@@ -49,8 +49,8 @@ class Aligned:
         rows = max(int(places.max()), self._last_reject(part)) + 1
         if rows > max(_ROWS_ALWAYS, _ROWS_FOR_A_SAMPLE * len(part)):
             raise InputError(
-                f"{part.planned.source.name}: {rows:,} rows for {len(part):,} samples, by the last {self._width} digits "
-                "of their keys",
+                f"{part.planned.source.name}: {rows:,} rows for {len(part):,} samples, by the last {self._width} "
+                "digits of their keys",
                 "Give another --index-width",
             )
         written = []
@@ -96,7 +96,7 @@ class Aligned:
         return places
 
     def _last_reject(self, part: Part) -> int:
-        """The highest index of a sample that was not embedded, -1 if there is none: the loader asks for its row, too."""
+        """The highest index of a sample without embedding, -1 if there is none: the loader asks for its row, too."""
         entry = self._dataset.shards[part.planned.shard].manifest
         keys = read_rejects(self._dataset.path, entry, self._dataset.run.shard_digits)["key"].to_pylist()
         found = (_index(key, self._width) for key in keys)

@@ -21,7 +21,7 @@ from .base import ExportConfig, Part, PlannedPart
 class ClipRetrieval:
     """An .npy for each side and the metadata of each part."""
 
-    folders = ("img_emb", "text_emb", "metadata")
+    folders: tuple[str, ...] = ("img_emb", "text_emb", "metadata")
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self.options: dict[str, Any] = {}

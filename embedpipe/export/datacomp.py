@@ -31,7 +31,7 @@ _UID = r"^[0-9a-f]{32}$"
 class DataComp:
     """A parquet file and an .npz for each part."""
 
-    folders = ("",)
+    folders: tuple[str, ...] = ("",)
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self._name = config.model_name or short_name(dataset.card.model)
@@ -79,7 +79,7 @@ class DataComp:
 
 
 def short_name(model: str) -> str:
-    """What DataComp calls a model: `l14` for ViT-L-14. Of others the name in small letters, of folders the last part."""
+    """What DataComp calls a model: `l14` for ViT-L-14. Others: the name in small letters, of folders the last part."""
     found = re.fullmatch(r"ViT-([A-Za-z]+)-([0-9]+)(-quickgelu)?", model)
     if found is not None:
         return f"{found[1]}{found[2]}".lower()

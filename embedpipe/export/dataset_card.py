@@ -81,10 +81,10 @@ def quoted(text: str) -> str:
 
 
 def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]) -> Iterator[str]:
-    card = dataset.card
+    card, spec = dataset.card, dataset.card.preprocess
     yield "# CLIP embeddings of images and captions"
     yield ""
-    yield "Each row is one image-text pair. Written by `embedpipe export --to hf`. The license of the data is not known."
+    yield "Each row is one image-text pair. The license of the data is not known. Written by `embedpipe export`."
     yield ""
     yield "| | |"
     yield "|---|---|"
@@ -95,8 +95,8 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
         "dimension": card.dim,
         "L2-normalised": "yes" if card.normalised else "no",
         "computed in": card.precision,
-        "image preprocessing": f"{card.preprocess.size[0]} × {card.preprocess.size[1]} px, {card.preprocess.resize_mode}, "
-        f"{card.preprocess.interpolation}, mean {_numbers(card.preprocess.mean)}, std {_numbers(card.preprocess.std)}",
+        "image preprocessing": f"{spec.size[0]} × {spec.size[1]} px, {spec.resize_mode}, {spec.interpolation}, "
+        f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
         "tokenizer": f"{card.tokenizer}, {card.context_length} tokens",
         "fingerprint": card.fingerprint(),
     }

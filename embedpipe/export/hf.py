@@ -29,7 +29,7 @@ _CARD = "README.md"
 class HuggingFace:
     """A parquet file for each part and split, and README.md."""
 
-    folders = ("data", "")
+    folders: tuple[str, ...] = ("data", "")
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self._dataset = dataset

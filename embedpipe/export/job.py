@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..lock import exclusive
 from ..load import EmbeddingDataset
+from ..lock import exclusive
 from ..manifest import RunCard, ShardManifest
 from ..progress import Listener, Progress, silent
 from ..subset import read_subset
@@ -48,8 +48,8 @@ class ExportPlan:
 def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) -> ExportReport:
     """Write the embedding data set `emb` to `out` as another program wants it; run again, it goes on.
 
-    Rows keep their order: row i of every file of a part is the same sample. Raises InputError (no such layout, option or
-    row; keys that the layout cannot do with), DatasetError (torn, missing, or not finite), RunMismatch (`out` holds
+    Rows keep their order: row i of every file of a part is the same sample. Raises InputError (no such layout, option
+    or row; keys that the layout cannot do with), DatasetError (torn, missing, or not finite), RunMismatch (`out` holds
     something else), OutputBusy, OutputUnwritable, DiskFull, MissingExtra. What was written before stays whole.
     """
     begun = time.perf_counter()

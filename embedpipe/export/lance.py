@@ -35,7 +35,7 @@ _MOST_BYTES = 1 << 40  # in one file of a fragment: a part is one file
 class Lance:
     """Vector columns as fixed-size lists beside the metadata. Lance names its files at random."""
 
-    folders = (_NOTES,)
+    folders: tuple[str, ...] = (_NOTES,)
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         _library()

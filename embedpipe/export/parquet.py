@@ -19,7 +19,7 @@ from .beside import renamed
 class Parquet:
     """One file for each part: image_embedding, text_embedding, text_tokens where asked for, and all metadata."""
 
-    folders = ("",)
+    folders: tuple[str, ...] = ("",)
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self.options: dict[str, Any] = {}
