@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests import shards, tiny_clip
@@ -87,7 +88,7 @@ def main() -> None:
         ],
         started,
         not_measured=[
-            "DataComp's own programs: they are no package; what they call was called on the files and columns they name.",
+            "DataComp's own programs, which are no package. What they call was called on the columns they name.",
             "Loading from a hub or an object store: exports were read from a local disk.",
         ],
         folder=options.results,
@@ -132,7 +133,8 @@ def _truth(emb: Path, place: Path) -> int:
         side: np.concatenate([np.load(path) for path in sorted((emb / folder).iterdir())])
         for side, folder in (("image", "img_emb"), ("text", "text_emb"))
     }
-    columns = {name: np.array(sum((table[name].to_pylist() for table in tables), [])) for name in ("key", "caption")}
+    whole = pa.concat_tables([table.select(["key", "caption"]) for table in tables])
+    columns = {name: np.array(whole[name].to_pylist()) for name in whole.column_names}
     np.savez(place, **arrays, **columns)
     return len(columns["key"])
 
@@ -154,7 +156,9 @@ def _read(python: Path, reader: str, export: Path, truth: Path, images: Path) ->
         return f"FAILED: {' '.join(done.stderr.split())[-300:]}", False
     found = json.loads(done.stdout.strip().splitlines()[-1])
     versions = ", ".join(f"{name} {version}" for name, version in found.pop("versions").items())
-    return f"{found.pop('rows'):,} rows equal" + "".join(f"; {n}: {v}" for n, v in found.items()) + f" ({versions})", True
+    return f"{found.pop('rows'):,} rows equal" + "".join(
+        f"; {n}: {v}" for n, v in found.items()
+    ) + f" ({versions})", True
 
 
 if __name__ == "__main__":

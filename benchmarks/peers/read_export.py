@@ -2,8 +2,8 @@
 
     <python of the environment> read_export.py READER OUT TRUTH.npz [IMAGES]
 
-Prints one JSON object: what was checked, with which versions. It knows nothing of embedpipe; TRUTH.npz holds arrays key,
-image, text and caption of the data set that was exported.
+Prints one JSON object: what was checked, with which versions. It knows nothing of embedpipe; TRUTH.npz holds arrays
+key, image, text and caption of the data set that was exported.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ import sys
 import tempfile
 import warnings
 
+import numpy as np
+
 warnings.simplefilter("ignore")
 os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-
-import numpy as np
 
 
 class Truth:
@@ -56,7 +56,9 @@ def hugging_face(out, truth):
         found = datasets.load_dataset(out, cache_dir=cache)
         table = datasets.concatenate_datasets(list(found.values())).with_format("arrow")[:].to_pydict()
         return {
-            "rows": truth.check(table["key"], table["caption"], image=table["image_embedding"], text=table["text_embedding"]),
+            "rows": truth.check(
+                table["key"], table["caption"], image=table["image_embedding"], text=table["text_embedding"]
+            ),
             "splits": {name: len(split) for name, split in found.items()},
             "feature": str(found["train"].features["image_embedding"]),
         }
@@ -131,7 +133,7 @@ def duckdb(out, truth):
     import duckdb
 
     found = duckdb.sql(f"SELECT key, caption, image_embedding, text_embedding FROM '{out}/*.parquet'").fetchall()
-    keys, captions, image, text = zip(*found)
+    keys, captions, image, text = zip(*found, strict=True)
     return {"rows": truth.check(keys, captions, image=np.array(image), text=np.array(text))}
 
 
@@ -141,7 +143,7 @@ def spark(out, truth):
     session = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     session.sparkContext.setLogLevel("OFF")
     rows = session.read.parquet(out).select("key", "caption", "image_embedding", "text_embedding").collect()
-    keys, captions, image, text = zip(*rows)
+    keys, captions, image, text = zip(*rows, strict=True)
     session.stop()
     return {"rows": truth.check(keys, captions, image=np.array(image), text=np.array(text))}
 
@@ -211,7 +213,9 @@ def dalle2_prior(out, truth):
 
     image, text = get_reader(False, img_url=f"{out}/img_emb", txt_url=f"{out}/text_emb")
     split = {"batch_size": 64, "num_data_points": image.count, "train_split": 0.8, "eval_split": 0.1}
-    batches = [batch for loader in make_splits(False, image_reader=image, text_reader=text, **split) for batch in loader]
+    batches = [
+        batch for loader in make_splits(False, image_reader=image, text_reader=text, **split) for batch in loader
+    ]
     truth.check_in_order(image=np.concatenate([b[0] for b in batches]), text=np.concatenate([b[1] for b in batches]))
     reader = get_reader(True, img_url=f"{out}/img_emb", meta_url=f"{out}/metadata")
     batches = [batch for loader in make_splits(True, image_reader=reader, **split) for batch in loader]

@@ -39,13 +39,14 @@ def test_what_was_exported_is_read_back_by_key(to, data):
             Path(keys).write_text("".join(f"{row:06d}\n" for row in rows))
         out = f"{folder}/out"
         report = export(emb, out, config(to, keys=keys, dtype=dtype))
-        found = outside.READERS[to](out)
+        read_back = [reader(out) for reader in outside.READERS[to]]
         images, texts = dataset.image[rows].astype(np.float32), dataset.text[rows].astype(np.float32)
     assert report.rows == len(rows)
-    assert list(found) == [f"{row:06d}" for row in rows]
-    assert np.array_equal(np.array([image for image, _, _ in found.values()], np.float32), images)
-    assert np.array_equal(np.array([text for _, text, _ in found.values()], np.float32), texts)
-    assert to == "aligned" or [caption for _, _, caption in found.values()] == [f"caption {row}" for row in rows]
+    for found in read_back:
+        assert list(found) == [f"{row:06d}" for row in rows]
+        assert np.array_equal(np.array([image for image, _, _ in found.values()], np.float32), images)
+        assert np.array_equal(np.array([text for _, text, _ in found.values()], np.float32), texts)
+        assert to == "aligned" or [caption for _, _, caption in found.values()] == [f"caption {row}" for row in rows]
 
 
 def test_every_layout_has_a_reader():
