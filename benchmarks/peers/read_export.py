@@ -86,7 +86,9 @@ def lancedb(out, truth):
     table = lancedb.connect(out).open_table("embeddings")
     nearest = table.search(truth.sides["image"][5], vector_column_name="image_embedding").limit(1).to_list()
     assert nearest[0]["key"] == truth.keys[5], nearest
-    return {"rows": table.count_rows(), "nearest of row 5": nearest[0]["key"]}
+    stored = table.to_arrow()
+    columns = {side: stored[f"{side}_embedding"].to_pylist() for side in ("image", "text")}
+    return {"rows": truth.check(stored["key"].to_pylist(), stored["caption"].to_pylist(), **columns)}
 
 
 def _read(**options):
