@@ -82,8 +82,8 @@ def main() -> None:
         "are exports what the programs they are for expect?",
         [
             f"{rows:,} rows of {TARS} tars, embeddings of {_dim(truth)} numbers; {broken} pictures of them broken, one "
-            "tar entirely. All rows were compared with the stored ones: both embeddings to the bit (as float32), by key "
-            "and with the caption where the program hands these out, else by their place.",
+            "tar entirely. All rows were compared with the stored ones: both embeddings to the bit (as float32), by "
+            "key and with the caption where the program hands these out, else by their place.",
             report.table(("program", "export", "environment", "outcome"), results),
         ],
         started,

@@ -17,7 +17,7 @@ from PIL import Image
 from .. import files, manifest
 from ..errors import DatasetError, InputError, RunMismatch
 from ..fetch.layout import FIXED
-from ..fetch.pack import json_safe, uid
+from ..fetch.pack import json_safe
 from ..fetch.tar import TarWriter
 from ..load import EmbeddingDataset
 from ..load.stored import open_source
@@ -26,6 +26,7 @@ from ..manifest import IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Progress, silent
 from ..read import Reader
 from ..types import Sample
+from ..uid import uid
 from .materialise import SELECTION, selection_run
 
 _NAMES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}

@@ -51,4 +51,19 @@ def test_errors_are_one_line_with_a_remedy(tmp_path, emb, embedpipe):
     assert "holds something else (emb). Give a new or empty output folder" in failed.stderr
     failed = embedpipe("export", tmp_path / "nowhere", tmp_path / "out", "--to", "hf")
     assert "nowhere: no such folder" in failed.stderr
-    assert embedpipe("export", emb, tmp_path / "out").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "--to a layout, or --images"),
+        (("--to", "hf", "--images"), "--to a layout, or --images"),
+        (("--images", "--splits", "valid=0.1"), "no options but --keys and --data"),
+        (("--to", "hf", "--data", "shards"), "--data is for --images"),
+    ],
+)
+def test_options_that_do_not_go_together_are_usage_errors(tmp_path, emb, embedpipe, options, told):
+    failed = embedpipe("export", emb, tmp_path / "out", *options)
+    assert failed.exit_code == 2
+    assert told in failed.stderr
+    assert not (tmp_path / "out").exists()
