@@ -31,6 +31,7 @@ def exact_scores(dataset: EmbeddingDataset, modality: str, queries: np.ndarray, 
         there = rows != NONE
         wanted, back = np.unique(rows[there], return_inverse=True)
         stored = take(dataset, modality, wanted)
-        query = np.repeat(queries[block], there.sum(axis=1), axis=0)
-        scores[block][there] = np.einsum("nd,nd->n", stored[back], query)
+        stops = np.cumsum(there.sum(axis=1))
+        for query, mine, stop in zip(range(start, start + len(rows)), there, stops, strict=True):
+            scores[query][mine] = stored[back[stop - mine.sum() : stop]] @ queries[query]
     return scores

@@ -24,7 +24,7 @@ from ..store.hashed import write_hashed
 from . import recall
 from .card import IndexCard, IndexedShard, ends_digest, folder_of, index_path, write_card
 from .ids import ids_of
-from .lists import IndexSource, PartSource, Source, emptied, encode, merge, read_parts, require_lists, write_part
+from .lists import IndexSource, PartSource, Source, emptied, encode, merge, read_parts, write_part
 from .opened import OpenIndex, open_file
 from .plan import NOTHING, BuildPlan, IndexConfig, plan_for
 from .rows import blocks
@@ -148,7 +148,6 @@ def _trained(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building
     if files.exists(place):
         return open_file(place, lists=True, mapped=False)
     index = trained_index(plan.kind, dataset, modality)
-    require_lists(index, plan.kind.factory)
     write_hashed(building, "trained.faiss", lambda stream: write_stream(index, stream))
     return index
 

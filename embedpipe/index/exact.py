@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 
 from ..load import EmbeddingDataset
@@ -57,8 +56,23 @@ def exact_nearest(
     for shard in range(len(dataset.shards)) if shards is None else shards:
         number = dataset.shards[shard].manifest.number
         for start, rows in blocks(dataset, shard, modality):
-            scores, places = faiss.knn(queries, rows, min(k, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
-            ids = np.where(places >= 0, ids_of(number, start, start + len(rows))[places], NONE)
-            found = found.beside(Nearest(scores, ids)).best(k)
+            found = _with_block(found, queries @ rows.T, ids_of(number, start, start + len(rows)), k)
             listen(Progress(rows=len(rows)))
     return found
+
+
+def _with_block(found: Nearest, scores: np.ndarray, ids: np.ndarray, k: int) -> Nearest:
+    """The best `k` among those found and a block's scores [q, m]. Once there are k, few of a block get in."""
+    if found.ids.shape[1] < k:
+        return found.beside(Nearest(scores, np.broadcast_to(ids, scores.shape))).best(k)
+    better = scores > found.scores[:, -1:]  # equal ones have higher ids, unless shards are read out of order
+    counts = better.sum(axis=1)
+    if not counts.any():
+        return found
+    new = Nearest(
+        np.full((len(scores), counts.max()), -np.inf, np.float32), np.full((len(scores), counts.max()), NONE, np.int64)
+    )
+    query, place = np.nonzero(better)
+    column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    new.scores[query, column], new.ids[query, column] = scores[query, place], ids[place]
+    return found.beside(new).best(k)

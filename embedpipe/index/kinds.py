@@ -103,11 +103,11 @@ def _product_quantized(
     coarse: str, lists: int, rows: int, dim: int, memory_bytes: int, training_rows: int, look_up: bool
 ) -> Kind:
     """The longest product-quantized codes with which the index fits into memory, or the shortest there are."""
-    possible = [m for m in _PQ_BYTES if dim % m == 0] or [m for m in range(min(dim, 64), 0, -1) if dim % m == 0]
+    possible = [m for m in _PQ_BYTES if dim % m == 0 and m <= dim // 4] or [1]
     room = (memory_bytes - lists * dim * 4) // max(1, rows) - _ID_BYTES
     length = next((m for m in possible if m <= room), possible[-1])
     # 256 centroids for each part: fewer rows than some 10,000 would not train them well, but do.
-    return Kind(f"OPQ{length},{coarse},PQ{length}", lists, length + _ID_BYTES, training_rows, look_up)
+    return Kind(f"{coarse},PQ{length}", lists, length + _ID_BYTES, training_rows, look_up)
 
 
 def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> Kind:

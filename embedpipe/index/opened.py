@@ -37,17 +37,22 @@ class OpenIndex:
             return [1 << power for power in range(int(self.ivf.nlist).bit_length())]
         return list(_WIDTHS) if self.graph is not None else [None]
 
-    def candidates(self, queries: np.ndarray, count: int, effort: int | None) -> Nearest:
-        """The rows that the index takes for the `count` best of each of float32 [q, dim]; fewer only if there are."""
+    def candidates(self, queries: np.ndarray, count: int, effort: int | None, least: int = 0) -> Nearest:
+        """The rows that the index takes for the `count` best of each of float32 [q, dim].
+
+        Where the lists that are looked into hold fewer, -1 stands behind them; with fewer than `least`, a query looks
+        further.
+        """
         count = max(1, min(count, self.rows))
+        least = min(least, count)
         found = self._search(queries, count, effort)
-        short = np.flatnonzero((found.ids == NONE).any(axis=1))
+        short = np.flatnonzero((found.ids[:, :least] == NONE).any(axis=1))
         most = int(self.ivf.nlist) if self.ivf is not None else self.rows
         while effort is not None and len(short) and effort < most:
-            effort = min(most, effort * 4)  # the lists, or the part of the graph, that were looked at hold too few
+            effort = min(most, effort * 4)
             again = self._search(queries[short], count, effort)
             found.scores[short], found.ids[short] = again.scores, again.ids
-            short = short[(again.ids == NONE).any(axis=1)]
+            short = short[(again.ids[:, :least] == NONE).any(axis=1)]
         return found
 
     def _search(self, queries: np.ndarray, count: int, effort: int | None) -> Nearest:

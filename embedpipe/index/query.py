@@ -109,9 +109,9 @@ def search(
 def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queries: np.ndarray, k: int) -> Nearest:
     effort = card.nprobe if card.nprobe is not None else card.ef_search
     if not card.candidates or not can_look_up(dataset):
-        return index.candidates(queries, k, effort).best(k)
+        return index.candidates(queries, k, effort, least=k).best(k)
     count = max(card.candidates, -(-k * card.candidates // RESULTS))
-    found = index.candidates(queries, count, effort)
+    found = index.candidates(queries, count, effort, least=k)
     return compared_again(dataset, card.modality, queries, found).best(k)
 
 

@@ -25,19 +25,29 @@ def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tup
         rows = np.ascontiguousarray(array[start : start + BLOCK_ROWS], np.float32)
         _require_finite(dataset, shard, modality, start, rows)
         yield start, rows
-    _release(array)
+    release(dataset, modality, shard)
 
 
 def take(dataset: EmbeddingDataset, modality: str, rows: np.ndarray) -> np.ndarray:
-    """float32 [n, dim] of those rows of the data set. Raises DatasetError when a value is not finite."""
-    order = np.argsort(rows, kind="stable")
-    found = np.empty((len(rows), dataset.card.dim), np.float32)
-    found[order] = dataset.require(modality)[rows[order]]  # in the order in which they lie on disk
+    """float32 [n, dim] of those rows of the data set, best asked for in ascending order.
+
+    Raises DatasetError when a value is not finite.
+    """
+    found = dataset.require(modality)[rows].astype(np.float32)
     if not np.isfinite(found).all():
         bad = int(rows[np.flatnonzero(~np.isfinite(found).all(axis=1))[0]])
         shard = dataset.shard_of(bad)
         raise _nonfinite(dataset, shard, modality, bad - dataset.shards[shard].start)
     return found
+
+
+def release(dataset: EmbeddingDataset, modality: str, shard: int) -> None:
+    """Let go of the memory-mapped pages of a shard; they are read again when they are touched."""
+    base: object = dataset.array(shard, modality)
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def can_look_up(dataset: EmbeddingDataset) -> bool:
@@ -56,12 +66,3 @@ def _nonfinite(dataset: EmbeddingDataset, shard: int, modality: str, place: int)
         f"{dataset.path}: shard {number}, row {place}: the {modality} embedding holds a NaN or an infinite value",
         f"Remove the shard's manifest in {dataset.path}/manifest and run `embedpipe encode` again",
     )
-
-
-def _release(array: np.ndarray) -> None:
-    """Let go of the pages of a memory-mapped array; they are read again when they are touched."""
-    base: object = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", None)
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)

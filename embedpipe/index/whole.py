@@ -25,12 +25,11 @@ _FILE = "whole.faiss"
 
 def write_stream(index: faiss.Index, stream: Any) -> None:
     """Write an index as faiss does, into a binary stream."""
-    faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write, 1 << 20))
+    writer: Any = faiss.PyCallbackIOWriter  # type: ignore[attr-defined]
+    faiss.write_index(index, writer(stream.write, 1 << 20))
 
 
-def add_whole(
-    dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str, listen: Listener
-) -> faiss.Index:
+def add_whole(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str, listen: Listener) -> Any:
     """The index with all rows in it, in memory. Between shards it is kept in `building`, once a minute at most."""
     index: Any = _begun(dataset, modality, plan, building)
     done = set(np.unique(shard_numbers(faiss.vector_to_array(index.id_map))).tolist())
