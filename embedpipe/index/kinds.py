@@ -69,7 +69,8 @@ def choose(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> 
     lists, training_rows = _lists(rows, dim, memory_bytes)
     coarse = f"IVF{lists}" if lists < _FLAT_QUANTIZER_LISTS else f"IVF{lists}_HNSW32"
     options = {
-        "ivf": Kind(f"{coarse},RaBitQ", lists, -(-dim // 8) + 8 + _ID_BYTES, training_rows, look_up),
+        # One bit for each value holds most when all values vary alike: a random rotation sees to that.
+        "ivf": Kind(f"RR{dim},{coarse},RaBitQ", lists, -(-dim // 8) + 8 + _ID_BYTES, training_rows, look_up),
         "ivf-sq8": Kind(f"{coarse},SQ8", lists, dim + _ID_BYTES, training_rows, look_up),
         "ivf-pq": _product_quantized(coarse, lists, rows, dim, memory_bytes, training_rows, look_up),
     }

@@ -61,7 +61,7 @@ def queries(count=60, seed=99):
 def test_the_recall_in_the_card_is_what_a_search_finds(tmp_path, modality):
     root = clusters.write(tmp_path / "emb", {0: 1500, 1: 1000})
     card = build_index(root, IndexConfig(modality=modality, kind="ivf"))
-    assert card.kind == "IVF64,RaBitQ"
+    assert card.kind == "RR32,IVF64,RaBitQ"
     assert (card.rows, card.dim, card.trained_on) == (2500, 32, 2500)
     assert card.recall.keys() == {"image", "text"}
     assert min(card.recall.values()) >= 0.95
@@ -292,7 +292,7 @@ def test_a_small_index_that_was_outgrown_is_made_anew(root, monkeypatch):
     monkeypatch.setattr("embedpipe.index.kinds.FLAT_ROWS", 500)
     clusters.write(root, {**SIZES, 3: 10})
     assert plan_index(root).why == "the data have outgrown Flat"
-    assert build_index(root).kind == "IVF32,RaBitQ"
+    assert build_index(root).kind == "RR32,IVF32,RaBitQ"
 
 
 def test_a_row_that_is_not_finite_is_named(root):
