@@ -107,6 +107,15 @@ def indexed_shards(dataset: EmbeddingDataset) -> tuple[IndexedShard, ...]:
     return tuple(indexed(shard.manifest) for shard in dataset.shards)
 
 
+def data_digest(dataset: EmbeddingDataset) -> str:
+    """Hex sha256 over the numbers and checksums of all shards: which data something was made from."""
+    digest = hashlib.sha256()
+    for shard in dataset.shards:
+        for record in shard.manifest.files:
+            digest.update(f"{shard.manifest.number}\0{record.path}\0{record.sha256}\n".encode())
+    return digest.hexdigest()
+
+
 def read_card(path: str, modality: str) -> IndexCard | None:
     """The card of a data set's index, or None where there is none. Raises DatasetError when it cannot be understood."""
     location = card_path(path, modality)
