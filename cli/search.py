@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _SHEETS = (".png", ".html")
 _TABLES = (".parquet", ".jsonl")
+_ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 
 
 @click.command()
@@ -77,6 +79,7 @@ def command(
     from embedpipe.errors import InputError
     from embedpipe.index import Asked, Searcher, answers, query_encoder
     from embedpipe.load import EmbeddingDataset
+    from embedpipe.progress import silent
 
     from . import display
 
@@ -96,7 +99,9 @@ def command(
     def load() -> Any:
         return query_encoder(dataset, model, pretrained)
 
-    with display.progress("search", "queries") as view:
+    quick = not many and (searcher.card is not None or len(dataset) <= _ROWS_AT_A_GLANCE)
+    shown = contextlib.nullcontext(silent) if quick else display.progress("search", "queries" if many else "rows")
+    with shown as view:
         found = answers(searcher, query, load, k, min_score, view)
         if many:
             _answer_many(found, save, as_json)

@@ -65,14 +65,16 @@ def answers(
 ) -> Iterator[Answer]:
     """Each query's text (None where it is none) and hits, in order. A single query's hits have all metadata.
 
+    `listen` hears of answers to many queries, or of rows that a single one is compared with, without an index.
     load_encoder is called where there is something to embed. Raises InputError and what loading the encoder raises.
     """
     many = asked.queries is not None
-    columns = COLUMNS if many else None
+    columns, rows = (COLUMNS, silent) if many else (None, listen)
     for texts, vectors in _embedded(searcher, asked, load_encoder, listen):
-        for text, hits in zip(texts, searcher.hits(vectors, k, min_score, columns), strict=True):
+        for text, hits in zip(texts, searcher.hits(vectors, k, min_score, columns, rows), strict=True):
             yield text, hits
-            listen(Progress(rows=1))
+            if many:
+                listen(Progress(rows=1))
 
 
 def _embedded(
@@ -88,7 +90,8 @@ def _embedded(
         yield [None], embed_image(load_encoder(), asked.image)[None]
     else:
         found = [_not_empty(asked.text)] if asked.text is not None else read_queries(str(asked.queries), asked.column)
-        listen(Progress(planned_rows=len(found)))
+        if asked.queries is not None:
+            listen(Progress(planned_rows=len(found)))
         if isinstance(found, np.ndarray):
             yield [None] * len(found), found
         else:
