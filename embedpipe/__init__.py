@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .encode.pictures import StageConfig
     from .export import ExportConfig
     from .fetch import FetchConfig
-    from .index import build_index, query_encoder, search
+    from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader
     from .subset import read_subset, write_subset
@@ -37,12 +37,16 @@ _HOMES = {
     "ExportConfig": "export",
     "FetchConfig": "fetch",
     "FilterConfig": "curate",
+    "IndexConfig": "index",
+    "Searcher": "index",
     "StageConfig": "encode.pictures",
     "build_index": "index",
+    "check_index": "index",
     "dedup": "curate",
     "describe": "info",
     "export_images": "curate",
     "filter": "curate",
+    "plan_index": "index",
     "query_encoder": "index",
     "read_subset": "subset",
     "search": "index",
@@ -59,12 +63,16 @@ __all__ = [
     "ExportConfig",
     "FetchConfig",
     "FilterConfig",
+    "IndexConfig",
+    "Searcher",
     "StageConfig",
     "build_index",
+    "check_index",
     "dedup",
     "describe",
     "export_images",
     "filter",
+    "plan_index",
     "query_encoder",
     "read_subset",
     "search",

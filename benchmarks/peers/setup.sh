@@ -9,7 +9,8 @@ case "$peer" in
   dalle2-pytorch) packages=("dalle2-pytorch==1.15.6" "setuptools<81" torch torchvision) ;;
   # Readers of tables: exports are opened with them.
   tables) packages=(duckdb pyspark lancedb pandas pyarrow) ;;
-  *) echo "no peer '$peer'; known: clip-retrieval, dalle2-pytorch, tables" >&2; exit 2 ;;
+  autofaiss) packages=("autofaiss==2.18.0" "pyarrow<19") ;;
+  *) echo "no peer '$peer'; known: autofaiss, clip-retrieval, dalle2-pytorch, tables" >&2; exit 2 ;;
 esac
 python3 -m venv "$peer"
 "$peer/bin/pip" install --quiet "${packages[@]}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DiskFull
-from ..index.build import data_digest
+from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..progress import Listener, Progress
 from .assign import ASSIGNED, BORDER, MOST_TWICE, assign, centers_of, near_border

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from .. import files, manifest
 from ..errors import DatasetError, RunMismatch
-from ..index.build import data_digest
+from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..manifest import RunCard, ShardManifest
 from ..progress import Listener, Progress
