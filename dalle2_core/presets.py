@@ -8,7 +8,7 @@ from typing import Any
 
 from dalle2_core.baselines import MeanImage, Ridge, RidgeConfig
 from dalle2_core.keywords import chosen
-from dalle2_core.networks.prior_transformer import PriorNetworkConfig
+from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.prior import DiffusionPrior, PriorConfig
 from dalle2_core.prior_base import Prior
 from dalle2_core.priors import PRIORS

@@ -17,7 +17,8 @@ from dalle2_core.denoiser import Denoiser
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.guidance import guided
 from dalle2_core.keywords import chosen, from_keywords
-from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork, PriorNetworkConfig
+from dalle2_core.networks.causal import PriorNetworkConfig
+from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
 from dalle2_core.parameterization import PARAMETERIZATIONS
 from dalle2_core.prior_base import Prior
 from dalle2_core.samplers import SAMPLERS, timesteps_for
