@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle2_core.denoiser import Denoiser
-from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
-from dalle2_core.files import read_json, read_tensors, write_json, write_tensors
+from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.guidance import guided
 from dalle2_core.keywords import chosen, from_keywords
-from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork, PriorNetworkConfig
+from dalle2_core.networks.causal import PriorNetworkConfig
+from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
 from dalle2_core.parameterization import PARAMETERIZATIONS
+from dalle2_core.prior_base import Prior
 from dalle2_core.samplers import SAMPLERS, timesteps_for
+from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
 from dalle2_core.scaling import Scaling
 from dalle2_core.schedules import NoiseSchedule
 from dalle2_core.types import PriorBatch, StepLoss, TextCondition
 from dalle2_core.weighting import WEIGHTINGS
-
-KIND = "diffusion-prior"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class PriorConfig:
     loss_type, loss_weighting: penalty of an error, and how much each timestep's counts.
     sampler: how sampling steps.
     embed_scaling: "fixed" multiplies embeddings by image_embed_scale and text_embed_scale, None meaning sqrt(dim);
-        "data" gives each dimension mean 0 and variance 1 by the statistics that `fit_scaling` was given.
+        "data" gives each dimension mean 0 and variance 1 by the statistics that `fit` was given.
     sampling_clamp_l2norm: at each sampling step, bring the estimate of the image embedding to norm 1.
     """
 
@@ -74,8 +73,10 @@ class PriorConfig:
                 raise ConfigError(f"{name} is {value}; it must be above 0, or None for sqrt(dim)")
 
 
-class DiffusionPrior(nn.Module):
+class DiffusionPrior(Prior):
     """Trains on pairs of embeddings and samples image embeddings for text embeddings. Inputs are never changed."""
+
+    KIND = "diffusion-prior"
 
     def __init__(self, net: DiffusionPriorNetwork, **keywords: Any) -> None:
         """Keywords: the fields of PriorConfig. An unknown one is a TypeError that names the near ones."""
@@ -118,11 +119,14 @@ class DiffusionPrior(nn.Module):
             config.loss_type,
         )
 
-    def fit_scaling(self, text_embed: Tensor, image_embed: Tensor) -> None:
-        """Set "data" scaling from training rows [n, d]; with "fixed" scaling nothing happens."""
+    def fit(self, text_embed: Tensor, image_embed: Tensor) -> DiffusionPrior:
+        """Set "data" scaling from training rows [n, d], before training; with "fixed" scaling nothing happens."""
         if self.config.embed_scaling == "data":
             self.text_scaling.fit(text_embed)
             self.image_scaling.fit(image_embed)
+        return self
+
+    fit_scaling = fit  # its name in version 0.1
 
     def forward(
         self,
@@ -226,40 +230,18 @@ class DiffusionPrior(nn.Module):
 
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
-        folder = Path(folder)
-        content = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "network": asdict(self.net.config),
-            "diffusion": asdict(self.config),
-        }
-        try:
-            write_tensors(folder / "model.safetensors", self.state_dict())
-            write_json(folder / "config.json", content)
-        except OSError as problem:
-            raise CheckpointError(f"{folder}: could not be written ({problem.strerror or problem})") from problem
+        settings = {"network": asdict(self.net.config), "diffusion": asdict(self.config)}
+        write_model(folder, self.KIND, settings, self.state_dict())
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> DiffusionPrior:
         """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this format."""
-        folder = Path(folder)
-        content = read_json(folder / "config.json")
-        if not isinstance(content, dict) or content.get("kind") != KIND:
-            raise CheckpointError(f"{folder / 'config.json'}: not a diffusion prior's config")
-        if content.get("format_version") != FORMAT_VERSION:
-            version = content.get("format_version")
-            raise CheckpointError(f"{folder}: prior format {version}; this version reads {FORMAT_VERSION}")
-        try:
-            network = from_keywords(PriorNetworkConfig, "network", content["network"])
-            diffusion = from_keywords(PriorConfig, "diffusion", content["diffusion"])
+        settings = read_settings(folder, cls.KIND, "a diffusion prior")
+        with settings_of(folder):
+            network = from_keywords(PriorNetworkConfig, "network", settings["network"])
+            diffusion = from_keywords(PriorConfig, "diffusion", settings["diffusion"])
             prior = cls.from_configs(network, diffusion)
-        except (KeyError, TypeError, ConfigError) as problem:
-            raise CheckpointError(f"{folder / 'config.json'}: {problem}") from problem
-        tensors = read_tensors(folder / "model.safetensors")
-        try:
-            prior.load_state_dict(tensors)
-        except RuntimeError as problem:
-            raise CheckpointError(f"{folder}: weights and config.json do not belong together ({problem})") from problem
+        read_weights(folder, prior)
         return prior.to(device)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class StepLoss:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Trainable(Protocol[AnyBatch]):
     """A `torch.nn.Module` that gives its own training loss.
 

@@ -1,0 +1,53 @@
+"""What every prior is to those who train, compare and use it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+P = TypeVar("P", bound="Prior")
+
+
+class Prior(nn.Module):
+    """Image embeddings for text embeddings.
+
+    One that has a `loss` besides (a `dalle2_core.types.Trainable`) is trained after `fit`; the others are ready then.
+    KIND: what config.json calls it.
+    """
+
+    KIND: ClassVar[str]
+
+    @abstractmethod
+    def fit(self: P, text_embed: Tensor, image_embed: Tensor) -> P:
+        """Take from training rows [n, d] what has a closed form: statistics, principal components, a regression."""
+
+    @abstractmethod
+    def sample(
+        self,
+        text_embed: Tensor,
+        *,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        cond_scale: float = 1.0,
+        normalize: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Predicted image embeddings [b, d], one for each text embedding [b, d].
+
+        text_encodings, text_mask: [b, l, w] and [b, l], for a prior trained with text tokens. cond_scale: of guidance;
+        1 is none. normalize: bring the result to norm 1. generator: of all draws, on the prior's device.
+        Raises ShapeError if a width is not this prior's, ConfigError if it cannot be guided.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls: type[P], folder: Path | str, device: torch.device | str = "cpu") -> P:
+        """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
