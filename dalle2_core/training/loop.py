@@ -179,7 +179,16 @@ def _note_best(state: TrainState, numbers: Mapping[str, float], config: TrainCon
 def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: what shapes the weights, not what is written when."""
     train = asdict(config)
-    for name in ("accumulate", "log_every", "evaluate_every", "save_every", "keep", "best_metric", "best_is", "loggers"):
+    for name in (
+        "accumulate",
+        "log_every",
+        "evaluate_every",
+        "save_every",
+        "keep",
+        "best_metric",
+        "best_is",
+        "loggers",
+    ):
         del train[name]
     if optim.schedule == "constant":
         del train["steps"]  # A constant rate lets a finished run be made longer.
