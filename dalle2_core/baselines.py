@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle2_core.draws import Draws
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import read_tensors
 from dalle2_core.keywords import from_keywords
@@ -57,7 +58,7 @@ class ClosedForm(Prior):
         text_mask: Tensor | None = None,
         cond_scale: float = 1.0,
         normalize: bool = True,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Tensor:
         """Predicted image embeddings [b, d] in the text's dtype. Text tokens and generator are not looked at.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle2_core.denoiser import Denoiser
+from dalle2_core.draws import Draws, coin, integers, normal, uniform
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.guidance import guided
 from dalle2_core.keywords import chosen, from_keywords
@@ -135,7 +136,7 @@ class DiffusionPrior(Prior):
         image_embed: Tensor,
         text_encodings: Tensor | None = None,
         text_mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Tensor:
         """The training loss, a scalar. Embeddings [b, d]; text_encodings [b, l, w]; text_mask [b, l] bool.
 
@@ -143,23 +144,23 @@ class DiffusionPrior(Prior):
         """
         return self._loss(PriorBatch(text_embed, image_embed, text_encodings, text_mask), generator)
 
-    def loss(self, batch: PriorBatch, generator: torch.Generator) -> StepLoss:
-        """The training loss; timesteps, noise and dropped texts are drawn from `generator`."""
-        return StepLoss(self._loss(batch, generator))
+    def loss(self, batch: PriorBatch, draws: Draws) -> StepLoss:
+        """The training loss; timesteps, noise and dropped texts are drawn from `draws`."""
+        return StepLoss(self._loss(batch, draws))
 
-    def _loss(self, batch: PriorBatch, generator: torch.Generator | None) -> Tensor:
+    def _loss(self, batch: PriorBatch, draws: Draws) -> Tensor:
         x0 = self.image_scaling(batch.image_embed)
         rows, device = len(batch), x0.device
-        t = torch.randint(self.config.timesteps, (rows,), generator=generator, device=device)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
+        t = integers(0, self.config.timesteps, (rows,), draws, device)
+        noise = normal(x0.shape, draws, device)
         keep = None
         if self.config.cond_drop_prob > 0:
-            keep = torch.rand(rows, generator=generator, device=device) >= self.config.cond_drop_prob
+            keep = uniform((rows,), draws, device) >= self.config.cond_drop_prob
         text = TextCondition(self.text_scaling(batch.text_embed), batch.text_tokens, batch.text_mask, keep)
 
         denoiser = self.denoiser
         self_cond = None
-        if self.net.config.self_cond and float(torch.rand((), generator=generator, device=device)) < 0.5:
+        if self.net.config.self_cond and coin(0.5, draws, device):
             # Half of the steps see their own first estimate. Chen et al. 2208.04202, section 2.2.
             with torch.no_grad():
                 self_cond = denoiser(denoiser.noisy(x0, t, noise), t, text)
@@ -177,7 +178,7 @@ class DiffusionPrior(Prior):
         cond_scale: float = 1.0,
         sampler: str | None = None,
         normalize: bool = True,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Tensor:
         """Predicted image embeddings [b, d], one for each text embedding [b, d].
 
@@ -211,7 +212,7 @@ class DiffusionPrior(Prior):
         text = TextCondition(self.text_scaling(text_embed), text_encodings, text_mask)
         text = text.repeated(num_samples_per_batch)
         timesteps = timesteps_for(self.schedule, steps).to(text_embed.device)
-        start = torch.randn(text.embed.shape, generator=generator, device=text_embed.device)
+        start = normal(text.embed.shape, generator, text_embed.device)
         denoise = guided(self.denoiser, cond_scale)
 
         def estimate(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dalle2_core.draws import Draws
+
 P = TypeVar("P", bound="Prior")
 
 
@@ -34,7 +36,7 @@ class Prior(nn.Module):
         text_mask: Tensor | None = None,
         cond_scale: float = 1.0,
         normalize: bool = True,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Tensor:
         """Predicted image embeddings [b, d], one for each text embedding [b, d].
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dalle2_core.draws import Draws, normal
 from dalle2_core.errors import ConfigError
 from dalle2_core.schedules import NoiseSchedule
 
@@ -27,7 +28,7 @@ class Sampler(Protocol):
         schedule: NoiseSchedule,
         x_T: Tensor,
         timesteps: Tensor,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> Tensor: ...
 
 
@@ -45,7 +46,7 @@ def ddpm(
     schedule: NoiseSchedule,
     x_T: Tensor,
     timesteps: Tensor,
-    generator: torch.Generator | None,
+    generator: Draws,
 ) -> Tensor:
     """Ancestral sampling: draw x_s from q(x_s | x_t, x0), s < t. Ho et al. 2006.11239, equations 6 and 7.
 
@@ -68,7 +69,7 @@ def ddim(
     schedule: NoiseSchedule,
     x_T: Tensor,
     timesteps: Tensor,
-    generator: torch.Generator | None,
+    generator: Draws,
     *,
     eta: float = 0.0,
 ) -> Tensor:
@@ -95,5 +96,5 @@ def _pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(timesteps, torch.cat((timesteps[1:], clean)), strict=True)
 
 
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+def _noise(like: Tensor, generator: Draws) -> Tensor:
+    return normal(like.shape, generator, like.device, like.dtype)

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from dalle2_core.draws import Draws
 from dalle2_core.errors import ShapeError
 
 SelfBatch = TypeVar("SelfBatch", bound="Batch")
@@ -19,11 +20,13 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch", contravariant=True)
 
 
 class Batch(Protocol):
-    """What the training loop asks of a batch: its number of samples, and a copy on another device."""
+    """What the training loop asks of a batch: its number of rows, a copy on another device, and some of its rows."""
 
     def __len__(self) -> int: ...
 
     def to(self: SelfBatch, device: torch.device) -> SelfBatch: ...
+
+    def part(self: SelfBatch, start: int, stop: int) -> SelfBatch: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,12 @@ class StepLoss:
 class Trainable(Protocol[AnyBatch]):
     """A `torch.nn.Module` that gives its own training loss.
 
-    Every random draw that is not a layer's dropout comes from `generator`, which is on the model's device.
+    Every random draw that is not a layer's dropout comes from `draws`, which is on the model's device, by the
+    functions of `dalle2_core.draws`: the loss of a row must not depend on which other rows are in its batch. A model
+    whose loss does compare rows says so by an attribute `compares_rows = True`, and its batches are never cut.
     """
 
-    def loss(self, batch: AnyBatch, generator: torch.Generator) -> StepLoss: ...
+    def loss(self, batch: AnyBatch, draws: Draws) -> StepLoss: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,16 @@ class PriorBatch:
             image_embed=self.image_embed.to(device, non_blocking=True),
             text_tokens=move(self.text_tokens),
             text_mask=move(self.text_mask),
+        )
+
+    def part(self, start: int, stop: int) -> PriorBatch:
+        """Rows `start` to `stop`."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
+
+        return PriorBatch(
+            self.text_embed[start:stop], self.image_embed[start:stop], cut(self.text_tokens), cut(self.text_mask)
         )
 
 
