@@ -38,6 +38,7 @@ class PriorNetworkConfig:
     scaled_norms: the norms that divide by the largest entry first, "none", the "last" or "all".
     text_padding: "none" cuts a batch to its longest text; "learned" fills it up to max_text_len with learned tokens,
         also where there are no text tokens at all; "masked" leaves the padding in its place and hides it.
+    truncated_time: sines and cosines of the timestep are cut to whole numbers.
     """
 
     dim: int | None = None
@@ -63,6 +64,7 @@ class PriorNetworkConfig:
     bias_scale: float = 1.0
     scaled_norms: Literal["none", "last", "all"] = "none"
     text_padding: Literal["none", "learned", "masked"] = "none"
+    truncated_time: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "dim_head", "ff_mult", "embed_dim", "num_timesteps"):

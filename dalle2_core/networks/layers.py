@@ -168,16 +168,19 @@ class Attention(nn.Module):
 class SinusoidalTime(nn.Module):
     """Sines and cosines of the timestep (Vaswani et al. 1706.03762, section 3.5): [b] → [b, dim]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, truncated: bool = False) -> None:
+        """truncated: to whole numbers, as old weights of DALLE2-pytorch want it."""
         super().__init__()
         self.dim = dim
+        self.truncated = truncated
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.dim // 2
         freqs = torch.exp(-math.log(10000.0) / max(1, half - 1) * torch.arange(half, device=t.device))
         angle = t[:, None].float() * freqs
+        waves = torch.cat((angle.sin(), angle.cos()), dim=-1)
         # An odd width gets one zero.
-        return F.pad(torch.cat((angle.sin(), angle.cos()), dim=-1), (0, self.dim - 2 * half))
+        return F.pad(waves.trunc() if self.truncated else waves, (0, self.dim - 2 * half))
 
 
 class MLP(nn.Module):

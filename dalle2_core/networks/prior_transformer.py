@@ -31,7 +31,7 @@ class DiffusionPriorNetwork(TextConditioned):
         self.to_self_cond = to_tokens(self.embed_dim, dim, 1) if config.self_cond else None
         tokens = dim * config.num_time_embeds
         self.to_time_embeds = nn.Sequential(
-            nn.Sequential(SinusoidalTime(dim), MLP(dim, tokens))
+            nn.Sequential(SinusoidalTime(dim, config.truncated_time), MLP(dim, tokens))
             if config.num_timesteps is None
             else nn.Embedding(config.num_timesteps, tokens)
         )
