@@ -192,7 +192,10 @@ def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, An
         del train[name]
     if optim.schedule == "constant":
         del train["steps"]  # A constant rate lets a finished run be made longer.
-    return {"train": train, "optim": asdict(optim), **run.describes}
+    rates = asdict(optim)
+    if optim.decay_matrices_only:
+        del rates["decay_matrices_only"]  # Absent rather than true: older runs go on without it.
+    return {"train": train, "optim": rates, **run.describes}
 
 
 def _refuse_to_part(step: int, together: Processes) -> None:
