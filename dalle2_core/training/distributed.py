@@ -88,7 +88,6 @@ def join_processes(device: torch.device | str | None = None) -> Processes:
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = several and device is not None and torch.device(device).type == "cpu"
-    # Which parameters have a part in a loss may change from step to step (dropped texts, self-conditioning); and
-    # buffers need no broadcast, since every process computes the same ones.
-    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    # Which parameters have a part in a loss may change from step to step: dropped texts, self-conditioning.
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Processes(Accelerator(cpu=on_cpu, kwargs_handlers=[wrapping]))

@@ -37,7 +37,7 @@ def query_encoder(
 
     Raises RunMismatch when the model found there is not the one the embeddings were made with.
     """
-    card = dataset.card
+    card = dataset.card.of_encoder()
     config = EncoderConfig(
         model=model or card.model,
         pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
