@@ -172,7 +172,6 @@ def torchrun(tmp_path, folder, *arguments, restarts=0, processes=2):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    # Not torchrun's static rendezvous: there, with torch 2.14, restarted processes find the addresses of killed ones.
     command += ["--standalone", "--local-addr", "127.0.0.1", "--max-restarts", str(restarts)]
     process = subprocess.Popen(
         [*command, script, folder, *map(str, arguments)],
