@@ -2,8 +2,8 @@
 
 A text is a unit vector t = B z, its modes the unit vectors Q_k z with chances 0.5, 0.3 and 0.2, an image one of them
 with a little noise, at norm 1. B and the Q_k map into random directions, so the modes of a text lie about at right
-angles, and what minimises the squared error lies between them, where there is never an image. Each mode is linear in the
-text: a regression finds the best mean there is.
+angles, and what minimises the squared error lies between them, where there is never an image. Each mode is linear in
+the text: a regression finds the best mean there is.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=8000, help="training rows of the known task")
     parser.add_argument("--held-out", type=int, default=500)
     parser.add_argument("--dim", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--samples", type=int, default=32, help="drawn for each held-out text")
     parser.add_argument("--demo", type=Path, help="a folder that `embedpipe demo` made: compare on its embeddings")
     parser.add_argument("--cores", type=int, default=2)
@@ -87,15 +87,17 @@ def _synthetic(options: argparse.Namespace) -> str:
         task = mixture.make(options.n + 2 * options.held_out, options.dim, seed)
         train_rows, fit_rows = task.rows(0, options.n), task.rows(options.n, options.n + options.held_out)
         held_out = task.rows(options.n + options.held_out, len(task.text))
+        closed = {"ridge": Ridge(), "mean": MeanImage()}
         begun = time.perf_counter()
         prior = trained(train_rows, options.steps, seed)
         seconds.append(time.perf_counter() - begun)
         samples = {
             "diffusion": lambda rows, prior=prior, seed=seed: drawn(prior, rows.text, options.samples, seed),
-            "ridge": lambda rows, fitted=Ridge().fit(train_rows.text, train_rows.image): one(fitted, rows.text),
-            "mean": lambda rows, fitted=MeanImage().fit(train_rows.text, train_rows.image): one(fitted, rows.text),
             "the truth": lambda rows, seed=seed: _truth(rows, options.samples, seed),
         }
+        for name, fitted in closed.items():
+            fitted.fit(train_rows.text, train_rows.image)
+            samples[name] = lambda rows, fitted=fitted: one(fitted, rows.text)
         for name, sample in samples.items():
             found.setdefault(name, []).append(judged(sample(held_out), held_out, sample(fit_rows), fit_rows))
     rows = [(name, *_cells(each)) for name, each in found.items()]
@@ -105,7 +107,8 @@ def _synthetic(options: argparse.Namespace) -> str:
             "## A task whose answer is known",
             f"Each text has three image modes with chances {mixture.CHANCES} (`benchmarks/mixture.py`). {options.n:,} "
             f"training pairs of {options.dim} dimensions, {options.held_out} held-out ones, {options.seeds} seeds; "
-            f"{options.steps:,} steps, {statistics.mean(seconds):.0f} s each. Mean over the seeds ± their standard deviation.",
+            f"{options.steps:,} steps, {statistics.mean(seconds):.0f} s each. Mean over the seeds ± their standard "
+            "deviation.",
             report.table(head, rows),
             f"Right mode: share of the samples that lie (cosine above {_CLOSE}) on the mode the true image was drawn "
             f"from; the truth's own samples, {sum(c * c for c in mixture.CHANCES):.2f} of them, are the most there is. "
@@ -155,10 +158,9 @@ def _truth(rows: Mixture, count: int, seed: int) -> Tensor:
     """Samples of the task itself."""
     draws = torch.Generator().manual_seed(seed + 1000)
     modes = torch.multinomial(torch.tensor(mixture.CHANCES), len(rows.text) * count, replacement=True, generator=draws)
+    noise = mixture.NOISE / rows.image.shape[1] ** 0.5
     picked = rows.modes[torch.arange(len(rows.text))[:, None], modes.view(-1, count)]
-    return F.normalize(
-        picked + mixture.NOISE * torch.randn(picked.shape, generator=draws) / picked.shape[2] ** 0.5, dim=2
-    )
+    return F.normalize(picked + noise * torch.randn(picked.shape, generator=draws), dim=2)
 
 
 def judged(samples: Tensor, rows: Mixture, fit_samples: Tensor, fit_rows: Mixture) -> Found:
