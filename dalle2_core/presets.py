@@ -9,8 +9,9 @@ from typing import Any
 from dalle2_core.baselines import MeanImage, Ridge, RidgeConfig
 from dalle2_core.keywords import chosen
 from dalle2_core.networks.causal import PriorNetworkConfig
-from dalle2_core.prior import DiffusionPrior, PriorConfig
+from dalle2_core.prior import DiffusionPrior
 from dalle2_core.prior_base import Prior
+from dalle2_core.prior_config import PriorConfig
 from dalle2_core.priors import PRIORS
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig

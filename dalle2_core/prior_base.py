@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dalle2_core.draws import Draws
 
@@ -53,3 +56,22 @@ class Prior(nn.Module):
     @abstractmethod
     def load(cls: type[P], folder: Path | str, device: torch.device | str = "cpu") -> P:
         """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
+
+
+def nearest(text_embed: Tensor, candidates: Tensor) -> Tensor:
+    """Of n candidates for each text, [b * n, d], the one whose direction is nearest to the text embedding: [b, d]."""
+    candidates = candidates.view(len(text_embed), -1, text_embed.shape[1])
+    likeness = (F.normalize(candidates, dim=-1) * text_embed[:, None]).sum(dim=-1)
+    best = likeness.argmax(dim=1)[:, None, None].expand(-1, 1, text_embed.shape[1])
+    return candidates.gather(1, best).squeeze(1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout inside; the mode is as before afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

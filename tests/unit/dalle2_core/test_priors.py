@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.presets import PriorRecipe
-from dalle2_core.prior import PriorConfig
+from dalle2_core.prior_config import PriorConfig
 from dalle2_core.priors import PRIORS, load_prior
 from dalle2_core.types import PriorBatch, Trainable
 
