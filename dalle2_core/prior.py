@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from dalle2_core.denoiser import Denoiser
 from dalle2_core.draws import Draws, coin, integers, normal, uniform
-from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.errors import ConfigError
 from dalle2_core.guidance import guided
 from dalle2_core.keywords import chosen, from_keywords
 from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
 from dalle2_core.parameterization import PARAMETERIZATIONS
-from dalle2_core.prior_base import Prior, evaluating, nearest
+from dalle2_core.prior_base import Prior, check_candidates, check_guidance, check_width, evaluating, nearest
 from dalle2_core.prior_config import PriorConfig, published
 from dalle2_core.samplers import SAMPLERS, timesteps_for
 from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
@@ -203,17 +203,9 @@ class DiffusionPrior(Prior):
         if not text_embed.is_floating_point():
             embedded = self._towers("text").embed_text(text_embed)
             text_embed, text_encodings, text_mask = embedded.text_embed, embedded.text_encodings, embedded.text_mask
-        if text_embed.ndim != 2 or text_embed.shape[1] != self.image_embed_dim:
-            raise ShapeError(
-                f"text_embed is {tuple(text_embed.shape)}; this prior takes [b, {self.image_embed_dim}]. "
-                "Is it from the encoder that the prior was trained with?"
-            )
-        if num_samples_per_batch < 1:
-            raise ConfigError(f"num_samples_per_batch is {num_samples_per_batch}; it must be 1 or more")
-        if cond_scale != 1.0 and self.config.cond_drop_prob == 0:
-            raise ConfigError(
-                f"cond_scale {cond_scale} needs a prior trained with cond_drop_prob above 0; this one was not"
-            )
+        check_width(text_embed, self.image_embed_dim)
+        check_candidates(num_samples_per_batch)
+        check_guidance(cond_scale, self.config.cond_drop_prob)
         take = chosen(SAMPLERS, sampler or self.config.sampler, "sampler")
         asked = steps if timesteps is None else timesteps
         asked = asked if asked is not None else self.config.sample_timesteps or self.config.timesteps

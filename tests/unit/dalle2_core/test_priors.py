@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dalle2_core.autoregressive import AutoregressiveConfig
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.presets import PriorRecipe
@@ -16,6 +17,7 @@ from dalle2_core.types import PriorBatch, Trainable
 SMALL = {
     "network": PriorNetworkConfig(depth=2, heads=2, dim_head=8),
     "diffusion": PriorConfig(timesteps=10, sample_timesteps=4),
+    "autoregressive": AutoregressiveConfig(codes=6, buckets=8),
 }
 
 
