@@ -18,7 +18,7 @@ from dalle2_core.draws import Draws
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import read_tensors
 from dalle2_core.keywords import from_keywords
-from dalle2_core.prior_base import Prior
+from dalle2_core.prior_base import Prior, check_width
 from dalle2_core.saved import read_settings, settings_of, write_model
 
 C = TypeVar("C", bound="ClosedForm")
@@ -124,7 +124,7 @@ class MeanImage(ClosedForm):
         self.mean = image.mean(dim=0)
 
     def _predict(self, text: Tensor) -> Tensor:
-        _check_width(text, len(self.mean))
+        check_width(text, len(self.mean))
         return self.mean.expand(len(text), -1).clone()
 
 
@@ -179,7 +179,7 @@ class Ridge(ClosedForm):
         self.chosen = torch.tensor(penalty, dtype=torch.float64)
 
     def _predict(self, text: Tensor) -> Tensor:
-        _check_width(text, len(self.weight))
+        check_width(text, len(self.weight))
         return text @ self.weight + self.intercept
 
     def _choose(self, x: Tensor, y: Tensor) -> float:
@@ -209,14 +209,6 @@ def _solve(x: Tensor, y: Tensor, penalties: list[float]) -> list[tuple[Tensor, T
         weight = vectors @ (inverse[:, None] * projected)
         solutions.append((weight, y_mean - x_mean @ weight))
     return solutions
-
-
-def _check_width(text: Tensor, width: int) -> None:
-    if text.ndim != 2 or text.shape[1] != width:
-        raise ShapeError(
-            f"text_embed is {tuple(text.shape)}; this prior takes [b, {width}]. "
-            "Is it from the encoder that the prior was fitted with?"
-        )
 
 
 # What `evaluate` sets beside any prior.

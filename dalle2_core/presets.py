@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dalle2_core.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from dalle2_core.baselines import MeanImage, Ridge, RidgeConfig
+from dalle2_core.contrastive import ContrastiveConfig, ContrastivePrior
 from dalle2_core.keywords import chosen
 from dalle2_core.networks.causal import PriorNetworkConfig
-from dalle2_core.prior import DiffusionPrior, PriorConfig
+from dalle2_core.prior import DiffusionPrior
 from dalle2_core.prior_base import Prior
+from dalle2_core.prior_config import PriorConfig
 from dalle2_core.priors import PRIORS
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig
@@ -20,7 +23,8 @@ from dalle2_core.training.optim import OptimConfig
 class PriorRecipe:
     """Everything a prior's training is told, besides the data.
 
-    prior: which one, a name in `dalle2_core.priors.PRIORS`. network, diffusion, ridge: read by the priors they are for.
+    prior: which one, a name in `dalle2_core.priors.PRIORS`. network: of all but ridge and mean.
+    diffusion, autoregressive, contrastive, ridge: read by the prior of that name.
     text_tokens: the prior also reads the states of the captions' tokens, which must be as wide as `network.dim`.
     """
 
@@ -30,6 +34,8 @@ class PriorRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     text_tokens: bool = False
     prior: str = "diffusion"
+    autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
@@ -42,6 +48,10 @@ class PriorRecipe:
 
 _BUILDERS: dict[str, Callable[[PriorRecipe, int], Prior]] = {
     "diffusion": lambda recipe, dim: DiffusionPrior.from_configs(recipe.network.for_embeddings(dim), recipe.diffusion),
+    "autoregressive": lambda recipe, dim: AutoregressivePrior(
+        recipe.network.for_embeddings(dim), recipe.autoregressive
+    ),
+    "contrastive": lambda recipe, dim: ContrastivePrior(recipe.network.for_embeddings(dim), recipe.contrastive),
     "ridge": lambda recipe, dim: Ridge(recipe.ridge.penalty, recipe.ridge.seed),
     "mean": lambda recipe, dim: MeanImage(),
 }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dalle2_core.draws import Draws
+from dalle2_core.errors import ConfigError, ShapeError
 
 P = TypeVar("P", bound="Prior")
 
@@ -53,3 +57,45 @@ class Prior(nn.Module):
     @abstractmethod
     def load(cls: type[P], folder: Path | str, device: torch.device | str = "cpu") -> P:
         """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
+
+
+def check_width(text_embed: Tensor, width: int) -> None:
+    """Raises ShapeError unless the texts are [b, width]."""
+    if text_embed.ndim != 2 or text_embed.shape[1] != width:
+        raise ShapeError(
+            f"text_embed is {tuple(text_embed.shape)}; this prior takes [b, {width}]. "
+            "Is it from the encoder that the prior was made for?"
+        )
+
+
+def check_guidance(cond_scale: float, cond_drop_prob: float) -> None:
+    """Raises ConfigError where guidance is asked of a prior that was always told the text."""
+    if cond_scale != 1.0 and cond_drop_prob == 0:
+        raise ConfigError(
+            f"cond_scale {cond_scale} needs a prior trained with cond_drop_prob above 0; this one was not"
+        )
+
+
+def check_candidates(num_samples_per_batch: int) -> None:
+    """Raises ConfigError below one."""
+    if num_samples_per_batch < 1:
+        raise ConfigError(f"num_samples_per_batch is {num_samples_per_batch}; it must be 1 or more")
+
+
+def nearest(text_embed: Tensor, candidates: Tensor) -> Tensor:
+    """Of n candidates for each text, [b * n, d], the one whose direction is nearest to the text embedding: [b, d]."""
+    candidates = candidates.view(len(text_embed), -1, text_embed.shape[1])
+    likeness = (F.normalize(candidates, dim=-1) * text_embed[:, None]).sum(dim=-1)
+    best = likeness.argmax(dim=1)[:, None, None].expand(-1, 1, text_embed.shape[1])
+    return candidates.gather(1, best).squeeze(1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout inside; the mode is as before afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from dalle2_core.autoregressive import AutoregressivePrior
 from dalle2_core.baselines import MeanImage, Ridge
+from dalle2_core.contrastive import ContrastivePrior
 from dalle2_core.errors import CheckpointError
 from dalle2_core.prior import DiffusionPrior
 from dalle2_core.prior_base import Prior
@@ -14,6 +16,8 @@ from dalle2_core.saved import read_kind
 
 PRIORS: dict[str, type[Prior]] = {
     "diffusion": DiffusionPrior,
+    "autoregressive": AutoregressivePrior,
+    "contrastive": ContrastivePrior,
     "ridge": Ridge,
     "mean": MeanImage,
 }

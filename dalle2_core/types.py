@@ -115,6 +115,21 @@ class TextCondition:
     mask: Tensor | None = None
     keep: Tensor | None = None
 
+    @classmethod
+    def of(cls, embed: Tensor, tokens: Tensor | None, mask: Tensor | None, keep: Tensor | None = None) -> TextCondition:
+        """Without a mask, tokens that are all zero count as padding, as DALLE2-pytorch stores it."""
+        if tokens is not None and mask is None:
+            mask = (tokens != 0).any(dim=-1)
+        return cls(embed, tokens, mask, keep)
+
+    def trimmed(self) -> TextCondition:
+        """Without the places at the end where no row has a token."""
+        if self.tokens is None or self.mask is None:
+            return self
+        used = self.mask.any(dim=0).nonzero()
+        length = int(used[-1]) + 1 if len(used) else 0
+        return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length])
+
     def unconditional(self) -> TextCondition:
         """The same rows with the text dropped."""
         return replace(self, keep=torch.zeros(len(self.embed), dtype=torch.bool, device=self.embed.device))
@@ -138,6 +153,38 @@ class TextCondition:
         return TextCondition(
             self.embed.repeat_interleave(times, dim=0), repeat(self.tokens), repeat(self.mask), repeat(self.keep)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedText:
+    """What a text tower makes of b texts.
+
+    text_embed: [b, d], L2-normalised. text_encodings: [b, l, w] last hidden states, zero at padding.
+    text_mask: [b, l] bool, True at real tokens.
+    """
+
+    text_embed: Tensor
+    text_encodings: Tensor
+    text_mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImage:
+    """What an image tower makes of b images. image_embed: [b, d], L2-normalised."""
+
+    image_embed: Tensor
+
+
+class Towers(Protocol):
+    """A CLIP as a prior sees it. Frozen: nothing here takes a gradient."""
+
+    def embed_text(self, text: Tensor) -> EmbeddedText:
+        """text: [b, l] integer tokens."""
+        ...
+
+    def embed_image(self, image: Tensor) -> EmbeddedImage:
+        """image: [b, 3, h, w], float in [0, 1] or uint8."""
+        ...
 
 
 def _true_where_none(mask: Tensor | None, like: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from dalle2_core.keywords import chosen
 from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.networks.layers import Rotary
 from dalle2_core.parameterization import PARAMETERIZATIONS
-from dalle2_core.prior import DiffusionPrior, PriorConfig
+from dalle2_core.prior import DiffusionPrior
+from dalle2_core.prior_config import PriorConfig
 from dalle2_core.schedules import SCHEDULES, NoiseSchedule
 
 _BODY = "causal_transformer"

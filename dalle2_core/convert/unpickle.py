@@ -18,11 +18,14 @@ from dalle2_core.errors import CheckpointError
 class Inert:
     """Stands for an object whose class is never loaded; keeps what it was made from."""
 
+    made_from: tuple[Any, ...]
+    state: Any
+
     def __new__(cls, *args: Any, **keywords: Any) -> Inert:
-        """Takes anything."""
+        """Takes anything. The unpickler does not call __init__."""
         self = super().__new__(cls)
         self.made_from = args
-        self.state: Any = None
+        self.state = None
         return self
 
     def __init__(self, *args: Any, **keywords: Any) -> None: ...

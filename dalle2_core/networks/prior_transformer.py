@@ -58,7 +58,8 @@ class DiffusionPriorNetwork(TextConditioned):
                 f"this prior takes [b, {self.embed_dim}]"
             )
         tokens = self.text(text).then(self._changing(image_embed, time, self_cond))
-        return self.causal_transformer(tokens).squeeze(1)
+        out: Tensor = self.causal_transformer(tokens)
+        return out.squeeze(1)
 
     def _changing(self, image_embed: Tensor, time: Tensor, self_cond: Tensor | None) -> Tensor:
         """The tokens that differ from step to step: time, image, (self-condition), query."""

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dalle2_core.autoregressive import AutoregressiveConfig
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.presets import PriorRecipe
-from dalle2_core.prior import PriorConfig
+from dalle2_core.prior_config import PriorConfig
 from dalle2_core.priors import PRIORS, load_prior
 from dalle2_core.types import PriorBatch, Trainable
 
 SMALL = {
     "network": PriorNetworkConfig(depth=2, heads=2, dim_head=8),
     "diffusion": PriorConfig(timesteps=10, sample_timesteps=4),
+    "autoregressive": AutoregressiveConfig(codes=6, buckets=8),
 }
 
 
