@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32, help="drawn for each held-out text")
     parser.add_argument("--demo", type=Path, help="a folder that `embedpipe demo` made: compare on its embeddings")
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--priors", nargs="+", default=["diffusion", "contrastive", "ridge", "mean"])
     parser.add_argument("--results", type=Path, default=report.RESULTS)
     return parser.parse_args()
 
@@ -204,14 +204,13 @@ def _demo(options: argparse.Namespace) -> str:
     from embedpipe_cli.wiring import SplitConfig, default_device, train_prior
 
     from dalle2_core.presets import prior_preset
-    from dalle2_core.priors import PRIORS
 
     emb = str(options.demo / "emb")
     scores: dict[str, dict[str, list[Mapping[str, float]]]] = {"valid": {}, "unseen": {}}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
             runs = []
-            for name in PRIORS:
+            for name in options.priors:
                 out = f"{folder}/{seed}/{name}"
                 recipe = prior_preset("tiny")
                 recipe = dataclasses.replace(recipe, prior=name, train=dataclasses.replace(recipe.train, seed=seed))

@@ -7,14 +7,15 @@ import torch
 
 from dalle2_core import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
 from dalle2_core.errors import CheckpointError, ConfigError, NonFiniteLoss, ShapeError
+from dalle2_core.types import EmbeddedImage, EmbeddedText
 
-# DALLE2-pytorch's README, "Training the Diffusion Prior": sizes and device brought down, CLIP's work done before.
+# DALLE2-pytorch's README, the script of the prior's trainer: the import line is changed, sizes and device brought down.
 README = """
 import torch
 from dalle2_core import DiffusionPriorNetwork, DiffusionPrior, DiffusionPriorTrainer
 
-text_embeds = torch.randn(12, 32)
-image_embeds = torch.randn(12, 32)
+text = torch.randint(0, 49408, (12, 7))
+images = torch.randn(12, 3, 8, 8)
 
 prior_network = DiffusionPriorNetwork(
     dim = 32,
@@ -25,7 +26,7 @@ prior_network = DiffusionPriorNetwork(
 
 diffusion_prior = DiffusionPrior(
     net = prior_network,
-    image_embed_dim = 32,
+    clip = clip,
     timesteps = 10,
     cond_drop_prob = 0.2
 )
@@ -39,15 +40,35 @@ diffusion_prior_trainer = DiffusionPriorTrainer(
     ema_update_every = 10,
 )
 
-loss = diffusion_prior_trainer(text_embed = text_embeds, image_embed = image_embeds, max_batch_size = 4)
-diffusion_prior_trainer.update()
+loss = diffusion_prior_trainer(text, images, max_batch_size = 4)
+diffusion_prior_trainer.update()  # this will update the optimizer as well as the exponential moving averaged diffusion prior
 
-image_embeds = diffusion_prior_trainer.sample(text_embeds, max_batch_size = 4)
-"""
+# after much of the above three lines in a loop
+# you can sample from the exponential moving average of the diffusion prior identically to how you do so for DiffusionPrior
+
+image_embeds = diffusion_prior_trainer.sample(text, max_batch_size = 4) # (512, 512) - exponential moving averaged image embeddings
+"""  # noqa: E501
+
+
+class Clip:
+    """Two towers of one matrix each: what a prior asks of a CLIP."""
+
+    def __init__(self):
+        draws = torch.Generator().manual_seed(0)
+        self.words = torch.randn(49408, 32, generator=draws)
+        self.pixels = torch.randn(3 * 8 * 8, 32, generator=draws)
+
+    def embed_text(self, text):
+        states = self.words[text]
+        mean = torch.nn.functional.normalize(states.mean(dim=1), dim=1)
+        return EmbeddedText(mean, states, torch.ones(text.shape, dtype=torch.bool))
+
+    def embed_image(self, image):
+        return EmbeddedImage(torch.nn.functional.normalize(image.flatten(1) @ self.pixels, dim=1))
 
 
 def test_the_readmes_script_runs():
-    there = {}
+    there = {"clip": Clip()}
     exec(README, there)
     assert there["loss"] > 0
     assert there["image_embeds"].shape == (12, 32)

@@ -337,8 +337,9 @@ def test_a_full_disk_is_one_clear_error_and_spares_the_checkpoint(tmp_path):
     try:
         with pytest.raises(CheckpointError, match=r"step-000000010: could not be written .*earlier checkpoints are"):
             go(tmp_path, config=replace(CONFIG, log_every=100), on_step=fill, evaluate=None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl: could not be written .*checkpoints are intact"):
-            go(tmp_path / "log", on_step=fill, evaluate=None)
+            go(tmp_path / "log", config=replace(CONFIG, save_every=100), on_step=fill, evaluate=None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert steps(tmp_path) == [5]
