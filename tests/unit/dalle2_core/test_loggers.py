@@ -7,7 +7,7 @@ import pytest
 from dalle2_core.errors import ConfigError
 from dalle2_core.training import TrainConfig
 from dalle2_core.training.config import Run
-from dalle2_core.training.log import Logs
+from dalle2_core.training.log import open_logs
 from dalle2_core.training.loggers import LOGGERS
 
 STEPS = {"train": 4, "valid": 0, "online": 0}
@@ -34,12 +34,12 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Run(tmp_path)
-    logs = Logs(run, ("tensorboard",), {"train": 0, "valid": 0, "online": 0})
+    logs = open_logs(run, ("tensorboard",), {"train": 0, "valid": 0, "online": 0})
     for step in (2, 4, 6):
         logs.write("train", step, step * 8, {"loss": 1 / step})
     logs.close()
     # Killed after step 6, resumed from the checkpoint of step 4: 6 comes again.
-    resumed = Logs(run, ("tensorboard",), STEPS)
+    resumed = open_logs(run, ("tensorboard",), STEPS)
     resumed.write("train", 6, 48, {"loss": 9.0})
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))

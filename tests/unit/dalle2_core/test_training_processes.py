@@ -88,6 +88,13 @@ def test_a_batch_taken_in_parts_trains_as_the_whole(tmp_path, alone, parts):
     assert_near(final(tmp_path), final(alone))
 
 
+def test_bfloat16_trains_alike_and_keeps_float32_weights(tmp_path, alone):
+    go(tmp_path, replace(CONFIG, precision="bfloat16"))
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.05)
+    assert losses(tmp_path) != losses(alone)
+    assert all(tensor.dtype == torch.float32 for part in final(tmp_path).values() for tensor in part.values())
+
+
 def test_parts_may_change_in_the_middle_of_a_run(tmp_path, alone):
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path, replace(CONFIG, accumulate=3), on_step=_interrupt_at(5))
