@@ -28,6 +28,8 @@ COMMANDS = (
     "index",
     "search",
     "dedup",
+    "filter",
+    "export",
     "train-clip",
     "train-prior",
     "evaluate",

@@ -194,7 +194,10 @@ def unwritable(location: str, problem: OSError) -> OutputUnwritable:
             f"{location}: no space left on the device",
             "What is committed is whole. Free some space and run the same command again",
         )
-    return OutputUnwritable(f"{location}: cannot write: {problem.strerror or problem}")
+    return OutputUnwritable(
+        f"{location}: cannot write: {problem.strerror or problem}",
+        "Give another output folder, or make this one writable",
+    )
 
 
 @contextlib.contextmanager

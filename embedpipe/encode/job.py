@@ -234,6 +234,8 @@ def _plan(out: str, before: RunCard | None, config: EncodeConfig, reader: Reader
         raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
     if config.overwrite:
         return grow((), reader.shards(()))
+    if made_by := before.options.get("selection", {}).get("made_by"):
+        raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", _OTHER_RUN)
     manifest.refuse_difference(out, before.options, config.shaping(), "set of options", _OTHER_RUN)
     change = grow(before.plan, reader.shards(before.plan))
     committed = set(manifest.committed_numbers(out))
