@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import distributed, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented there
 
 from dalle2_core.errors import ConfigError
 
@@ -109,6 +110,6 @@ def _join_again(device: torch.device | str | None) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=hosts)
-    again = distributed.PrefixStore(f"attempt-{attempt}", store)
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=hosts)
+    again = PrefixStore(f"attempt-{attempt}", store)
     distributed.init_process_group("nccl" if on_gpu else "gloo", store=again, rank=rank, world_size=world)
