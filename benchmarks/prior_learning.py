@@ -114,7 +114,9 @@ def _synthetic(options: argparse.Namespace) -> str:
             f"from; the truth's own samples, {sum(c * c for c in mixture.CHANCES):.2f} of them, are the most there is. "
             "Log-likelihood of the true image, nats per dimension, under kernels around the predictor's "
             f"{options.samples} samples (one for those that draw nothing), their width fitted on other rows. Recall: "
-            "the true image is among the k most likely of the held-out ones. Cosine of one prediction to the true "
+            "the true image is among the k most likely of the held-out ones. The truth's samples carry its noise, "
+            "which kernels add to once more: a prior whose samples carry less can stand above it. Cosine of one "
+            "prediction to the true "
             "image: it rewards what lies between the modes, which is why it decides nothing.",
         ]
     )
