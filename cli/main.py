@@ -33,6 +33,8 @@ COMMANDS = (
     "train-clip",
     "train-prior",
     "evaluate",
+    "sample-prior",
+    "convert",
     "models",
     "doctor",
 )

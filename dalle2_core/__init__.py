@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
     from dalle2_core.prior import DiffusionPrior
+    from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.types import PriorBatch
 
-__all__ = ["DiffusionPrior", "DiffusionPriorNetwork", "PriorBatch"]
+__all__ = ["DiffusionPrior", "DiffusionPriorNetwork", "DiffusionPriorTrainer", "PriorBatch"]
 
 _HOMES = {
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
+    "DiffusionPriorTrainer": "dalle2_core.training.trainer",
     "PriorBatch": "dalle2_core.types",
 }
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dalle2_core.draws import Draws, normal
 from dalle2_core.errors import ConfigError
 from dalle2_core.schedules import NoiseSchedule
 
@@ -27,7 +28,7 @@ class Sampler(Protocol):
         schedule: NoiseSchedule,
         x_T: Tensor,
         timesteps: Tensor,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> Tensor: ...
 
 
@@ -45,7 +46,7 @@ def ddpm(
     schedule: NoiseSchedule,
     x_T: Tensor,
     timesteps: Tensor,
-    generator: torch.Generator | None,
+    generator: Draws,
 ) -> Tensor:
     """Ancestral sampling: draw x_s from q(x_s | x_t, x0), s < t. Ho et al. 2006.11239, equations 6 and 7.
 
@@ -68,25 +69,56 @@ def ddim(
     schedule: NoiseSchedule,
     x_T: Tensor,
     timesteps: Tensor,
-    generator: torch.Generator | None,
+    generator: Draws,
     *,
     eta: float = 0.0,
 ) -> Tensor:
-    """Song et al. 2010.02502, equations 12 and 16. eta 0 draws nothing after x_T; eta 1 is ddpm."""
+    """Song et al. 2010.02502, equations 12 and 16. eta 0 draws nothing after x_T; eta 1 is ddpm.
+
+    On the "flow" schedule, eta 0 is Euler's method along the straight paths.
+    """
     x, x0 = x_T, None
     for t, s in _pairs(timesteps):
         x0 = denoise(x, t.expand(len(x)), x0)
         alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
         alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
         noise = (x - alpha_t * x0) / sigma_t
-        fresh = eta * (sigma_s / sigma_t) * (1.0 - (alpha_t / alpha_s) ** 2).clamp(min=0.0).sqrt()
+        fresh = eta * (sigma_s / sigma_t) * (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0.0).sqrt()
         x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0.0).sqrt() * noise
         if eta > 0.0:
             x = x + fresh * _noise(x, generator)
     return x
 
 
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim}
+def dpm_solver(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    timesteps: Tensor,
+    generator: Draws,
+) -> Tensor:
+    """DPM-Solver++(2M): second order from the estimates of two steps. Lu et al. 2211.01095, algorithm 2.
+
+    The first step, and the last one to the clean data, are of first order: the logarithm of the signal-to-noise ratio
+    is infinite there. Draws nothing after x_T.
+    """
+    x = x_T
+    x0: Tensor | None = None
+    h_before: Tensor | None = None
+    for step, (t, s) in enumerate(_pairs(timesteps), start=1):
+        before, x0 = x0, denoise(x, t.expand(len(x)), x0)
+        alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
+        # How far the step goes, in half the logarithm of the signal-to-noise ratio.
+        h = torch.log(alpha_s / sigma_s) - torch.log(schedule.alpha(t) / sigma_t)
+        estimate = x0
+        if before is not None and h_before is not None and step < len(timesteps):
+            estimate = x0 + h / (2 * h_before) * (x0 - before)
+        x = sigma_s / sigma_t * x - alpha_s * torch.expm1(-h) * estimate
+        h_before = h
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}
 
 
 def _pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,5 +127,5 @@ def _pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(timesteps, torch.cat((timesteps[1:], clean)), strict=True)
 
 
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+def _noise(like: Tensor, generator: Draws) -> Tensor:
+    return normal(like.shape, generator, like.device, like.dtype)

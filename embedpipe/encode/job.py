@@ -327,19 +327,12 @@ def _committed(out: str, run: RunCard, vanished: Sequence[int]) -> tuple[dict[in
                 f"{out}: shard {number} was made by another encoder than embedpipe.json says", "Run `embedpipe verify`"
             )
         # What is damaged and cannot be made again is better than nothing; `embedpipe verify` tells of it.
-        if number in vanished or all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files):
+        if number in vanished or all(files.has_size(files.join(out, it.path), it.bytes) for it in entry.files):
             committed[number] = entry
         else:
             manifest.retract(out, number, run.shard_digits)
             bad.append(entry.source.name)
     return committed, tuple(bad)
-
-
-def _has_size(location: str, size: int) -> bool:
-    try:
-        return files.stat(location).bytes == size
-    except InputError:
-        return False
 
 
 def _devices(config: EncodeConfig) -> list[str]:

@@ -28,7 +28,7 @@ def query_encoder(
     """
     from ..encode import EncoderConfig, load_encoder
 
-    card = dataset.card
+    card = dataset.card.of_encoder()
     config = EncoderConfig(
         model=model or card.model,
         pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import (
     dedup_demo,
@@ -168,3 +169,21 @@ def test_planted_copies_are_judged_by_what_they_go_back_to(photo_folder, tmp_pat
     )
     assert (done.dropped, done.right, done.recall) == (4, 3, 0.5)
     assert done.found == {"re-encoded": (1, 1), "resized": (1, 1), "cropped": (0, 1), "all three": (0, 1)}
+
+
+def test_prior_learning_at_toy_size(monkeypatch, tmp_path):
+    from benchmarks import mixture, prior_learning
+
+    task = mixture.make(50, 16, seed=0)
+    assert task.text.norm(dim=1).allclose(torch.ones(50))
+    likeness = (task.image[:, None] * task.modes).sum(dim=2)
+    assert (likeness.argmax(dim=1) == task.drawn).float().mean() > 0.9
+    monkeypatch.setattr(measure, "use_cores", lambda count: [0])
+    options = ["--seeds", "1", "--n", "400", "--held-out", "40", "--steps", "3", "--samples", "4", "--dim", "16"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options, "--results", str(tmp_path)])
+    prior_learning.main()
+    text = next(tmp_path.glob("prior_learning_*.md")).read_text()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("| ")}
+    assert {"diffusion", "ridge", "mean", "the truth"} <= set(rows)
+    assert float(rows["the truth"][2].split()[0]) > 0.25
+    assert float(rows["the truth"][3].split()[0]) > 0.95
