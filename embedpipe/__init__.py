@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .fetch import FetchConfig
     from .index import build_index, query_encoder, search
     from .info import describe
-    from .load import EmbeddingDataset, EmbeddingLoader
+    from .load import EmbeddingDataset, EmbeddingLoader, Foreign
     from .subset import read_subset, write_subset
 
 _HOMES = {
@@ -35,6 +35,7 @@ _HOMES = {
     "EncoderConfig": "encode.base",
     "FetchConfig": "fetch",
     "FilterConfig": "curate",
+    "Foreign": "load",
     "StageConfig": "encode.pictures",
     "build_index": "index",
     "dedup": "curate",
@@ -56,6 +57,7 @@ __all__ = [
     "EncoderConfig",
     "FetchConfig",
     "FilterConfig",
+    "Foreign",
     "StageConfig",
     "build_index",
     "dedup",

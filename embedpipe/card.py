@@ -25,6 +25,9 @@ class PreprocessSpec:
     fill_color: int
 
 
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderCard:
     """Model, weights, preprocessing and number format of an embedding data set.
@@ -45,6 +48,11 @@ class EncoderCard:
     tokenizer: str
     context_length: int
 
+    @property
+    def known(self) -> bool:
+        """Whether it is known what made the numbers: False for data sets that others wrote, see `unknown_card`."""
+        return not self.weights_sha256.startswith(UNKNOWN)
+
     def fingerprint(self) -> str:
         """Hex sha256 over everything that decides the numbers."""
         facts = self.facts()
@@ -55,3 +63,24 @@ class EncoderCard:
         facts = dataclasses.asdict(self)
         del facts["model"], facts["pretrained"]
         return facts
+
+
+def unknown_card(dim: int, dtype: str, normalised: bool, identity: str, model: str = UNKNOWN) -> EncoderCard:
+    """The card of embeddings whose encoder left no record. `identity`: equal for what may be taken as of one encoder.
+
+    `model` is what somebody says of them; nothing depends on it.
+    """
+    no_preprocess = PreprocessSpec((0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), UNKNOWN, UNKNOWN, 0)
+    return EncoderCard(
+        model=model,
+        pretrained="",
+        weights_sha256=f"{UNKNOWN}: {identity}",
+        dim=dim,
+        dtype=dtype,
+        normalised=normalised,
+        precision=UNKNOWN,
+        decode=UNKNOWN,
+        preprocess=no_preprocess,
+        tokenizer=UNKNOWN,
+        context_length=0,
+    )

@@ -49,11 +49,13 @@ def data_digest(dataset: EmbeddingDataset) -> str:
 def build_index(path: str, modality: str = "image", listen: Listener = silent) -> IndexCard:
     """Build the exact (Flat, inner product) index of one modality of the data set `path`, beside its shards.
 
-    An index that is up to date is left as it is. Raises DatasetError for an empty data set or one without `modality`.
+    An index that is up to date is left as it is. Raises DatasetError for an empty data set, one without `modality`, or
+    with rows that are not of norm 1.
     """
     dataset = EmbeddingDataset(path)
     dataset.require_rows()
     dataset.require(modality)
+    dataset.require_normalised(modality)
     index_path, card_path = index_paths(path, modality)
     current = read_card(path, modality)
     if current is not None and current.data == data_digest(dataset) and files.exists(index_path):
