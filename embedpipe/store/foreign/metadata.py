@@ -99,7 +99,9 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, what: str) -> pa.ChunkedAr
         return column
     if pa.types.is_floating(column.type) and pa.types.is_integer(kind):
         column = pc.if_else(pc.is_finite(column), column, None)  # pandas has no other way to say "not known"
-    plain = pa.types.is_primitive(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    plain = (
+        pa.types.is_primitive(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    )
     if pa.types.is_string(kind) and not plain:
         return pa.chunked_array([[_json(value) for value in column.to_pylist()]], kind)
     try:

@@ -107,9 +107,9 @@ def test_commands_work_on_it(written, tmp_path, embedpipe):
 
 def test_chosen_rows_of_it_become_a_data_set_of_ours(written, tmp_path):
     _, root, arrays, _ = written
-    report = filter(root, str(tmp_path / "chosen"), FilterConfig(where=("src_index < 2",), materialise="data"))
+    report = filter(root, str(tmp_path / "chosen"), FilterConfig(where=("src_index < 2",), materialise=True))
     assert report.kept == 6
-    ours, theirs = EmbeddingDataset(str(tmp_path / "chosen" / "data")), EmbeddingDataset(root)
+    ours, theirs = EmbeddingDataset(str(tmp_path / "chosen")), EmbeddingDataset(root)
     rows = np.flatnonzero(np.array(theirs.metadata["src_index"][:]) < 2)
     assert ours.run.format == "embedpipe/embeddings"
     assert np.array_equal(ours.image[:], arrays["image"][rows])
