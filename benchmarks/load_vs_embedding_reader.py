@@ -1,7 +1,7 @@
 """How fast are embeddings read and written: beside embedding-reader, and beside a bare loop of `readinto`?
 
 Rows of made-up float16 embeddings in .npy shards, all in the page cache. Each way of reading them is a process of its
-own that reads all of them once; ways take turns. Time and CPU are those of opening and reading, imports left out; memory
+own that reads all of them once; ways take turns. Time and CPU are those of opening and reading, without imports; memory
 is the peak of the whole process.
 
     python -m benchmarks.load_vs_embedding_reader
@@ -162,7 +162,7 @@ class Read:
 
 
 def time_one(name: str, root: str, target: str) -> None:
-    """In a process of its own: read (or write) everything, and print what it took, opening and the first read included."""
+    """In a process of its own: read (or write) everything, and print what it took, opening included."""
     import embedding_reader  # noqa: F401  # imports are not what is measured
 
     import embedpipe.load  # noqa: F401

@@ -92,7 +92,8 @@ def _one_side(root: str, how: Foreign) -> tuple[str | None, str | None]:
 def _tables(root: str, how: Foreign, names: Iterable[str], pattern: re.Pattern[str] | None) -> list[str]:
     """Paths of the tables, absolute where their folder is not below `root`."""
     if how.metadata is not None and not any(name.startswith(f"{how.metadata.rstrip('/')}/") for name in names):
-        folder = how.metadata if "://" in how.metadata else files.absolute(how.metadata)
+        elsewhere = "://" in how.metadata or how.metadata.startswith("/")
+        folder = how.metadata if elsewhere else files.join(root, how.metadata)
         found = [files.join(folder, name) for name in files.walk(folder) if name.endswith(".parquet")]
         if not found:
             raise DatasetError(f"{root}: no .parquet files in the metadata folder {how.metadata}", "Check the path")

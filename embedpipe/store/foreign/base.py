@@ -23,7 +23,7 @@ class Foreign:
     """How to read a data set that embedpipe did not write. What is None is found out from names.
 
     layout: a name in LAYOUTS. image, text: where that side's rows are: a folder (clip-retrieval, npy, parquet_npy), a
-    column (parquet), an array (datacomp). metadata: the folder of the tables, where it is not below the data set.
+    column (parquet), an array (datacomp). metadata: the folder of the tables, from the data set, where it is not in it.
     normalise: bring rows to unit length as they are read. model: which model made the rows, if somebody knows.
     """
 

@@ -144,6 +144,8 @@ def test_parquet_npy_in_two_folders_by_name(tmp_path):
     assert dataset.image is None
     assert np.array_equal(dataset.text[:], arrays["image"])
     assert dataset.column("caption").to_pylist() == captions
+    (tmp_path / "both" / "embedpipe-foreign.json").write_text('{"metadata": "../meta"}')
+    assert EmbeddingDataset(str(tmp_path / "both")).column("caption").to_pylist() == captions
 
 
 def test_a_note_beside_the_data_says_how_to_read_it(tmp_path):
