@@ -309,8 +309,11 @@ def _uploading(location: str) -> Iterator[BinaryIO]:
     spool = io.BytesIO()
     yield spool
     fs, path = _filesystem(location)
-    with _asking(location):
-        fs.pipe_file(path, spool.getvalue())
+    try:
+        with _asking(location):
+            fs.pipe_file(path, spool.getvalue())
+    except InputError as problem:
+        raise OutputUnwritable(problem.what, problem.remedy) from problem
 
 
 def write_bytes(location: str, data: bytes) -> Written:

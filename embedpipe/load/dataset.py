@@ -129,7 +129,13 @@ class EmbeddingDataset:
         """The same embeddings, to be read piece by piece and closed."""
         entry = self.shards[shard].manifest
         found = self._reader.open_rows(self.path, entry, modality, self.run.shard_digits)
-        return self._there(found, entry, f"{modality} embeddings")
+        rows = self._there(found, entry, f"{modality} embeddings")
+        if rows.dtype != self.card.dtype:
+            rows.close()
+            raise DatasetError(
+                f"{rows.location}: {rows.dtype}, but the data set is {self.card.dtype}", "Run `embedpipe verify`"
+            )
+        return rows
 
     def token_states(self, shard: int) -> RaggedRows:
         """The token states of the shard at that place in `shards`, memory-mapped where possible."""

@@ -83,7 +83,6 @@ class EmbeddingLoader:
         self._share = rank * batch_size // world, (rank + 1) * batch_size // world
         self._dtype = np.dtype(dtype)
         self._reuse = reuse
-        self._window_rows = window_rows
         self._sides = [side for side in ("image", "text") if getattr(dataset, side) is not None]
         self._tokens = dataset.require_text_tokens() if text_tokens else None
         self._held = self._read_all() if self._bytes() <= _HELD_IN_MEMORY_BYTES else None

@@ -268,6 +268,18 @@ def test_a_loader_that_is_forgotten_leaves_no_thread_and_no_open_file(dataset, m
     assert not threads()
 
 
+def test_numbers_of_another_type_are_never_taken_for_what_they_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedpipe.load.loader._HELD_IN_MEMORY_BYTES", 0)
+    dataset = EmbeddingDataset(embeddings.write_dataset(tmp_path, VALUES, VALUES, 4))
+    np.save(tmp_path / "img_emb" / "img_emb_00001.npy", np.zeros((6, 6), np.float32))
+    for read in (
+        lambda: list(dataset.batches(4)),
+        lambda: list(islice(EmbeddingLoader(dataset, None, 4).batches(), 6)),
+    ):
+        with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: float32, but the data set is float16"):
+            read()
+
+
 def test_the_error_of_a_file_that_is_gone_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr("embedpipe.load.loader._HELD_IN_MEMORY_BYTES", 0)
     dataset = EmbeddingDataset(embeddings.write_dataset(tmp_path, VALUES, VALUES, 4))
