@@ -225,8 +225,12 @@ class _RemoteStream(io.RawIOBase):
 
 def read_range(location: str, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file, without reading others; fewer where it ends before."""
-    fs, path = _filesystem(location)
     try:
+        if is_local(location):
+            with local_path(location).open("rb", buffering=0) as stream:
+                stream.seek(start)
+                return stream.read(stop - start)
+        fs, path = _filesystem(location)
         with _asking(location):
             return bytes(fs.cat_file(path, start=start, end=stop))
     except (FileNotFoundError, NotADirectoryError) as problem:

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError, RunMismatch
+from ..errors import DatasetError, InputError, RunMismatch
 from ..types import EmbeddingBatch
 from .ahead import ahead
 from .batches import require_dtype
 from .dataset import EmbeddingDataset
-from .halves import convert
-from .reading import RowReading
+from .halves import all_finite, convert
+from .reading import RowReading, not_finite
 from .shuffle import ShuffledOrder, Window
 
 WINDOW_ROWS = 65_536
 # Up to this size rows are read once and held in memory; larger data is read again in every epoch.
 _HELD_IN_MEMORY_BYTES = 1 << 30
 _BATCHES_AHEAD = 2
-_ROWS_CONVERTED_AT_ONCE = 256
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,9 @@ class EmbeddingLoader:
         self._batch_size = batch_size
         self._seed = seed
         self._share = rank * batch_size // world, (rank + 1) * batch_size // world
+        # Of a window this rank gets its share of every batch, and that of one more which begins in it.
+        batches = self._order.most_in_window // batch_size + 2
+        self._most = min(self._order.most_in_window, batches * (self._share[1] - self._share[0]))
         self._dtype = np.dtype(dtype)
         self._reuse = reuse
         self._sides = [side for side in ("image", "text") if getattr(dataset, side) is not None]
@@ -133,7 +136,7 @@ class EmbeddingLoader:
                 count = min(size - filled, len(window.order) - done)
                 rows[filled : filled + count] = window.rows[done : done + count]
                 for side, out in batch.items():
-                    self._take(window.arrays[side], window.order[done : done + count], out[filled : filled + count])
+                    self._take(window, slice(done, done + count), side, out[filled : filled + count])
                 done, filled = done + count, filled + count
                 if filled == size:
                     yield self._batch(batch, rows)
@@ -142,20 +145,29 @@ class EmbeddingLoader:
     def _room(self, size: int) -> dict[str, np.ndarray]:
         return {side: np.empty((size, self._dataset.card.dim), self._dtype) for side in self._sides}
 
-    def _take(self, array: np.ndarray, order: np.ndarray, out: np.ndarray) -> None:
-        """Rows of `array` in that order; where types differ a few at a time, so that they stay in the cache."""
-        if array.dtype == self._dtype:
-            np.take(array, order, axis=0, out=out, mode="clip")
-            return
-        for first in range(0, len(order), _ROWS_CONVERTED_AT_ONCE):
-            some = slice(first, first + _ROWS_CONVERTED_AT_ONCE)
-            convert(np.take(array, order[some], axis=0), out[some])
+    def _take(self, window: _Loaded, some: slice, side: str, out: np.ndarray) -> None:
+        """Some of a window's rows, in the order of the stream: a few at a time, so that they stay in the cache."""
+        array, order, rows = window.arrays[side], window.order[some], window.rows[some]
+        same = array.dtype == out.dtype
+        for first in range(0, len(order), _ROWS_AT_ONCE):
+            few = slice(first, first + _ROWS_AT_ONCE)
+            found = np.take(array, order[few], axis=0, out=out[few] if same else None, mode="clip")
+            if not all_finite(found):
+                raise self._not_finite(side, int(rows[few][~np.isfinite(found).all(axis=1)][0]))
+            if not same:
+                convert(found, out[few])
+
+    def _not_finite(self, side: str, row: int) -> DatasetError:
+        shard = self._dataset.shard_of(row)
+        rows = self._dataset.open_rows(shard, side)
+        rows.close()
+        return not_finite(rows.location, row - self._dataset.shards[shard].start, self._dataset.path, row)
 
     def _windows(self, position: int) -> Generator[_Loaded, None, None]:
         """Windows with the rows of this rank, in two rooms by turns: one is used while the other is filled."""
         rooms: list[dict[str, np.ndarray]] = [{}, {}]
         turn = 0
-        with RowReading(self._dataset) as reading:
+        with RowReading(self._dataset, finite=False) as reading:
             for window in self._order.windows(position):
                 mine = self._mine(window, position)
                 rows, positions = self._numbers(window.places[mine]), window.positions[mine]
@@ -184,8 +196,8 @@ class EmbeddingLoader:
             if self._held is not None:
                 found[side] = self._held[side][places]
                 continue
-            if side not in room or len(room[side]) < len(rows):
-                room[side] = np.empty((len(rows), self._dataset.card.dim), self._dataset.card.dtype)
+            if side not in room:  # once, for the largest: new memory costs more than reading into it
+                room[side] = np.empty((self._most, self._dataset.card.dim), self._dataset.card.dtype)
             found[side] = room[side][: len(rows)]
             reading.pick(rows, side, found[side])
         return found

@@ -125,7 +125,12 @@ class RowReading:
             broken = np.intersect1d(broken, only)
         if broken.size:
             inside = start + int(broken[0])
-            raise DatasetError(
-                f"{rows.location}: row {inside} (row {first + inside} of {self._shards.path}) holds NaN or infinity",
-                "Write that file again, or leave the row out (`rows=` of EmbeddingLoader)",
-            )
+            raise not_finite(rows.location, inside, self._shards.path, first + inside)
+
+
+def not_finite(location: str, inside: int, path: str, row: int) -> DatasetError:
+    """The error to raise for the row `inside` a file, which is `row` of the data set at `path`."""
+    return DatasetError(
+        f"{location}: row {inside} (row {row} of {path}) holds NaN or infinity",
+        "Write that file again, or leave the row out (`rows=` of EmbeddingLoader)",
+    )

@@ -55,6 +55,7 @@ class ShuffledOrder:
     """The stream of all epochs over `total` rows that lie in shards: each epoch every place 0 … total-1 once.
 
     bounds: place of the first row of each shard, and behind the last one `total`: int64, not descending, from 0.
+    most_in_window: no window has more rows.
     """
 
     def __init__(self, bounds: np.ndarray, seed: int, window_rows: int) -> None:
@@ -68,6 +69,7 @@ class ShuffledOrder:
             np.arange(first, last, most) for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
         self._starts = np.concatenate(cuts)
+        self.most_in_window = min(self.total, window_rows + most)
         self._sizes = np.diff(np.append(self._starts, self.total))
 
     def windows(self, position: int) -> Iterator[Window]:

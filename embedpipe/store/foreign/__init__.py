@@ -35,6 +35,10 @@ def find_shards(path: str, how: Foreign) -> tuple[str, list[ForeignShard]]:
 
 def _guess(path: str, how: Foreign, names: Sequence[str]) -> str:
     suffixes = {name.rpartition(".")[2] for name in names}
+    below = next((name for name in names if name.endswith("/embedpipe.json")), None)
+    if below is not None:
+        inside = files.join(path, below.removesuffix("/embedpipe.json"))
+        raise DatasetError(f"{path}: no embedpipe.json in it, but in a folder of it", f"Give {inside}")
     # A data set of ours whose card was removed first and whose shards are still to follow is nobody's.
     if not suffixes & {"npy", "npz", "parquet"} or any(name.startswith("manifest/") for name in names):
         raise DatasetError(

@@ -305,7 +305,8 @@ def test_what_is_nobodys_says_so(tmp_path):
     refused(tmp_path, r"a\.parquet has no column of embeddings")
 
 
-def test_ours_without_its_card_is_not_taken_for_others(encoded):
+def test_ours_is_not_taken_for_others(encoded):
+    refused(encoded.parent, rf"no embedpipe\.json in it, but in a folder of it\. Give {encoded}")
     (encoded / "embedpipe.json").unlink()
     refused(encoded, r"no embedpipe\.json in it")
     assert np.array_equal(
