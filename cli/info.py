@@ -17,7 +17,8 @@ from .options import debug_option, json_option
 def command(path: str, hosts: int, as_json: bool) -> None:
     """Say what is in an output: counts, rejects by reason, the encoder, similarities.
 
-    PATH is a folder written by `fetch` or `encode`, finished or still growing.
+    PATH is a folder written by `fetch` or `encode`, finished or still growing, or embeddings of clip-retrieval,
+    embedding-reader or DataComp.
 
     \b
     embedpipe info emb
@@ -42,9 +43,10 @@ def command(path: str, hosts: int, as_json: bool) -> None:
     ]
     if found.encoder is not None:
         encoder = found.encoder
+        norms = "normalised" if encoder["normalised"] else "norms as they were written"
         rows += [
             ("model", f"{encoder['model']} {encoder['pretrained']}".strip()),
-            ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, normalised, {encoder['precision']}"),
+            ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, {norms}, {encoder['precision']} precision"),
             ("fingerprint", found.fingerprint[:16]),
         ]
         if predicted := encoder.get("predicted_by"):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .fetch import FetchConfig
     from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
-    from .load import EmbeddingDataset, EmbeddingLoader
+    from .load import EmbeddingDataset, EmbeddingLoader, Foreign
     from .subset import read_subset, write_subset
 
 _HOMES = {
@@ -39,6 +39,7 @@ _HOMES = {
     "FilterConfig": "curate",
     "IndexConfig": "index",
     "Searcher": "index",
+    "Foreign": "load",
     "StageConfig": "encode.pictures",
     "build_index": "index",
     "check_index": "index",
@@ -63,6 +64,7 @@ __all__ = [
     "ExportConfig",
     "FetchConfig",
     "FilterConfig",
+    "Foreign",
     "IndexConfig",
     "Searcher",
     "StageConfig",

@@ -25,6 +25,9 @@ class PreprocessSpec:
     fill_color: int
 
 
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class PredictionCard:
     """What predicted the image embeddings of a data set from its text embeddings.
@@ -60,6 +63,11 @@ class EncoderCard:
     context_length: int
     predicted_by: PredictionCard | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether it is known what made the numbers: False for data sets that others wrote, see `unknown_card`."""
+        return not self.weights_sha256.startswith(UNKNOWN)
+
     def fingerprint(self) -> str:
         """Hex sha256 over everything that decides the numbers."""
         facts = self.facts()
@@ -76,3 +84,24 @@ class EncoderCard:
     def of_encoder(self) -> EncoderCard:
         """The card of the encoder alone: what a query must be encoded with."""
         return dataclasses.replace(self, predicted_by=None)
+
+
+def unknown_card(dim: int, dtype: str, normalised: bool, identity: str, model: str = UNKNOWN) -> EncoderCard:
+    """The card of embeddings whose encoder left no record. `identity`: equal for what may be taken as of one encoder.
+
+    `model` is what somebody says of them; nothing depends on it.
+    """
+    no_preprocess = PreprocessSpec((0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), UNKNOWN, UNKNOWN, 0)
+    return EncoderCard(
+        model=model,
+        pretrained="",
+        weights_sha256=f"{UNKNOWN}: {identity}",
+        dim=dim,
+        dtype=dtype,
+        normalised=normalised,
+        precision=UNKNOWN,
+        decode=UNKNOWN,
+        preprocess=no_preprocess,
+        tokenizer=UNKNOWN,
+        context_length=0,
+    )

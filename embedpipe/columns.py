@@ -32,6 +32,11 @@ _TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "b
 _INT64 = range(-(2**63), 2**63)
 
 
+def arrow_type(kind: str) -> pa.DataType:
+    """The Arrow type that is called `kind` in a run card."""
+    return _TYPES[kind]
+
+
 def schema(columns: Mapping[str, str]) -> pa.Schema:
     """The Arrow schema of a metadata file whose passed-through columns are `columns`."""
     return pa.schema([(name, _TYPES[kind]) for name, kind in {**FIXED, **columns, EXTRA: "string"}.items()])

@@ -4,7 +4,8 @@ EmbedpipeError
 ├── InputError            something we were given is missing or cannot be read
 │   └── EmptyInput        it can be read, and holds nothing to do
 ├── ModelError            no such model, or its weights do not load
-├── DatasetError          an output of ours is damaged or incomplete
+├── DatasetError          a data set is damaged or incomplete
+├── StorageFailed         a remote file system did not answer, or not to the end
 ├── RunMismatch           the output belongs to another model, other options or changed inputs
 ├── OutputBusy            another process is writing to the same output
 ├── OutputUnwritable      no permission, read-only
@@ -50,6 +51,10 @@ class ModelError(EmbedpipeError):
 
 class DatasetError(EmbedpipeError):
     """A data set written by us (or one like it) is damaged, torn or not there."""
+
+
+class StorageFailed(EmbedpipeError):
+    """A remote file system did not answer, or not to the end: nothing is said about the data there."""
 
 
 class RunMismatch(EmbedpipeError):

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from .errors import DiskFull, InputError, OutputUnwritable
+from .errors import DiskFull, EmbedpipeError, InputError, MissingExtra, OutputUnwritable, StorageFailed
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
@@ -66,27 +66,55 @@ def _filesystem(location: str) -> tuple[Any, str]:
     """The fsspec file system of `location` and the path inside it."""
     try:
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(location))
-    except (ValueError, ImportError) as problem:
+    except ImportError as problem:
+        extra = location.partition("://")[0]
+        how = f'pip install "embedpipe[{extra}]"' if extra == "s3" else "Install the package it names"
+        raise MissingExtra(f"{location}: {problem}", how) from problem
+    except ValueError as problem:
         raise InputError(f"{location}: {problem}") from problem
+
+
+@contextlib.contextmanager
+def _asking(location: str) -> Iterator[None]:
+    """Say what is wrong in our own words when a remote file system is asked about `location` and fails.
+
+    What it says of the path itself (not there, a folder) stays as it is. Raises InputError, StorageFailed.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, EmbedpipeError):
+        raise
+    except Exception as problem:  # every backend raises its own, botocore's or aiohttp's for one
+        if is_local(location):
+            raise
+        if isinstance(problem, PermissionError):
+            raise InputError(f"{location}: no permission: {problem}", "Check the credentials") from problem
+        raise StorageFailed(
+            f"{location}: the storage failed: {type(problem).__name__}: {str(problem).rstrip('.')}",
+            "Check endpoint, network and credentials, and run the same command again",
+        ) from problem
 
 
 def exists(location: str) -> bool:
     """Whether a file or a folder is there."""
     fs, path = _filesystem(location)
-    return bool(fs.exists(path))
+    with _asking(location):
+        return bool(fs.exists(path))
 
 
 def is_folder(location: str) -> bool:
     """Whether `location` is a folder (for object stores: a prefix with something in it)."""
     fs, path = _filesystem(location)
-    return bool(fs.isdir(path))
+    with _asking(location):
+        return bool(fs.isdir(path))
 
 
 def names(folder: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in `folder` that end in `suffix`; temporary ones are left out."""
     fs, path = _filesystem(folder)
     try:
-        entries = fs.ls(path, detail=False, refresh=True) if not is_local(folder) else fs.ls(path, detail=False)
+        with _asking(folder):
+            entries = fs.ls(path, detail=False, refresh=True) if not is_local(folder) else fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)
@@ -100,6 +128,15 @@ def glob(pattern: str) -> list[str]:
     _, path = _filesystem(pattern)
     below = len(root.rstrip("/")) + 1
     return sorted(_below(fixed, str(found)[below:]) for found in fs.glob(path))
+
+
+def walk(folder: str) -> list[str]:
+    """Sorted paths, relative to `folder`, of all files in it and below; temporary ones are left out."""
+    fs, root = _filesystem(folder)
+    with _asking(folder):
+        found = fs.find(root)
+    below = len(root.rstrip("/")) + 1
+    return sorted(name for entry in found if _TEMPORARY not in (name := str(entry)[below:]) and name)
 
 
 def has_wildcard(location: str) -> bool:
@@ -125,7 +162,8 @@ def stat(location: str) -> FileStat:
         if is_local(location):
             found = local_path(location).stat()
             return FileStat(found.st_size, str(found.st_mtime_ns))
-        info = fs.info(path)
+        with _asking(location):
+            info = fs.info(path)
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     mark = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
@@ -145,13 +183,68 @@ def reading(location: str) -> Iterator[BinaryIO]:
     """A binary stream of a file. Raises InputError when it cannot be opened."""
     fs, path = _filesystem(location)
     try:
-        stream = fs.open(path, "rb")
+        with _asking(location):
+            stream = fs.open(path, "rb")
     except FileNotFoundError as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     except (PermissionError, IsADirectoryError, NotADirectoryError) as problem:
         raise InputError(f"{location}: {problem.strerror or problem}") from problem
-    with stream:
-        yield stream
+    with cast(BinaryIO, stream if is_local(location) else _RemoteStream(stream, location)) as ours:
+        yield ours
+
+
+class _RemoteStream(io.RawIOBase):
+    """A stream of a remote file whose failures are ours."""
+
+    def __init__(self, stream: Any, location: str) -> None:
+        self._stream = stream
+        self._location = location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _asking(self._location):
+            return int(self._stream.seek(offset, whence))
+
+    def read(self, size: int | None = -1) -> bytes:
+        with _asking(self._location):
+            return bytes(self._stream.read(-1 if size is None else size))
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
+def read_range(location: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, without reading others; fewer where it ends before."""
+    try:
+        if is_local(location):
+            with local_path(location).open("rb", buffering=0) as stream:
+                stream.seek(start)
+                return stream.read(stop - start)
+        fs, path = _filesystem(location)
+        with _asking(location):
+            return bytes(fs.cat_file(path, start=start, end=stop))
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise InputError(f"{location}: no such file", "Check the path") from problem
+    except (PermissionError, IsADirectoryError) as problem:
+        raise InputError(f"{location}: {problem.strerror or problem}") from problem
 
 
 def read_bytes(location: str) -> bytes:
@@ -231,7 +324,11 @@ def _uploading(location: str) -> Iterator[BinaryIO]:
     spool = io.BytesIO()
     yield spool
     fs, path = _filesystem(location)
-    fs.pipe_file(path, spool.getvalue())
+    try:
+        with _asking(location):
+            fs.pipe_file(path, spool.getvalue())
+    except InputError as problem:
+        raise OutputUnwritable(problem.what, problem.remedy) from problem
 
 
 def write_bytes(location: str, data: bytes) -> Written:
@@ -244,7 +341,7 @@ def write_bytes(location: str, data: bytes) -> Written:
 def remove(location: str) -> None:
     """Remove a file; that it is not there is fine."""
     fs, path = _filesystem(location)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _asking(location):
         fs.rm_file(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import files, manifest
-from .errors import DatasetError, InputError
+from .errors import InputError
 from .fetch.outcome import HostFailures
 from .fetch.report import worst_hosts
 from .load import EmbeddingDataset
@@ -62,18 +62,20 @@ class OutputInfo:
 
 
 def describe(path: str, most_hosts: int = 0) -> OutputInfo:
-    """Look at an output of `encode` or `fetch`, finished or not. Raises InputError or DatasetError.
+    """Look at an output of `encode` or `fetch`, finished or not, or at a data set of others.
 
+    Raises InputError or DatasetError.
     most_hosts: of image shards, name so many hosts with the most failed urls; reads all their tables.
     """
     if not files.exists(path):
         raise InputError(f"{path}: no such folder", "Check the path")
     run = manifest.read_run(path)
+    dataset = EmbeddingDataset(path) if run is None or run.format == EMBEDDINGS else None
     if run is None:
-        raise DatasetError(f"{path}: no embedpipe.json in it", "Give a folder written by `embedpipe encode` or `fetch`")
-    entries = list(manifest.read_manifests(path, run.shard_digits))
+        assert dataset is not None
+        run = dataset.run
+    entries = list(dataset.manifests if dataset is not None else manifest.read_manifests(path, run.shard_digits))
     total = manifest.totals(entries)
-    dataset = EmbeddingDataset(path) if run.format == EMBEDDINGS else None
     return OutputInfo(
         path=path,
         format=run.format,

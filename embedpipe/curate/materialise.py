@@ -14,7 +14,7 @@ from .. import files, manifest
 from ..errors import DatasetError, RunMismatch
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
-from ..manifest import RunCard, ShardManifest
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..progress import Listener, Progress
 from ..store import layout, open_format
 from ..types import EmbeddingShard, Reject
@@ -31,8 +31,11 @@ def selection_run(dataset: EmbeddingDataset, rows: np.ndarray, made_by: str) -> 
         "rows": len(rows),
         "rows_sha256": hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest(),
     }
-    source = files.absolute(dataset.run.source) if dataset.run.source else ""
-    return dataclasses.replace(dataset.run, options={**dataset.run.options, SELECTION: selection}, source=source)
+    run, options = dataset.run, {**dataset.run.options, SELECTION: selection}
+    source = files.absolute(run.source) if run.source else ""
+    if run.format != EMBEDDINGS:  # of others: what is written is ours
+        options |= {"format": "npy", "read_as": run.format}
+    return dataclasses.replace(run, format=EMBEDDINGS, options=options, source=source)
 
 
 def refuse_other_output(dataset: EmbeddingDataset, out: str, run: RunCard | None = None) -> None:

@@ -112,6 +112,7 @@ def _opened(path: str, config: DedupConfig) -> EmbeddingDataset:
     dataset = EmbeddingDataset(path)
     dataset.require_rows()
     dataset.require(config.modality)
+    dataset.require_normalised(config.modality)
     return dataset
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, RunMismatch
 from ..load import EmbeddingDataset
 from ..manifest import refuse_difference
 
@@ -24,16 +24,28 @@ def query_encoder(
 ) -> Encoder:
     """The encoder that made `dataset`, loaded from where its card says, or from `model`/`pretrained`.
 
-    Raises RunMismatch when the model found there is not the one the embeddings were made with.
+    Raises RunMismatch when the model found there is not the one the embeddings were made with, InputError when nobody
+    knows which that is.
     """
     from ..encode import EncoderConfig, load_encoder
 
     card = dataset.card.of_encoder()
+    if not card.known and model is None:
+        raise InputError(
+            f"{dataset.path}: which model made it is not known ({card.model})", "Give --model and --pretrained"
+        )
     config = EncoderConfig(
         model=model or card.model,
         pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
     )
     encoder = load_encoder(config, device)
+    if not card.known:
+        if encoder.card.dim != card.dim:
+            raise RunMismatch(
+                f"{dataset.path}: its rows have {card.dim} values, those of {config.model} {encoder.card.dim}",
+                "Give the model that made them",
+            )
+        return encoder
     # A query may be computed in another precision than the data: the model is what must be the same.
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
     refuse_difference(dataset.path, card.facts(), same_format.facts(), "encoder")

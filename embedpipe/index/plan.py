@@ -79,6 +79,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
         )
     dataset.require_rows()
     dataset.require(config.modality)
+    dataset.require_normalised(config.modality)
     card = None if config.rebuild else read_card(dataset.path, config.modality)
     look_up = can_look_up(dataset)
     chosen = choose(config.kind, len(dataset), dataset.card.dim, config.memory_bytes, look_up)

@@ -48,6 +48,7 @@ class Searcher:
     def __init__(self, dataset: EmbeddingDataset, modality: str = "image", exact: bool = False) -> None:
         dataset.require_rows()
         dataset.require(modality)
+        dataset.require_normalised(modality)
         self.dataset = dataset
         self.modality = modality
         self.card: IndexCard | None = None

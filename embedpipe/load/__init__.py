@@ -1,8 +1,21 @@
 """Reading embedding data sets: whole, by row, or as training batches."""
 
+from ..store.foreign.base import Foreign
 from .columns import EmbeddingColumn, RaggedColumn
 from .dataset import EmbeddingDataset
 from .loader import EmbeddingLoader
+from .metadata import MetadataColumn, MetadataColumns
 from .split import hash_split, rows_of, splits
 
-__all__ = ["EmbeddingColumn", "EmbeddingDataset", "EmbeddingLoader", "RaggedColumn", "hash_split", "rows_of", "splits"]
+__all__ = [
+    "EmbeddingColumn",
+    "EmbeddingDataset",
+    "EmbeddingLoader",
+    "Foreign",
+    "MetadataColumn",
+    "MetadataColumns",
+    "RaggedColumn",
+    "hash_split",
+    "rows_of",
+    "splits",
+]

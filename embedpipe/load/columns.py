@@ -33,7 +33,7 @@ class Shards(Protocol):
         ...
 
 
-def _by_shard(rows: np.ndarray, stops: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def by_shard(rows: np.ndarray, stops: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(shard, which of `rows` lie in it, their places in it), shard by shard."""
     owner = np.searchsorted(stops, rows, side="right")
     for shard in np.unique(owner):
@@ -68,7 +68,7 @@ class EmbeddingColumn:
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), self.dim), self._shards.card.dtype)
-        for shard, mine, places in _by_shard(rows, self._shards.stops):
+        for shard, mine, places in by_shard(rows, self._shards.stops):
             out[mine] = self._shards.array(shard, self._modality)[places]
         return out
 
@@ -114,7 +114,7 @@ class RaggedColumn:
         """Those rows, copied into memory."""
         lengths, starts = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int64)
         parts, filled = [np.empty((0, self.width), self._shards.card.dtype)], 0
-        for shard, mine, places in _by_shard(rows, self._shards.stops):
+        for shard, mine, places in by_shard(rows, self._shards.stops):
             found = self._shards.token_states(shard).take(places)
             lengths[mine] = found.lengths
             starts[mine] = filled + np.cumsum(found.lengths, dtype=np.int64) - found.lengths

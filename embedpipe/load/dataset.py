@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,17 +9,27 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from .. import manifest
 from ..card import EncoderCard
-from ..errors import DatasetError, did_you_mean
-from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..columns import EXTRA, FIXED
+from ..errors import DatasetError
+from ..manifest import RunCard, ShardManifest
 from ..ragged import RaggedRows
-from ..store import ShardReader, open_format
+from ..store.foreign import NOTE
+from ..store.foreign.base import Foreign
+from ..store.rows import Rows
+from ..types import EmbeddingBatch
+from .batches import sequential
 from .columns import EmbeddingColumn, RaggedColumn
 from .held import Held
+from .keys import KeyRows
+from .metadata import MetadataColumns
+from .opening import open_at
+from .reading import RowReading
 
 # Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
 _HELD_BYTES = 1 << 30
+_NORM_TOLERANCE = 0.01
+_NORMS_FROM_SHARDS, _NORMS_OF_EACH = 8, 64
 
 
 _Found = TypeVar("_Found")
@@ -36,40 +45,32 @@ class ShardRows:
 
 
 class EmbeddingDataset:
-    """A folder (or fsspec URL) written by `embedpipe encode`, opened by its manifests.
+    """A folder (or fsspec URL) of embedding shards: written by `embedpipe encode`, or by others (`foreign` says how).
 
-    `len(dataset)` rows; `.card`; `.image` and `.text` are columns (None where the data set has no such side);
-    `.text_tokens` holds the states of each caption's tokens (None where they were not stored); `.column("caption")`
-    reads a metadata column; `.keys()`. A row is identified by (src_shard, key).
-    Raises InputError, DatasetError when it is not there, damaged, or holds rows of two encoders.
+    `len(dataset)` rows; `.card` tells what made them (`.card.known` is False where others left no record); `.image` and
+    `.text` are columns (None where the data set has no such side); `.text_tokens` holds the states of each caption's
+    tokens (None where they were not stored); `.metadata["caption"]` is a metadata column. All are read as they are
+    asked for. `.find(keys)` gives rows by key: a row is identified by (src_shard, key). `.batches(n)` reads from end to
+    end.
+    Raises InputError, DatasetError when it is not there, damaged, or holds rows of two encoders; StorageFailed.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, foreign: Foreign | None = None) -> None:
         self.path = path
-        self.run: RunCard = manifest.require_run(path, EMBEDDINGS)
-        if self.run.encoder is None:
-            raise DatasetError(f"{path}: embedpipe.json names no encoder", "Run `embedpipe encode` again")
-        self.card: EncoderCard = self.run.encoder
-        self._reader: ShardReader = open_format(str(self.run.options.get("format", "npy"))).reader
-        self.manifests = tuple(manifest.read_manifests(path, self.run.shard_digits))
-        self.shards = tuple(self._place(self.manifests))
+        opened = open_at(path, foreign)
+        self.run: RunCard = opened.run
+        self.card: EncoderCard = opened.card
+        self._reader = opened.reader
+        self.manifests = tuple(opened.manifests)
+        self.shards = tuple(_placed(self.manifests))
         self.stops = np.array([shard.stop for shard in self.shards], np.int64)
         self._held = Held(_HELD_BYTES)
         self.image = self._column("images", "image")
         self.text = self._column("texts", "text")
         width = self.run.token_width
         self.text_tokens = RaggedColumn(self, width) if width is not None else None
-
-    def _place(self, manifests: Sequence[ShardManifest]) -> Iterator[ShardRows]:
-        start = 0
-        for entry in manifests:
-            if entry.fingerprint != self.card.fingerprint():
-                raise DatasetError(
-                    f"{self.path}: shard {entry.number} was made by another encoder", "Run `embedpipe verify`"
-                )
-            if entry.rows_out:
-                yield ShardRows(entry, start, start + entry.rows_out)
-                start += entry.rows_out
+        self.metadata = MetadataColumns(path, self.column_names(), self.stops, self._table)
+        self._keys = KeyRows(path, self.metadata, len(self.shards))
 
     def _column(self, option: str, modality: str) -> EmbeddingColumn | None:
         return EmbeddingColumn(self, modality) if self.run.options.get(option, True) else None
@@ -95,6 +96,24 @@ class EmbeddingDataset:
             raise DatasetError(f"{self.path}: has no text tokens", "Encode it again with --text-tokens")
         return self.text_tokens
 
+    def require_normalised(self, modality: str) -> None:
+        """Raise DatasetError when rows are not of norm 1, by a sample: what others wrote may have any."""
+        if self.card.normalised or not len(self):
+            return
+        column, norms = self.require(modality), []
+        chosen = self.shards[:: max(1, len(self.shards) // _NORMS_FROM_SHARDS)][:_NORMS_FROM_SHARDS]
+        for shard in chosen:
+            rows = np.empty((min(_NORMS_OF_EACH, shard.stop - shard.start), column.dim), np.float32)
+            with RowReading(self) as reading:
+                reading.in_order(shard.start, modality, rows)
+            norms.append(np.linalg.norm(rows, axis=1))
+        found = np.concatenate(norms)
+        if np.abs(found - 1).max() > _NORM_TOLERANCE:
+            raise DatasetError(
+                f"{self.path}: {modality} rows have norms of {found.min():.3g} to {found.max():.3g}, not 1",
+                f'Write {{"normalise": true}} into its {NOTE}, or open it with Foreign(normalise=True)',
+            )
+
     def array(self, shard: int, modality: str) -> np.ndarray:
         """The embeddings of the shard at that place in `shards`, memory-mapped where possible: [n, dim]."""
 
@@ -103,7 +122,20 @@ class EmbeddingDataset:
             found = self._reader.embeddings(self.path, entry, modality, self.run.shard_digits)
             return self._there(found, entry, f"{modality} embeddings")
 
-        return self._held.get((shard, modality), read)
+        found: np.ndarray = self._held.get((shard, modality), read)
+        return found
+
+    def open_rows(self, shard: int, modality: str) -> Rows:
+        """The same embeddings, to be read piece by piece and closed."""
+        entry = self.shards[shard].manifest
+        found = self._reader.open_rows(self.path, entry, modality, self.run.shard_digits)
+        rows = self._there(found, entry, f"{modality} embeddings")
+        if rows.dtype != self.card.dtype:
+            rows.close()
+            raise DatasetError(
+                f"{rows.location}: {rows.dtype}, but the data set is {self.card.dtype}", "Run `embedpipe verify`"
+            )
+        return rows
 
     def token_states(self, shard: int) -> RaggedRows:
         """The token states of the shard at that place in `shards`, memory-mapped where possible."""
@@ -112,51 +144,73 @@ class EmbeddingDataset:
             entry = self.shards[shard].manifest
             return self._there(self._reader.text_tokens(self.path, entry, self.run.shard_digits), entry, "text tokens")
 
-        return self._held.get((shard, "text_tokens"), read)
+        found: RaggedRows = self._held.get((shard, "text_tokens"), read)
+        return found
 
     def _there(self, found: _Found | None, entry: ShardManifest, what: str) -> _Found:
         if found is None:
             raise DatasetError(f"{self.path}: shard {entry.number} has no {what}", "Run `embedpipe verify`")
         return found
 
+    def batches(
+        self,
+        batch_size: int,
+        dtype: str | None = None,
+        sides: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        reuse: bool = False,
+        finite: bool = False,
+    ) -> Iterator[EmbeddingBatch]:
+        """Rows [start, stop) in order, `batch_size` at a time (the last may be smaller), in the stored dtype.
+
+        dtype: float16 or float32 instead. sides: `image`, `text`; None for those there are. reuse: fill the same memory
+        again and again: a batch then holds until the next one is asked for. finite: raise DatasetError, naming file and
+        row, for one with NaN or infinity.
+        """
+        wanted = (
+            tuple(sides) if sides is not None else tuple(n for n in ("image", "text") if getattr(self, n) is not None)
+        )
+        for side in wanted:
+            self.require(side)
+        rows = range(*slice(start, stop).indices(len(self)))
+        return sequential(self, self.card, rows, batch_size, dtype or self.card.dtype, wanted, reuse, finite)
+
     def column(self, name: str) -> pa.ChunkedArray:
         """One metadata column, all rows. Raises DatasetError naming the near columns when there is none such."""
-        if not self.shards:
-            return pa.chunked_array([], pa.string())
-        return pa.chunked_array([self.metadata(i, (name,)).column(0).combine_chunks() for i in range(len(self.shards))])
+        return self.metadata.column(name)
 
-    def metadata(self, shard: int, columns: tuple[str, ...] | None = None) -> pa.Table:
-        """Metadata rows of the shard at that place in `shards`."""
-        entry = self.shards[shard].manifest
-        for name in columns or ():
-            if name not in self.column_names():
-                raise DatasetError(f"{self.path}: no metadata column {name!r}", did_you_mean(name, self.column_names()))
-        return self._reader.metadata(self.path, entry, self.run.shard_digits, columns)
+    def _table(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
+        return self._reader.metadata(self.path, self.shards[shard].manifest, self.run.shard_digits, columns)
 
     def column_names(self) -> tuple[str, ...]:
         """Names of the metadata columns."""
-        from ..columns import schema
-
-        return tuple(schema(self.run.columns).names)
+        return tuple(dict.fromkeys((*FIXED, *self.run.columns, EXTRA)))
 
     def rows(self, rows: Sequence[int], columns: tuple[str, ...] | None = None) -> list[dict[str, object]]:
         """Metadata of some rows, as dicts, in the order asked for."""
-        tables: dict[int, pa.Table] = {}
-        out = []
-        for row in rows:
-            shard = self.shard_of(row)
-            if shard not in tables:
-                tables[shard] = self.metadata(shard, columns)
-            out.append(tables[shard].slice(row - self.shards[shard].start, 1).to_pylist()[0])
-        return out
+        found: list[dict[str, object]] = self.metadata.take(rows, columns).to_pylist()
+        return found
+
+    def find(self, keys: Sequence[str], src_shard: str | None = None) -> np.ndarray:
+        """int64 [n]: the rows with these keys, for any column. Raises DatasetError for a key that is not there once."""
+        return self._keys.find(keys, src_shard)
 
     def shard_of(self, row: int) -> int:
         """The place in `shards` of the shard that holds `row`."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        return bisect.bisect_right([shard.stop for shard in self.shards], row)
+        return int(np.searchsorted(self.stops, row, side="right"))
 
     def keys(self) -> list[str]:
         """All keys, in row order. Unique within a source shard, not always across."""
         keys: list[str] = self.column("key").to_pylist()
         return keys
+
+
+def _placed(manifests: Sequence[ShardManifest]) -> Iterator[ShardRows]:
+    start = 0
+    for entry in manifests:
+        if entry.rows_out:
+            yield ShardRows(entry, start, start + entry.rows_out)
+            start += entry.rows_out

@@ -1,4 +1,4 @@
-"""Arrays of the shards that were asked for last, kept up to a number of bytes."""
+"""Arrays and tables of the shards that were asked for last, kept up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar, cast
 
 import numpy as np
+import pyarrow as pa
 
 from ..ragged import RaggedRows
 
-_Kept = TypeVar("_Kept", np.ndarray, RaggedRows)
+_Kept = TypeVar("_Kept", np.ndarray, RaggedRows, pa.Table)
 
 
 class Held:
@@ -23,7 +24,7 @@ class Held:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[Hashable, np.ndarray | RaggedRows] = OrderedDict()
+        self._kept: OrderedDict[Hashable, np.ndarray | RaggedRows | pa.Table] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -48,7 +49,7 @@ class Held:
         return made
 
 
-def _bytes(kept: np.ndarray | RaggedRows) -> int:
+def _bytes(kept: np.ndarray | RaggedRows | pa.Table) -> int:
     if isinstance(kept, RaggedRows):
         return _bytes(kept.values)
-    return 0 if isinstance(kept, np.memmap) else kept.nbytes
+    return 0 if isinstance(kept, np.memmap) else int(kept.nbytes)

@@ -1,60 +1,248 @@
-"""Batches of embeddings for training, from any step on."""
+"""Shuffled batches for training: for rank r of w, from any position on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import DatasetError, InputError, RunMismatch
 from ..types import EmbeddingBatch
+from .ahead import ahead
+from .batches import require_dtype
 from .dataset import EmbeddingDataset
-from .shuffle import batches_from
+from .halves import all_finite, convert
+from .reading import RowReading, not_finite
+from .shuffle import ShuffledOrder, Window
 
-# Up to this size the columns are held in memory; random rows from a disk would be slower than any model here.
-_HELD_IN_MEMORY_BYTES = 2 << 30
+WINDOW_ROWS = 65_536
+# Up to this size rows are read once and held in memory; larger data is read again in every epoch.
+_HELD_IN_MEMORY_BYTES = 1 << 30
+_BATCHES_AHEAD = 2
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The rows of a window that this rank wants, as they lie in files.
+
+    order: where in `arrays` the rows of the stream are, one after the other. rows: their numbers in the data set.
+    """
+
+    order: np.ndarray
+    rows: np.ndarray
+    arrays: dict[str, np.ndarray]
 
 
 class EmbeddingLoader:
-    """Shuffled batches of the given rows of a data set; the order is a function of (seed, step) alone.
+    """Shuffled batches of some rows of a data set, in an order that is a function of (seed, epoch) alone.
 
-    `loader.batches(step)` → float32 batches from that step on, without end, for as long as they are asked for.
-    text_tokens: hand out the states of the captions' tokens, too, padded to the longest of each batch; they are read as
-    they are asked for. Raises DatasetError where they were not stored.
+    `loader.batches(step)` → the batches from that step on, without end. `for batch in loader` goes on from the loader's
+    position, which `state()` gives as three integers (seed, epoch, row) and `load_state()` takes, in O(1) and at any
+    world size: the stream of global batches is the same for every `world`, and rank r gets rows r·b/w to (r+1)·b/w of
+    each. Within an epoch no row is repeated or dropped; batches run on across the border of two epochs.
+
+    rows: the numbers of the rows to draw from, None for all. batch_size: of the global batch. text_tokens: hand out the
+    states of the captions' tokens, too, padded to the longest of each batch. dtype: float32 or float16. reuse: each
+    batch lies in the memory of the one before it. window_rows: how many rows are mixed at a time; part of what decides
+    the order. Two windows are held, the second being read by a thread while the first is used.
+
+    Raises DatasetError for a side that is not there, and, naming file and row, for a row that is not finite.
     """
 
     def __init__(
-        self, dataset: EmbeddingDataset, rows: np.ndarray, batch_size: int, seed: int = 0, text_tokens: bool = False
+        self,
+        dataset: EmbeddingDataset,
+        rows: np.ndarray | None = None,
+        batch_size: int = 1024,
+        seed: int = 0,
+        text_tokens: bool = False,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        dtype: str = "float32",
+        reuse: bool = False,
+        window_rows: int = WINDOW_ROWS,
     ) -> None:
-        self._rows = rows
+        require_dtype(dtype)
+        if batch_size < world or not 0 <= rank < world:
+            raise InputError(
+                f"rank {rank} of {world} and a global batch of {batch_size} rows",
+                "The rank must be below the world size, and the batch at least as large",
+            )
+        self._dataset = dataset
+        self._rows = _ascending(rows, len(dataset))
+        edges = np.append(0, dataset.stops)
+        bounds = edges if self._rows is None else np.searchsorted(self._rows, edges)
+        if not len(self):
+            raise InputError(f"{dataset.path}: no rows to draw from", "Give rows, or look at what the data set holds")
+        self._order = ShuffledOrder(bounds, seed, window_rows)
         self._batch_size = batch_size
         self._seed = seed
-        held = len(rows) * dataset.card.dim * 2 * np.dtype(dataset.card.dtype).itemsize <= _HELD_IN_MEMORY_BYTES
-        self._image = _Column(dataset, "image", rows, held) if dataset.image is not None else None
-        self._text = _Column(dataset, "text", rows, held) if dataset.text is not None else None
+        self._share = rank * batch_size // world, (rank + 1) * batch_size // world
+        # Of a window this rank gets its share of every batch, and that of one more which begins in it.
+        batches = self._order.most_in_window // batch_size + 2
+        self._most = min(self._order.most_in_window, batches * (self._share[1] - self._share[0]))
+        self._dtype = np.dtype(dtype)
+        self._reuse = reuse
+        self._sides = [side for side in ("image", "text") if getattr(dataset, side) is not None]
         self._tokens = dataset.require_text_tokens() if text_tokens else None
+        self._held = self._read_all() if self._bytes() <= _HELD_IN_MEMORY_BYTES else None
+        self._position = 0
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return len(self._dataset) if self._rows is None else len(self._rows)
 
     def batches(self, step: int = 0) -> Iterator[EmbeddingBatch]:
-        """Batches `step`, `step + 1`, …: image and text float32 [batch_size, dim]."""
-        for places in batches_from(np.arange(len(self._rows)), self._batch_size, self._seed, step):
-            states, mask = self._tokens.batch(self._rows[places]) if self._tokens is not None else (None, None)
-            yield EmbeddingBatch(
-                image=self._image.take(places) if self._image is not None else None,
-                text=self._text.take(places) if self._text is not None else None,
-                text_tokens=states.astype(np.float32) if states is not None else None,
-                text_mask=mask,
-                rows=self._rows[places],
+        """This rank's share of the global batches `step`, `step + 1`, …: image and text [share, dim]."""
+        return self._from(step * self._batch_size)
+
+    def __iter__(self) -> Iterator[EmbeddingBatch]:
+        """Batches from the loader's position on, which moves as they are taken."""
+        for batch in self._from(self._position):
+            self._position += self._batch_size
+            yield batch
+
+    def state(self) -> dict[str, int]:
+        """The position behind the last batch taken by `for batch in loader`: seed, epoch, and row of that epoch."""
+        epoch, row = divmod(self._position, len(self))
+        return {"seed": self._seed, "epoch": epoch, "row": row}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go to a position that another loader over the same rows gave. Raises RunMismatch for another seed."""
+        if state["seed"] != self._seed:
+            raise RunMismatch(
+                f"a position of seed {state['seed']}, but this loader has seed {self._seed}", "Give the same seed"
             )
+        if not 0 <= state["row"] < len(self):
+            raise RunMismatch(
+                f"a position at row {state['row']} of an epoch of {len(self)} rows", "Give the same rows as before"
+            )
+        self._position = state["epoch"] * len(self) + state["row"]
+
+    def _from(self, position: int) -> Iterator[EmbeddingBatch]:
+        batches = self._batches(position)
+        return ahead(batches, _BATCHES_AHEAD) if self._tokens is not None and not self._reuse else batches
+
+    def _batches(self, position: int) -> Generator[EmbeddingBatch, None, None]:
+        """The stream, cut into batches: some begin in one window and end in another."""
+        size, filled = self._share[1] - self._share[0], 0
+        batch, rows = self._room(size), np.empty(size, np.int64)
+        for window in ahead(self._windows(position), 1):
+            done = 0
+            while done < len(window.order):
+                count = min(size - filled, len(window.order) - done)
+                rows[filled : filled + count] = window.rows[done : done + count]
+                for side, out in batch.items():
+                    self._take(window, slice(done, done + count), side, out[filled : filled + count])
+                done, filled = done + count, filled + count
+                if filled == size:
+                    yield self._batch(batch, rows)
+                    batch, filled = batch if self._reuse else self._room(size), 0
+
+    def _room(self, size: int) -> dict[str, np.ndarray]:
+        return {side: np.empty((size, self._dataset.card.dim), self._dtype) for side in self._sides}
+
+    def _take(self, window: _Loaded, some: slice, side: str, out: np.ndarray) -> None:
+        """Some of a window's rows, in the order of the stream: a few at a time, so that they stay in the cache."""
+        array, order, rows = window.arrays[side], window.order[some], window.rows[some]
+        same = array.dtype == out.dtype
+        for first in range(0, len(order), _ROWS_AT_ONCE):
+            few = slice(first, first + _ROWS_AT_ONCE)
+            found = np.take(array, order[few], axis=0, out=out[few] if same else None, mode="clip")
+            if not all_finite(found):
+                raise self._not_finite(side, int(rows[few][~np.isfinite(found).all(axis=1)][0]))
+            if not same:
+                convert(found, out[few])
+
+    def _not_finite(self, side: str, row: int) -> DatasetError:
+        shard = self._dataset.shard_of(row)
+        rows = self._dataset.open_rows(shard, side)
+        rows.close()
+        return not_finite(rows.location, row - self._dataset.shards[shard].start, self._dataset.path, row)
+
+    def _windows(self, position: int) -> Generator[_Loaded, None, None]:
+        """Windows with the rows of this rank, in two rooms by turns: one is used while the other is filled."""
+        rooms: list[dict[str, np.ndarray]] = [{}, {}]
+        turn = 0
+        with RowReading(self._dataset, finite=False) as reading:
+            for window in self._order.windows(position):
+                mine = self._mine(window, position)
+                rows, positions = self._numbers(window.places[mine]), window.positions[mine]
+                if len(rows):
+                    order = _order(positions)
+                    arrays = self._load(reading, window.places[mine], rows, rooms[turn])
+                    yield _Loaded(order, rows[order], arrays)
+                    turn = 1 - turn
+
+    def _mine(self, window: Window, position: int) -> np.ndarray | slice:
+        """Which rows of a window belong to this rank's share of their global batch."""
+        first, last = self._share
+        inside = (window.positions - position) % self._batch_size
+        return np.flatnonzero((inside >= first) & (inside < last)) if last - first < self._batch_size else slice(None)
+
+    def _numbers(self, places: np.ndarray) -> np.ndarray:
+        """Row numbers of the data set, of places among the rows drawn from."""
+        return places if self._rows is None else self._rows[places]
+
+    def _load(
+        self, reading: RowReading, places: np.ndarray, rows: np.ndarray, room: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Rows of the data set, which are at `places` among the rows drawn from, in memory that is used again."""
+        found = {}
+        for side in self._sides:
+            if self._held is not None:
+                found[side] = self._held[side][places]
+                continue
+            if side not in room:  # once, for the largest: new memory costs more than reading into it
+                room[side] = np.empty((self._most, self._dataset.card.dim), self._dataset.card.dtype)
+            found[side] = room[side][: len(rows)]
+            reading.pick(rows, side, found[side])
+        return found
+
+    def _batch(self, arrays: dict[str, np.ndarray], rows: np.ndarray) -> EmbeddingBatch:
+        states, mask = self._tokens.batch(rows) if self._tokens is not None else (None, None)
+        return EmbeddingBatch(
+            image=arrays.get("image"),
+            text=arrays.get("text"),
+            text_tokens=states.astype(self._dtype) if states is not None else None,
+            text_mask=mask,
+            rows=rows.copy(),
+        )
+
+    def _bytes(self) -> int:
+        card = self._dataset.card
+        return len(self) * card.dim * len(self._sides) * np.dtype(card.dtype).itemsize
+
+    def _read_all(self) -> dict[str, np.ndarray]:
+        """All rows drawn from, in the stored dtype."""
+        card, found = self._dataset.card, {}
+        with RowReading(self._dataset) as reading:
+            for side in self._sides:
+                found[side] = np.empty((len(self), card.dim), card.dtype)
+                if self._rows is None:
+                    reading.in_order(0, side, found[side])
+                else:
+                    reading.pick(self._rows, side, found[side])
+        return found
 
 
-class _Column:
-    """Some rows of one modality, from memory or from the files."""
+def _ascending(rows: np.ndarray | None, total: int) -> np.ndarray | None:
+    if rows is None:
+        return None
+    ascending = np.sort(np.asarray(rows, np.int64))
+    if ascending.size and (ascending[0] < 0 or ascending[-1] >= total):
+        raise IndexError(f"rows {ascending[0]}..{ascending[-1]} of {total}")
+    if (np.diff(ascending) == 0).any():
+        raise InputError("a row to draw from is given twice", "Give each row once")
+    return ascending
 
-    def __init__(self, dataset: EmbeddingDataset, modality: str, rows: np.ndarray, held: bool) -> None:
-        self._column = dataset.require(modality)
-        self._rows = rows
-        self._held = self._column[rows] if held else None
 
-    def take(self, places: np.ndarray) -> np.ndarray:
-        """float32 [len(places), dim] of the rows at those places among the given rows."""
-        found = self._held[places] if self._held is not None else self._column[self._rows[places]]
-        return found.astype(np.float32)
+def _order(positions: np.ndarray) -> np.ndarray:
+    """What sorts some different numbers that lie close together: as argsort, without sorting."""
+    first = int(positions.min())
+    place = np.full(int(positions.max()) - first + 1, -1, np.int64)
+    place[positions - first] = np.arange(len(positions))
+    return place[place >= 0]

@@ -1,10 +1,19 @@
-"""The order in which rows are seen, as a pure function of (seed, epoch): nothing to save but the position."""
+"""The order in which rows are seen, as a pure function of (seed, epoch): nothing to save but the position.
+
+Rows in memory are permuted as a whole (`batches_from`). Rows in files (`ShuffledOrder`) are cut into pieces that lie
+together in one shard. An epoch takes the pieces in an order of its own, a window of them at a time, and the rows of a
+window in an order of its own: files are read in runs of a piece, and a window fits in memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+
+# A window mixes rows of at least this many places in the data set, where there are as many.
+_PIECES_IN_WINDOW = 8
 
 
 def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -28,3 +37,59 @@ def batches_from(rows: np.ndarray, batch_size: int, seed: int, step: int) -> Ite
             order = np.concatenate([order, epoch_order(rows, seed, epoch)])
         yield order[:batch_size]
         order = order[batch_size:]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rows that follow each other in the endless stream of epochs, told in the order in which they lie in files.
+
+    places: int64 [n], ascending, among the rows drawn from. positions: int64 [n], where in the stream each of them
+    comes, counted from the beginning of epoch 0; together they are n numbers in a row.
+    """
+
+    places: np.ndarray
+    positions: np.ndarray
+
+
+class ShuffledOrder:
+    """The stream of all epochs over `total` rows that lie in shards: each epoch every place 0 … total-1 once.
+
+    bounds: place of the first row of each shard, and behind the last one `total`: int64, not descending, from 0.
+    most_in_window: no window has more rows.
+    """
+
+    def __init__(self, bounds: np.ndarray, seed: int, window_rows: int) -> None:
+        if window_rows < 1 or not bounds[-1]:
+            raise ValueError("window_rows must be at least 1 and rows not empty")
+        self.total = int(bounds[-1])
+        self._seed = seed
+        self._window_rows = window_rows
+        most = max(1, window_rows // _PIECES_IN_WINDOW)
+        cuts = [
+            np.arange(first, last, most) for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        ]
+        self._starts = np.concatenate(cuts)
+        self.most_in_window = min(self.total, window_rows + most)
+        self._sizes = np.diff(np.append(self._starts, self.total))
+
+    def windows(self, position: int) -> Iterator[Window]:
+        """The windows from the one that holds `position` on, without end; the first is cut to begin there."""
+        epoch, inside = divmod(position, self.total)
+        while True:
+            for window in self._epoch(epoch, inside):
+                ahead = window.positions >= position
+                yield window if ahead.all() else Window(window.places[ahead], window.positions[ahead])
+            epoch, inside = epoch + 1, 0
+
+    def _epoch(self, epoch: int, inside: int) -> Iterator[Window]:
+        """The windows of an epoch, from the one that holds its row `inside` on."""
+        pieces = np.random.default_rng((self._seed, epoch)).permutation(len(self._starts))
+        begins = np.cumsum(self._sizes[pieces]) - self._sizes[pieces]
+        cuts = np.flatnonzero(np.diff(begins // self._window_rows, prepend=-1))
+        ends = np.append(cuts[1:], len(pieces))
+        first = int(np.searchsorted(begins[cuts], inside, side="right")) - 1
+        for number in range(first, len(cuts)):
+            chosen = np.sort(pieces[cuts[number] : ends[number]])  # mixed below; files are read from front to back
+            places = np.concatenate([np.arange(self._starts[p], self._starts[p] + self._sizes[p]) for p in chosen])
+            mixed = np.random.default_rng((self._seed, epoch, number)).permutation(len(places))
+            yield Window(places, epoch * self.total + int(begins[cuts[number]]) + mixed)

@@ -10,12 +10,18 @@ import numpy as np
 from ..errors import DatasetError, did_you_mean
 from .dataset import EmbeddingDataset
 
-TRAIN, VALID = "train", "valid"
+TRAIN, VALID, TEST = "train", "valid", "test"
 
 
-def hash_split(identity: str, valid_share: float) -> str:
-    """`valid` for a share of all identities, else `train`: by the identity alone, so stable as rows are added."""
-    return VALID if hash_place(identity) < valid_share else TRAIN
+def hash_split(identity: str, valid_share: float, test_share: float = 0.0) -> str:
+    """`valid` and `test` for a share of all identities each, else `train`: by the identity alone.
+
+    So a row keeps its split as others are added; with a larger `test_share` rows go from train to test alone.
+    """
+    place = hash_place(identity)
+    if place < valid_share:
+        return VALID
+    return TEST if place < valid_share + test_share else TRAIN
 
 
 def hash_place(identity: str) -> float:
@@ -23,12 +29,14 @@ def hash_place(identity: str) -> float:
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
 
 
-def splits(dataset: EmbeddingDataset, column: str | None, valid_share: float = 0.05) -> np.ndarray:
+def splits(
+    dataset: EmbeddingDataset, column: str | None, valid_share: float = 0.05, test_share: float = 0.0
+) -> np.ndarray:
     """The split name of each row: the values of `column`, or a hash of (source shard, key). Array of str [n]."""
     if column is not None:
         return np.array([str(value) for value in dataset.column(column).to_pylist()], dtype=object)
     shards, keys = dataset.column("src_shard").to_pylist(), dataset.keys()
-    names = [hash_split(f"{shard}\0{key}", valid_share) for shard, key in zip(shards, keys, strict=True)]
+    names = [hash_split(f"{shard}\0{key}", valid_share, test_share) for shard, key in zip(shards, keys, strict=True)]
     return np.array(names, dtype=object)
 
 

@@ -16,7 +16,9 @@ def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bo
     captions: read them as they were read then; else they are left out. Raises InputError when there is nothing at
     `data`, if that is given.
     """
-    made = dataset.run.options
+    made, place = dataset.run.options, data or dataset.run.source
+    if not place:
+        return None  # others do not say where their pictures were
     rules = SampleRules(
         caption_key=str(made.get("caption_key", "caption")),
         need_caption=captions and bool(made.get("texts", True)),
@@ -24,7 +26,7 @@ def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bo
         key_column=made.get("key_column"),
     )
     try:
-        reader = open_reader(data or dataset.run.source, rules, str(made.get("input", "auto")))
+        reader = open_reader(place, rules, str(made.get("input", "auto")))
         reader.shards(())
     except InputError:
         if data is not None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
 from ..types import EmbeddingShard
+from .rows import Rows
 
 
 class ShardWriter(Protocol):
@@ -28,6 +29,10 @@ class ShardReader(Protocol):
 
     def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
         """[n, dim] in the stored dtype, or None where the data set has no such modality."""
+        ...
+
+    def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
+        """The same rows, to be read piece by piece."""
         ...
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..manifest import FileRecord
+
+_WORTH_A_THREAD_BYTES = 1 << 20
 
 
 class _HashingStream(io.RawIOBase):
@@ -28,8 +31,16 @@ class _HashingStream(io.RawIOBase):
 
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
-        self._target.write(view)
-        self.digest.update(view)
+        if view.nbytes < _WORTH_A_THREAD_BYTES:
+            self.digest.update(view)
+            self._target.write(view)
+        else:  # hashing takes as long as writing, and neither needs the interpreter
+            hashing = threading.Thread(target=self.digest.update, args=(view,), name="hashing")
+            hashing.start()
+            try:
+                self._target.write(view)
+            finally:
+                hashing.join()
         self.bytes += view.nbytes
         return int(view.nbytes)
 

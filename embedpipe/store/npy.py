@@ -19,6 +19,7 @@ from ..types import EmbeddingShard
 from . import layout
 from .hashed import write_hashed, write_npy, write_parquet
 from .rejects import write_rejects
+from .rows import NpyRows, Rows
 
 
 def write(
@@ -62,6 +63,19 @@ class NpyReader:
         if path not in {record.path for record in manifest.files}:
             return None
         return _load(files.join(root, path), (manifest.rows_out, manifest.dim))
+
+    def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
+        """The same rows, to be read piece by piece. Raises DatasetError when they are not what the manifest says."""
+        path = layout.embeddings(modality, manifest.number, digits)
+        if path not in {record.path for record in manifest.files}:
+            return None
+        rows = NpyRows(files.join(root, path))
+        if rows.shape != (manifest.rows_out, manifest.dim):
+            raise DatasetError(
+                f"{rows.location}: shape {rows.shape}, but its manifest says {(manifest.rows_out, manifest.dim)}",
+                _remedy(),
+            )
+        return rows
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
         """The states of each caption's tokens. Raises DatasetError when lengths and states do not fit each other."""

@@ -27,6 +27,7 @@ from ..types import EmbeddingShard
 from . import layout
 from .hashed import write_hashed
 from .rejects import write_rejects
+from .rows import ParquetRows, Rows
 
 EMBEDDINGS = {"image": "image_embedding", "text": "text_embedding"}
 TEXT_TOKENS = "text_tokens"
@@ -110,6 +111,20 @@ class ParquetReader:
                 out[filled : filled + len(lists)] = _numbers(lists, location)
                 filled += len(lists)
         return out
+
+    def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
+        """The same rows, to be read piece by piece. Raises DatasetError when they are not what the manifest says."""
+        name = EMBEDDINGS[modality]
+        with _opened(root, manifest, digits) as (location, file):
+            if file is None or name not in file.schema_arrow.names:
+                return None
+        rows = ParquetRows(location, name)
+        if rows.shape[1] != manifest.dim:
+            rows.close()
+            raise DatasetError(
+                f"{location}: {name} is {rows.shape[1]} wide, its manifest says {manifest.dim}", _remedy()
+            )
+        return rows
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
         """The states of each caption's tokens, in memory. Raises DatasetError when they are not what is said."""

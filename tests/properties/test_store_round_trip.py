@@ -74,6 +74,8 @@ def test_what_was_written_is_read_back(name, shard):
         found = reader.embeddings(root, entry, "text", 5)
         assert (found is None) == (shard.text is None)
         assert found is None or (np.array_equal(found, shard.text) and found.dtype == shard.text.dtype)
+        assert_pieces(reader.open_rows(root, entry, "image", 5), shard.image)
+        assert (reader.open_rows(root, entry, "text", 5) is None) == (shard.text is None)
         tokens = reader.text_tokens(root, entry, 5)
         assert (tokens is None) == (shard.text_tokens is None)
         if tokens is not None:
@@ -88,3 +90,14 @@ def test_what_was_written_is_read_back(name, shard):
         assert not any("errors" not in record.path for record in written)
     assert {record.path for record in written} <= layout.data_paths(shard.number, 5)
     assert any("errors" in record.path for record in written) == bool(shard.rejects)
+
+
+def assert_pieces(rows, whole):
+    """Every piece of the rows, from the back to the front, is what it is of the whole."""
+    assert (rows.shape, rows.dtype) == (whole.shape, whole.dtype)
+    for start in reversed(range(len(whole))):
+        for stop in range(start, len(whole) + 1):
+            out = np.empty((stop - start, whole.shape[1]), whole.dtype)
+            rows.read(start, out)
+            assert np.array_equal(out, whole[start:stop])
+    rows.close()

@@ -14,6 +14,7 @@ from benchmarks import (
     encode_memory,
     encode_overlap,
     encode_vs_clip_retrieval,
+    load_vs_embedding_reader,
     measure,
     photos,
     report,
@@ -140,6 +141,22 @@ def test_memory(arguments, tmp_path):
 
 
 @pytest.mark.slow
+def test_load_vs_embedding_reader(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_torch_threads", lambda: "2")
+    few = {"bare readinto", "batches, float16, reuse", "embedding-reader, batch 10000", "loader, float16, reuse"}
+    for name in set(load_vs_embedding_reader.WAYS) - few:
+        monkeypatch.delitem(load_vs_embedding_reader.WAYS, name)
+    monkeypatch.setattr(load_vs_embedding_reader, "FINITE", "batches, float16, reuse")
+    monkeypatch.setattr(load_vs_embedding_reader, "FLOAT32", "batches, float16, reuse")
+    results = arguments("--rows", 20_500, "--rounds", 1, "--work", tmp_path / "work", "--tmpfs", tmp_path)
+    load_vs_embedding_reader.main()
+    (written,) = results.glob("load_vs_embedding_reader_*.md")
+    text = written.read_text()
+    assert "| MB/s, batches float16 / bare readinto |" in text
+    assert "| writing |" in text
+    assert not (tmp_path / "embedpipe-writing-rows-20500").exists()
+
+
 def test_dedup_scale(arguments, tmp_path):
     results = arguments("--counts", 3000, "--dim", 32, "--near", 0, "--work", tmp_path / "work")
     dedup_scale.main()

@@ -1,0 +1,318 @@
+"""The rows of one array, read piece by piece into the caller's own memory: from .npy, from .npz, from parquet.
+
+`Rows` keeps the stored dtype and copies nothing twice. Errors name the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import files
+from ..errors import DatasetError, InputError
+
+# A request to an object store costs as long as many bytes; a local read should stay in the processor's cache.
+_LOCAL_BYTES_AT_ONCE = 1 << 20
+_REMOTE_BYTES_AT_ONCE = 16 << 20
+_NPY_HEADER_BYTES = 4096
+_DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
+_NOT_WHOLE = "Fetch or write the file again"
+
+
+class Rows(Protocol):
+    """An array of rows [n, dim] in a file. Close it when it is no longer needed."""
+
+    location: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    rows_at_once: int  # as many as should be asked for in one call
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out`, C order [m, dim] in this dtype, with the rows from `start` on. Raises DatasetError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NpyHeader:
+    """What stands before the numbers of an .npy file: their shape and dtype, and the byte at which they begin."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+
+def whole(rows: Rows) -> np.ndarray:
+    """All rows in memory."""
+    out = np.empty(rows.shape, rows.dtype)
+    rows.read(0, out)
+    return out
+
+
+def npy_header(location: str) -> NpyHeader:
+    """The header of an .npy file of embeddings, held against the file's size.
+
+    Raises DatasetError when it is no .npy, is torn, or holds anything but float16 or float32 rows in C order.
+    """
+    try:
+        header = _parse(io.BytesIO(files.read_range(location, 0, _NPY_HEADER_BYTES)))
+        there = files.stat(location).bytes
+    except (OSError, ValueError, EOFError, InputError) as problem:
+        raise DatasetError(f"{location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+    _require_rows(location, header)
+    should = header.offset + int(np.prod(header.shape, dtype=np.int64)) * header.dtype.itemsize
+    if there != should:
+        raise DatasetError(
+            f"{location}: {there} bytes, but its header promises {header.shape[0]} rows in {should}", _NOT_WHOLE
+        )
+    return header
+
+
+def _parse(stream: io.BytesIO | Any) -> NpyHeader:
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read:
+        raise ValueError(f"version {version} of the npy format")
+    shape, fortran_order, dtype = read[version](stream)
+    if fortran_order and len(shape) > 1 and min(shape) > 1:
+        raise ValueError("its array is in Fortran order")
+    return NpyHeader(shape, dtype, stream.tell())
+
+
+def _require_rows(location: str, header: NpyHeader) -> None:
+    if len(header.shape) != 2 or header.dtype not in _DTYPES:
+        raise DatasetError(
+            f"{location}: an array of shape {header.shape} and type {header.dtype}, not rows of float16 or float32",
+            "Save it as float16 or float32, [rows, width]",
+        )
+
+
+def _at_once(location: str, row_bytes: int) -> int:
+    most = _LOCAL_BYTES_AT_ONCE if files.is_local(location) else _REMOTE_BYTES_AT_ONCE
+    return max(1, most // max(1, row_bytes))
+
+
+class NpyRows:
+    """Rows of an .npy file, straight into the caller's buffer; of a remote one, ranges of bytes."""
+
+    def __init__(self, location: str, header: NpyHeader | None = None) -> None:
+        self.location = location
+        header = header or npy_header(location)
+        self.shape, self.dtype, self._offset = (header.shape[0], header.shape[1]), header.dtype, header.offset
+        self._row_bytes = self.shape[1] * self.dtype.itemsize
+        self.rows_at_once = _at_once(location, self._row_bytes)
+        self._file: int | None = None
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """See `Rows`."""
+        if not out.size:
+            return
+        first = self._offset + start * self._row_bytes
+        try:
+            got = self._local(first, out) if files.is_local(self.location) else self._remote(first, out)
+        except (OSError, InputError) as problem:
+            raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+        if got < out.nbytes:
+            raise DatasetError(f"{self.location}: ends {out.nbytes - got} bytes early", _NOT_WHOLE)
+
+    def _local(self, place: int, out: np.ndarray) -> int:
+        if self._file is None:
+            self._file = os.open(files.local_path(self.location), os.O_RDONLY)
+        view, done = memoryview(out.data).cast("B"), 0
+        while done < len(view):
+            got = os.preadv(self._file, [view[done:]], place + done)
+            if not got:
+                break
+            done += got
+        return done
+
+    def _remote(self, place: int, out: np.ndarray) -> int:
+        data = files.read_range(self.location, place, place + out.nbytes)
+        memoryview(out.data).cast("B")[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """See `Rows`."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def npz_headers(location: str) -> dict[str, NpyHeader]:
+    """The arrays of an .npz file by name. Raises DatasetError when it is no such file, or torn."""
+    try:
+        with files.reading(location) as stream, zipfile.ZipFile(stream) as archive:
+            found = {}
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    found[name.removesuffix(".npy")] = _parse(member)
+            return found
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, InputError) as problem:
+        raise DatasetError(f"{location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+
+
+class NpzRows:
+    """Rows of one array of an .npz file, which is unpacked as a whole when it is first read."""
+
+    def __init__(self, location: str, name: str, header: NpyHeader) -> None:
+        self.location = location
+        self.shape, self.dtype = (header.shape[0], header.shape[1]), header.dtype
+        self.rows_at_once = _at_once(location, self.shape[1] * self.dtype.itemsize)
+        self._name = name
+        self._array: np.ndarray | None = None
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """See `Rows`."""
+        if self._array is None:
+            try:
+                with files.reading(self.location) as stream, np.load(stream, allow_pickle=False) as archive:
+                    self._array = archive[self._name]
+            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, InputError) as problem:
+                raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+        out[...] = self._array[start : start + len(out)]
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._array = None
+
+
+class ParquetRows:
+    """Rows of one column of lists in a parquet file, decoded as they are asked for.
+
+    Going on where the last call ended costs nothing; a jump decodes its row group from the beginning. Lists of float64
+    are read as float32. Whether all are as wide as `dim` is seen as they are read.
+    """
+
+    def __init__(self, location: str, column: str, dim: int | None = None) -> None:
+        self.location = location
+        self._column = column
+        self._open = contextlib.ExitStack()
+        with self._ours():
+            self._file = pq.ParquetFile(self._open.enter_context(files.reading(location)))
+        if column not in self._file.schema_arrow.names:
+            self.close()
+            raise DatasetError(f"{location}: has no column {column!r}", "Say which column holds the embeddings")
+        self.dtype = _dtype(self._file.schema_arrow.field(column).type, f"{location}: {column}")
+        about = self._file.metadata
+        sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        self._bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._pieces: Iterator[np.ndarray] = iter(())
+        self._piece, self._place = np.empty((0, 0), self.dtype), -1  # the rows decoded last, the row they begin at
+        self.shape = (int(about.num_rows), dim if dim is not None else 0)
+        if dim is None:
+            self.shape = (self.shape[0], self._width())
+        self.rows_at_once = _at_once(location, self.shape[1] * self.dtype.itemsize)
+
+    def _width(self) -> int:
+        kind = self._file.schema_arrow.field(self._column).type
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size)
+        with self._ours():
+            for batch in self._file.iter_batches(1, columns=[self._column]):
+                return len(batch.column(0)[0]) if batch.column(0)[0].is_valid else 0
+        return 0
+
+    @contextlib.contextmanager
+    def _ours(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException, InputError) as problem:
+            self.close()
+            raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """See `Rows`."""
+        if start + len(out) > self.shape[0]:
+            raise DatasetError(f"{self.location}: {self.shape[0]} rows, {start + len(out)} wanted", _NOT_WHOLE)
+        filled = 0
+        while filled < len(out):
+            inside = start + filled - self._place
+            if self._place < 0 or not 0 <= inside < len(self._piece):
+                self._decode(start + filled)
+                continue
+            some = self._piece[inside : inside + len(out) - filled]
+            out[filled : filled + len(some)] = some
+            filled += len(some)
+
+    def _decode(self, row: int) -> None:
+        """Decode until the rows that were decoded last hold `row`."""
+        if self._place < 0 or row != self._place + len(self._piece):
+            group = int(np.searchsorted(self._bounds, row, side="right")) - 1
+            self._pieces = self._decoded(range(group, self._file.num_row_groups))
+            self._piece, self._place = self._piece[:0], int(self._bounds[group])
+        while row >= self._place + len(self._piece):
+            self._place += len(self._piece)
+            with self._ours():
+                piece = next(self._pieces, None)
+            if piece is None:
+                raise DatasetError(f"{self.location}: ends before row {row}", _NOT_WHOLE)
+            self._piece = piece
+
+    def _decoded(self, groups: range) -> Iterator[np.ndarray]:
+        for batch in self._file.iter_batches(self.rows_at_once, row_groups=list(groups), columns=[self._column]):
+            yield lists_as_rows(batch.column(0), self.shape[1], f"{self.location}: {self._column}")
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._open.close()
+
+
+def _dtype(kind: pa.DataType, what: str) -> np.dtype[Any]:
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if nested and pa.types.is_float16(kind.value_type):
+        return np.dtype(np.float16)
+    if nested and pa.types.is_floating(kind.value_type):
+        return np.dtype(np.float32)
+    raise DatasetError(f"{what} is of type {kind}, not lists of numbers", "Say which column holds the embeddings")
+
+
+def lists_as_rows(lists: pa.Array, width: int, what: str) -> np.ndarray:
+    """float16 or float32 [n, width] of n lists, a view into Arrow's memory where that can be."""
+    if lists.null_count:
+        raise DatasetError(f"{what}: {lists.null_count} rows are null", "Leave them out where the file is written")
+    numbers = lists.flatten()
+    if not pa.types.is_fixed_size_list(lists.type):
+        lengths = np.diff(lists.offsets.to_numpy())
+        if len(lengths) and (lengths.min() != width or lengths.max() != width):
+            raise DatasetError(f"{what}: rows of {lengths.min()} to {lengths.max()} numbers, not {width}", _NOT_WHOLE)
+    if numbers.null_count:
+        raise DatasetError(f"{what}: {numbers.null_count} numbers are null", "Leave them out where the file is written")
+    if pa.types.is_float64(numbers.type):
+        numbers = numbers.cast(pa.float32(), safe=False)
+    found: np.ndarray = numbers.to_numpy(zero_copy_only=True).reshape(len(lists), width)
+    return found
+
+
+class Normalised:
+    """Rows brought to unit length as they are read; one of zeros stays as it is."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.location, self.shape, self.dtype = rows.location, rows.shape, rows.dtype
+        self.rows_at_once = rows.rows_at_once
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """See `Rows`."""
+        for first in range(0, len(out), self.rows_at_once):
+            some = out[first : first + self.rows_at_once]
+            self._rows.read(start + first, some)
+            values = some.astype(np.float32)
+            length = np.sqrt(np.einsum("ij,ij->i", values, values))
+            values /= np.where(length > 0, length, 1)[:, None]
+            some[...] = values
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._rows.close()

@@ -1,0 +1,197 @@
+"""An S3 server of its own process on loopback (moto), and a proxy before it that can be told to fail.
+
+with objectstore.serve() as store:
+    store.url("emb")                     # s3://bucket/emb
+    store.fail(Fault("img_emb_00001", "cut", after=1))
+    store.heal()
+"""
+
+import contextlib
+import http.client
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+BUCKET = "bucket"
+_MAY_TAKE_S = 60
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests whose path holds `where`, after so many of them went well.
+
+    how: `503` (the answer of a store that is too busy), `cut` (half of the body, then the connection is closed) or
+    `refuse` (no answer at all).
+    """
+
+    where: str
+    how: str
+    after: int = 0
+    seen: int = 0
+
+    def strikes(self, path):
+        if self.where not in path:
+            return False
+        self.seen += 1
+        return self.seen > self.after
+
+
+class _Proxy(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, behind):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behind = behind
+        self.faults = []
+        self.requests = []
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def _pass_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        fault = next((f for f in self.server.faults if f.strikes(self.path)), None)
+        if fault is not None and fault.how == "refuse":
+            self.close_connection = True
+            return
+        if fault is not None and fault.how == "503":
+            self._answer(503, [("Content-Type", "application/xml")], b"<Error><Code>SlowDown</Code></Error>")
+            return
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        self._answer(answer.status, answer.getheaders(), answer.read(), cut=fault is not None and self.command == "GET")
+        connection.close()
+
+    def _answer(self, status, headers, body, cut=False):
+        self.send_response_only(status)
+        length = next((value for name, value in headers if name.lower() == "content-length"), str(len(body)))
+        for name, value in headers:
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        if cut:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+
+
+class ObjectStore:
+    """One server; `options` are what fsspec needs to reach it."""
+
+    def __init__(self, proxy):
+        self._proxy = proxy
+        self.endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
+
+    def url(self, path=""):
+        return f"s3://{BUCKET}/{path}".rstrip("/")
+
+    def fail(self, fault):
+        self._proxy.faults.append(fault)
+
+    def heal(self):
+        self._proxy.faults.clear()
+
+    @property
+    def requests(self):
+        """(method, path, range) of every request so far."""
+        return self._proxy.requests
+
+    def upload(self, folder, path):
+        """Copy a local folder; returns its url."""
+        store = fsspec.filesystem("s3")
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                store.pipe_file(f"{BUCKET}/{path}/{file.relative_to(folder)}", file.read_bytes())
+        return self.url(path)
+
+
+@contextlib.contextmanager
+def serve():
+    """A running server, reached by every `s3://` of this process as long as the block lasts."""
+    port = _free_port()
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    proxy = None
+    try:
+        _wait_for(port, process)
+        proxy = _Proxy(port)
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        store = ObjectStore(proxy)
+        with _settings(store.endpoint):
+            fsspec.filesystem("s3").mkdir(BUCKET)
+            yield store
+    finally:
+        if proxy is not None:
+            proxy.shutdown()
+            proxy.server_close()
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _settings(endpoint):
+    """What a user would put into fsspec's configuration file; retries do not wait long."""
+    before = fsspec.config.conf.get("s3")
+    quick = {"retries": {"max_attempts": 1}, "connect_timeout": 2, "read_timeout": 5}
+    fsspec.config.conf["s3"] = {
+        "endpoint_url": endpoint,
+        "key": "key",
+        "secret": "secret",
+        "config_kwargs": quick,
+        "use_listings_cache": False,
+    }
+    import s3fs
+
+    retries, s3fs.S3FileSystem.retries = s3fs.S3FileSystem.retries, 2
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        yield
+    finally:
+        s3fs.S3FileSystem.retries = retries
+        s3fs.S3FileSystem.clear_instance_cache()
+        if before is None:
+            del fsspec.config.conf["s3"]
+        else:
+            fsspec.config.conf["s3"] = before
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(port, process):
+    until = time.monotonic() + _MAY_TAKE_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"moto_server ended with {process.returncode}")
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError("moto_server does not answer")
