@@ -250,10 +250,12 @@ def test_killed_anywhere_and_run_again_it_finds_the_same(tmp_path, many_clusters
         monkeypatch.setattr(duplicates.Workspace, "keep", counted)
         dedup(place, str(out), DedupConfig(threads=1))
         assert set(kept) == set(steps)
-        assert len(kept) - len(steps) <= (survives == len(steps) - 1), "no step is done twice, but for the last counts"
+        again = 2 * (survives == len(steps) - 1) + (survives == len(steps) - 2)
+        assert len(kept) - len(steps) <= again, "no step is done twice, but for the last counts"
         for name in (".dedup/nearest.npy", "kept.parquet", "dropped.parquet", "pairs.html"):
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         assert sorted(path.name for path in (out / ".dedup").iterdir()) == [
+            "close.npy",
             "counts.npy",
             "identity.json",
             "nearest.npy",
