@@ -8,7 +8,7 @@ import click
 
 from .options import debug_option, dry_run_option, json_option
 
-DIFFERENCE = 0.03  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
+DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
 
 
 @click.command()

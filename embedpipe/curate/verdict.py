@@ -12,7 +12,7 @@ DEFAULT_THRESHOLD = 0.95
 # With pictures: from this cosine on, and so many for each row, pairs are looked at; and what still is one picture.
 CANDIDATES_FROM = 0.75
 CANDIDATES = 8
-DEFAULT_DIFFERENCE = 0.03
+DEFAULT_DIFFERENCE = 0.025
 _ROUNDING = 1e-6  # of a cosine in float32: a row and itself are not always at 1
 
 
