@@ -6,8 +6,10 @@ to 1.5 of the size), cropped by 2% of width and height, or all three; a quarter 
 
 A dropped row is right when it and the row it repeats go back to one picture, or when their pictures are equal to the
 pixel: the packages draw some emoji alike. All else is wrong, however alike the two may look, as the same emoji in two
-shades does. The constants of the comparison of pictures were measured on other ones: every second emoji with other copies
-(seed 1), and photo-like pictures of another seed. Recall is of the planted copies: one is found when it is dropped, or a row is dropped for it.
+shades does. Recall is of the planted copies: one is found when it is dropped, or a row is dropped for it.
+
+The constants of the comparison of pictures were measured on other ones: every second emoji, with other copies (seed 1),
+and photo-like pictures of another seed.
 
     python -m embedpipe_cli demo build/benchmarks/demo
     python -m benchmarks.dedup_demo
@@ -119,8 +121,8 @@ def _pixels(data: bytes) -> bytes:
 class Judged:
     """Of a run: rows dropped, how many of these rightly, and of each kind of copy how many were found of how many.
 
-    twins: wrong ones where the two pictures that the rows go back to are equal to the pixel: which of the two a copy was
-    made of cannot be known.
+    twins: wrong ones where the two pictures that the rows go back to are equal to the pixel: which of the two a copy
+    was made of cannot be known.
     """
 
     dropped: int

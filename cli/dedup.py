@@ -89,9 +89,7 @@ def command(
 
     from . import display
 
-    config = DedupConfig(
-        threshold, keep, modality, seed, pairs, images, materialise, threads, confirm, difference
-    )
+    config = DedupConfig(threshold, keep, modality, seed, pairs, images, materialise, threads, confirm, difference)
     if dry_run:
         display.print_json({"plan": display.plain(plan_dedup(emb, config)), "config": display.plain(config)})
         return

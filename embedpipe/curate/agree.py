@@ -89,7 +89,7 @@ def _rows(moved: np.ndarray) -> np.ndarray:
 
 
 def _columns(moved: np.ndarray) -> np.ndarray:
-    return _resampling(moved[:, 2], moved[:, 3]).transpose(0, 2, 1)
+    return np.swapaxes(_resampling(moved[:, 2], moved[:, 3]), 1, 2)
 
 
 def _resampling(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:

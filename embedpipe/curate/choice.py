@@ -41,7 +41,7 @@ def choose(dataset: EmbeddingDataset, confirm: str, modality: str, images: str |
         return Choice(None, "texts are compared")
     if confirm == "auto" and images is None and not files.is_local(place):
         return Choice(None, f"{place} is not on this machine; --confirm pictures reads it")
-    reader = open_source(dataset, images)
+    reader = open_source(dataset, images) if place else None
     if reader is not None:
         return Choice(reader, f"image shards of {place}")
     missing = f"there are no image shards at {place or 'a place that is known'}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +99,7 @@ def _read_pictures(
             stored.write(pictures, np.arange(start, start + len(pictures)))
             stored.sync()
             work.keep(f"read-{shard:06d}", np.zeros(0))
-        listen(Progress(rows=dataset.shards[shard].stop - dataset.shards[shard].start, tasks=1))
+        listen(Progress(tasks=1))
 
 
 def _thumbnails(dataset: EmbeddingDataset, shard: int, rows: np.ndarray, reader: Reader) -> np.ndarray:

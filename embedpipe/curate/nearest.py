@@ -20,7 +20,7 @@ Rows = Callable[[int, int], np.ndarray]
 def nearest_before(
     rows: Rows, start: int, stop: int, most: int = 1, floor: float = 1, tile: int = TILE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine float32, position int64), each [stop - start, most]: the nearest predecessors of each row of [start, stop).
+    """(cosine float32, position int64), each [stop - start, most]: the nearest predecessors of the rows [start, stop).
 
     The nearest first; -1, -1 where there is none. All but the first are looked for among those with a cosine of at
     least `floor`. Holds two tiles of rows and one product of them, however many rows come before. Of equally near ones

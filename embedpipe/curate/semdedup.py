@@ -15,7 +15,7 @@ from .. import files
 from ..errors import InputError, did_you_mean
 from ..load import EmbeddingDataset
 from ..lock import exclusive
-from ..progress import Listener, silent
+from ..progress import Listener, Progress, silent
 from . import selection
 from .assign import cluster_count
 from .boundary import pairs_around
@@ -134,9 +134,10 @@ def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listen
         place = files.local_path(out)
         difference = None
         try:
-            found = nearest_predecessors(dataset, search, place, listen)
+            first, then = _in_turn(listen)
+            found = nearest_predecessors(dataset, search, place, first)
             if choice.reader is not None:
-                difference = picture_differences(dataset, found.close, choice.reader, place, config.threads, listen)
+                difference = picture_differences(dataset, found.close, choice.reader, place, config.threads, then)
         except OSError as problem:
             raise files.unwritable(out, problem) from problem
         return _write(dataset, out, config, Found(found, difference, threshold, choice), listen)
@@ -156,6 +157,21 @@ class Found:
         if self.difference is None:
             return by_cosine(self.nearest, threshold)
         return by_pictures(self.nearest, self.difference, threshold, most)
+
+
+def _in_turn(listen: Listener) -> tuple[Listener, Listener]:
+    """Listeners for two stages, the second of which plans its tasks besides those that the first did."""
+    done = 0
+
+    def first(step: Progress) -> None:
+        nonlocal done
+        done += step.tasks
+        listen(step)
+
+    def then(step: Progress) -> None:
+        listen(step if step.planned is None else dataclasses.replace(step, planned=done + step.planned))
+
+    return first, then
 
 
 def _opened(path: str, config: DedupConfig) -> EmbeddingDataset:

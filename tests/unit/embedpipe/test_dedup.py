@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates, order, plan_dedup, semdedup
+from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates, order, plan_dedup, scatter, semdedup
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, DiskFull, InputError, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.load import EmbeddingDataset
@@ -302,7 +302,7 @@ def test_bad_data_is_named(tmp_path):
 
 def test_too_little_room_is_told_before_the_work(tmp_path, monkeypatch):
     place, _ = planted(tmp_path / "emb", count=30, copies=2)
-    monkeypatch.setattr(duplicates.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
+    monkeypatch.setattr(scatter.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
     with pytest.raises(DiskFull, match="sorting the rows takes 0.00 GB"):
         dedup(place, str(tmp_path / "out"))
 
