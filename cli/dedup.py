@@ -8,11 +8,32 @@ import click
 
 from .options import debug_option, dry_run_option, json_option
 
+DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
+
 
 @click.command()
 @click.argument("emb")
 @click.argument("out")
-@click.option("--threshold", type=float, default=0.95, show_default=True, help="Cosine from which on two rows are one.")
+@click.option(
+    "--threshold",
+    type=float,
+    help="Cosine from which on two rows are one (default 0.95), or, where pictures are compared, from which on theirs "
+    "are (default 0.75).",
+)
+@click.option(
+    "--confirm",
+    type=click.Choice(["auto", "none", "pictures"]),
+    default="auto",
+    show_default=True,
+    help="Compare the pictures of near rows: auto where the image shards are on this machine or at --images.",
+)
+@click.option(
+    "--difference",
+    type=float,
+    default=DIFFERENCE,
+    show_default=True,
+    help="Up to which two pictures are one, from 0 to 1.",
+)
 @click.option(
     "--keep",
     default="first",
@@ -29,7 +50,7 @@ from .options import debug_option, dry_run_option, json_option
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
 @click.option("--pairs", type=click.IntRange(0), default=60, show_default=True, help="Pairs to show in pairs.html.")
-@click.option("--images", help="Where the image shards are now, for the pictures in pairs.html.")
+@click.option("--images", help="Where the image shards are now, if not where they were.")
 @click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the cores. The result does not depend on it.")
 @dry_run_option
@@ -38,7 +59,9 @@ from .options import debug_option, dry_run_option, json_option
 def command(
     emb: str,
     out: str,
-    threshold: float,
+    threshold: float | None,
+    confirm: str,
+    difference: float,
     keep: str,
     modality: str,
     seed: int,
@@ -52,36 +75,49 @@ def command(
     """Find the rows of an embedding data set that repeat others (SemDeDup).
 
     EMB is left as it is. OUT gets kept.parquet and dropped.parquet (which row, and which one it repeats), pairs.html
-    with pictures of pairs around the threshold, and report.json with what each other threshold would keep. Rows of the
-    same image file are duplicates at any threshold. Run again with another threshold, it compares nothing anew.
+    with pictures of pairs around the cut, and report.json with what other values would keep. Rows of the same image
+    file are duplicates in any case. Of rows that are near each other the pictures are compared, where the image shards
+    can be read: embeddings alone do not tell a copy from what looks like it. Run again with another --threshold or
+    --difference, it compares nothing anew.
 
     \b
     embedpipe dedup emb dedup
-    embedpipe dedup emb dedup --threshold 0.97 --keep similarity --materialise
+    embedpipe dedup emb dedup --images s3://bucket/shards --keep similarity --materialise
+    embedpipe dedup emb dedup --confirm none --threshold 0.97
     """
     from embedpipe.curate import DedupConfig, dedup, plan_dedup
 
     from . import display
 
-    config = DedupConfig(threshold, keep, modality, seed, pairs, images, materialise, threads)
+    config = DedupConfig(threshold, keep, modality, seed, pairs, images, materialise, threads, confirm, difference)
     if dry_run:
         display.print_json({"plan": display.plain(plan_dedup(emb, config)), "config": display.plain(config)})
         return
     with display.progress("dedup", "rows", "steps") as view:
         report = dedup(emb, out, config, view)
+    click.echo(f"confirmed by {report.confirmed_by}: {report.why}", err=True)
     if as_json:
         display.print_json(report)
     else:
-        _print(out, report)
+        _print(out, report, difference)
 
 
-def _print(out: str, report: Any) -> None:
+def _print(out: str, report: Any, difference: float) -> None:
     from . import display
 
+    pictures = report.confirmed_by == "pictures"
     click.echo(
         f"{out}: {report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped at a cosine of "
-        f"{report.threshold:g} ({report.same_content:,} of them the same file)"
+        f"{report.threshold:g}"
+        + (f" and a picture difference of {difference:g}" if pictures else "")
+        + f" ({report.same_content:,} of them the same file)"
     )
-    rows = [(name, kept, report.rows - kept) for name, kept in report.sweep.items()]
-    display.table(["threshold", "kept", "dropped"], rows)
+    if pictures:
+        click.echo(
+            f"{report.pairs_compared - report.not_compared:,} pairs of pictures compared; of "
+            f"{report.not_compared:,} pairs one was not to be had, and their cosine decided"
+        )
+    for name, sweep in (("threshold", report.sweep), ("difference", report.difference_sweep)):
+        if sweep:
+            display.table([name, "kept", "dropped"], [(at, kept, report.rows - kept) for at, kept in sweep.items()])
     click.echo(f"look at {out}/pairs.html before you choose")

@@ -5,38 +5,45 @@ from __future__ import annotations
 import numpy as np
 
 from ..load import EmbeddingDataset
-from .duplicates import Nearest
 from .page import Line, Section
 from .shown import shown
+from .verdict import Verdict
 
 
 def pairs_around(
-    dataset: EmbeddingDataset, found: Nearest, threshold: float, count: int, images: str | None
+    dataset: EmbeddingDataset, verdict: Verdict, threshold: float, most: float | None, count: int, images: str | None
 ) -> Section:
-    """The `count` pairs nearest to the threshold, half of them on each side. images: where the image shards are now.
+    """The `count` pairs nearest to what decides, half of them on each side. images: where the image shards are now.
 
-    Pairs of the same file are left out: there is nothing to judge.
+    most: the picture difference that decided; None: the cosine did. Pairs of the same file are left out: there is
+    nothing to judge.
     """
-    kept = found.kept(threshold)
-    rows = _nearest_to(found, kept, count)
-    rows = rows[np.argsort(-found.cosine[rows], kind="stable")]
-    of = found.row[rows]
+    apart = -verdict.cosine if most is None else verdict.difference
+    rows = _nearest_to(verdict, apart, count)
+    rows = rows[np.argsort(apart[rows], kind="stable")]
+    of = verdict.row[rows]
     about = shown(dataset, np.concatenate([rows, of]), images)
+    at = f"the threshold of {threshold:g}" if most is None else f"a picture difference of {most:g}"
     return Section(
-        f"Pairs around the threshold of {threshold:g}, most alike first. Of those in red the right-hand one is dropped",
+        f"Pairs around {at}, most alike first. Of those in red the right-hand one is dropped",
         [
-            Line(f"{found.cosine[row]:.4f}", bool(~kept[row]), (about[first], about[row]))
+            Line(_said(verdict, row), bool(~verdict.kept[row]), (about[first], about[row]))
             for row, first in zip(rows.tolist(), of.tolist(), strict=True)
         ],
-        ("cosine", "kept", "the other"),
+        ("cosine" if most is None else "cosine, difference", "kept", "the other"),
     )
 
 
-def _nearest_to(found: Nearest, kept: np.ndarray, count: int) -> np.ndarray:
-    above = np.flatnonzero(~kept & ~np.isnan(found.cosine))
-    below = np.flatnonzero(kept & (found.row >= 0))
-    above = above[np.argsort(found.cosine[above], kind="stable")]
-    below = below[np.argsort(-found.cosine[below], kind="stable")]
+def _said(verdict: Verdict, row: int) -> str:
+    apart = verdict.difference[row]
+    return f"{verdict.cosine[row]:.4f}" + ("" if np.isnan(apart) else f", {apart:.3f}")
+
+
+def _nearest_to(verdict: Verdict, apart: np.ndarray, count: int) -> np.ndarray:
+    known = ~np.isnan(apart) & (verdict.row >= 0)
+    above, below = np.flatnonzero(~verdict.kept & known), np.flatnonzero(verdict.kept & known)
+    above = above[np.argsort(-apart[above], kind="stable")]
+    below = below[np.argsort(apart[below], kind="stable")]
     # What one side lacks, the other gives.
     of_above = min(len(above), max(count - count // 2, count - len(below)))
     return np.concatenate([above[:of_above], below[: count - of_above]])

@@ -8,14 +8,12 @@ pass answers for every threshold. Rows of one file are told by its hash, and onl
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DiskFull
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..progress import Listener, Progress
@@ -24,13 +22,12 @@ from .blocks import blocks, in_order, one_thread_each, unit
 from .content import SameContent, same_content
 from .nearest import nearest_before
 from .order import Order, Places, Stretch, keeping_order, stretches
-from .scatter import ScratchRows
+from .scatter import ScratchRows, require_room
 from .workspace import Workspace
 
 # So much work is kept at once, and lost at most: half a minute of one core at 512 dimensions.
 _PRODUCTS_IN_GROUP = 512
-_FORMAT_VERSION = 1
-_ROUNDING = 1e-6  # of a cosine in float32: a row and itself are not always at 1
+_FORMAT_VERSION = 2
 
 KEEP = {
     "first": "the one that comes first in the data set",
@@ -39,37 +36,40 @@ KEEP = {
     "farthest": "the one farthest from the centre of its cluster",
 }
 
-_RESULT = ("nearest", "counts")
+_RESULT = ("nearest", "close", "counts")
 _NEAREST = np.dtype([("cosine", np.float32), ("row", np.int64)])
-_FOUND = np.dtype([("cosine", np.float32), ("place", np.int64)])
+_FOUND = np.dtype([("place", np.int64), ("of", np.int64), ("cosine", np.float32)])
+CLOSE = np.dtype([("row", np.int64), ("of", np.int64), ("cosine", np.float32)])
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to compare and who is to be kept. keep: a name in KEEP. threads: None for one on each core."""
+    """What to compare and who is to be kept. keep: a name in KEEP. threads: None for one on each core.
+
+    most: so many predecessors of a row, with a cosine of at least `floor`, are found as pairs to look at; 0: none.
+    """
 
     modality: str
     keep: str
     seed: int
     threads: int | None
+    most: int = 0
+    floor: float = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
     """For each row of a data set: cosine to its nearest predecessor in keeping order, and that row; -1, -1: none.
 
-    cosine float32 [n], NaN where the row's file is that of `row`; row int64 [n]. clusters: how many there were.
-    twice: rows compared in two of them.
+    cosine float32 [n], NaN where the row's file is that of `row`; row int64 [n]. close: the CLOSE pairs, by row, then
+    as near as they are. clusters: how many there were. twice: rows compared in two of them.
     """
 
     cosine: np.ndarray
     row: np.ndarray
+    close: np.ndarray
     clusters: int
     twice: int
-
-    def kept(self, threshold: float) -> np.ndarray:
-        """bool [n]: the rows that no predecessor comes as near as that, and whose file is no predecessor's."""
-        return np.asarray(self.cosine < threshold - _ROUNDING)  # false where it is NaN
 
 
 def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, listen: Listener) -> Nearest:
@@ -85,6 +85,7 @@ def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, l
         "keep": search.keep,
         "seed": search.seed,
         "border": [BORDER, MOST_TWICE],
+        "close": [search.most, search.floor],
     }
     work = Workspace(out / ".dedup", identity)
     if not work.has("nearest"):
@@ -92,8 +93,8 @@ def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, l
         with one_thread_each():
             _find(dataset, search, work, listen)
     work.clear(but=_RESULT)
-    found, counts = (work.read(name) for name in _RESULT)
-    return Nearest(found["cosine"], found["row"], *counts.tolist())
+    found, close, counts = (work.read(name) for name in _RESULT)
+    return Nearest(found["cosine"], found["row"], close, *counts.tolist())
 
 
 def _find(dataset: EmbeddingDataset, search: Search, work: Workspace, listen: Listener) -> None:
@@ -103,17 +104,22 @@ def _find(dataset: EmbeddingDataset, search: Search, work: Workspace, listen: Li
     listen(Progress(planned=2 * len(dataset.shards) + len(groups)))
     with ScratchRows(work.path("rows.bin"), dataset.card.dim, dataset.card.dtype) as stored:
         if not work.has("sorted"):
-            _require_room(work.folder, len(order) * dataset.card.dim * np.dtype(dataset.card.dtype).itemsize)
+            need = len(order) * dataset.card.dim * np.dtype(dataset.card.dtype).itemsize
+            require_room(work.path("rows.bin"), need, "sorting the rows")
             _sort(dataset, search.modality, stored, order, listen)
             work.keep("sorted", np.zeros(0))
         nearest = np.empty(len(dataset), _NEAREST)
         nearest["cosine"], nearest["row"] = -1, -1
+        close = [np.empty(0, CLOSE)]
         for number, group in enumerate(groups):
-            compare = functools.partial(_compare, stored, group, search.threads)
+            compare = functools.partial(_compare, stored, group, search)
             found = work.array(f"found-{number:06d}", compare)
-            _take(nearest, order, group[0].start, found)
-            listen(Progress(rows=len(found), tasks=1))
+            _take(nearest, order, found)
+            if search.most:
+                close.append(_close(order, found[found["cosine"] >= search.floor]))
+            listen(Progress(rows=group[-1].stop - group[0].start, tasks=1))
     nearest["cosine"][same.rows], nearest["row"][same.rows] = np.nan, same.of
+    work.keep("close", _each_once(np.concatenate(close)))
     work.keep("counts", np.array([len(centers), int(order.again.sum())]))
     work.keep("nearest", nearest)
 
@@ -150,16 +156,6 @@ def _priority(dataset: EmbeddingDataset, keep: str, to_center: np.ndarray) -> np
     return -to_center if keep == "closest" else to_center.copy()
 
 
-def _require_room(folder: Path, need: int) -> None:
-    path = folder / "rows.bin"
-    free = shutil.disk_usage(folder).free + (path.stat().st_size if path.exists() else 0)
-    if free < need:
-        raise DiskFull(
-            f"{folder}: sorting the rows takes {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            "Free some space or give OUT on a larger disk",
-        )
-
-
 def _sort(dataset: EmbeddingDataset, modality: str, stored: ScratchRows, order: Order, listen: Listener) -> None:
     places = Places(order, len(dataset))
     for shard in range(len(dataset.shards)):
@@ -170,29 +166,49 @@ def _sort(dataset: EmbeddingDataset, modality: str, stored: ScratchRows, order: 
     stored.sync()
 
 
-def _compare(stored: ScratchRows, group: Sequence[Stretch], threads: int | None) -> np.ndarray:
-    """The _FOUND of the places of a group."""
+def _compare(stored: ScratchRows, group: Sequence[Stretch], search: Search) -> np.ndarray:
+    """The _FOUND of the places of a group: of each its nearest predecessor, and as many near ones as are asked for."""
 
     def one(part: Stretch) -> tuple[np.ndarray, np.ndarray]:
         def rows(start: int, stop: int) -> np.ndarray:
             return unit(stored.read(part.first + start, part.first + stop))
 
-        return nearest_before(rows, part.start - part.first, part.stop - part.first)
+        return nearest_before(rows, part.start - part.first, part.stop - part.first, max(1, search.most), search.floor)
 
-    found = np.empty(group[-1].stop - group[0].start, _FOUND)
-    for part, (cosine, position) in in_order(one, group, threads):
-        here = found[part.start - group[0].start : part.stop - group[0].start]
-        here["cosine"], here["place"] = cosine, np.where(position < 0, -1, position + part.first)
-    return found
+    found = []
+    for part, (cosine, position) in in_order(one, group, search.threads):
+        wanted = cosine >= search.floor
+        wanted[:, 0] = True
+        place, which = np.nonzero(wanted & (position >= 0))
+        some = np.empty(len(place), _FOUND)
+        some["place"], some["of"] = part.start + place, part.first + position[place, which]
+        some["cosine"] = cosine[place, which]
+        found.append(some)
+    return np.concatenate(found)
 
 
-def _take(nearest: np.ndarray, order: Order, first: int, found: np.ndarray) -> None:
-    """Enter what was found at the places from `first` on. Of a row's two nearest the nearer counts, then the first."""
-    places = np.arange(first, first + len(found))
-    for again in (False, True):  # apart, so that no row comes twice
-        mine = np.flatnonzero((order.again[places] == again) & (found["place"] >= 0))
-        rows = order.row[places[mine]]
-        better = found["cosine"][mine] > nearest["cosine"][rows]
-        mine, rows = mine[better], rows[better]
-        nearest["cosine"][rows] = found["cosine"][mine]
-        nearest["row"][rows] = order.row[found["place"][mine]]
+def _take(nearest: np.ndarray, order: Order, found: np.ndarray) -> None:
+    """Enter the nearest of each place. Of a row's two nearest the nearer counts, then the first."""
+    first = np.ones(len(found), bool)
+    first[1:] = found["place"][1:] != found["place"][:-1]
+    found = found[first]
+    again = order.again[found["place"]]
+    for mine in (found[~again], found[again]):  # apart, so that no row comes twice
+        rows = order.row[mine["place"]]
+        better = mine["cosine"] > nearest["cosine"][rows]
+        nearest["cosine"][rows[better]] = mine["cosine"][better]
+        nearest["row"][rows[better]] = order.row[mine["of"][better]]
+
+
+def _close(order: Order, found: np.ndarray) -> np.ndarray:
+    close = np.empty(len(found), CLOSE)
+    close["row"], close["of"], close["cosine"] = order.row[found["place"]], order.row[found["of"]], found["cosine"]
+    return close
+
+
+def _each_once(close: np.ndarray) -> np.ndarray:
+    """The CLOSE pairs in order, without those that were met in a second cluster."""
+    close = close[np.lexsort((close["of"], -close["cosine"], close["row"]))]
+    _, first = np.unique(close[["row", "of"]], return_index=True)
+    kept: np.ndarray = close[np.sort(first)]
+    return kept

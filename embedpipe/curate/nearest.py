@@ -1,8 +1,8 @@
-"""For each row of a cluster, the row before it that is most like it: the inner loop of SemDeDup.
+"""For each row of a cluster, the rows before it that are most like it: the inner loop of SemDeDup.
 
 Abbas et al., SemDeDup (2303.09540), section 3: rows are brought into the order in which they are to be kept; a row goes
 when one before it is nearer than the threshold. Knowing each row's nearest predecessor answers that for every
-threshold at once.
+threshold at once; the few next to it are for a closer look.
 """
 
 from __future__ import annotations
@@ -17,23 +17,42 @@ TILE = 2048
 Rows = Callable[[int, int], np.ndarray]
 
 
-def nearest_before(rows: Rows, start: int, stop: int, tile: int = TILE) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine float32, position int64), each [stop - start]: the nearest predecessor of each row of [start, stop).
+def nearest_before(
+    rows: Rows, start: int, stop: int, most: int = 1, floor: float = 1, tile: int = TILE
+) -> tuple[np.ndarray, np.ndarray]:
+    """(cosine float32, position int64), each [stop - start, most]: the nearest predecessors of the rows [start, stop).
 
-    -1, -1 where there is none. Holds two tiles of rows and one product of them, however many rows come before. Of
-    equally near ones the first counts.
+    The nearest first; -1, -1 where there is none. All but the first are looked for among those with a cosine of at
+    least `floor`. Holds two tiles of rows and one product of them, however many rows come before. Of equally near ones
+    the first counts.
     """
     mine = rows(start, stop)
-    every = np.arange(stop - start)
-    cosine = np.full(stop - start, -1, np.float32)
-    position = np.full(stop - start, -1, np.int64)
+    cosine = np.full((stop - start, most), -1, np.float32)
+    position = np.full((stop - start, most), -1, np.int64)
     for earlier in range(0, stop, tile):
         last = min(earlier + tile, stop)
         product = mine @ (mine[: last - earlier] if earlier == start else rows(earlier, last)).T
         if last > start:
             product[np.arange(earlier, last) >= np.arange(start, stop)[:, None]] = -np.inf  # only those before a row
-        best = product.argmax(axis=1)
-        value = product[every, best]
-        better = value > cosine
-        cosine[better], position[better] = value[better], earlier + best[better]
+        _enter(product, earlier, floor, cosine, position)
     return cosine, position
+
+
+def _enter(product: np.ndarray, first: int, floor: float, cosine: np.ndarray, position: np.ndarray) -> None:
+    """Enter the largest of each row of `product`, whose columns are the positions from `first` on; round by round."""
+    rows = np.arange(len(product))
+    for _ in range(cosine.shape[1]):
+        best = product.argmax(axis=1)
+        value = product[np.arange(len(rows)), best]
+        better = value > cosine[rows, -1]
+        product[np.arange(len(rows)), best] = -np.inf
+        entered = rows[better]
+        values = np.column_stack([cosine[entered], value[better]])
+        places = np.column_stack([position[entered], first + best[better]])
+        order = np.argsort(-values, axis=1, kind="stable")[:, :-1]
+        cosine[entered] = np.take_along_axis(values, order, axis=1)
+        position[entered] = np.take_along_axis(places, order, axis=1)
+        again = better & (value >= floor)
+        if not again.any():
+            return
+        rows, product = rows[again], product[again]

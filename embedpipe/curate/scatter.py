@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import DiskFull
+
+
+def require_room(path: Path, need: int, what: str) -> None:
+    """Raise DiskFull unless a scratch file of `need` bytes fits at `path`; what is there already counts."""
+    free = shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
+    if free < need:
+        raise DiskFull(
+            f"{path.parent}: {what} takes {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            "Free some space or give OUT on a larger disk",
+        )
+
 
 class ScratchRows:
-    """float16 or float32 rows [n, dim] in the file `path`, written at their new places and read back in that order.
+    """Rows [n, dim] of one dtype in the file `path`, written at their new places and read back in that order.
 
     Several threads may read at once.
     """

@@ -15,28 +15,33 @@ from .. import files
 from ..errors import InputError, did_you_mean
 from ..load import EmbeddingDataset
 from ..lock import exclusive
-from ..progress import Listener, silent
+from ..progress import Listener, Progress, silent
 from . import selection
 from .assign import cluster_count
 from .boundary import pairs_around
+from .choice import CONFIRM, Choice, choose
+from .confirm import picture_differences
 from .duplicates import KEEP, Nearest, Search, nearest_predecessors
 from .gather import chunks, gather
 from .page import page
+from .verdict import CANDIDATES, CANDIDATES_FROM, DEFAULT_DIFFERENCE, DEFAULT_THRESHOLD, Verdict, by_cosine, by_pictures
 
-DEFAULT_THRESHOLD = 0.95
 SWEEP = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
+DIFFERENCES = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
 class DedupConfig:
-    """threshold: a row goes when one before it has at least this cosine. keep: a name in KEEP, who comes first.
+    """threshold: a row goes when one before it has at least this cosine; with pictures: is compared with it from there.
 
-    modality: image or text. seed: of the clustering. pairs: how many pairs around the threshold pairs.html shows.
-    images: where the image shards are now, None for where they were encoded from. materialise: also write the kept rows
-    as an embedding data set. threads: None for one on each core; the result does not depend on them.
+    None: 0.95, or 0.75 with pictures. confirm: a name in CONFIRM, whether pictures decide. difference: up to which two
+    pictures are one. keep: a name in KEEP, who comes first. modality: image or text. seed: of the clustering. pairs:
+    how many pairs around the cut pairs.html shows. images: where the image shards are now, None for where they were
+    encoded from. materialise: also write the kept rows as an embedding data set. threads: None for one on each core;
+    the result does not depend on them.
     """
 
-    threshold: float = DEFAULT_THRESHOLD
+    threshold: float | None = None
     keep: str = "first"
     modality: str = "image"
     seed: int = 0
@@ -44,20 +49,28 @@ class DedupConfig:
     images: str | None = None
     materialise: bool = False
     threads: int | None = None
+    confirm: str = "auto"
+    difference: float = DEFAULT_DIFFERENCE
 
     def __post_init__(self) -> None:
         if self.keep not in KEEP:
             raise InputError(f"--keep {self.keep}: no such rule", did_you_mean(self.keep, KEEP))
-        if not 0 < self.threshold <= 1:
+        if self.threshold is not None and not 0 < self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold}: must be above 0 and at most 1")
+        if self.confirm not in CONFIRM:
+            raise InputError(f"--confirm {self.confirm}: no such way", did_you_mean(self.confirm, CONFIRM))
+        if not 0 <= self.difference < 1:
+            raise InputError(f"--difference {self.difference}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)
 class DedupReport:
     """What `dedup` found. same_content: of the dropped, those whose image is a kept row's to the byte.
 
-    sweep: how many rows each threshold would keep. clusters: 1 means that all pairs were compared. twice: rows near the
-    border of two clusters, compared in both.
+    threshold: what was used. sweep: how many rows each other would keep. clusters: 1 means that all pairs were
+    compared. twice: rows near the border of two clusters, compared in both. confirmed_by: pictures or none, and why.
+    Where pictures decided: pairs_compared, and of these not_compared, where a picture was not to be had;
+    difference_sweep: how many rows each other picture difference would keep.
     """
 
     rows: int
@@ -68,44 +81,97 @@ class DedupReport:
     twice: int
     threshold: float
     sweep: dict[str, int]
+    confirmed_by: str
+    why: str
+    pairs_compared: int
+    not_compared: int
+    difference_sweep: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class DedupPlan:
-    """What `dedup` would do. scratch_bytes: of the file that rows are sorted in, at least."""
+    """What `dedup` would do. scratch_bytes: of the file that rows are sorted in, at least.
+
+    confirmed_by, why: as in DedupReport; with pictures up to all image shards are read.
+    """
 
     rows: int
     clusters: int
     scratch_bytes: int
+    confirmed_by: str
+    why: str
 
 
 def plan_dedup(path: str, config: DedupConfig | None = None) -> DedupPlan:
     """Look at the data set without comparing anything. Raises as `dedup` does where there is nothing to compare."""
-    dataset = _opened(path, config or DedupConfig())
+    config = config or DedupConfig()
+    dataset = _opened(path, config)
+    choice = choose(dataset, config.confirm, config.modality, config.images)
     row_bytes = dataset.card.dim * np.dtype(dataset.card.dtype).itemsize
-    return DedupPlan(len(dataset), cluster_count(len(dataset)), len(dataset) * row_bytes)
+    return DedupPlan(len(dataset), cluster_count(len(dataset)), len(dataset) * row_bytes, choice.by, choice.why)
 
 
 def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listener = silent) -> DedupReport:
     """Write `out`/kept.parquet, dropped.parquet, pairs.html and report.json for the data set `path`, left as it is.
 
-    A row is dropped when a row before it, in the order in which they are to be kept, is at least as near as the
-    threshold, or has the same image file. The same call again goes on where it was killed, and with another threshold
-    it takes what was found before. Raises InputError, DatasetError (no such data set or side, or a row that is not
+    A row is dropped when a row before it, in the order in which they are to be kept, has the same image file, or is at
+    least as near as the threshold and, where pictures are compared, looks the same. The same call again goes on where
+    it was killed, and with another threshold or difference it takes what was found before. Raises InputError (also
+    where pictures are asked for and not to be had), DatasetError (no such data set or side, or a row that is not
     finite), RunMismatch (`out` holds another data set), OutputBusy, OutputUnwritable, DiskFull.
     """
     config = config or DedupConfig()
     dataset = _opened(path, config)
     if not files.is_local(out):
         raise InputError(f"{out}: dedup needs a local folder to sort in", "Give one, and copy the result")
+    choice = choose(dataset, config.confirm, config.modality, config.images)
+    threshold = config.threshold or (DEFAULT_THRESHOLD if choice.reader is None else CANDIDATES_FROM)
+    search = Search(config.modality, config.keep, config.seed, config.threads)
+    if choice.reader is not None:
+        search = dataclasses.replace(search, most=CANDIDATES, floor=min(threshold, CANDIDATES_FROM))
     with exclusive(out):
         selection.begin(dataset, out)
+        place = files.local_path(out)
+        difference = None
         try:
-            search = Search(config.modality, config.keep, config.seed, config.threads)
-            found = nearest_predecessors(dataset, search, files.local_path(out), listen)
+            first, then = _in_turn(listen)
+            found = nearest_predecessors(dataset, search, place, first)
+            if choice.reader is not None:
+                difference = picture_differences(dataset, found.close, choice.reader, place, config.threads, then)
         except OSError as problem:
             raise files.unwritable(out, problem) from problem
-        return _write(dataset, out, config, found, listen)
+        return _write(dataset, out, config, Found(found, difference, threshold, choice), listen)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run has to judge by. difference: of the pictures of `nearest.close`; None: they were not compared."""
+
+    nearest: Nearest
+    difference: np.ndarray | None
+    threshold: float
+    choice: Choice
+
+    def verdict(self, threshold: float, most: float) -> Verdict:
+        """Which rows go at that cosine and picture difference."""
+        if self.difference is None:
+            return by_cosine(self.nearest, threshold)
+        return by_pictures(self.nearest, self.difference, threshold, most)
+
+
+def _in_turn(listen: Listener) -> tuple[Listener, Listener]:
+    """Listeners for two stages, the second of which plans its tasks besides those that the first did."""
+    done = 0
+
+    def first(step: Progress) -> None:
+        nonlocal done
+        done += step.tasks
+        listen(step)
+
+    def then(step: Progress) -> None:
+        listen(step if step.planned is None else dataclasses.replace(step, planned=done + step.planned))
+
+    return first, then
 
 
 def _opened(path: str, config: DedupConfig) -> EmbeddingDataset:
@@ -116,25 +182,38 @@ def _opened(path: str, config: DedupConfig) -> EmbeddingDataset:
     return dataset
 
 
-def _write(dataset: EmbeddingDataset, out: str, config: DedupConfig, found: Nearest, listen: Listener) -> DedupReport:
-    kept = found.kept(config.threshold)
+def _write(dataset: EmbeddingDataset, out: str, config: DedupConfig, found: Found, listen: Listener) -> DedupReport:
+    verdict = found.verdict(found.threshold, config.difference)
+    kept = verdict.kept
     selection.write_rows(dataset, np.flatnonzero(kept), out, "dedup", config.materialise, config.threads, listen)
-    same_content = _write_dropped(dataset, out, np.flatnonzero(~kept), found)
-    around = pairs_around(dataset, found, config.threshold, config.pairs, config.images)
+    same_content = _write_dropped(dataset, out, np.flatnonzero(~kept), verdict)
+    most = None if found.difference is None else config.difference
+    around = pairs_around(dataset, verdict, found.threshold, most, config.pairs, config.images)
     files.write_bytes(files.join(out, "pairs.html"), page(f"Duplicates in {dataset.path}", [around]))
     report = DedupReport(
         rows=len(dataset),
         kept=int(kept.sum()),
         dropped=int((~kept).sum()),
         same_content=same_content,
-        clusters=found.clusters,
-        twice=found.twice,
-        threshold=config.threshold,
-        sweep={f"{value:g}": int(found.kept(value).sum()) for value in SWEEP},
+        clusters=found.nearest.clusters,
+        twice=found.nearest.twice,
+        threshold=found.threshold,
+        **_sweeps(found, config.difference),
+        confirmed_by=found.choice.by,
+        why=found.choice.why,
+        pairs_compared=0 if found.difference is None else len(found.difference),
+        not_compared=0 if found.difference is None else int(np.isnan(found.difference).sum()),
     )
     told = {"data": files.absolute(dataset.path), "config": dataclasses.asdict(config)}
     selection.end(out, {**told, **dataclasses.asdict(report)})
     return report
+
+
+def _sweeps(found: Found, most: float) -> dict[str, dict[str, int]]:
+    """How many rows other values would keep, of one of the two at a time."""
+    cosines = {f"{value:g}": int(found.verdict(value, most).kept.sum()) for value in SWEEP}
+    apart = {} if found.difference is None else {f"{d:g}": found.verdict(found.threshold, d) for d in DIFFERENCES}
+    return {"sweep": cosines, "difference_sweep": {d: int(verdict.kept.sum()) for d, verdict in apart.items()}}
 
 
 _DROPPED = pa.schema(
@@ -143,6 +222,7 @@ _DROPPED = pa.schema(
         ("src_shard", pa.string()),
         ("key", pa.string()),
         ("cosine", pa.float32()),
+        ("difference", pa.float32()),
         ("same_content", pa.bool_()),
         ("of_row", pa.int64()),
         ("of_src_shard", pa.string()),
@@ -151,29 +231,30 @@ _DROPPED = pa.schema(
 )
 
 
-def _write_dropped(dataset: EmbeddingDataset, out: str, rows: np.ndarray, found: Nearest) -> int:
+def _write_dropped(dataset: EmbeddingDataset, out: str, rows: np.ndarray, verdict: Verdict) -> int:
     """Write dropped.parquet, piece by piece; returns how many rows have `same_content`."""
     same = 0
     with (
         files.writing(files.join(out, "dropped.parquet")) as stream,
         pq.ParquetWriter(stream, _DROPPED) as writer,
     ):
-        for table in _dropped(dataset, rows, found):
+        for table in _dropped(dataset, rows, verdict):
             writer.write_table(table.cast(_DROPPED))
             same += pc.sum(table["same_content"]).as_py() or 0
     return same
 
 
-def _dropped(dataset: EmbeddingDataset, rows: np.ndarray, found: Nearest) -> Iterator[pa.Table]:
+def _dropped(dataset: EmbeddingDataset, rows: np.ndarray, verdict: Verdict) -> Iterator[pa.Table]:
     for some in chunks(rows):
-        of = found.row[some]
+        of = verdict.row[some]
         gone, stays = (gather(dataset, which, ("src_shard", "key", "sha256")) for which in (some, of))
         yield pa.table(
             {
                 "row": some,
                 "src_shard": gone["src_shard"],
                 "key": gone["key"],
-                "cosine": pa.array(found.cosine[some], from_pandas=True),  # null where only the file was compared
+                "cosine": pa.array(verdict.cosine[some], from_pandas=True),  # null where only the file was compared
+                "difference": pa.array(verdict.difference[some], from_pandas=True),
                 "same_content": pc.fill_null(pc.equal(gone["sha256"], stays["sha256"]), False),
                 "of_row": of,
                 "of_src_shard": stays["src_shard"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from ..errors import InputError
 from ..types import Sample, SourceShard
@@ -22,15 +22,20 @@ def find_images(
     for shard in plan:
         if shard.name in keys_of:
             with contextlib.suppress(InputError):  # the shard is gone
-                found.update(_find_in(reader, shard, keys_of[shard.name]))
+                for key, image in images_in(reader, shard, keys_of[shard.name]):
+                    found[shard.name, key] = image
     return found
 
 
-def _find_in(reader: Reader, shard: SourceShard, keys: set[str]) -> dict[tuple[str, str], bytes]:
-    found: dict[tuple[str, str], bytes] = {}
-    for sample in reader.read(shard, hashlib.sha256()):
-        if isinstance(sample, Sample) and sample.key in keys and sample.image is not None:
-            found[shard.name, sample.key] = sample.image
-            if len(found) == len(keys):
-                break
-    return found
+def images_in(reader: Reader, shard: SourceShard, keys: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(key, encoded image) of the samples of one shard that have one of `keys`, each once, one at a time.
+
+    Raises InputError when the shard is gone.
+    """
+    left = set(keys)
+    for sample in reader.read(shard, hashlib.sha256()) if left else ():
+        if isinstance(sample, Sample) and sample.key in left and sample.image is not None:
+            left.remove(sample.key)
+            yield sample.key, sample.image
+            if not left:
+                return

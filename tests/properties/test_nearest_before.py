@@ -16,13 +16,29 @@ def test_tiles_make_no_difference(count, tile, seed):
     product = rows @ rows.T
     for start in range(0, count, tile):
         stop = min(start + tile, count)
-        cosine, position = nearest_before(lambda first, last: rows[first:last], start, stop, tile)
+        found = nearest_before(lambda first, last: rows[first:last], start, stop, tile=tile)
+        cosine, position = (values[:, 0] for values in found)
         for i in range(start, stop):
             if i == 0:
                 assert (cosine[0], position[0]) == (-1, -1)
             elif product[i, :i].max() > -1:
                 assert cosine[i - start] == product[i, :i].max()
                 assert position[i - start] == product[i, :i].argmax(), "of equally near ones the first"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 5), st.integers(-2, 6), st.integers(0, 10_000))
+def test_the_few_nearest_are_those_of_a_sort(count, tile, most, floor, seed):
+    rows = np.random.default_rng(seed).integers(-2, 3, (count, 3)).astype(np.float32)
+    product = rows @ rows.T
+    for start in range(0, count, tile):
+        stop = min(start + tile, count)
+        cosine, position = nearest_before(lambda first, last: rows[first:last], start, stop, most, floor, tile)
+        for i in range(start, stop):
+            order = np.argsort(-product[i, :i], kind="stable")
+            expected = [int(j) for j in order if product[i, j] >= floor and product[i, j] > -1][:most]
+            got = position[i - start][(cosine[i - start] >= floor) & (position[i - start] >= 0)]
+            assert got.tolist() == expected
 
 
 @settings(max_examples=40, deadline=None)

@@ -93,13 +93,13 @@ def test_an_output_of_other_rows_is_refused_and_left_alone(source, tmp_path, enc
     with pytest.raises(RunMismatch, match="another selection: selection.rows"):
         filter(source[1], str(out), other)
     with pytest.raises(RunMismatch, match='another selection: selection.made_by was "filter"'):
-        dedup(source[1], str(out), DedupConfig())
+        dedup(source[1], str(out), DedupConfig(confirm="none"))
     assert shards.tree(out, without=[f".dedup/{name}" for name in NAMES]) == before
     with pytest.raises(RunMismatch, match="was made by `embedpipe filter` out of another data set"):
         encode(source[0], str(out), encode_config(stage={"text_tokens": True}))
 
 
-NAMES = ("identity.json", "nearest.npy", "counts.npy")
+NAMES = ("identity.json", "nearest.npy", "close.npy", "counts.npy")
 
 
 def test_a_selection_of_a_selection(source, tmp_path):
@@ -114,6 +114,6 @@ def test_a_selection_of_a_selection(source, tmp_path):
 
 def test_dedup_materialises_too(source, tmp_path):
     twice = shutil.copytree(source[1], tmp_path / "emb")
-    report = dedup(str(twice), str(tmp_path / "out"), DedupConfig(threshold=0.5, materialise=True))
+    report = dedup(str(twice), str(tmp_path / "out"), DedupConfig(threshold=0.5, confirm="none", materialise=True))
     assert len(EmbeddingDataset(str(tmp_path / "out"))) == report.kept < report.rows
     assert verify(str(tmp_path / "out")).whole
