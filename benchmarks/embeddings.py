@@ -111,8 +111,8 @@ def random_weights(model: str, folder: Path) -> Path:
     return path.with_suffix(".part").rename(path)
 
 
-def peer_versions(folder: Path) -> str:
+def peer_versions(folder: Path, packages: tuple[str, ...] = _PEER_PACKAGES) -> str:
     """What a peer's environment was made of, as its setup wrote it down."""
     lines = (folder / "installed.txt").read_text().splitlines()
     versions = dict(line.split("==", 1) for line in lines if "==" in line)
-    return ", ".join(f"{name} {versions.get(name, '(not installed)')}" for name in _PEER_PACKAGES)
+    return ", ".join(f"{name} {versions.get(name, '(not installed)')}" for name in packages)

@@ -245,6 +245,30 @@ def _shifted(pixels: Tensor, most: int, draws: Draws) -> Tensor:
     return pixels.permute(0, 2, 3, 1)[rows, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedClip:
+    """A model of open_clip, what its preprocessing subtracts and divides by, and its tokenizer."""
+
+    model: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    tokenizer: Any
+
+
+def load_open_clip(name: str, pretrained: str | None) -> LoadedClip:
+    """A model by open_clip's names. Raises ConfigError if it does not know or cannot get it."""
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    # What open_clip raises for names it does not know and weights it cannot get; OSError is what the network gives.
+    except (RuntimeError, ValueError, OSError) as problem:
+        raise ConfigError(f"open_clip cannot load {name!r} with {pretrained!r}: {problem}") from problem
+    size = model.visual.image_size
+    size = size[0] if isinstance(size, (tuple, list)) else size
+    return LoadedClip(model, tuple(model.visual.image_mean), tuple(model.visual.image_std), int(size), tokenizer)
+
+
 def _build(config: ClipConfig) -> Any:
     model = _plain(config.model)
     kind = open_clip.CustomTextCLIP if model.pop("custom_text", False) else open_clip.CLIP

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dalle2_core import DiffusionPrior, DiffusionPriorNetwork, PriorBatch
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from dalle2_core.samplers import SAMPLERS
 from dalle2_core.weighting import WEIGHTINGS
 
 
@@ -221,3 +222,105 @@ def test_text_tokens_train_and_sample():
     prior.loss(PriorBatch(text, image, tokens, mask), seeded()).loss.backward()
     out = prior.sample(text, text_encodings=tokens, text_mask=mask, steps=3, cond_scale=2.0, generator=seeded())
     assert not torch.allclose(out, prior.sample(text, steps=3, cond_scale=2.0, generator=seeded()), atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("predicts", ["x0", "v", "flow"])
+@pytest.mark.parametrize("options", [{"zero_terminal_snr": True}, {"beta_schedule": "flow"}], ids=str)
+def test_schedules_that_end_in_noise_train_and_sample(options, predicts, sampler):
+    prior = make(predicts=predicts, sampler=sampler, loss_weighting="min-snr", **options)
+    text, image = pairs()
+    batch = PriorBatch(text.repeat(20, 1), image.repeat(20, 1))
+    prior.loss(batch, seeded()).loss.backward()
+    assert all(bool(torch.isfinite(weight.grad).all()) for weight in prior.parameters() if weight.grad is not None)
+    assert bool(torch.isfinite(prior.sample(text, steps=5, generator=seeded())).all())
+
+
+def test_the_noise_cannot_be_predicted_where_it_is_all_there_is():
+    for options in ({"zero_terminal_snr": True}, {"beta_schedule": "flow"}):
+        with pytest.raises(ConfigError, match='predicts "noise" cannot give x0'):
+            make(predicts="noise", **options)
+
+
+def test_clamps_to_norm_1():
+    text, image = pairs()
+    # Before the loss: only the direction of the estimate counts.
+    losses = []
+    for size in (0.01, 3.0):
+        prior = make(training_clamp_l2norm=True)
+        prior.net.causal_transformer.project_out.weight.data *= size
+        losses.append(float(prior.loss(PriorBatch(text, image), seeded()).loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ConfigError, match='training_clamp_l2norm needs predicts "x0"'):
+        make(training_clamp_l2norm=True, predicts="v")
+    raw = make(sampling_final_clamp_l2norm=True).sample(text, steps=3, normalize=False, generator=seeded())
+    torch.testing.assert_close(raw.norm(dim=1), torch.ones(len(text)))
+    # At each step: what comes out of the last one has norm 1, scaled by data or not.
+    for scaling in ("fixed", "data"):
+        prior = make(sampling_clamp_l2norm=True, embed_scaling=scaling).fit(text, image)
+        raw = prior.sample(text, steps=3, normalize=False, generator=seeded())
+        torch.testing.assert_close(raw.norm(dim=1), torch.ones(len(text)), atol=1e-4, rtol=0)
+
+
+def test_sampling_can_start_from_norm_1():
+    prior = make(init_image_embed_l2norm=True)
+    starts = []
+    prior.net.register_forward_pre_hook(lambda module, args: starts.append(args[0]))
+    prior.sample(pairs()[0], steps=2, generator=seeded())
+    torch.testing.assert_close(starts[0].norm(dim=1), torch.full((12,), 4.0))
+
+
+def test_tokens_are_left_alone_where_they_are_not_wanted():
+    text, image = pairs()
+    tokens = torch.randn(6, 3, 16, generator=seeded())
+    with_tokens = PriorBatch(text, image, tokens)
+    prior = make(condition_on_text_encodings=False)
+    assert torch.equal(prior.loss(with_tokens, seeded()).loss, prior.loss(PriorBatch(text, image), seeded()).loss)
+    assert not torch.equal(make().loss(with_tokens, seeded()).loss, make().loss(PriorBatch(text, image), seeded()).loss)
+
+
+def test_batches_are_cut_to_their_longest_text():
+    prior = make()
+    text, image = pairs()
+    tokens = torch.randn(6, 77, 16, generator=seeded())
+    mask = torch.arange(77) < torch.tensor([2, 5, 3, 1, 0, 4])[:, None]
+    seen = []
+    prior.net.causal_transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0].x.shape))
+    loss = prior.loss(PriorBatch(text, image, tokens, mask), seeded()).loss
+    assert seen == [(6, 5 + 4, 16)]
+    short = prior.loss(PriorBatch(text, image, tokens[:, :5], mask[:, :5]), seeded()).loss
+    torch.testing.assert_close(loss, short)
+
+
+def test_each_step_of_sampling_reads_three_tokens_and_the_text_once():
+    prior = make()
+    text, _ = pairs()
+    tokens = torch.randn(6, 9, 16, generator=seeded())
+    attention, seen = prior.net.causal_transformer.layers[0][0], []
+    attention.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2]))
+    prior.sample(text, text_encodings=tokens, steps=4, num_samples_per_batch=1, cond_scale=2.0, generator=seeded())
+    assert seen == [(12, 9 + 1)] + [(12, 3)] * 4
+
+
+def test_a_folder_of_the_first_version_is_read(tmp_path):
+    """Its config knew fewer fields."""
+    prior = make().eval()
+    prior.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    later = {
+        "network": ("attention", "bias_scale", "scaled_norms", "text_padding", "truncated_time"),
+        "diffusion": (
+            "zero_terminal_snr",
+            "condition_on_text_encodings",
+            "training_clamp_l2norm",
+            "sampling_final_clamp_l2norm",
+            "init_image_embed_l2norm",
+        ),
+    }
+    for part, names in later.items():
+        for name in names:
+            del config[part][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text, _ = pairs()
+    loaded = DiffusionPrior.load(tmp_path).eval()
+    assert torch.equal(loaded.sample(text, generator=seeded()), prior.sample(text, generator=seeded()))
