@@ -113,7 +113,12 @@ def evaluate_priors(
 
 
 def refuse_another_encoder(folder: str, facts: Mapping[str, Any], dataset: EmbeddingDataset) -> None:
-    """Raise RunMismatch unless the run's prior was trained on embeddings of the encoder that made `dataset`."""
+    """Raise RunMismatch unless `dataset` holds embeddings, not predicted, of the encoder the run's prior knows."""
+    if dataset.card.predicted_by is not None:
+        raise RunMismatch(
+            f"{dataset.path}: its image embeddings were predicted by a {dataset.card.predicted_by.kind}",
+            "Give the data set they were predicted for",
+        )
     if facts["fingerprint"] != dataset.card.fingerprint():
         raise RunMismatch(
             f"{folder}: trained on embeddings of another encoder ({facts['encoder']['model']}) than {dataset.path} "

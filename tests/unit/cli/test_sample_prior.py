@@ -166,8 +166,8 @@ def test_predicted_embeddings_are_not_taken_for_real_ones(emb, runs, predicted, 
     assert out.card.of_encoder().fingerprint() == source.card.fingerprint()
     result = embedpipe("evaluate", runs["diffusion"], predicted)
     assert result.exit_code == 1
-    assert "trained on embeddings of another encoder" in result.stderr
-    with pytest.raises(RunMismatch, match="another encoder"):
+    assert "its image embeddings were predicted by a diffusion-prior" in result.stderr
+    with pytest.raises(RunMismatch, match="were predicted by a diffusion-prior"):
         sample_prior(runs["diffusion"], predicted, str(tmp_path / "again"), SamplingConfig())
     with pytest.raises(RunMismatch, match="holds embeddings of real images"):
         sample_prior(runs["diffusion"], emb, _copy(emb, tmp_path / "real"), SamplingConfig())
