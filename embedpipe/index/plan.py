@@ -13,7 +13,7 @@ from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
 from .kinds import KINDS, Kind, choose, parse_bytes
 from .opened import index_faults
 from .rows import can_look_up
-from .train import new_index
+from .train import tried
 
 NOTHING, BUILD, ADD = "nothing", "build", "add"
 _LEAST_MEMORY = 256 << 20
@@ -86,7 +86,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
     if card is not None:
         why = _why_not_kept(dataset, card, config, chosen)
     if card is None or why:
-        new_index(chosen, dataset.card.dim)  # before hours are spent: is there such a type?
+        chosen = tried(chosen, dataset.card.dim)
         return _plan(BUILD, why, chosen, indexed_shards(dataset), (), dataset, config, None)
     kept = _kept_kind(card, chosen, look_up)
     have, want = {shard.number: shard for shard in card.shards}, indexed_shards(dataset)
