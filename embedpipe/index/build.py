@@ -63,7 +63,7 @@ def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, 
     queries = _queries(dataset, config.modality, plan, anew, listen)
     location = files.join(folder_of(dataset.path), written.path)
     opened = OpenIndex(open_file(location, bool(plan.kind.lists)))
-    setting = recall.tune(opened, dataset, config.modality, queries, config.recall, plan.kind.candidates)
+    setting = recall.tune(opened, dataset, config.modality, queries, plan.recall, plan.kind.candidates)
     with files.writing(_queries_path(dataset.path, written.path)) as stream:
         np.savez(stream, **recall.packed(queries))
     card = IndexCard(
@@ -84,7 +84,7 @@ def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, 
         candidates=setting.candidates,
         recall=setting.recall,
         recall_queries=len(queries[0].vectors),
-        recall_target=config.recall,
+        recall_target=plan.recall,
         trained_on=trained_on,
         rows_then=plan.base.rows_then if plan.base is not None else len(dataset),
         versions={"faiss": faiss.__version__, "numpy": np.__version__},

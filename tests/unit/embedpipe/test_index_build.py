@@ -77,6 +77,7 @@ def test_a_target_is_reached_by_looking_harder_and_no_harder_than_needed(tmp_pat
     work = [card.nprobe * 2000 / 32 + 50 * card.candidates for card in cards]
     assert work == sorted(work)
     assert work[0] < work[2]
+    assert build_index(root, IVF) == cards[-1], "what was asked for is kept"
     assert len({card.sha256 for card in cards}) == 1, "only the setting is chosen again"
     assert len({card.file for card in cards}) == 1
 
