@@ -38,16 +38,14 @@ _GROWN = 4  # times the rows that an index was trained on: its lists then fit th
 @click.option(
     "--recall",
     type=float,
-    default=0.95,
-    show_default=True,
-    help="Recall@10 that searches should reach; how hard they look is chosen by measuring it.",
+    help="Recall@10 that searches should reach; how hard they look is chosen by measuring. Default: as before, or 0.95.",
 )
 @click.option("--rebuild", is_flag=True, help="Begin anew, whatever is there.")
 @dry_run_option
 @json_option
 @debug_option
 def command(
-    emb: str, modality: str, kind: str, memory: str, recall: float, rebuild: bool, dry_run: bool, as_json: bool
+    emb: str, modality: str, kind: str, memory: str, recall: float | None, rebuild: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Build the search index of an embedding data set (faiss), or bring it up to date.
 
@@ -79,7 +77,7 @@ def command(
         display.print_json(card)
     else:
         _print_card(emb, card)
-    _warn(emb, card, recall)
+    _warn(emb, card)
 
 
 def _print_plan(emb: str, modality: str, memory: str, plan: BuildPlan) -> None:
@@ -92,7 +90,7 @@ def _print_plan(emb: str, modality: str, memory: str, plan: BuildPlan) -> None:
         ("index", f"{plan.kind.factory}, {modality}, {plan.rows:,} rows, about {plan.index_bytes / 2**20:,.0f} MiB"),
         ("rows to add", f"{added:,} in {len(plan.add):,} shards, committed about every {plan.part_rows:,}"),
         ("trained on", f"{plan.kind.training_rows:,} rows"),
-        ("memory", memory),
+        ("memory, recall", f"{memory}, {plan.recall:g}"),
         ("found rows are compared again", "yes, by their stored embeddings" if plan.kind.candidates else "no"),
     ]
     display.table(["", ""], rows, title=emb)
@@ -110,10 +108,13 @@ def _print_card(emb: str, card: IndexCard) -> None:
     click.echo(f"recall@10 {found}, of {card.recall_queries} queries each{': ' * bool(how)}{', '.join(how)}")
 
 
-def _warn(emb: str, card: IndexCard, recall: float) -> None:
-    short = [f"{share:.3f} with {side} rows" for side, share in card.recall.items() if share < recall]
+def _warn(emb: str, card: IndexCard) -> None:
+    short = [f"{share:.3f} with {side} rows" for side, share in card.recall.items() if share < card.recall_target]
     if short:
-        click.echo(f"warning: recall@10 is {', '.join(short)}, below {recall:g}. Try --type ivf-sq8, or flat", err=True)
+        click.echo(
+            f"warning: recall@10 is {', '.join(short)}, below {card.recall_target:g}. Try --type ivf-sq8, or flat",
+            err=True,
+        )
     if card.rows >= _GROWN * card.rows_then and "IVF" in card.kind:
         click.echo(
             f"note: trained when there were {card.rows_then:,} rows, now {card.rows:,}; with `embedpipe index {emb} "

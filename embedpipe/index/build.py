@@ -42,7 +42,7 @@ def build_index(path: str, config: IndexConfig | None = None, listen: Listener =
     config = config or IndexConfig()
     dataset = EmbeddingDataset(path)
     plan = plan_for(dataset, config)
-    if plan.action == NOTHING and plan.base is not None:
+    if plan.action == NOTHING and plan.base is not None and not _left_over(path, plan.base):
         return plan.base  # on a disk that cannot be written, too
     with exclusive(folder_of(path)):
         files.sweep_temporaries(folder_of(path))
@@ -51,7 +51,8 @@ def build_index(path: str, config: IndexConfig | None = None, listen: Listener =
 
 def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, listen: Listener) -> IndexCard:
     if plan.action == NOTHING and plan.base is not None:
-        return plan.base  # another process was quicker
+        _sweep(dataset.path, plan.base)  # what a run left that was killed behind its last step
+        return plan.base
     building = files.join(folder_of(dataset.path), f"{config.modality}.building")
     _begin(building, dataset, config, plan)
     adding = sum(shard.rows for shard in plan.add)
@@ -62,7 +63,7 @@ def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, 
     queries = _queries(dataset, config.modality, plan, anew, listen)
     location = files.join(folder_of(dataset.path), written.path)
     opened = OpenIndex(open_file(location, bool(plan.kind.lists)))
-    setting = recall.tune(opened, dataset, config.modality, queries, config.recall, plan.kind.candidates)
+    setting = recall.tune(opened, dataset, config.modality, queries, plan.recall, plan.kind.candidates)
     with files.writing(_queries_path(dataset.path, written.path)) as stream:
         np.savez(stream, **recall.packed(queries))
     card = IndexCard(
@@ -83,7 +84,7 @@ def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, 
         candidates=setting.candidates,
         recall=setting.recall,
         recall_queries=len(queries[0].vectors),
-        recall_target=config.recall,
+        recall_target=plan.recall,
         trained_on=trained_on,
         rows_then=plan.base.rows_then if plan.base is not None else len(dataset),
         versions={"faiss": faiss.__version__, "numpy": np.__version__},
@@ -221,12 +222,20 @@ def _next_number(path: str, modality: str) -> int:
 
 def _sweep(path: str, card: IndexCard) -> None:
     """Remove the files of indexes before, and the building folder."""
+    for location in _left_over(path, card):
+        if files.is_folder(location):
+            _remove_folder(location)
+        else:
+            files.remove(location)
+
+
+def _left_over(path: str, card: IndexCard) -> list[str]:
+    """What lies in the index folder of that side and is no part of the index."""
     folder = folder_of(path)
+    names = rf"{card.modality}(-\d+)?\.(faiss|npz)|{card.modality}\.building"
     keep = {files.join(folder, card.file), _queries_path(path, card.file)}
-    for name in files.names(folder):
-        if re.fullmatch(rf"{card.modality}(-\d+)?\.(faiss|npz)", name) and files.join(folder, name) not in keep:
-            files.remove(files.join(folder, name))
-    _remove_folder(files.join(folder, f"{card.modality}.building"))
+    found = (files.join(folder, name) for name in files.names(folder) if re.fullmatch(names, name))
+    return [location for location in found if location not in keep]
 
 
 def _remove_folder(location: str) -> None:

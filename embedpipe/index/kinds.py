@@ -14,7 +14,7 @@ ROWS_PER_CENTROID = 64  # to train on; a centroid is a mean, more would hardly m
 _FEWEST_PER_CENTROID = 32
 _FLAT_QUANTIZER_LISTS = 8192  # from then on a graph finds a row's list sooner than comparing with each
 _MOST_LISTS = 1 << 16
-_ID_BYTES = 8
+ID_BYTES = 8
 _PQ_BYTES = (128, 96, 64, 48, 32, 24, 16, 8)
 _HNSW_LINKS = 32
 _FACTORY_NAME = re.compile(r"[A-Za-z0-9_,()\[\]:x+.-]+")
@@ -58,20 +58,20 @@ def choose(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> 
     if name not in KINDS:
         return _named(name, rows, dim, memory_bytes, look_up)
     if name == "flat" or (name == "auto" and rows <= FLAT_ROWS):
-        flat = Kind("Flat", 0, dim * 4 + _ID_BYTES, 0, False)
+        flat = Kind("Flat", 0, dim * 4 + ID_BYTES, 0, False)
         if name == "flat" or flat.index_bytes(rows, dim) <= memory_bytes // 2:
             return _fitting(flat, name, rows, dim, memory_bytes)
     if name == "hnsw":
         links = _HNSW_LINKS * 2 * 4
         return _fitting(
-            Kind(f"HNSW{_HNSW_LINKS}", 0, dim * 4 + links + _ID_BYTES, 0, False), name, rows, dim, memory_bytes
+            Kind(f"HNSW{_HNSW_LINKS}", 0, dim * 4 + links + ID_BYTES, 0, False), name, rows, dim, memory_bytes
         )
     lists, training_rows = _lists(rows, dim, memory_bytes)
     coarse = f"IVF{lists}" if lists < _FLAT_QUANTIZER_LISTS else f"IVF{lists}_HNSW32"
     options = {
         # One bit for each value holds most when all values vary alike: a random rotation sees to that.
-        "ivf": Kind(f"RR{dim},{coarse},RaBitQ", lists, -(-dim // 8) + 8 + _ID_BYTES, training_rows, look_up),
-        "ivf-sq8": Kind(f"{coarse},SQ8", lists, dim + _ID_BYTES, training_rows, look_up),
+        "ivf": Kind(f"RR{dim},{coarse},RaBitQ", lists, -(-dim // 8) + 8 + ID_BYTES, training_rows, look_up),
+        "ivf-sq8": Kind(f"{coarse},SQ8", lists, dim + ID_BYTES, training_rows, look_up),
         "ivf-pq": _product_quantized(coarse, lists, rows, dim, memory_bytes, training_rows, look_up),
     }
     if name != "auto":
@@ -105,10 +105,10 @@ def _product_quantized(
 ) -> Kind:
     """The longest product-quantized codes with which the index fits into memory, or the shortest there are."""
     possible = [m for m in _PQ_BYTES if dim % m == 0 and m <= dim // 4] or [1]
-    room = (memory_bytes - lists * dim * 4) // max(1, rows) - _ID_BYTES
+    room = (memory_bytes - lists * dim * 4) // max(1, rows) - ID_BYTES
     length = next((m for m in possible if m <= room), possible[-1])
     # 256 centroids for each part: fewer rows than some 10,000 would not train them well, but do.
-    return Kind(f"{coarse},PQ{length}", lists, length + _ID_BYTES, training_rows, look_up)
+    return Kind(f"{coarse},PQ{length}", lists, length + ID_BYTES, training_rows, look_up)
 
 
 def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> Kind:
@@ -120,7 +120,7 @@ def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> 
         # What such an index holds is known to faiss only: HNSW and Flat keep four bytes for each value.
         known = re.fullmatch(r"Flat|HNSW(\d*)(?:,Flat)?", name)
         links = int(known[1] or _HNSW_LINKS) * 8 if known and known[0] != "Flat" else 0
-        size = dim * 4 + links + _ID_BYTES if known else 0
+        size = dim * 4 + links + ID_BYTES if known else 0
         return _fitting(Kind(name, 0, size, min(rows, 65_536), False), name, rows, dim, memory_bytes)
     lists = int(found[1])
     room = memory_bytes // 4 // (dim * 4)

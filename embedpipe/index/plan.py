@@ -13,8 +13,9 @@ from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
 from .kinds import KINDS, Kind, choose, parse_bytes
 from .opened import index_faults
 from .rows import can_look_up
-from .train import new_index
+from .train import tried
 
+DEFAULT_RECALL = 0.95
 NOTHING, BUILD, ADD = "nothing", "build", "add"
 _LEAST_MEMORY = 256 << 20
 _PART_ROWS = 1_000_000
@@ -24,17 +25,18 @@ _PART_ROWS = 1_000_000
 class IndexConfig:
     """modality: image or text. kind: auto, a name in KINDS, or faiss' name of a type. memory: the budget, as in 8G.
 
-    recall: recall@10 that searches should reach. rebuild: begin anew, whatever is there.
+    recall: recall@10 that searches should reach; None: as before, or DEFAULT_RECALL. rebuild: begin anew, whatever is
+    there.
     """
 
     modality: str = "image"
     kind: str = "auto"
     memory: str = "4G"
-    recall: float = 0.95
+    recall: float | None = None
     rebuild: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.recall <= 1:
+        if self.recall is not None and not 0 < self.recall <= 1:
             raise InputError(f"--recall {self.recall}: must be above 0 and at most 1")
         if self.memory_bytes < _LEAST_MEMORY:
             raise InputError(f"--memory {self.memory}: an index is not built in less than 256M", "Give more")
@@ -51,7 +53,7 @@ class BuildPlan:
 
     add: shards whose rows go in. gone: numbers of shards whose rows leave the index, since they were made again or are
     no longer there. rows: in the index afterwards. index_bytes: its size, about. part_rows: rows that are worked on
-    between two commits. base: the card of the index that is added to.
+    between two commits. recall: to be reached. base: the card of the index that is added to.
     """
 
     action: str
@@ -62,6 +64,7 @@ class BuildPlan:
     rows: int
     index_bytes: int
     part_rows: int
+    recall: float
     base: IndexCard | None
 
 
@@ -87,7 +90,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
     if card is not None:
         why = _why_not_kept(dataset, card, config, chosen)
     if card is None or why:
-        new_index(chosen, dataset.card.dim)  # before hours are spent: is there such a type?
+        chosen = tried(chosen, dataset.card.dim)
         return _plan(BUILD, why, chosen, indexed_shards(dataset), (), dataset, config, None)
     kept = _kept_kind(card, chosen, look_up)
     have, want = {shard.number: shard for shard in card.shards}, indexed_shards(dataset)
@@ -97,10 +100,10 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
     if gone and not kept.lists:
         why = f"shards {_listed(gone)} were made again or are gone, and {card.kind} cannot forget rows"
         return _plan(BUILD, why, chosen, want, (), dataset, config, None)
-    if not add and not gone and card.recall_target == config.recall:
+    if not add and not gone and config.recall in (None, card.recall_target):
         return _plan(NOTHING, "it is up to date", kept, (), (), dataset, config, card)
     said = [f"{len(add)} shards to add"] * bool(add) + [f"shards {_listed(gone)} to forget"] * bool(gone)
-    why = ", ".join(said) or f"recall {config.recall:g} is asked for now, not {card.recall_target:g}"
+    why = ", ".join(said) or f"recall {config.recall} is asked for now, not {card.recall_target:g}"
     return _plan(ADD, why, kept, add, gone, dataset, config, card)
 
 
@@ -117,7 +120,8 @@ def _plan(
     size = kind.index_bytes(len(dataset), dataset.card.dim)
     # A part in memory: its codes and ids, once as they come and once in order.
     rows = config.memory_bytes // 8 // (2 * (max(kind.row_bytes, 64) + 16))
-    return BuildPlan(action, why, kind, add, gone, len(dataset), size, min(_PART_ROWS, rows), base)
+    recall = config.recall or (base.recall_target if base is not None else DEFAULT_RECALL)
+    return BuildPlan(action, why, kind, add, gone, len(dataset), size, min(_PART_ROWS, rows), recall, base)
 
 
 def _why_not_kept(dataset: EmbeddingDataset, card: IndexCard, config: IndexConfig, chosen: Kind) -> str:

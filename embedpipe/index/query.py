@@ -23,6 +23,7 @@ from .rows import can_look_up
 
 EXACT_ROWS = 1_000_000  # up to here a data set without an index is searched by comparing with every row
 QUERIES_AT_ONCE = 1024
+_RESULTS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,9 @@ class Searcher:
         Queries are brought to unit length. Raises InputError for those that cannot be.
         """
         queries = _unit(queries, self.dataset.card.dim)
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            found = self.nearest(queries[start : start + QUERIES_AT_ONCE], k, listen)
+        at_once = max(1, min(QUERIES_AT_ONCE, _RESULTS_AT_ONCE // k))
+        for start in range(0, len(queries), at_once):
+            found = self.nearest(queries[start : start + at_once], k, listen)
             keep = (found.ids != NONE) & (found.scores >= (-np.inf if min_score is None else min_score))
             yield from _hits(self.dataset, found, keep, columns)
 

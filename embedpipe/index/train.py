@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import faiss
@@ -9,8 +10,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..load import EmbeddingDataset
-from .kinds import ROWS_PER_CENTROID, Kind
-from .lists import require_lists
+from .kinds import ID_BYTES, ROWS_PER_CENTROID, Kind
+from .lists import code_bytes, require_lists
 from .rows import release, take
 
 _ITERATIONS = 8
@@ -35,6 +36,12 @@ def new_index(kind: Kind, dim: int) -> faiss.Index:
             ivf.pq.cp.min_points_per_centroid = 1
             ivf.do_polysemous_training = False  # for a filter that is not used here; it would take most of the time
     return index
+
+
+def tried(kind: Kind, dim: int) -> Kind:
+    """The same kind, with what a row takes in its lists. Raises as `new_index` does, before hours are spent."""
+    index = new_index(kind, dim)
+    return replace(kind, row_bytes=code_bytes(index) + ID_BYTES) if kind.lists else kind
 
 
 def trained_index(kind: Kind, dataset: EmbeddingDataset, modality: str) -> faiss.Index:

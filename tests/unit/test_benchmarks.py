@@ -14,10 +14,12 @@ from benchmarks import (
     encode_memory,
     encode_overlap,
     encode_vs_clip_retrieval,
+    index_vs_autofaiss,
     load_vs_embedding_reader,
     measure,
     photos,
     report,
+    vectors,
 )
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
@@ -204,3 +206,25 @@ def test_prior_learning_at_toy_size(monkeypatch, tmp_path):
     assert {"diffusion", "ridge", "mean", "the truth"} <= set(rows)
     assert float(rows["the truth"][2].split()[0]) > 0.25
     assert float(rows["the truth"][3].split()[0]) > 0.95
+
+
+@pytest.mark.slow
+def test_index_without_the_peer(arguments, tmp_path):
+    options = ("--n", 600, "--dim", 32, "--shards", 2, "--queries", 20, "--peers", "--work", tmp_path / "work")
+    results = arguments(*options)
+    index_vs_autofaiss.main()
+    (written,) = results.glob("index_vs_autofaiss_*.md")
+    assert "| 1.0000 |" in written.read_text(), "so few rows are searched exactly"
+
+
+def test_made_up_vectors_are_the_same_every_time_and_lie_in_clusters(tmp_path):
+    spec = vectors.VectorSet(500, 64, 2, centres=20, text=True)
+    first, again = (vectors.make(tmp_path / name, spec) for name in ("a", "b"))
+    rows = [np.load(folder / "img_emb" / "img_emb_00001.npy") for folder in (first, again)]
+    assert np.array_equal(*rows)
+    cosines = rows[0].astype(np.float32) @ rows[0].astype(np.float32).T
+    assert np.diag(cosines) == pytest.approx(1, abs=1e-3)
+    assert np.median(np.sort(cosines, axis=1)[:, -2]) > 0.7
+    assert np.median(cosines) < 0.3
+    drawn = vectors.queries(spec, 10)
+    assert (drawn @ rows[0].astype(np.float32).T).max() < 0.999, "queries are no rows"

@@ -77,6 +77,7 @@ def test_a_target_is_reached_by_looking_harder_and_no_harder_than_needed(tmp_pat
     work = [card.nprobe * 2000 / 32 + 50 * card.candidates for card in cards]
     assert work == sorted(work)
     assert work[0] < work[2]
+    assert build_index(root, IVF) == cards[-1], "what was asked for is kept"
     assert len({card.sha256 for card in cards}) == 1, "only the setting is chosen again"
     assert len({card.file for card in cards}) == 1
 
@@ -88,7 +89,7 @@ def test_the_file_is_what_faiss_would_have_written(root, small_parts):
     lists = faiss.extract_index_ivf(ours).invlists
     ids = np.concatenate([faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in range(32)])
     assert sorted(ids) == [number << 32 | row for number, size in SIZES.items() for row in range(size)]
-    theirs = faiss.clone_index(ours)
+    theirs = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     theirs.reset()
     for number, size in SIZES.items():
         theirs.add_with_ids(np.float32(clusters.rows(number, size)[0]), (number << 32) + np.arange(size))
@@ -132,8 +133,7 @@ def test_a_build_that_was_interrupted_goes_on_and_gives_the_same_bytes(root, sma
     assert index_bytes(root) == undisturbed
     assert card.recall == read_card(root, "image").recall
     left = {path.name for path in (Path(root) / "index").iterdir()}
-    if name != "_sweep":
-        assert left == {".lock", "image.json", card.file, card.file.replace(".faiss", ".npz")}
+    assert left == {".lock", "image.json", card.file, card.file.replace(".faiss", ".npz")}
 
 
 def test_parts_of_shards_that_changed_since_are_made_again(tmp_path, small_parts, monkeypatch):
@@ -242,7 +242,8 @@ def test_an_index_that_is_held_in_memory_goes_on_too(root, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", ["IVF16,SQ8", "IVF16,Flat", "RR32,IVF16,SQ8", "IVF16_HNSW8,SQfp16", "ivf-sq8", "ivf-pq"]
+    "kind",
+    ["IVF16,SQ8", "IVF16,Flat", "RR32,IVF16,SQ8", "IVF16_HNSW8,SQfp16", "ivf-sq8", "ivf-pq", "RR32,IVF16_HNSW8,RaBitQ"],
 )
 def test_types_by_name(root, kind):
     card = build_index(root, IndexConfig(kind=kind))
