@@ -9,16 +9,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dalle2_core.autoencoder import Autoencoder
+    from dalle2_core.conditions import ClipEmbedder, DecoderBatch, DecoderCondition, EmbeddedText
+    from dalle2_core.decoder import Decoder
+    from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
+    from dalle2_core.networks.unet import Unet
     from dalle2_core.prior import DiffusionPrior
+    from dalle2_core.stage import DecoderStage
+    from dalle2_core.stage_config import LowresConfig, StageConfig
     from dalle2_core.types import PriorBatch
 
-__all__ = ["DiffusionPrior", "DiffusionPriorNetwork", "PriorBatch"]
+__all__ = [
+    "Autoencoder",
+    "ClipEmbedder",
+    "Decoder",
+    "DecoderBatch",
+    "DecoderCondition",
+    "DecoderStage",
+    "DiffusionPrior",
+    "DiffusionPriorNetwork",
+    "EmbeddedText",
+    "LowresConfig",
+    "PriorBatch",
+    "StageConfig",
+    "Unet",
+    "interpolations",
+    "slerp",
+    "text_diff",
+    "text_diff_images",
+    "variations",
+]
 
 _HOMES = {
+    "Autoencoder": "dalle2_core.autoencoder",
+    "ClipEmbedder": "dalle2_core.conditions",
+    "Decoder": "dalle2_core.decoder",
+    "DecoderBatch": "dalle2_core.conditions",
+    "DecoderCondition": "dalle2_core.conditions",
+    "DecoderStage": "dalle2_core.stage",
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
+    "EmbeddedText": "dalle2_core.conditions",
+    "LowresConfig": "dalle2_core.stage_config",
     "PriorBatch": "dalle2_core.types",
+    "StageConfig": "dalle2_core.stage_config",
+    "Unet": "dalle2_core.networks.unet",
+    "interpolations": "dalle2_core.manipulations",
+    "slerp": "dalle2_core.manipulations",
+    "text_diff": "dalle2_core.manipulations",
+    "text_diff_images": "dalle2_core.manipulations",
+    "variations": "dalle2_core.manipulations",
 }
 
 

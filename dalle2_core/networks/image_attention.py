@@ -24,7 +24,7 @@ def as_tokens(image: Tensor) -> Tensor:
 
 def as_image(tokens: Tensor, like: Tensor) -> Tensor:
     """[b, h w, c] → [b, c, h, w], h and w being those of `like`."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
+    return tokens.transpose(1, 2).view(len(tokens), -1, *like.shape[-2:])
 
 
 class SelfAttention(nn.Module):
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, h, w] → the same shape."""
         x_BNC = self.norm(as_tokens(image))
-        q_BHNE = self.to_q(x_BNC).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        q_BHNE = self.to_q(x_BNC).view(*x_BNC.shape[:2], self.heads, -1).transpose(1, 2)
         null = self.null_kv.to(x_BNC.dtype).flatten().expand(len(x_BNC), 1, -1)
         k_BKE, v_BKE = torch.cat((null, self.to_kv(x_BNC)), dim=1).chunk(2, dim=-1)
         if self.cosine_sim:
@@ -85,12 +85,12 @@ class CrossAttention(nn.Module):
         return as_image(self.to_out[1](attended), image)
 
     def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self.to_kv(context).unflatten(2, (2, self.HEADS, self.DIM_HEAD)).permute(2, 0, 3, 1, 4)
+        k, v = self.to_kv(context).view(*context.shape[:2], 2, self.HEADS, self.DIM_HEAD).permute(2, 0, 3, 1, 4)
         null_k, null_v = self.null_kv.to(k.dtype)[:, None, None, None].expand(-1, *k.shape[:2], -1, -1)
         return torch.cat((null_k, k), dim=2), torch.cat((null_v, v), dim=2)
 
     def _directly(self, x_BNC: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, seen_BK: Tensor | None) -> Tensor:
-        q_BHNE = self.to_q(x_BNC).unflatten(2, (self.HEADS, -1)).transpose(1, 2)
+        q_BHNE = self.to_q(x_BNC).view(*x_BNC.shape[:2], self.HEADS, -1).transpose(1, 2)
         scale = self.DIM_HEAD**-0.5
         if self.cosine_sim:
             q_BHNE, k_BHKE, scale = F.normalize(q_BHNE, dim=-1), F.normalize(k_BHKE, dim=-1), COSINE_SCALE
@@ -105,16 +105,17 @@ class CrossAttention(nn.Module):
         (x Wq) · k = x · (Wq k): with a handful of keys and thousands of pixels, projecting the keys costs nothing,
         and the queries, H E wide for every pixel, are never made.
         """
-        w_query = self.to_q.weight.unflatten(0, (self.HEADS, self.DIM_HEAD))
-        w_out = self.to_out[0].weight.unflatten(1, (self.HEADS, self.DIM_HEAD))
+        w_query = self.to_q.weight.view(self.HEADS, self.DIM_HEAD, -1)
+        w_out = self.to_out[0].weight.view(-1, self.HEADS, self.DIM_HEAD)  # type: ignore[operator]
         k_BHKC = torch.einsum("bhke,hec->bhkc", k_BHKE, w_query) / math.sqrt(self.DIM_HEAD)
         v_BHKC = torch.einsum("bhke,che->bhkc", v_BHKE, w_out)
         # Keys before pixels, so that the softmax over the keys runs along the pixels.
-        logits_BHKN = (k_BHKC.flatten(1, 2) @ x_BNC.transpose(1, 2)).unflatten(1, (self.HEADS, -1))
+        logits_BHKN = (k_BHKC.flatten(1, 2) @ x_BNC.transpose(1, 2)).view(*k_BHKC.shape[:3], -1)
         if seen_BK is not None:
             logits_BHKN = logits_BHKN.masked_fill(~seen_BK[:, None, :, None], float("-inf"))
         weights = logits_BHKN.softmax(dim=2).flatten(1, 2)
-        return weights.transpose(1, 2) @ v_BHKC.flatten(1, 2).to(weights.dtype)
+        out: Tensor = weights.transpose(1, 2) @ v_BHKC.flatten(1, 2).to(weights.dtype)
+        return out
 
 
 class LinearAttention(nn.Module):
@@ -131,7 +132,7 @@ class LinearAttention(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, h, w] → the same shape."""
         x_BNC = self.norm(as_tokens(image))
-        q, k, v = self.to_qkv(x_BNC).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.to_qkv(x_BNC).view(*x_BNC.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         # Values of norm 1, averaged over the pixels: the sums do not grow with the size of the image.
         summary_BHEE = k.softmax(dim=2).transpose(2, 3) @ F.normalize(v, dim=-1)
         out_BHNE = (q.softmax(dim=-1) * self.scale) @ summary_BHEE

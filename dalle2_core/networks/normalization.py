@@ -60,7 +60,7 @@ class _NormAffineSilu(torch.autograd.Function):
 
 
 def _by_group(values: Tensor, groups: int) -> Tensor:
-    return values.unflatten(1, (groups, -1)).sum(dim=2)
+    return values.view(len(values), groups, -1).sum(dim=2)
 
 
 def _by_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -96,9 +96,7 @@ class Unet(nn.Module):
         changed.load_state_dict(kept, strict=False)
         return changed.to(next(self.parameters()).device)
 
-    def forward(
-        self, x: Tensor, time: Tensor, condition: DecoderCondition, self_cond: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: DecoderCondition, self_cond: Tensor | None = None) -> Tensor:
         """[b, channels_out, h, w].
 
         Args:

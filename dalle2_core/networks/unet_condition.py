@@ -53,10 +53,10 @@ class Conditioning(nn.Module):
         vector = self.to_time_cond(hiddens)
         if self.to_lowres_noise_cond is not None:
             vector = vector + self.to_lowres_noise_cond(condition.lowres_noise)
-        tokens = self.to_time_tokens(hiddens).unflatten(1, (self.config.num_time_tokens, -1))
+        tokens = self.to_time_tokens(hiddens).view(len(time), self.config.num_time_tokens, -1)
         if self.image_to_tokens is not None:
             embed, keep = condition.image_embed, condition.image_keep
-            image_tokens = self.image_to_tokens(embed).unflatten(1, (self.config.num_image_tokens, -1))
+            image_tokens = self.image_to_tokens(embed).view(len(time), self.config.num_image_tokens, -1)
             tokens = torch.cat((tokens, _kept(image_tokens, keep, self.null_image_embed)), dim=1)
             if self.to_image_hiddens is not None:
                 vector = vector + _kept(self.to_image_hiddens(embed), keep, self.null_image_hiddens)
@@ -75,8 +75,11 @@ class Conditioning(nn.Module):
         mask = torch.cat((real.new_ones(tokens.shape[:2]), real), dim=1)
         return Context(self.norm_mid_cond(torch.cat((tokens, text), dim=1)), mask)
 
-    def check(self, condition: DecoderCondition, rows: int) -> None:
-        """Raises ShapeError if what the config asks for is missing or has another width, or more is given."""
+    def check(self, condition: DecoderCondition, rows: int, *, besides_lowres: bool = False) -> None:
+        """Raises ShapeError if what the config asks for is missing or has another width, or more is given.
+
+        besides_lowres: leave the smaller image's noise out, which comes later.
+        """
         config = self.config
         _check_rows("image_embed", condition.image_embed, config.sees_image_embed, (rows, config.image_embed_dim))
         text = condition.text_tokens
@@ -85,8 +88,8 @@ class Conditioning(nn.Module):
         _check_rows("text_tokens", text, asks, (rows, length, config.text_embed_dim))
         if length is not None and length > config.max_text_len:
             raise ShapeError(f"texts of {length} tokens; this U-Net takes up to max_text_len ({config.max_text_len})")
-        noise = condition.lowres_noise
-        _check_rows("lowres_noise", noise, config.lowres_noise_cond, (rows,))
+        if not besides_lowres:
+            _check_rows("lowres_noise", condition.lowres_noise, config.lowres_noise_cond, (rows,))
 
 
 def _check_rows(name: str, tensor: Tensor | None, expected: bool, shape: tuple[int | None, ...]) -> None:

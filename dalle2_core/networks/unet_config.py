@@ -98,7 +98,15 @@ class UnetConfig:
     def _check_counts(self) -> None:
         if not self.dim_mults:
             raise ConfigError("unet.dim_mults is empty; give the width of one resolution or more")
-        names = ("dim", "num_image_tokens", "num_time_tokens", "channels", "attn_dim_head", "attn_heads", "max_text_len")
+        names = (
+            "dim",
+            "num_image_tokens",
+            "num_time_tokens",
+            "channels",
+            "attn_dim_head",
+            "attn_heads",
+            "max_text_len",
+        )
         optional = ("image_embed_dim", "text_embed_dim", "cond_dim", "channels_out", "init_dim")
         for name in (*names, *optional):
             value = getattr(self, name)
