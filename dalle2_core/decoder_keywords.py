@@ -125,7 +125,7 @@ class _Stages:
         learned = keywords.learned_variance
         given: tuple[bool, ...] = learned if isinstance(learned, tuple) else (learned,)
         filled: tuple[bool, ...] = given + (False,) * (count - len(given))
-        self.learned = _spread("learned_variance", filled, count)
+        self.learned: tuple[bool, ...] = _spread("learned_variance", filled, count)
         self.noised = _of_upsamplers("use_noise_for_lowres_cond", keywords.use_noise_for_lowres_cond, count)
         self.blurred = _of_upsamplers("use_blur_for_lowres_cond", keywords.use_blur_for_lowres_cond, count)
         bsr = keywords.use_bsr_for_lowres_cond
