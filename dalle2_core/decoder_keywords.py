@@ -19,8 +19,8 @@ class DecoderKeywords:
     """The keywords with DALLE2-pytorch's defaults. A tuple has one value for each stage, the smallest first.
 
     image_size: of a single stage; image_sizes: of each stage. channels: of the images.
-    timesteps, sample_timesteps, beta_schedule, loss_type: see StageConfig. beta_schedule None takes cosine, and
-    linear for the last of several stages.
+    timesteps, beta_schedule, loss_type: see StageConfig. beta_schedule None takes cosine, and linear for the last of
+    several stages. sample_timesteps: steps of sampling, None means all timesteps.
     sampler: None takes ddim where sample_timesteps is below timesteps, else ddpm.
     predict_x_start, predict_v: what the networks' output means; the noise where neither is True.
     predict_x_start_for_latent_diffusion: x0 for the stages with an autoencoder, the noise for the others.
@@ -135,7 +135,7 @@ class _Stages:
 
     def config(self, place: int, sizes: tuple[int, ...], *, latent: bool) -> StageConfig:
         keywords, timesteps, steps = self.keywords, self.timesteps[place], self.sample_timesteps[place]
-        fewer = steps is not None and steps < timesteps
+        steps = timesteps if steps is None else steps
         gamma = self.p2_gamma[place]
         return StageConfig(
             image_size=sizes[place],
@@ -153,7 +153,7 @@ class _Stages:
             p2_k=keywords.p2_loss_weight_k,
             image_cond_drop_prob=keywords.image_cond_drop_prob,
             text_cond_drop_prob=keywords.text_cond_drop_prob,
-            sampler=self.sampler[place] or ("ddim" if fewer else "ddpm"),
+            sampler=self.sampler[place] or ("ddim" if steps < timesteps else "ddpm"),
             ddim_sampling_eta=keywords.ddim_sampling_eta,
             thresholding=self._thresholding(),
             dynamic_thres_percentile=keywords.dynamic_thres_percentile,

@@ -67,7 +67,8 @@ class StageConfig:
 
     image_size: height and width of what the stage makes, pixels.
     lowres: the smaller image it starts from; None for the first stage.
-    timesteps: T of training. sample_timesteps: steps of sampling unless told otherwise; None means all T.
+    timesteps: T of training. sample_timesteps: steps of sampling unless told otherwise; None means 50, or all T where
+    there are fewer.
     beta_schedule: how noise grows over the timesteps. predicts: what the network's output means.
     learned_variance: the network also gives the reverse process's variance, which ddpm uses;
     learned_variance_constrain_frac: held between its bounds. vb_loss_weight: of the variational bound, which trains it.
@@ -82,7 +83,7 @@ class StageConfig:
     image_size: int
     lowres: LowresConfig | None = None
     timesteps: int = 1000
-    sample_timesteps: int | None = 50
+    sample_timesteps: int | None = None
     beta_schedule: str = "cosine"
     predicts: Literal["x0", "noise", "v"] = "v"
     learned_variance: bool = False
@@ -99,6 +100,11 @@ class StageConfig:
     thresholding: Literal["static", "dynamic", "none"] = "static"
     dynamic_thres_percentile: float = 0.95
     random_crop_size: int | None = None
+
+    @property
+    def sampling_steps(self) -> int:
+        """sample_timesteps, None resolved."""
+        return self.sample_timesteps or min(50, self.timesteps)
 
     def __post_init__(self) -> None:
         chosen(SCHEDULES, self.beta_schedule, "noise schedule")

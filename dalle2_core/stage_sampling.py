@@ -95,7 +95,7 @@ class StageSampler:
         self.eta = config.ddim_sampling_eta if sampling.eta is None else sampling.eta
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"eta is {self.eta}; it must be in [0, 1]")
-        steps = sampling.steps or config.sample_timesteps or config.timesteps
+        steps = sampling.steps or config.sampling_steps
         self.timesteps = timesteps_for(stage.schedule, steps).to(stage.device)
         _check_guidance(stage, sampling)
         self._estimate = guided_estimate(stage.estimate, sampling.cond_scale, sampling.text_cond_scale)
