@@ -55,13 +55,8 @@ class LatentSpace:
     """An autoencoder's latents, scaled to mean 0 and variance 1 in each channel."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
-        """Raises ConfigError if it lacks what the protocol asks for, or a channel's deviation is not above 0."""
-        if not isinstance(autoencoder, Autoencoder):
-            wanted = ("latent_channels", "downsampling", "latent_mean", "latent_std", "encode", "decode")
-            missing = [name for name in wanted if not hasattr(autoencoder, name)]
-            raise ConfigError(f"the autoencoder {type(autoencoder).__name__} lacks {', '.join(missing)}")
-        if not bool((torch.as_tensor(autoencoder.latent_std) > 0).all()):
-            raise ConfigError("the autoencoder's latent_std must be above 0 in every channel; measure it on the data")
+        """Raises ConfigError as `check_autoencoder` does."""
+        check_autoencoder(autoencoder)
         self.autoencoder = autoencoder
         self.factor = autoencoder.downsampling
 
@@ -78,6 +73,16 @@ class LatentSpace:
     def _shaped(self, name: str, like: Tensor) -> Tensor:
         statistic: Tensor = getattr(self.autoencoder, name)
         return statistic.to(like.device, like.dtype).view(1, -1, 1, 1)
+
+
+def check_autoencoder(autoencoder: object) -> None:
+    """Raises ConfigError if it lacks what the protocol asks for, or a channel's deviation is not above 0."""
+    if not isinstance(autoencoder, Autoencoder):
+        wanted = ("latent_channels", "downsampling", "latent_mean", "latent_std", "encode", "decode")
+        missing = [name for name in wanted if not hasattr(autoencoder, name)]
+        raise ConfigError(f"the autoencoder {type(autoencoder).__name__} lacks {', '.join(missing)}")
+    if not bool((torch.as_tensor(autoencoder.latent_std) > 0).all()):
+        raise ConfigError("the autoencoder's latent_std must be above 0 in every channel; measure it on the data")
 
 
 def frozen(autoencoder: Autoencoder) -> Autoencoder:

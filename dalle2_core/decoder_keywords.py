@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from dalle2_core.autoencoder import Autoencoder
+from dalle2_core.autoencoder import Autoencoder, check_autoencoder
 from dalle2_core.errors import ConfigError
 from dalle2_core.networks.unet import Unet
 from dalle2_core.stage_config import LowresConfig, StageConfig
@@ -83,6 +83,8 @@ class DecoderKeywords:
         each = _Stages(self, count)
         made = []
         for place, (unet, vae) in enumerate(zip(unets, vaes, strict=True)):
+            if vae is not None:
+                check_autoencoder(vae)
             config = each.config(place, sizes, latent=vae is not None)
             made.append((self._fitted(unet, config, vae, place, each), config))
         return made

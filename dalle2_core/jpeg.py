@@ -43,7 +43,7 @@ def jpeg_like(images: Tensor, quality: int) -> Tensor:
     if channels == 3:
         # Grey is 0 in all three after the shift: the rows of the other two sum to 0.
         x = torch.einsum("ij,bjhw->bihw", to_ycbcr, x)
-    x = F.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+    x = F.pad(x.round(), (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = x.reshape(*x.shape[:2], x.shape[2] // 8, 8, x.shape[3] // 8, 8).transpose(3, 4)
     transform = _cosines(x)
     table = _tables(channels, quality, x)
