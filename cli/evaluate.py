@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .options import debug_option, json_option
 
+if TYPE_CHECKING:
+    from dalle2_core.training import Comparison
+
 
 @click.command()
-@click.argument("run")
+@click.argument("runs", nargs=-1)
 @click.argument("emb")
 @click.option("--split", "split_name", default="valid", show_default=True, help="The held-out rows to compare on.")
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
@@ -17,19 +22,27 @@ from .options import debug_option, json_option
 @json_option
 @debug_option
 def command(
-    run: str, emb: str, split_name: str, cond_scale: float, seed: int, device: str | None, as_json: bool
+    runs: tuple[str, ...], emb: str, split_name: str, cond_scale: float, seed: int, device: str | None, as_json: bool
 ) -> None:
-    """Compare a trained prior with what needs no training, on held-out rows, and say which wins.
+    """Compare priors with each other and with what needs no training, on held-out rows, and say which wins.
 
-    RUN is a folder written by train-prior, EMB the data set. The baselines: the text embedding itself, the mean image
-    embedding, and ridge regression (closed form).
+    RUNS are folders written by train-prior, none or any number; EMB is the data set. The baselines: the text embedding
+    itself, the mean image embedding, and ridge regression, fitted on the training rows of EMB.
 
     \b
     embedpipe evaluate prior emb
+    embedpipe evaluate small large ridge emb
     """
-    from . import display, wiring
+    from . import prior_scores, wiring
 
-    found = wiring.evaluate_priors(run, emb, split_name, device or wiring.default_device(), seed, cond_scale)
+    found = prior_scores.evaluate_priors(runs, emb, split_name, device or wiring.default_device(), seed, cond_scale)
+    show(found, split_name, as_json)
+
+
+def show(found: Comparison, split_name: str, as_json: bool) -> None:
+    """Print a comparison as a table and a sentence, or as JSON."""
+    from . import display
+
     if as_json:
         display.print_json({"rows": found.table(), "winners": dict(found.winners), "sentence": found.sentence()})
         return

@@ -31,6 +31,7 @@ COMMANDS = (
     "train-clip",
     "train-prior",
     "evaluate",
+    "convert",
     "models",
     "doctor",
 )

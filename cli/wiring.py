@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,36 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from dalle2_core.baselines import BASELINES
+from dalle2_core.errors import NonFiniteLoss
 from dalle2_core.presets import PriorRecipe
-from dalle2_core.prior import DiffusionPrior
-from dalle2_core.training import (
-    Comparison,
-    Run,
-    StepReport,
-    compare,
-    evaluate_prior,
-    load_trained,
-    train,
-    validation_loss,
-)
-from dalle2_core.types import PriorBatch
-from embedpipe.errors import DatasetError, InputError, RunMismatch
-from embedpipe.load import EmbeddingDataset, EmbeddingLoader, RaggedColumn, rows_of, splits
+from dalle2_core.prior_base import Prior
+from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from dalle2_core.types import PriorBatch, Trainable
+from embedpipe import files
+from embedpipe.errors import InputError, RunMismatch
+from embedpipe.load import EmbeddingLoader, rows_of, splits
+from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
-from embedpipe.types import EmbeddingBatch
+from embedpipe.manifest import refuse_difference
 
-from .provenance import read_run, write_run
+from .prior_rows import PriorRows, RowPolicy, open_rows
+from .prior_scores import MOST_ROWS_TO_FIT, PRIOR_RUN, some_of, watch
+from .provenance import RUN_FILE, read_run, write_run
 
-PRIOR_RUN = "prior"
-
-# Scaling statistics and baselines settle long before this many rows.
-_MOST_ROWS_TO_FIT = 200_000
 _MOST_ROWS_TO_WATCH = 1000
-_NORM_TOLERANCE = 0.01
-# Rows whose token states are padded together where all rows of a split are looked at.
-_ROWS_WITH_TOKENS = 256
+_NOT_FINITE = "nonfinite_batch.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +44,18 @@ class SplitConfig:
 
 @dataclass(frozen=True, slots=True)
 class PriorOutcome:
-    """What train-prior did. best_step: the checkpoint that was kept; metrics: its evaluation on held-out rows."""
+    """What train-prior did. best_step: the checkpoint that was kept; metrics: its evaluation on held-out rows.
+
+    steps and best_step are 0 for a prior in closed form. dropped: rows left out because they were not finite.
+    """
 
     out: str
+    prior: str
     steps: int
     best_step: int
     train_rows: int
     valid_rows: int
+    dropped: int
     parameters: int
     metrics: dict[str, float]
 
@@ -75,210 +71,144 @@ def train_prior(
     recipe: PriorRecipe,
     split: SplitConfig,
     device: str,
-    on_step: Callable[[StepReport], None],
-) -> PriorOutcome:
+    on_step: Callable[[StepReport], None] | None = None,
+    policy: RowPolicy | None = None,
+    processes: Processes | None = None,
+) -> PriorOutcome | None:
     """Train a prior on the embeddings `emb` into the folder `out`; run again, it goes on.
 
-    Raises DatasetError (no rows, one side missing, rows that are not finite or not of norm 1), CheckpointError (`out`
-    holds another run), NonFiniteLoss.
-    """
-    dataset = EmbeddingDataset(emb)
-    dataset.require_rows()
-    names = splits(dataset, split.column, split.valid_share)
-    train_rows, valid_rows = rows_of(names, TRAIN, emb), rows_of(names, VALID, emb)
-    if recipe.train.batch_size > len(train_rows):
-        raise InputError(
-            f"{emb}: {len(train_rows)} training rows are fewer than a batch of {recipe.train.batch_size}",
-            f"Give --set train.batch_size={max(1, len(train_rows) // 4)}",
-        )
-    tokens = _tokens(dataset, recipe) if recipe.text_tokens else None
-    fit_text, fit_image = _pairs(dataset, _sample(train_rows, _MOST_ROWS_TO_FIT))
-    watched = list(_batches(dataset, tokens, _sample(valid_rows, _MOST_ROWS_TO_WATCH)))
+    Under torchrun every process calls it; all but the first return None.
 
-    with exclusive(out):
+    Raises DatasetError (no rows, one side missing, rows that are not finite or not of norm 1), InputError (fewer rows
+    than a batch, token states that do not fit), CheckpointError (`out` holds another run, the disk is full),
+    NonFiniteLoss (its rows are named in a file in `out`).
+    """
+    if not files.is_local(out):
+        raise InputError(f"{out}: training writes to a local folder", "Give a path on this machine")
+    together = processes or join_processes(device)
+    if together.world > 1:
+        device = str(together.device)
+    seen = open_rows(emb, recipe, policy or RowPolicy())
+    names = splits(seen.dataset, split.column, split.valid_share)
+    there = {name: rows_of(names, name, emb) for name in (TRAIN, VALID)}
+    good = seen.checked(np.sort(np.concatenate(list(there.values()))))
+    rows = {name: np.intersect1d(found, good, assume_unique=True) for name, found in there.items()}
+    _refuse_few(emb, rows, recipe)
+    watched = list(seen.batches(some_of(rows[VALID], _MOST_ROWS_TO_WATCH)))
+
+    with exclusive(out) if together.is_first else contextlib.nullcontext():
         torch.manual_seed(recipe.train.seed)
-        prior = recipe.build(dataset.card.dim)
-        prior.fit_scaling(fit_text, fit_image)
+        prior: Prior = recipe.build(seen.dataset.card.dim)
+        prior.fit(*seen.pairs(some_of(rows[TRAIN], MOST_ROWS_TO_FIT)))
         prior.to(device)
-        loader = EmbeddingLoader(dataset, train_rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens)
         facts = {
             "recipe": dataclasses.asdict(recipe),
             "split": dataclasses.asdict(split),
+            "rows": dataclasses.asdict(seen.policy),
             "data": emb,
-            "encoder": dataclasses.asdict(dataset.card),
-            "fingerprint": dataset.card.fingerprint(),
-            "train_rows": len(train_rows),
-            "valid_rows": len(valid_rows),
+            "encoder": dataclasses.asdict(seen.dataset.card),
+            "fingerprint": seen.dataset.card.fingerprint(),
+            "train_rows": len(rows[TRAIN]),
+            "valid_rows": len(rows[VALID]),
         }
-        run = Run(Path(out), describes=_describes(facts))
-
-        def evaluate(model: Any) -> dict[str, float]:
-            return _watch(model, watched, recipe.train.seed, device)
-
-        state = train(
-            prior,
-            lambda step: map(_prior_batch, loader.batches(step)),
-            run,
-            recipe.train,
-            recipe.optim,
-            evaluate=evaluate,
-            on_step=on_step,
-        )
-        best_step = load_trained(prior, run.checkpoints, "best")
+        if together.is_first:
+            _refuse_another_run(out, facts, trained=isinstance(prior, Trainable))
+        steps = best_step = 0
+        if isinstance(prior, Trainable):
+            run = Run(Path(out), describes=_describes(facts))
+            with _naming_rows(out, seen, rows[TRAIN], recipe, together):
+                steps = train(
+                    prior,
+                    _stream(seen, rows[TRAIN], recipe, together),
+                    run,
+                    recipe.train,
+                    recipe.optim,
+                    evaluate=lambda model: watch(model, watched, recipe.train.seed, device),
+                    on_step=on_step if together.is_first else None,
+                    processes=together,
+                ).step
+            if together.is_first:
+                best_step = load_trained(prior, run.checkpoints, "best")
+        if not together.is_first:
+            return None
         prior.eval()
         prior.save(out)
         write_run(out, PRIOR_RUN, facts | {"best_step": best_step})
-        metrics = evaluate(prior)
-    parameters = sum(weight.numel() for weight in prior.parameters())
-    return PriorOutcome(out, state.step, best_step, len(train_rows), len(valid_rows), parameters, metrics)
+        metrics = watch(prior, watched, recipe.train.seed, device)
+    return PriorOutcome(
+        out=out,
+        prior=recipe.prior,
+        steps=steps,
+        best_step=best_step,
+        train_rows=len(rows[TRAIN]),
+        valid_rows=len(rows[VALID]),
+        dropped=sum(len(there[name]) - len(rows[name]) for name in rows),
+        parameters=sum(weight.numel() for weight in (*prior.parameters(), *_fitted(prior))),
+        metrics=metrics,
+    )
+
+
+def _refuse_another_run(out: str, facts: dict[str, Any], trained: bool) -> None:
+    """Raise RunMismatch where `out` holds another prior; checkpoints are the training's own to compare."""
+    if files.exists(files.join(out, RUN_FILE)):
+        found = read_run(out, PRIOR_RUN, "train-prior")
+        refuse_difference(out, _describes(found), _describes(facts), "recipe or data")
+    elif not trained and files.exists(files.join(out, "checkpoints")):
+        raise RunMismatch(f"{out}: holds a training of another prior", "Give another output folder")
+
+
+def _refuse_few(emb: str, rows: Mapping[str, np.ndarray], recipe: PriorRecipe) -> None:
+    if recipe.train.batch_size > len(rows[TRAIN]):
+        raise InputError(
+            f"{emb}: {len(rows[TRAIN])} training rows are fewer than a batch of {recipe.train.batch_size}",
+            f"Give --set train.batch_size={max(1, len(rows[TRAIN]) // 4)}",
+        )
+    if len(rows[VALID]) < 2:
+        raise InputError(
+            f"{emb}: {len(rows[VALID])} held-out rows; two or more are needed", "Give a larger --valid-share"
+        )
+
+
+def _fitted(prior: Prior) -> list[torch.Tensor]:
+    """What a prior in closed form has instead of parameters."""
+    return [] if isinstance(prior, Trainable) else [it for it in prior.buffers() if it is not None]
+
+
+def _stream(
+    seen: PriorRows, rows: np.ndarray, recipe: PriorRecipe, together: Processes
+) -> Callable[[int], Iterator[PriorBatch]]:
+    """This process's rows of the batches from a step on."""
+    loader = EmbeddingLoader(seen.dataset, rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens)
+    start, stop = together.share(recipe.train.batch_size)
+    return lambda step: (seen.prior_batch(batch).part(start, stop) for batch in loader.batches(step))
+
+
+@contextlib.contextmanager
+def _naming_rows(
+    out: str, seen: PriorRows, rows: np.ndarray, recipe: PriorRecipe, together: Processes
+) -> Iterator[None]:
+    """When a loss is not finite, leave the rows of its batch in a file and say so."""
+    try:
+        yield
+    except NonFiniteLoss as problem:
+        if together.is_first:
+            config = recipe.train
+            batch = next(batches_from(rows, config.batch_size, config.seed, problem.step - 1))
+            found = seen.dataset.rows([int(row) for row in batch], ("src_shard", "key"))
+            named = [{"row": int(row), **columns} for row, columns in zip(batch, found, strict=True)]
+            content = json.dumps({"step": problem.step, "rows": named}, indent=1) + "\n"
+            files.write_bytes(files.join(out, _NOT_FINITE), content.encode())
+        raise NonFiniteLoss(f"{problem}. The rows of that batch: {Path(out) / _NOT_FINITE}", problem.step) from problem
 
 
 def _describes(facts: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
-    recipe = facts["recipe"]
-    return {
-        "network": recipe["network"],
-        "diffusion": recipe["diffusion"],
-        "split": facts["split"],
-        "fingerprint": facts["fingerprint"],
-        "train_rows": facts["train_rows"],
-        # Absent rather than false: runs begun before there was this setting go on without it.
-        **({"text_tokens": True} if recipe["text_tokens"] else {}),
+    recipe, usual = facts["recipe"], dataclasses.asdict(PriorRecipe())
+    # Absent rather than said: runs begun before there was a setting go on without it.
+    shaping = {
+        name: value
+        for name, value in recipe.items()
+        if name in ("network", "diffusion") or (name not in ("train", "optim") and value != usual[name])
     }
-
-
-def _prior_batch(batch: EmbeddingBatch) -> PriorBatch:
-    assert batch.text is not None
-    assert batch.image is not None
-    return PriorBatch(
-        torch.from_numpy(batch.text),
-        torch.from_numpy(batch.image),
-        torch.from_numpy(batch.text_tokens) if batch.text_tokens is not None else None,
-        torch.from_numpy(batch.text_mask) if batch.text_mask is not None else None,
-    )
-
-
-def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe) -> RaggedColumn:
-    """The token states. Raises DatasetError where there are none, InputError where the network cannot take them."""
-    column = dataset.require_text_tokens()
-    network = recipe.network.for_embeddings(dataset.card.dim)
-    if column.width != network.dim:
-        raise InputError(
-            f"{dataset.path}: text tokens are {column.width} wide, but network.dim is {network.dim}",
-            f"Give --set network.dim={column.width}",
-        )
-    longest = int(column.lengths().max(initial=0))
-    if longest > network.max_text_len:
-        raise InputError(
-            f"{dataset.path}: the longest text has {longest} tokens, but network.max_text_len is "
-            f"{network.max_text_len}",
-            f"Give --set network.max_text_len={longest}",
-        )
-    return column
-
-
-def _batches(dataset: EmbeddingDataset, tokens: RaggedColumn | None, rows: np.ndarray) -> Iterator[PriorBatch]:
-    """Some rows in order: all at once without tokens, else in parts. Raises DatasetError, see `_pairs`."""
-    if tokens is None:
-        yield PriorBatch(*_pairs(dataset, rows))
-        return
-    for start in range(0, len(rows), _ROWS_WITH_TOKENS):
-        part = rows[start : start + _ROWS_WITH_TOKENS]
-        states, mask = tokens.batch(part)
-        yield PriorBatch(*_pairs(dataset, part), torch.from_numpy(states.astype(np.float32)), torch.from_numpy(mask))
-
-
-def _watch(model: DiffusionPrior, batches: list[PriorBatch], seed: int, device: str) -> dict[str, float]:
-    """Held-out loss, and how good samples are, with the same draws each time."""
-    on_device = [batch.to(torch.device(device)) for batch in batches]
-    loss = validation_loss(model, on_device, torch.device(device), seed=seed)
-    predicted = predict(model, on_device, seed, device)
-    text, image = (torch.cat([getattr(b, name) for b in on_device]) for name in ("text_embed", "image_embed"))
-    scores = evaluate_prior(predicted, image, text, seed=seed)
-    numbers = {name: float(value) for name, value in dataclasses.asdict(scores).items() if name != "n"}
-    return {"loss": loss, **numbers}
-
-
-def predict(
-    prior: DiffusionPrior,
-    batches: Iterable[PriorBatch],
-    seed: int,
-    device: str,
-    cond_scale: float = 1.0,
-    rows_at_once: int = 4096,
-) -> torch.Tensor:
-    """Predicted image embeddings [n, d] as sampled (not normalised), best of two, drawn from `seed`."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def sample(
-        text: torch.Tensor, states: torch.Tensor | None = None, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return prior.sample(
-            text,
-            text_encodings=states,
-            text_mask=mask,
-            cond_scale=cond_scale,
-            normalize=False,
-            generator=generator,
-        )
-
-    parts = []
-    for batch in (batch.to(torch.device(device)) for batch in batches):
-        if batch.text_tokens is None:
-            parts += [sample(part) for part in torch.split(batch.text_embed, rows_at_once)]
-        else:
-            parts.append(sample(batch.text_embed, batch.text_tokens, batch.text_mask))
-    return torch.cat(parts)
-
-
-def evaluate_priors(
-    run_folder: str, emb: str, split_name: str, device: str, seed: int = 0, cond_scale: float = 1.0
-) -> Comparison:
-    """The prior of a run beside the baselines, on the rows of `emb` in the split `split_name`.
-
-    Baselines are fitted on the training rows of `emb`, split as the run's were. Raises RunMismatch when `emb` was made
-    by another encoder than the run's data.
-    """
-    facts = read_run(run_folder, PRIOR_RUN, "train-prior")
-    dataset = EmbeddingDataset(emb)
-    dataset.require_rows()
-    if facts["fingerprint"] != dataset.card.fingerprint():
-        raise RunMismatch(
-            f"{run_folder}: trained on embeddings of another encoder ({facts['encoder']['model']}) than {emb} holds "
-            f"({dataset.card.model})",
-            "Give the data set it was trained on, or one of the same encoder",
-        )
-    split = SplitConfig(**facts["split"])
-    names = splits(dataset, split.column, split.valid_share)
-    rows = rows_of(names, split_name, emb)
-    if len(rows) < 2:
-        raise DatasetError(f"{emb}: one row in the split {split_name!r}; two or more are needed to compare")
-    fit_text, fit_image = _pairs(dataset, _sample(rows_of(names, TRAIN, emb), _MOST_ROWS_TO_FIT))
-    text, image = _pairs(dataset, rows)
-
-    prior = DiffusionPrior.load(run_folder, device).eval()
-    tokens = dataset.require_text_tokens() if facts["recipe"].get("text_tokens") else None
-    predictions = {"prior": predict(prior, _batches(dataset, tokens, rows), seed, device, cond_scale).cpu()}
-    for name, baseline in BASELINES.items():
-        predictions[name] = baseline().fit(fit_text, fit_image).predict(text)
-    return compare(predictions, image, text, seed=seed)
-
-
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
-    """All rows, or `most` of them drawn with a fixed seed, ascending."""
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
-
-
-def _pairs(dataset: EmbeddingDataset, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text and image embeddings of some rows, float32 [n, d]. Raises DatasetError for rows no model should see."""
-    text, image = (dataset.require(side)[rows].astype(np.float32) for side in ("text", "image"))
-    for side, array in (("text", text), ("image", image)):
-        broken = int((~np.isfinite(array).all(axis=1)).sum())
-        if broken:
-            raise DatasetError(f"{dataset.path}: {broken} {side} rows hold NaN or infinity", "Run `embedpipe verify`")
-        off = int((np.abs(np.linalg.norm(array, axis=1) - 1) > _NORM_TOLERANCE).sum())
-        if off:
-            raise DatasetError(f"{dataset.path}: {off} {side} rows are not of norm 1", "Encode them again")
-    return torch.from_numpy(text), torch.from_numpy(image)
+    rows = {"rows": facts["rows"]} if facts["rows"] != dataclasses.asdict(RowPolicy()) else {}
+    return shaping | rows | {name: facts[name] for name in ("split", "fingerprint", "train_rows")}

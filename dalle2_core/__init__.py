@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dalle2_core.autoencoder import Autoencoder
-    from dalle2_core.conditions import ClipEmbedder, DecoderBatch, DecoderCondition, EmbeddedText
+    from dalle2_core.conditions import DecoderBatch, DecoderCondition
     from dalle2_core.decoder import Decoder
     from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
@@ -22,14 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Autoencoder",
-    "ClipEmbedder",
     "Decoder",
     "DecoderBatch",
     "DecoderCondition",
     "DecoderStage",
     "DiffusionPrior",
     "DiffusionPriorNetwork",
-    "EmbeddedText",
     "LowresConfig",
     "PriorBatch",
     "StageConfig",
@@ -43,14 +41,12 @@ __all__ = [
 
 _HOMES = {
     "Autoencoder": "dalle2_core.autoencoder",
-    "ClipEmbedder": "dalle2_core.conditions",
     "Decoder": "dalle2_core.decoder",
     "DecoderBatch": "dalle2_core.conditions",
     "DecoderCondition": "dalle2_core.conditions",
     "DecoderStage": "dalle2_core.stage",
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
-    "EmbeddedText": "dalle2_core.conditions",
     "LowresConfig": "dalle2_core.stage_config",
     "PriorBatch": "dalle2_core.types",
     "StageConfig": "dalle2_core.stage_config",

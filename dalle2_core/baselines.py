@@ -1,74 +1,189 @@
-"""Priors in closed form, to measure the trained one against.
+"""Priors in closed form: nothing to train, and hard to beat on little data.
 
-Each has `fit(text, image)` on training rows [n, d] and `predict(text)` → [m, d], L2-normalised.
+`fit(text, image)` on training rows [n, d], then `sample(text)` → [m, d]. They draw nothing, and look at the text
+embedding alone.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.draws import Draws
+from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from dalle2_core.files import read_tensors
+from dalle2_core.keywords import from_keywords
+from dalle2_core.prior_base import Prior, check_width
+from dalle2_core.saved import read_settings, settings_of, write_model
+
+C = TypeVar("C", bound="ClosedForm")
 
 
-class Baseline(Protocol):
-    def fit(self, text: Tensor, image: Tensor) -> Baseline: ...
+class ClosedForm(Prior):
+    """What these priors share. A subclass keeps what it fitted as float64 buffers, named in FITTED."""
 
-    def predict(self, text: Tensor) -> Tensor: ...
+    FITTED: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.FITTED:
+            self.register_buffer(name, None)
+
+    def fit(self: C, text_embed: Tensor, image_embed: Tensor) -> C:
+        """Solve in float64, from rows [n, d]. Raises ShapeError if they do not pair up."""
+        if len(text_embed) != len(image_embed) or len(text_embed) < 2:
+            raise ShapeError(
+                f"{len(text_embed)} text rows and {len(image_embed)} image rows; a fit needs 2 or more pairs"
+            )
+        self._fit(text_embed.double(), image_embed.double())
+        return self
+
+    def _fit(self, text: Tensor, image: Tensor) -> None:
+        raise NotImplementedError
+
+    def _predict(self, text: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text_embed: Tensor,
+        *,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        cond_scale: float = 1.0,
+        normalize: bool = True,
+        generator: Draws = None,
+    ) -> Tensor:
+        """Predicted image embeddings [b, d] in the text's dtype. Text tokens and generator are not looked at.
+
+        Raises ConfigError before `fit` or when asked for guidance, ShapeError for another width.
+        """
+        if cond_scale != 1.0:
+            raise ConfigError(f"cond_scale is {cond_scale}, but a prior in closed form cannot be guided; leave it at 1")
+        if any(getattr(self, name) is None for name in self.FITTED):
+            raise ConfigError(f"this {self.KIND} was not fitted; call fit(text_embed, image_embed) first")
+        predicted = self._predict(text_embed.double())
+        return (F.normalize(predicted, dim=-1) if normalize else predicted).to(text_embed.dtype)
+
+    def predict(self, text_embed: Tensor) -> Tensor:
+        """`sample`, by the name of regressions."""
+        return self.sample(text_embed)
+
+    def settings(self) -> dict[str, object]:
+        """What config.json says besides the kind."""
+        return {}
+
+    def save(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors, each whole."""
+        write_model(folder, self.KIND, self.settings(), self.state_dict())
+
+    @classmethod
+    def load(cls: type[C], folder: Path | str, device: torch.device | str = "cpu") -> C:
+        """Read what `save` wrote. Raises CheckpointError if it is another kind or not whole."""
+        settings = read_settings(folder, cls.KIND, f"a {cls.KIND}")
+        with settings_of(folder):
+            prior = cls._from_settings(settings)
+        tensors = read_tensors(Path(folder) / "model.safetensors")
+        if set(tensors) != set(cls.FITTED):
+            raise CheckpointError(f"{folder}: weights and config.json do not belong together")
+        for name, tensor in tensors.items():
+            setattr(prior, name, tensor)
+        return prior.to(device)
+
+    @classmethod
+    def _from_settings(cls: type[C], settings: dict[str, object]) -> C:
+        return cls()
 
 
-class TextAsImage:
+class TextAsImage(ClosedForm):
     """The text embedding itself: what one has without a prior."""
 
-    def fit(self, text: Tensor, image: Tensor) -> TextAsImage:
-        return self
+    KIND = "text-as-image"
 
-    def predict(self, text: Tensor) -> Tensor:
-        return F.normalize(text, dim=-1)
+    def _fit(self, text: Tensor, image: Tensor) -> None:
+        pass
+
+    def _predict(self, text: Tensor) -> Tensor:
+        return text
 
 
-class MeanImage:
+class MeanImage(ClosedForm):
     """The mean of the training image embeddings, whatever the text."""
 
-    def fit(self, text: Tensor, image: Tensor) -> MeanImage:
-        self.mean = image.double().mean(dim=0)
-        return self
+    KIND = "mean-prior"
+    FITTED = ("mean",)
+    mean: Tensor
 
-    def predict(self, text: Tensor) -> Tensor:
-        return F.normalize(self.mean, dim=-1).to(text.dtype).expand(len(text), -1)
+    def _fit(self, text: Tensor, image: Tensor) -> None:
+        self.mean = image.mean(dim=0)
+
+    def _predict(self, text: Tensor) -> Tensor:
+        check_width(text, len(self.mean))
+        return self.mean.expand(len(text), -1).clone()
 
 
-class Ridge:
-    """Ridge regression with an intercept that is not penalised: |Y - XW - b|² + penalty |W|², in closed form."""
+@dataclass(frozen=True, slots=True)
+class RidgeConfig:
+    """penalty: of the squared weights; None chooses the one with the best cosine on a tenth of the rows.
+
+    seed: of that tenth.
+    """
+
+    penalty: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.penalty is not None and self.penalty < 0:
+            raise ConfigError(f"the ridge penalty is {self.penalty}; it must be 0 or more")
+
+
+class Ridge(ClosedForm):
+    """Ridge regression with an intercept that is not penalised: |Y - XW - b|² + penalty |W|², in closed form.
+
+    A linear prior is no straw man: Kandinsky (Razzhigaev et al. 2310.03502, table 2) had its best FID with one.
+    """
+
+    KIND = "ridge-prior"
+    FITTED = ("weight", "intercept", "chosen")
+    weight: Tensor
+    intercept: Tensor
+    chosen: Tensor
 
     # Multiples of the mean eigenvalue of X'X, so that the range does not depend on n or on the embeddings' norm.
     SHARES = tuple(10.0**power for power in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5, 0, 1))
     HELD_OUT = 0.1
 
     def __init__(self, penalty: float | None = None, seed: int = 0) -> None:
-        """penalty: None chooses the one with the best cosine on a seeded tenth of the training rows."""
-        if penalty is not None and penalty < 0:
-            raise ConfigError(f"the ridge penalty is {penalty}; it must be 0 or more")
-        self.penalty = penalty
-        self.seed = seed
+        """The fields of RidgeConfig. `chosen` is the penalty that was used."""
+        super().__init__()
+        self.config = RidgeConfig(penalty, seed)
 
-    def fit(self, text: Tensor, image: Tensor) -> Ridge:
-        """Solve in float64. Raises ShapeError if the rows do not pair up or are too few to hold some out."""
-        if len(text) != len(image) or len(text) < 2:
-            raise ShapeError(f"{len(text)} text rows and {len(image)} image rows; ridge needs 2 or more pairs")
-        x, y = text.double(), image.double()
-        self.chosen = self._choose(x, y) if self.penalty is None else self.penalty
-        self.weight, self.intercept = _solve(x, y, [self.chosen])[0]
-        return self
+    def settings(self) -> dict[str, object]:
+        """The config."""
+        return {"ridge": asdict(self.config)}
 
-    def predict(self, text: Tensor) -> Tensor:
-        return F.normalize(text.double() @ self.weight + self.intercept, dim=-1).to(text.dtype)
+    @classmethod
+    def _from_settings(cls, settings: dict[str, object]) -> Ridge:
+        config = from_keywords(RidgeConfig, "ridge", settings["ridge"])  # type: ignore[arg-type]
+        return cls(config.penalty, config.seed)
+
+    def _fit(self, text: Tensor, image: Tensor) -> None:
+        penalty = self._choose(text, image) if self.config.penalty is None else self.config.penalty
+        self.weight, self.intercept = _solve(text, image, [penalty])[0]
+        self.chosen = torch.tensor(penalty, dtype=torch.float64)
+
+    def _predict(self, text: Tensor) -> Tensor:
+        check_width(text, len(self.weight))
+        return text @ self.weight + self.intercept
 
     def _choose(self, x: Tensor, y: Tensor) -> float:
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).to(x.device)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.config.seed)).to(x.device)
         held = max(1, int(self.HELD_OUT * len(x)))
         tried, kept = order[:held], order[held:]
         centred = x[kept] - x[kept].mean(dim=0)
@@ -96,7 +211,8 @@ def _solve(x: Tensor, y: Tensor, penalties: list[float]) -> list[tuple[Tensor, T
     return solutions
 
 
-BASELINES: dict[str, type[TextAsImage] | type[MeanImage] | type[Ridge]] = {
+# What `evaluate` sets beside any prior.
+BASELINES: dict[str, type[ClosedForm]] = {
     "text": TextAsImage,
     "mean": MeanImage,
     "ridge": Ridge,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle2_core.draws import Draws, integers
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.files import write_json, write_tensors
 from dalle2_core.pretrained import load_trunk
@@ -99,6 +100,9 @@ class ClipBatch:
     def to(self, device: torch.device) -> ClipBatch:
         return ClipBatch(self.image.to(device, non_blocking=True), self.tokens.to(device, non_blocking=True))
 
+    def part(self, start: int, stop: int) -> ClipBatch:
+        return ClipBatch(self.image[start:stop], self.tokens[start:stop])
+
 
 def count_cut(tokens: Tensor) -> int:
     """How many rows of `tokenize` fill the whole context length: their captions were cut, or just fit."""
@@ -115,6 +119,7 @@ def tokenize(captions: Sequence[str], config: ClipConfig) -> Tensor:
 class TrainableClip(nn.Module):
     """An open_clip model (`.clip`) with its training loss. Weights are drawn from torch's global generator."""
 
+    compares_rows = True  # every other picture of the batch is a wrong answer
     mean: Tensor
     std: Tensor
 
@@ -140,16 +145,21 @@ class TrainableClip(nn.Module):
             self.clip.visual.trunk.eval()
         return self
 
-    def loss(self, batch: ClipBatch, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ClipBatch, draws: Draws) -> StepLoss:
         """Symmetric cross-entropy over the pairs of the batch (2103.00020, figure 3)."""
-        image, text = self.embed(batch, generator if self.training else None)
+        image, text = self._embed(batch, self.training, draws)
         scale = self.clip.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
         return StepLoss(self.contrast(image, text, scale), {"logit_scale": float(scale.detach())})
 
-    def embed(self, batch: ClipBatch, shift: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(image, text) embeddings, each float [b, d], L2-normalised. `shift` draws the pictures' moves."""
+    def embed(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        """(image, text) embeddings, each float [b, d], L2-normalised."""
+        return self._embed(batch, moved=False, draws=None)
+
+    def _embed(self, batch: ClipBatch, moved: bool, draws: Draws) -> tuple[Tensor, Tensor]:
         if batch.image.dtype == torch.uint8:
-            image = self.clip.encode_image(self._inputs(batch.image, shift))
+            moved_px = self.config.max_shift_px if moved else 0
+            pixels = _shifted(batch.image, moved_px, draws) if moved_px else batch.image
+            image = self.clip.encode_image(self._inputs(pixels))
         else:
             image = self.clip.visual.head(batch.image)
         text = self.clip.encode_text(batch.tokens.long())
@@ -158,13 +168,11 @@ class TrainableClip(nn.Module):
     @torch.no_grad()
     def trunk_features(self, pixels: Tensor) -> Tensor:
         """What a locked trunk makes of uint8 [b, 3, h, w]: float32 [b, f]."""
-        inputs = self._inputs(pixels, None).contiguous(memory_format=torch.channels_last)
+        inputs = self._inputs(pixels).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.clip.visual.trunk(inputs)
         return features
 
-    def _inputs(self, pixels: Tensor, shift: torch.Generator | None) -> Tensor:
-        if shift is not None and self.config.max_shift_px:
-            pixels = _shifted(pixels, self.config.max_shift_px, shift)
+    def _inputs(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255 - self.mean) / self.std
 
     def save_open_clip(self, folder: str | Path) -> None:
@@ -227,10 +235,10 @@ def _recall(query: Tensor, gallery: Tensor, rows_at_once: int = 1024) -> dict[in
     return {k: hit / len(query) for k, hit in hits.items()}
 
 
-def _shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def _shifted(pixels: Tensor, most: int, draws: Draws) -> Tensor:
     """Each picture [b, 3, h, w] moved by its own whole number of pixels, its border repeated."""
     b, _, h, w = pixels.shape
-    moves = torch.randint(-most, most + 1, (b, 2), generator=generator, device=pixels.device)
+    moves = integers(-most, most + 1, (b, 2), draws, pixels.device)
     y = (torch.arange(h, device=pixels.device) + moves[:, :1]).clamp(0, h - 1)
     x = (torch.arange(w, device=pixels.device) + moves[:, 1:]).clamp(0, w - 1)
     rows = torch.arange(b, device=pixels.device)[:, None, None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class DecoderBatch:
     def to(self, device: torch.device) -> DecoderBatch:
         return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def part(self, start: int, stop: int) -> DecoderBatch:
+        """Rows `start` to `stop`."""
+        return _each(self, lambda tensor: tensor[start:stop])
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderCondition:
@@ -69,6 +73,13 @@ class DecoderCondition:
     lowres: Tensor | None = None
     lowres_noise: Tensor | None = None
 
+    @classmethod
+    def of(cls, image_embed: Tensor | None, text_tokens: Tensor | None, text_mask: Tensor | None) -> DecoderCondition:
+        """Without a mask, tokens that are all zero count as padding, as DALLE2-pytorch stores it."""
+        if text_tokens is not None and text_mask is None:
+            text_mask = (text_tokens != 0).any(dim=-1)
+        return cls(image_embed, text_tokens, text_mask)
+
     def unconditional(self) -> DecoderCondition:
         """The same rows with image embedding and text dropped. The smaller image stays."""
         return replace(self.without_text(), image_keep=_none_kept(self.image_embed))
@@ -83,36 +94,18 @@ class DecoderCondition:
         pairs = {item.name: (getattr(one, item.name), getattr(two, item.name)) for item in fields(self)}
         return DecoderCondition(**{name: None if a is None else torch.cat((a, b)) for name, (a, b) in pairs.items()})
 
-    def rows(self, which: slice) -> DecoderCondition:
-        return _each(self, lambda tensor: tensor[which])
+    def part(self, start: int, stop: int) -> DecoderCondition:
+        """Rows `start` to `stop`."""
+        return _each(self, lambda tensor: tensor[start:stop])
 
     def to(self, device: torch.device) -> DecoderCondition:
         return _each(self, lambda tensor: tensor.to(device))
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedText:
-    """What a CLIP makes of texts: embed [b, d], L2-normalised; tokens [b, l, t]; mask [b, l], True at real tokens."""
-
-    embed: Tensor
-    tokens: Tensor
-    mask: Tensor | None = None
-
-
-class ClipEmbedder(Protocol):
-    """A CLIP as a decoder asks for it."""
-
-    def embed_image(self, pixels: Tensor) -> Tensor:
-        """[b, 3, h, w] floats in [0, 1], of any size → [b, d], L2-normalised."""
-
-    def embed_text(self, text: Tensor) -> EmbeddedText:
-        """[b, n] token numbers → embeddings and last hidden states."""
-
-
 def _each(value: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
     """The same with `change` made to every tensor that is there."""
-    present = {item.name: getattr(value, item.name) for item in fields(value)}
-    return replace(value, **{name: change(tensor) for name, tensor in present.items() if tensor is not None})
+    there = {item.name: getattr(value, item.name) for item in fields(value)}
+    return replace(value, **{name: change(tensor) for name, tensor in there.items() if tensor is not None})
 
 
 def _none_kept(rows: Tensor | None) -> Tensor | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from dalle2_core.autoencoder import Autoencoder
-from dalle2_core.conditions import ClipEmbedder, DecoderBatch, DecoderCondition, EmbeddedText
+from dalle2_core.cascade import CascadeRun, OnStep, check_cascade, check_run, chunks, sample_cascade, settings_for
+from dalle2_core.conditions import DecoderBatch, DecoderCondition
 from dalle2_core.decoder_keywords import DecoderKeywords, as_tuple, padded
-from dalle2_core.draws import generators_for
-from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
-from dalle2_core.files import read_json, write_json
+from dalle2_core.draws import Draws
+from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.files import disk_errors, write_json
 from dalle2_core.images import as_floats, check_images, resized
 from dalle2_core.keywords import from_keywords
 from dalle2_core.networks.unet import Unet
+from dalle2_core.saved import FORMAT_VERSION, read_settings, settings_of
 from dalle2_core.stage import DecoderStage
 from dalle2_core.stage_sampling import Inpainting, SamplingConfig, StageSampler
+from dalle2_core.types import Towers
 
 KIND = "decoder"
-FORMAT_VERSION = 1
-# (number of the stage, calls of its network done, calls in all)
-OnStep = Callable[[int, int, int], None]
 
 
 class Decoder(nn.Module):
-    """A cascade. Each of `stages` is trained by itself: `decoder.stages[i].loss(batch, generator)`."""
+    """A cascade. Each of `stages` is trained by itself: `decoder.stages[i].loss(batch, draws)`."""
 
     def __init__(
         self,
         unet: Unet | Sequence[Unet],
         *,
-        clip: ClipEmbedder | None = None,
+        clip: Towers | None = None,
         vae: Autoencoder | Sequence[Autoencoder | None] = (),
         **keywords: Any,
     ) -> None:
@@ -58,21 +56,21 @@ class Decoder(nn.Module):
         self._set(stages, clip)
 
     @classmethod
-    def from_stages(cls, stages: Iterable[DecoderStage], clip: ClipEmbedder | None = None) -> Decoder:
+    def from_stages(cls, stages: Iterable[DecoderStage], clip: Towers | None = None) -> Decoder:
         """A cascade of stages, which may have been trained apart. Raises ConfigError if one does not follow another."""
         decoder = cls.__new__(cls)
         decoder._set(list(stages), clip)
         return decoder
 
-    def _set(self, stages: list[DecoderStage], clip: ClipEmbedder | None) -> None:
+    def _set(self, stages: list[DecoderStage], clip: Towers | None) -> None:
         super().__init__()
-        _check_cascade(stages)
+        check_cascade(stages)
         self.stages = nn.ModuleList(stages)
         # Not a child: a CLIP that embeds is not a part of the decoder's weights.
         self._clip = (clip,)
 
     @property
-    def clip(self) -> ClipEmbedder | None:
+    def clip(self) -> Towers | None:
         return self._clip[0]
 
     @property
@@ -88,7 +86,7 @@ class Decoder(nn.Module):
         text_encodings: Tensor | None = None,
         text_mask: Tensor | None = None,
         unet_number: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Tensor:
         """The training loss of stage `unet_number` (from 1), a scalar.
 
@@ -103,10 +101,10 @@ class Decoder(nn.Module):
         stage = self.stage(unet_number or 1)
         network = stage.unet.config
         if image_embed is None and network.sees_image_embed:
-            image_embed = self._embedder("images").embed_image(as_floats(image))
+            image_embed = self._embedder("images").embed_image(image).image_embed
         if text_encodings is None and text is not None and network.cond_on_text_encodings:
             embedded = self._embedder("texts").embed_text(text)
-            text_encodings, text_mask = embedded.tokens, embedded.mask
+            text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
         return stage.loss(DecoderBatch(image, image_embed, text_encodings, text_mask), generator).loss
 
     def stage(self, number: int) -> DecoderStage:
@@ -143,8 +141,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Images [b, c, h, w], floats in [0, 1], of the last stage that ran.
 
-        A row depends on its own inputs and draws alone: not on max_batch_size, nor on the rows beside it. Settings
-        that may be sequences have one value for each stage; None takes the stage's own.
+        A row depends on its own inputs, its place and the seed alone: not on max_batch_size, nor on the rows beside
+        it. Settings that may be sequences have one value for each stage; None takes the stage's own.
 
         Args:
             image: [b, c, h, w] in [0, 1], to start from when start_at_unet_number is above 1.
@@ -156,7 +154,7 @@ class Decoder(nn.Module):
                 others; each step is taken inpaint_resample_times times.
             steps, sampler, eta: of sampling.
             noise: x_T of the first stage that runs, as `invert` gives it.
-            generator: on any device; one number from it seeds each row and stage. None: torch's global one.
+            generator: on any device; one number from it seeds everything. None: torch's global one.
             max_batch_size: rows of a stage that are computed at once.
             device: bring each stage there when its turn comes, and back after it. None leaves every stage where it
                 is and moves images only.
@@ -167,44 +165,26 @@ class Decoder(nn.Module):
         numbers = self._numbers(start_at_unet_number, stop_at_unet_number)
         given = self._given(image_embed, text, text_encodings, text_mask)
         rows = _rows(given, image, batch_size)
-        known = self._known(inpaint_image, inpaint_mask, inpaint_resample_times, rows)
-        pixels = self._first_pixels(image, numbers[0], rows)
-        self._check_given(given, noise, numbers, rows)
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ConfigError(f"max_batch_size is {max_batch_size}; it must be 1 or more")
-        settings = _for_each_stage(
-            len(self.stages),
-            steps=steps,
-            sampler=sampler,
-            eta=eta,
-            cond_scale=cond_scale,
-            text_cond_scale=text_cond_scale,
-        )
-        # All settings are tried before any stage runs.
-        for number in numbers:
-            StageSampler(self.stage(number), settings[number - 1])
         where = torch.device("cpu") if generator is None else generator.device
-        seeds = torch.randint(2**62, (rows, len(self.stages)), generator=generator, device=where)
-
-        for number in numbers:
-            stage = self.stage(number)
-            with _stage_on(stage, device):
-                count = _Counter(on_step, number)
-                sampling = StageSampler(stage, settings[number - 1], count if on_step else None)
-                chunks = list(_chunks(rows, max_batch_size))
-                count.total = sampling.evaluations * len(chunks) * (known.resample_times if known else 1)
-                made = []
-                for which in chunks:
-                    draws = generators_for(seeds[which, number - 1], stage.device)
-                    lowres = None if pixels is None else pixels[which].to(stage.device)
-                    condition = stage.condition_for(given.rows(which).to(stage.device), lowres, draws)
-                    start = noise[which].to(stage.device) if noise is not None and number == numbers[0] else None
-                    part = None if known is None else known.rows(which).to(stage.device)
-                    size = which.stop - which.start
-                    made.append(sampling.sample(condition, draws, size, start=start, known=part))
-                pixels = torch.cat(made)
-        assert pixels is not None
-        return pixels
+        run = CascadeRun(
+            rows=rows,
+            numbers=numbers,
+            given=given,
+            settings=settings_for(
+                len(self.stages),
+                steps=steps,
+                sampler=sampler,
+                eta=eta,
+                cond_scale=cond_scale,
+                text_cond_scale=text_cond_scale,
+            ),
+            seed=int(torch.randint(2**62, (), generator=generator, device=where)),
+            pixels=self._first_pixels(image, numbers[0], rows),
+            noise=noise,
+            known=self._known(inpaint_image, inpaint_mask, inpaint_resample_times, rows),
+        )
+        check_run(self.cascade, run, max_batch_size)
+        return sample_cascade(self.cascade, run, max_batch_size=max_batch_size, device=device, on_step=on_step)
 
     @torch.no_grad()
     def invert(
@@ -233,13 +213,15 @@ class Decoder(nn.Module):
         rows = _rows(given, image, len(image))
         if rows != len(image):
             raise ShapeError(f"{len(image)} images and {rows} conditions do not pair up")
-        self._check_given(given, None, [1], rows)
-        sampling = StageSampler(stage, SamplingConfig(steps=steps))
+        settings = settings_for(len(self.stages), steps=None)
+        settings[0] = SamplingConfig(steps=steps)
+        check_run(self.cascade, CascadeRun(rows, [1], given, settings, seed=0), max_batch_size)
+        sampler = StageSampler(stage, settings[0])
         pixels = resized(as_floats(image), stage.config.image_size)
         made = []
-        for which in _chunks(rows, max_batch_size):
-            condition = stage.condition_for(given.rows(which).to(stage.device), None, None)
-            made.append(sampling.invert(condition, pixels[which].to(stage.device), refinements))
+        for start, stop in chunks(rows, max_batch_size):
+            condition = stage.condition_for(given.part(start, stop).to(stage.device), None, None)
+            made.append(sampler.invert(condition, pixels[start:stop].to(stage.device), refinements))
         return torch.cat(made)
 
     def save(self, folder: Path | str) -> None:
@@ -247,11 +229,11 @@ class Decoder(nn.Module):
         folder = Path(folder)
         for number, stage in enumerate(self.cascade, 1):
             stage.save(folder / _stage_name(number))
-        content = {"kind": KIND, "format_version": FORMAT_VERSION, "stages": len(self.stages)}
-        try:
-            write_json(folder / "config.json", content)
-        except OSError as problem:
-            raise CheckpointError(f"{folder}: could not be written ({problem.strerror or problem})") from problem
+        # Last: without it the folder is no decoder.
+        with disk_errors(folder):
+            write_json(
+                folder / "config.json", {"kind": KIND, "format_version": FORMAT_VERSION, "stages": len(self.stages)}
+            )
 
     @classmethod
     def load(
@@ -259,7 +241,7 @@ class Decoder(nn.Module):
         folder: Path | str,
         device: torch.device | str = "cpu",
         *,
-        clip: ClipEmbedder | None = None,
+        clip: Towers | None = None,
         vae: Autoencoder | Sequence[Autoencoder | None] = (),
     ) -> Decoder:
         """Read what `save` wrote; a stage's folder may be another's that was trained apart.
@@ -267,13 +249,9 @@ class Decoder(nn.Module):
         clip, vae: as for the constructor; neither is in the folder. Raises CheckpointError if it is not a decoder.
         """
         folder = Path(folder)
-        content = read_json(folder / "config.json")
-        if not isinstance(content, dict) or content.get("kind") != KIND:
-            raise CheckpointError(f"{folder / 'config.json'}: not a decoder's config")
-        if content.get("format_version") != FORMAT_VERSION:
-            version = content.get("format_version")
-            raise CheckpointError(f"{folder}: decoder format {version}; this version reads {FORMAT_VERSION}")
-        count = int(content["stages"])
+        settings = read_settings(folder, KIND, "a decoder")
+        with settings_of(folder):
+            count = int(settings["stages"])
         vaes = padded(as_tuple(vae), count, "autoencoders")
         stages = [
             DecoderStage.load(folder / _stage_name(number), device, vae=one) for number, one in enumerate(vaes, 1)
@@ -287,7 +265,7 @@ class Decoder(nn.Module):
             self.clip._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
-    def _embedder(self, what: str) -> ClipEmbedder:
+    def _embedder(self, what: str) -> Towers:
         if self.clip is None:
             raise ConfigError(f"to embed {what} the decoder needs `clip`; give it one, or give embeddings")
         return self.clip
@@ -296,11 +274,11 @@ class Decoder(nn.Module):
         self, image_embed: Tensor | None, text: Tensor | None, text_encodings: Tensor | None, text_mask: Tensor | None
     ) -> DecoderCondition:
         if text_encodings is None and text is not None:
-            embedded: EmbeddedText = self._embedder("texts").embed_text(text)
-            text_encodings, text_mask = embedded.tokens, embedded.mask
+            embedded = self._embedder("texts").embed_text(text)
+            text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
         if text_mask is not None and text_encodings is None:
             raise ShapeError("text_mask is given without text_encodings; give both or neither")
-        return DecoderCondition(image_embed, text_encodings, text_mask)
+        return DecoderCondition.of(image_embed, text_encodings, text_mask)
 
     def _numbers(self, start: int, stop: int | None) -> list[int]:
         last = len(self.stages) if stop is None else stop
@@ -335,95 +313,12 @@ class Decoder(nn.Module):
             raise ConfigError(f"inpaint_resample_times is {resample_times}; it must be 1 or more")
         return Inpainting.checked(images, mask, resample_times, rows, self.stage(1).image_channels)
 
-    def _check_given(self, given: DecoderCondition, noise: Tensor | None, numbers: Sequence[int], rows: int) -> None:
-        """Raises ShapeError if a stage that will run would not take what is given."""
-        stages = [self.stage(number) for number in numbers]
-        for name, attribute in (("image_embed", "sees_image_embed"), ("text_encodings", "cond_on_text_encodings")):
-            tensor = given.image_embed if name == "image_embed" else given.text_tokens
-            if tensor is not None and not any(getattr(stage.unet.config, attribute) for stage in self.cascade):
-                raise ShapeError(f"no stage of this decoder is conditioned on {name}; leave it out")
-        for stage in stages:
-            stage.unet.condition.check(stage.seen_of(given), rows, besides_lowres=True)
-        if noise is not None:
-            first = stages[0]
-            shape = (rows, first.unet.config.channels, first.size, first.size)
-            if noise.shape != shape:
-                raise ShapeError(f"noise is {tuple(noise.shape)}; the stage's is {shape}")
-
-
-class _Counter:
-    """Counts a stage's calls of its network, for a progress bar."""
-
-    def __init__(self, on_step: OnStep | None, number: int) -> None:
-        self.on_step, self.number = on_step, number
-        self.done = self.total = 0
-
-    def __call__(self) -> None:
-        self.done += 1
-        assert self.on_step is not None
-        self.on_step(self.number, self.done, self.total)
-
-
-@contextmanager
-def _stage_on(stage: DecoderStage, device: torch.device | str | None) -> Iterator[None]:
-    """The stage on `device` inside, and where it was afterwards, whatever happens."""
-    home = stage.device
-    if device is None or torch.device(device) == home:
-        yield
-        return
-    stage.to(device)
-    try:
-        yield
-    finally:
-        stage.to(home)
-
-
-def _chunks(rows: int, at_once: int | None) -> Iterator[slice]:
-    size = at_once or rows
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
 
 def _rows(given: DecoderCondition, image: Tensor | None, batch_size: int) -> int:
     for tensor in (given.image_embed, given.text_tokens, image):
         if tensor is not None:
             return len(tensor)
     return batch_size
-
-
-def _for_each_stage(count: int, **settings: Any) -> list[SamplingConfig]:
-    """One SamplingConfig for each stage, of settings that are one value or one for each."""
-    for name, value in settings.items():
-        if isinstance(value, (tuple, list)) and len(value) != count:
-            raise ConfigError(f"{name} has {len(value)} values for {count} stages; give one, or one for each")
-    spread = {name: value if isinstance(value, (tuple, list)) else (value,) * count for name, value in settings.items()}
-    return [SamplingConfig(**{name: values[place] for name, values in spread.items()}) for place in range(count)]
-
-
-def _check_cascade(stages: Sequence[DecoderStage]) -> None:
-    """Raises ConfigError if a stage does not start from what the one before makes."""
-    if not stages:
-        raise ConfigError("a decoder needs one stage or more")
-    if stages[0].config.lowres is not None:
-        raise ConfigError(
-            f"the first stage starts from an image of {stages[0].config.lowres.size} pixels, which no stage makes; "
-            "order the stages from small to large"
-        )
-    for number, (before, stage) in enumerate(pairwise(stages), 2):
-        lowres = stage.config.lowres
-        if lowres is None or lowres.size != before.config.image_size:
-            wants = "none" if lowres is None else f"one of {lowres.size} pixels"
-            raise ConfigError(
-                f"stage {number} starts from {wants}, and stage {number - 1} makes one of "
-                f"{before.config.image_size}; order the stages from small to large, and train each for its place"
-            )
-        if before.image_channels != stage.image_channels:
-            raise ConfigError(
-                f"stage {number - 1} makes images of {before.image_channels} channels, stage {number} of "
-                f"{stage.image_channels}; all stages need the same"
-            )
-        widths = [s.unet.config.image_embed_dim for s in (before, stage) if s.unet.config.sees_image_embed]
-        if len(set(widths)) > 1:
-            raise ConfigError(f"stages {number - 1} and {number} take image embeddings of widths {widths}")
 
 
 def _stage_name(number: int) -> str:

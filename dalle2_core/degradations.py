@@ -2,7 +2,7 @@
 
 Ramesh et al. 2204.06125, section 2.1: Gaussian blur for the first upsampler (as in Ho et al. 2106.15282, section 4),
 and for the last the more diverse degradation of Rombach et al. 2112.10752, after Zhang et al. 2103.14006 (BSR).
-All take and give [b, c, h, w] in [0, 1]; every draw comes from `generator`; each row is spoilt on its own.
+All take and give [b, c, h, w] in [0, 1]; every draw comes from `draws`; each row is spoilt on its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle2_core.draws import Draws, normal, uniform
 from dalle2_core.images import resized
 from dalle2_core.jpeg import jpeg_like
 
@@ -21,47 +22,40 @@ _BSR_NOISE = (1 / 255, 12 / 255)
 _BSR_QUALITY = (40, 95)  # of JPEG
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, size: int) -> Tensor:
-    """Blur each row with its own deviation. sigma: [b] pixels, or [b, 2] for height and width. size: odd, pixels."""
+def gaussian_blur(images: Tensor, sigma: Tensor, size: Tensor | int) -> Tensor:
+    """Blur each row with its own deviation and kernel.
+
+    sigma: [b] pixels, or [b, 2] for height and width. size: [b] odd numbers of pixels, or one for all rows.
+    """
     rows, channels, height, width = images.shape
     sigma = sigma.to(images).view(rows, -1).expand(rows, 2)
-    place = torch.arange(size, device=images.device, dtype=images.dtype) - size // 2
-    line = torch.exp(-0.5 * (place / sigma[:, :, None]) ** 2)
+    sizes = torch.as_tensor(size, device=images.device).expand(rows)
+    edge = int(sizes.max()) // 2
+    place = torch.arange(-edge, edge + 1, device=images.device, dtype=images.dtype)
+    line = torch.exp(-0.5 * (place / sigma[:, :, None]) ** 2) * (place.abs() <= sizes[:, None, None] // 2)
     line = line / line.sum(dim=2, keepdim=True)
-    kernel = line[:, 0, :, None] * line[:, 1, None, :]
-    kernel = kernel.repeat_interleave(channels, dim=0)[:, None]
-    edge = size // 2
-    padded = F.pad(images, (edge, edge, edge, edge), mode="replicate").reshape(
-        1, rows * channels, *_grown(images, edge)
-    )
+    kernel = (line[:, 0, :, None] * line[:, 1, None, :]).repeat_interleave(channels, dim=0)[:, None]
+    # Every channel of every row is a group with a kernel of its own.
+    padded = F.pad(images, (edge, edge, edge, edge), mode="replicate").flatten(0, 1)[None]
     return F.conv2d(padded, kernel, groups=rows * channels).view(rows, channels, height, width)
 
 
 def sometimes_blurred(
-    images: Tensor,
-    probability: float,
-    sigma: tuple[float, float],
-    size: tuple[int, int],
-    generator: torch.Generator | None,
+    images: Tensor, probability: float, sigma: tuple[float, float], size: tuple[int, int], draws: Draws
 ) -> Tensor:
-    """Each row blurred with `probability`; sigma (pixels) and the kernel's size are drawn from their ranges.
-
-    The rows share one draw of the size. 2106.15282, section 4.
-    """
-    rows, device = len(images), images.device
-    chosen = torch.rand(rows, generator=generator, device=device) < probability
-    low, high = sigma
-    sigmas = low + (high - low) * torch.rand(rows, generator=generator, device=device)
+    """Each row blurred with `probability`; its sigma (pixels) and its kernel's size are drawn from their ranges."""
+    drawn = uniform((len(images), 3), draws, images.device)
     smallest, largest = size
-    steps = int(torch.randint((largest - smallest) // 2 + 1, (), generator=generator, device=device))
-    return torch.where(chosen[:, None, None, None], gaussian_blur(images, sigmas, smallest + 2 * steps), images)
+    sizes = smallest + 2 * (drawn[:, 2] * ((largest - smallest) // 2 + 1)).long()
+    blurred = gaussian_blur(images, sigma[0] + (sigma[1] - sigma[0]) * drawn[:, 1], sizes)
+    return torch.where(drawn[:, 0, None, None, None] < probability, blurred, images)
 
 
-def bsr(images: Tensor, generator: torch.Generator | None) -> Tensor:
+def bsr(images: Tensor, draws: Draws) -> Tensor:
     """Blur, shrinking, noise and JPEG, in an order drawn for each row; JPEG once more at the end."""
-    draws = torch.rand(len(images), 8, generator=generator, device=images.device)
-    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    rows = [_bsr_row(images[i : i + 1], noise[i : i + 1], draw) for i, draw in enumerate(draws.tolist())]
+    drawn = uniform((len(images), 8), draws, images.device)
+    noise = normal(images.shape, draws, images.device, images.dtype)
+    rows = [_bsr_row(images[i : i + 1], noise[i : i + 1], draw) for i, draw in enumerate(drawn.tolist())]
     return torch.cat(rows)
 
 
@@ -94,7 +88,3 @@ def _bsr_row(image: Tensor, noise: Tensor, draw: list[float]) -> Tensor:
 
 def _between(ends: tuple[float, float], share: float) -> float:
     return ends[0] + (ends[1] - ends[0]) * share
-
-
-def _grown(images: Tensor, edge: int) -> tuple[int, int]:
-    return images.shape[2] + 2 * edge, images.shape[3] + 2 * edge

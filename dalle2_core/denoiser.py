@@ -31,19 +31,25 @@ class Denoiser(nn.Module, Generic[C]):
         predicts: Parameterization = X0,
         weighting: Weighting = constant,
         penalty: str = "l2",
+        clamp: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """penalty: "l2", "l1" or "huber" (smooth L1, as DALLE2-pytorch names it)."""
+        """penalty: "l2", "l1" or "huber" (smooth L1, as DALLE2-pytorch names it).
+
+        clamp: brings an estimate of x0 to where data can be; in the loss only where the target is x0.
+        """
         super().__init__()
         self.network = network
         self.schedule = schedule
         self.predicts = predicts
         self.weighting = weighting
         self.penalty = chosen(PENALTIES, penalty, "loss type")
+        self.clamp = clamp
 
     def forward(self, x_t: Tensor, t: Tensor, condition: C, self_cond: Tensor | None = None) -> Tensor:
         """The estimate of x0, [b, …]. x_t: [b, …]. t: [b] integer. self_cond: an earlier estimate of x0."""
         alpha, sigma = self.schedule.at(t, like=x_t)
-        return self.predicts.to_x0(self.network(x_t, t, condition, self_cond), x_t, alpha, sigma)
+        x0 = self.predicts.to_x0(self.network(x_t, t, condition, self_cond), x_t, alpha, sigma)
+        return x0 if self.clamp is None else self.clamp(x0)
 
     def loss(self, x0: Tensor, t: Tensor, noise: Tensor, condition: C, self_cond: Tensor | None = None) -> Tensor:
         """Weighted error of each sample, [b], the mean over its dimensions."""
@@ -52,6 +58,8 @@ class Denoiser(nn.Module, Generic[C]):
     def error(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Weighted error of each sample's output, [b]."""
         alpha, sigma = self.schedule.at(t, like=x0)
+        if self.clamp is not None and self.predicts is X0:
+            output = self.clamp(output)
         target = self.predicts.target(x0, noise, alpha, sigma)
         error = self.penalty(output.float(), target, reduction="none").flatten(1).mean(dim=1)
         return error * self.weighting(self.schedule.snr(t), self.predicts)

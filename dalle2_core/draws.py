@@ -1,26 +1,97 @@
-"""Normal draws from one generator for a whole batch, or from one for each of its rows."""
+"""Random numbers that belong to rows: a row's are the same however its batch is cut over processes and parts.
+
+Models draw through `normal`, `uniform`, `integers` and `coin`, and need not know which of these they were given:
+
+    torch.Generator    as torch draws from it; the numbers depend on the shape of what is drawn
+    RowDraws           each row's numbers depend on (seed, place of the row) alone
+    None               torch's global generator
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-# One generator for all rows, in their order; or one for each row, whose draws then do not depend on the other rows;
-# or None for torch's global one.
-Draws = torch.Generator | Sequence[torch.Generator] | None
+# A generator costs as much as some hundred numbers, and a piece that is cut is drawn whole: a compromise.
+_ROWS_PER_PIECE = 16
 
 
-def normal_like(like: Tensor, generator: Draws) -> Tensor:
-    """Standard normal numbers of the shape [b, …], dtype and device of `like`."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-    assert len(generator) == len(like)
-    rows = [torch.randn(like.shape[1:], generator=it, device=like.device, dtype=like.dtype) for it in generator]
-    return torch.stack(rows)
+class RowDraws:
+    """Draws for rows `start` to `start + rows` of something larger: a global batch, a shard.
+
+    Rows are drawn in pieces of 16 that lie at fixed places, each from a generator of its own. Every shape that is
+    asked for begins with the rows, or with a multiple of them: then each row has so many draws, one behind the other.
+    """
+
+    def __init__(self, seed: int, start: int, rows: int, device: torch.device) -> None:
+        first = start // _ROWS_PER_PIECE
+        pieces = range(first, -(-(start + rows) // _ROWS_PER_PIECE))
+        self.rows = rows
+        self._offset = start - first * _ROWS_PER_PIECE
+        self._pieces = [_seeded(device, seed, "rows", piece) for piece in pieces]
+        self._common = _seeded(device, seed, "common")
+
+    def of_rows(self, shape: Sequence[int], draw: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Tensor:
+        """A tensor of that shape; `draw(shape, generator)` draws a piece of it."""
+        assert shape[0] % self.rows == 0, f"{shape[0]} draws for {self.rows} rows"
+        whole = (_ROWS_PER_PIECE, shape[0] // self.rows, *shape[1:])
+        drawn = torch.cat([draw(whole, generator) for generator in self._pieces])
+        return drawn[self._offset : self._offset + self.rows].reshape(tuple(shape))
+
+    def in_common(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """A draw that all rows share, whichever part of the batch they are in."""
+        return draw(self._common)
 
 
-def generators_for(seeds: Tensor, device: torch.device) -> list[torch.Generator]:
-    """A generator on `device` for each of the seeds [b]."""
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+Draws: TypeAlias = torch.Generator | RowDraws | None
+
+
+def normal(shape: Sequence[int], draws: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Standard normal; `shape` begins with the rows."""
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    return draws.of_rows(shape, draw) if isinstance(draws, RowDraws) else draw(tuple(shape), draws)
+
+
+def uniform(shape: Sequence[int], draws: Draws, device: torch.device) -> Tensor:
+    """Uniform in [0, 1); `shape` begins with the rows."""
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    return draws.of_rows(shape, draw) if isinstance(draws, RowDraws) else draw(tuple(shape), draws)
+
+
+def integers(low: int, high: int, shape: Sequence[int], draws: Draws, device: torch.device) -> Tensor:
+    """int64, uniform in [low, high); `shape` begins with the rows."""
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator, device=device)
+
+    return draws.of_rows(shape, draw) if isinstance(draws, RowDraws) else draw(tuple(shape), draws)
+
+
+def coin(probability: float, draws: Draws, device: torch.device) -> bool:
+    """True with that probability: one toss for the whole batch."""
+
+    def draw(generator: torch.Generator | None) -> Tensor:
+        return torch.rand((), generator=generator, device=device)
+
+    tossed = draws.in_common(draw) if isinstance(draws, RowDraws) else draw(draws)
+    return float(tossed) < probability
+
+
+def derived_seed(*what: int | str) -> int:
+    """A seed in [0, 2^63) that depends on all of these and on nothing else."""
+    digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _seeded(device: torch.device, *what: int | str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(derived_seed(*what))

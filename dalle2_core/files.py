@@ -41,6 +41,18 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError met while writing `path` into a CheckpointError."""
+    try:
+        yield
+    except OSError as problem:
+        raise CheckpointError(
+            f"{path}: could not be written ({problem.strerror or problem}); checkpoints are intact. Make room or "
+            "correct the permissions, then run the same command again"
+        ) from problem
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole. Non-finite numbers are refused: JSON has none."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle2_core.draws import Draws, integers
 from dalle2_core.errors import ShapeError
 
 
@@ -27,14 +28,11 @@ def averaged(images: Tensor, size: int) -> Tensor:
     return images if images.shape[-2:] == (size, size) else F.adaptive_avg_pool2d(images, size)
 
 
-def random_crops(size: int, *images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
+def random_crops(size: int, *images: Tensor, draws: Draws) -> list[Tensor]:
     """A square of `size` pixels of each row, at the same place in all `images`, which are equally large."""
     first = images[0]
     rows, _, height, width = first.shape
-    places = [
-        torch.randint(extent - size + 1, (rows,), generator=generator, device=first.device).tolist()
-        for extent in (height, width)
-    ]
+    places = [integers(0, extent - size + 1, (rows,), draws, first.device).tolist() for extent in (height, width)]
     return [
         torch.stack([row[:, top : top + size, left : left + size] for row, top, left in zip(it, *places, strict=True)])
         for it in images

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dalle2_core.draws import Draws, normal_like
-from dalle2_core.samplers import pairs
+from dalle2_core.draws import Draws, normal
+from dalle2_core.samplers import pairs, variance_between
 from dalle2_core.schedules import NoiseSchedule
 
 # (x_t, t, s, earlier estimate of x0) → (x_s, estimate of x0); t and s are single timesteps.
@@ -23,7 +23,7 @@ def repaint(
     known: Tensor,
     mask: Tensor,
     resample_times: int,
-    generator: Draws,
+    draws: Draws,
 ) -> Tensor:
     """A sample [b, c, h, w] that is `known` [b, c, h, w] where `mask` [b, 1, h, w] is True. Algorithm 1 there.
 
@@ -34,22 +34,21 @@ def repaint(
     for t, s in pairs(timesteps):
         for attempt in reversed(range(resample_times)):
             # The network sees the known part at its own noise level, never a mixture of two.
-            x = torch.where(mask, noised(known, schedule, t, generator), x)
+            x = torch.where(mask, noised(known, schedule, t, draws), x)
             x, x0 = step(x, t, s, x0)
             if attempt and int(s) >= 0:
-                x = renoised(x, schedule, s, t, generator)
+                x = renoised(x, schedule, s, t, draws)
             elif attempt:
                 break  # Clean: to add noise again would undo the sample.
     return torch.where(mask, known, x)
 
 
-def noised(x0: Tensor, schedule: NoiseSchedule, t: Tensor, generator: Draws) -> Tensor:
+def noised(x0: Tensor, schedule: NoiseSchedule, t: Tensor, draws: Draws) -> Tensor:
     """x_t drawn from q(x_t | x0); t is a single timestep."""
-    return schedule.alpha(t) * x0 + schedule.sigma(t) * normal_like(x0, generator)
+    return schedule.alpha(t) * x0 + schedule.sigma(t) * normal(x0.shape, draws, x0.device, x0.dtype)
 
 
-def renoised(x: Tensor, schedule: NoiseSchedule, s: Tensor, t: Tensor, generator: Draws) -> Tensor:
+def renoised(x: Tensor, schedule: NoiseSchedule, s: Tensor, t: Tensor, draws: Draws) -> Tensor:
     """x_t drawn from q(x_t | x_s = x), s < t."""
-    ratio = schedule.alpha(t) / schedule.alpha(s)
-    variance = (schedule.sigma(t) ** 2 - (ratio * schedule.sigma(s)) ** 2).clamp(min=0.0)
-    return ratio * x + variance.sqrt() * normal_like(x, generator)
+    noise = normal(x.shape, draws, x.device, x.dtype)
+    return schedule.alpha(t) / schedule.alpha(s) * x + variance_between(schedule, t, s).sqrt() * noise

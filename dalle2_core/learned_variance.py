@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle2_core.draws import Draws, normal_like
-from dalle2_core.samplers import posterior
+from dalle2_core.draws import Draws, normal
+from dalle2_core.samplers import posterior, variance_between
 from dalle2_core.schedules import NoiseSchedule
 
 # Half a step between two of 256 grey levels in [-1, 1].
@@ -42,14 +42,12 @@ def log_variance(fraction: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor
     return fraction * largest + (1.0 - fraction) * smallest
 
 
-def learned_step(
-    x: Tensor, estimate: Estimate, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: Draws
-) -> Tensor:
+def learned_step(x: Tensor, estimate: Estimate, schedule: NoiseSchedule, t: Tensor, s: Tensor, draws: Draws) -> Tensor:
     """x_s drawn from the reverse process's normal distribution, s < t; the last step, to s = -1, draws nothing."""
     assert estimate.fraction is not None
     mean, _ = posterior(x, estimate.x0, schedule, t, s)
     deviation = (0.5 * log_variance(estimate.fraction, schedule, t, s)).exp()
-    return torch.where(s >= 0, mean + deviation * normal_like(x, generator), mean)
+    return torch.where(s >= 0, mean + deviation * normal(x.shape, draws, x.device, x.dtype), mean)
 
 
 def variational_bound(estimate: Estimate, x0: Tensor, schedule: NoiseSchedule, t: Tensor, *, pixels: bool) -> Tensor:
@@ -64,7 +62,7 @@ def variational_bound(estimate: Estimate, x0: Tensor, schedule: NoiseSchedule, t
     log_var = log_variance(estimate.fraction, schedule, t, s)
     true_log_var = _shaped(_bounds(schedule, t, s)[0], x0)
     # q's mean minus p's: both weigh the same x_t, so only the images differ.
-    weight = schedule.alpha(s) * _variance_between(schedule, t, s) / schedule.sigma(t) ** 2
+    weight = schedule.alpha(s) * variance_between(schedule, t, s) / schedule.sigma(t) ** 2
     apart = _shaped(weight, x0) * (x0 - estimate.x0)
     divergence = 0.5 * (
         log_var - true_log_var - 1.0 + (true_log_var - log_var).exp() + apart.square() * (-log_var).exp()
@@ -78,19 +76,15 @@ def variational_bound(estimate: Estimate, x0: Tensor, schedule: NoiseSchedule, t
 
 def _bounds(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of the smallest and largest variance of a step from t to s: q's posterior, and q's own."""
-    between = _variance_between(schedule, t, s)
+    between = variance_between(schedule, t, s)
     smallest = between * (schedule.sigma(s) / schedule.sigma(t)) ** 2
     # The last step's is 0, whose logarithm is no number; the paper takes the one before's.
     one, zero = torch.ones_like(t), torch.zeros_like(t)
-    floor = _variance_between(schedule, one, zero) * (schedule.sigma(zero) / schedule.sigma(one)) ** 2
+    floor = variance_between(schedule, one, zero) * (schedule.sigma(zero) / schedule.sigma(one)) ** 2
     smallest = torch.where(s >= 0, smallest, floor)
-    return torch.minimum(smallest, between).log(), between.log()
-
-
-def _variance_between(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
-    """Variance of q(x_t | x_s): beta, for neighbours."""
-    ratio = schedule.alpha(t) / schedule.alpha(s)
-    return (schedule.sigma(t) ** 2 - (ratio * schedule.sigma(s)) ** 2).clamp(min=1e-20)
+    # An infinite logarithm would make NaN of a fraction of exactly 0 or 1.
+    tiny = torch.finfo(between.dtype).tiny
+    return torch.minimum(smallest, between).clamp(min=tiny).log(), between.clamp(min=tiny).log()
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a network's output means: the training target, and how to read x0 out of it.
 
-x_t = alpha x0 + sigma noise, and alpha² + sigma² = 1. All tensors broadcast together.
+x_t = alpha x0 + sigma noise. All tensors broadcast together.
 """
 
 from __future__ import annotations
@@ -45,8 +45,16 @@ NOISE = Parameterization(
 V = Parameterization(
     "v",
     target=lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
-    to_x0=lambda output, x_t, alpha, sigma: alpha * x_t - sigma * output,
+    to_x0=lambda output, x_t, alpha, sigma: (alpha * x_t - sigma * output) / (alpha**2 + sigma**2),
     error_ratio=lambda snr: 1.0 + snr,
 )
 
-PARAMETERIZATIONS = {it.name: it for it in (X0, NOISE, V)}
+# The velocity of the straight path. Lipman et al. 2210.02747, equation 23; Liu et al. 2209.03003, equation 1.
+FLOW = Parameterization(
+    "flow",
+    target=lambda x0, noise, alpha, sigma: noise - x0,
+    to_x0=lambda output, x_t, alpha, sigma: (x_t - sigma * output) / (alpha + sigma),
+    error_ratio=lambda snr: (1.0 + snr.sqrt()) ** 2,
+)
+
+PARAMETERIZATIONS = {it.name: it for it in (X0, NOISE, V, FLOW)}

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from dalle2_core.autoregressive import AutoregressiveConfig, AutoregressivePrior
+from dalle2_core.baselines import MeanImage, Ridge, RidgeConfig
+from dalle2_core.contrastive import ContrastiveConfig, ContrastivePrior
 from dalle2_core.keywords import chosen
-from dalle2_core.networks.prior_transformer import PriorNetworkConfig
-from dalle2_core.prior import DiffusionPrior, PriorConfig
+from dalle2_core.networks.causal import PriorNetworkConfig
+from dalle2_core.prior import DiffusionPrior
+from dalle2_core.prior_base import Prior
+from dalle2_core.prior_config import PriorConfig
+from dalle2_core.priors import PRIORS
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig
 
@@ -15,6 +23,8 @@ from dalle2_core.training.optim import OptimConfig
 class PriorRecipe:
     """Everything a prior's training is told, besides the data.
 
+    prior: which one, a name in `dalle2_core.priors.PRIORS`. network: of all but ridge and mean.
+    diffusion, autoregressive, contrastive, ridge: read by the prior of that name.
     text_tokens: the prior also reads the states of the captions' tokens, which must be as wide as `network.dim`.
     """
 
@@ -23,10 +33,28 @@ class PriorRecipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     text_tokens: bool = False
+    prior: str = "diffusion"
+    autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
-    def build(self, embed_dim: int) -> DiffusionPrior:
-        """A new prior for embeddings of this width, its weights drawn from torch's global generator."""
-        return DiffusionPrior.from_configs(self.network.for_embeddings(embed_dim), self.diffusion)
+    def __post_init__(self) -> None:
+        chosen(PRIORS, self.prior, "prior")
+
+    def build(self, embed_dim: int) -> Any:
+        """A new `Prior` for embeddings of this width, its weights drawn from torch's global generator."""
+        return chosen(_BUILDERS, self.prior, "prior")(self, embed_dim)
+
+
+_BUILDERS: dict[str, Callable[[PriorRecipe, int], Prior]] = {
+    "diffusion": lambda recipe, dim: DiffusionPrior.from_configs(recipe.network.for_embeddings(dim), recipe.diffusion),
+    "autoregressive": lambda recipe, dim: AutoregressivePrior(
+        recipe.network.for_embeddings(dim), recipe.autoregressive
+    ),
+    "contrastive": lambda recipe, dim: ContrastivePrior(recipe.network.for_embeddings(dim), recipe.contrastive),
+    "ridge": lambda recipe, dim: Ridge(recipe.ridge.penalty, recipe.ridge.seed),
+    "mean": lambda recipe, dim: MeanImage(),
+}
 
 
 def tiny() -> PriorRecipe:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dalle2_core.draws import Draws, normal_like
+from dalle2_core.draws import Draws, normal
 from dalle2_core.errors import ConfigError
 from dalle2_core.schedules import NoiseSchedule
 
@@ -68,7 +68,10 @@ def ddim(
     *,
     eta: float = 0.0,
 ) -> Tensor:
-    """Song et al. 2010.02502, equations 12 and 16. eta 0 draws nothing after x_T; eta 1 is ddpm."""
+    """Song et al. 2010.02502, equations 12 and 16. eta 0 draws nothing after x_T; eta 1 is ddpm.
+
+    On the "flow" schedule, eta 0 is Euler's method along the straight paths.
+    """
     x, x0 = x_T, None
     for t, s in pairs(timesteps):
         x0 = denoise(x, t.expand(len(x)), x0)
@@ -76,40 +79,75 @@ def ddim(
     return x
 
 
+def dpm_solver(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    timesteps: Tensor,
+    generator: Draws,
+) -> Tensor:
+    """DPM-Solver++(2M): second order from the estimates of two steps. Lu et al. 2211.01095, algorithm 2.
+
+    The first step, and the last one to the clean data, are of first order: the logarithm of the signal-to-noise ratio
+    is infinite there. Draws nothing after x_T.
+    """
+    x = x_T
+    x0: Tensor | None = None
+    h_before: Tensor | None = None
+    for step, (t, s) in enumerate(pairs(timesteps), start=1):
+        before, x0 = x0, denoise(x, t.expand(len(x)), x0)
+        alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
+        # How far the step goes, in half the logarithm of the signal-to-noise ratio.
+        h = torch.log(alpha_s / sigma_s) - torch.log(schedule.alpha(t) / sigma_t)
+        estimate = x0
+        if before is not None and h_before is not None and step < len(timesteps):
+            estimate = x0 + h / (2 * h_before) * (x0 - before)
+        x = sigma_s / sigma_t * x - alpha_s * torch.expm1(-h) * estimate
+        h_before = h
+    return x
+
+
 def ddpm_step(x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: Draws) -> Tensor:
     """x_s drawn from q(x_s | x_t = x, x0)."""
     mean, variance = posterior(x, x0, schedule, t, s)
-    return mean + variance.sqrt() * normal_like(x, generator)
+    return mean + variance.sqrt() * _noise(x, generator)
 
 
 def ddim_step(
     x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: Draws = None, *, eta: float = 0.0
 ) -> Tensor:
-    """x_s on the way from x_t = x to x0. With eta 0, s may also be noisier than t: the same path backwards."""
+    """x_s on the way from x_t = x to x0."""
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
     alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
     noise = (x - alpha_t * x0) / sigma_t
-    if eta == 0.0:
-        return alpha_s * x0 + sigma_s * noise
-    fresh = eta * (sigma_s / sigma_t) * (1.0 - (alpha_t / alpha_s) ** 2).clamp(min=0.0).sqrt()
+    fresh = eta * (sigma_s / sigma_t) * variance_between(schedule, t, s).sqrt()
     x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0.0).sqrt() * noise
-    return x + fresh * normal_like(x, generator)
+    return x + fresh * _noise(x, generator) if eta > 0.0 else x
 
 
 def posterior(x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of q(x_s | x_t = x, x0), s < t, both single timesteps. 2006.11239, equations 6 and 7."""
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
     alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-    alpha_ts = alpha_t / alpha_s
-    variance_ts = sigma_t**2 - (alpha_ts * sigma_s) ** 2
-    mean = (alpha_ts * sigma_s**2 * x + alpha_s * variance_ts * x0) / sigma_t**2
-    return mean, variance_ts * (sigma_s / sigma_t) ** 2
+    between = variance_between(schedule, t, s)
+    mean = (alpha_t / alpha_s * sigma_s**2 * x + alpha_s * between * x0) / sigma_t**2
+    return mean, between * (sigma_s / sigma_t) ** 2
 
 
-SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim}
+def variance_between(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
+    """Variance of q(x_t | x_s), s < t: beta, for neighbours. The shape of t and s."""
+    ratio = schedule.alpha(t) / schedule.alpha(s)
+    return (schedule.sigma(t) ** 2 - (ratio * schedule.sigma(s)) ** 2).clamp(min=0.0)
+
+
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}
 
 
 def pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Each timestep and the next less noisy one; -1, the clean data, after the last."""
     clean = timesteps.new_full((1,), -1)
     return zip(timesteps, torch.cat((timesteps[1:], clean)), strict=True)
+
+
+def _noise(like: Tensor, generator: Draws) -> Tensor:
+    return normal(like.shape, generator, like.device, like.dtype)

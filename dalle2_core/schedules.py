@@ -1,7 +1,7 @@
 """Noise schedules: how much of the data is left at each timestep.
 
-x_t = alpha_t x_0 + sigma_t noise, with alpha_t² + sigma_t² = 1, for integer timesteps t = 0 … T-1 (0 is the
-least noisy). t = -1 stands for the clean data: alpha = 1, sigma = 0.
+x_t = alpha_t x_0 + sigma_t noise, for integer timesteps t = 0 … T-1 (0 is the least noisy). t = -1 stands for the
+clean data: alpha = 1, sigma = 0. All preserve the variance, alpha_t² + sigma_t² = 1, but "flow": alpha_t + sigma_t = 1.
 """
 
 from __future__ import annotations
@@ -29,25 +29,37 @@ class NoiseSchedule(nn.Module):
     alphas: Tensor
     sigmas: Tensor
 
-    def __init__(self, name: str = "cosine", timesteps: int = 1000) -> None:
-        """name: one of SCHEDULES. timesteps: T, 2 or more. Raises ConfigError otherwise."""
+    def __init__(self, name: str = "cosine", timesteps: int = 1000, zero_terminal_snr: bool = False) -> None:
+        """name: one of SCHEDULES. timesteps: T, 2 or more. zero_terminal_snr: at T-1 nothing is left of the data.
+
+        Raises ConfigError for an unknown name or fewer timesteps.
+        """
         super().__init__()
         if timesteps < 2:
             raise ConfigError(f"timesteps is {timesteps}; a noise schedule needs 2 or more")
-        betas = chosen(SCHEDULES, name, "noise schedule")(timesteps).clamp(max=LARGEST_BETA)
+        alphas, sigmas = chosen(SCHEDULES, name, "noise schedule")(timesteps)
+        if zero_terminal_snr and float(alphas[-1]) > 0.0:
+            # Lin et al. 2305.08891, algorithm 1: the last alpha becomes 0, the first one stays.
+            alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+            sigmas = (1.0 - alphas**2).sqrt()
         # One place more than timesteps: place 0 is t = -1, the clean data.
-        alpha_bars = torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1.0 - betas, dim=0)))
+        ends = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         self.name = name
         self.timesteps = timesteps
-        self.register_buffer("alphas", alpha_bars.sqrt().float(), persistent=False)
-        self.register_buffer("sigmas", (1.0 - alpha_bars).sqrt().float(), persistent=False)
+        self.register_buffer("alphas", torch.cat((ends[0], alphas)).float(), persistent=False)
+        self.register_buffer("sigmas", torch.cat((ends[1], sigmas)).float(), persistent=False)
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing at all is left of the data at T-1, so that it cannot be read out of the noise there."""
+        return float(self.alphas[-1]) == 0.0
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Share of the data's amplitude left; the shape of t, in (0, 1]."""
+        """Share of the data's amplitude left; the shape of t, in [0, 1]."""
         return self.alphas[t + 1]
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Standard deviation of the noise; the shape of t, in [0, 1)."""
+        """Standard deviation of the noise; the shape of t, in [0, 1]."""
         return self.sigmas[t + 1]
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +108,27 @@ def _jsd(timesteps: int) -> Tensor:
     return 1.0 / torch.linspace(timesteps, 1, timesteps, dtype=torch.float64)
 
 
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {
-    "cosine": _cosine,
-    "linear": _linear,
-    "quadratic": _quadratic,
-    "sigmoid": _sigmoid,
-    "jsd": _jsd,
+def _preserving(betas: Callable[[int], Tensor]) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """alphas and sigmas of the steps' betas."""
+
+    def schedule(timesteps: int) -> tuple[Tensor, Tensor]:
+        alpha_bars = torch.cumprod(1.0 - betas(timesteps).clamp(max=LARGEST_BETA), dim=0)
+        return alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt()
+
+    return schedule
+
+
+def _flow(timesteps: int) -> tuple[Tensor, Tensor]:
+    """The straight path from data to noise. Lipman et al. 2210.02747, section 4.1; Liu et al. 2209.03003."""
+    sigmas = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)[1:]
+    return 1.0 - sigmas, sigmas
+
+
+SCHEDULES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+    "cosine": _preserving(_cosine),
+    "linear": _preserving(_linear),
+    "quadratic": _preserving(_quadratic),
+    "sigmoid": _preserving(_sigmoid),
+    "jsd": _preserving(_jsd),
+    "flow": _flow,
 }

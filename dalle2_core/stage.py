@@ -14,15 +14,15 @@ from dalle2_core.autoencoder import Autoencoder, LatentSpace, PixelSpace, Space,
 from dalle2_core.conditions import DecoderBatch, DecoderCondition
 from dalle2_core.degradations import bsr, sometimes_blurred
 from dalle2_core.denoiser import Denoiser
-from dalle2_core.draws import Draws, normal_like
-from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
-from dalle2_core.files import read_json, read_tensors, write_json, write_tensors
+from dalle2_core.draws import Draws, coin, integers, normal, uniform
+from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, check_images, random_crops, resized
 from dalle2_core.keywords import from_keywords
 from dalle2_core.learned_variance import Estimate, fraction_from, variational_bound
 from dalle2_core.networks.unet import Unet
 from dalle2_core.networks.unet_config import UnetConfig
 from dalle2_core.parameterization import PARAMETERIZATIONS
+from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
 from dalle2_core.schedules import NoiseSchedule
 from dalle2_core.stage_config import StageConfig, stage_from_json
 from dalle2_core.thresholding import Threshold, none, threshold_named
@@ -30,7 +30,6 @@ from dalle2_core.types import StepLoss
 from dalle2_core.weighting import WEIGHTINGS, Weighting, p2
 
 KIND = "decoder-stage"
-FORMAT_VERSION = 1
 # Levels of noise that an upsampler is told of. Saharia et al. 2205.11487, section 2.5.
 NOISE_LEVELS = 1000
 
@@ -49,7 +48,7 @@ class DecoderStage(nn.Module):
         self._frozen = () if vae is None else (frozen(vae),)
         self.space: Space = PixelSpace() if vae is None else LatentSpace(vae)
         self._check(vae)
-        self.schedule = NoiseSchedule(config.beta_schedule, config.timesteps)
+        self.schedule = NoiseSchedule(config.beta_schedule, config.timesteps, config.zero_terminal_snr)
         self.lowres_schedule = NoiseSchedule("linear", NOISE_LEVELS) if unet.config.lowres_noise_cond else None
 
     @property
@@ -82,21 +81,21 @@ class DecoderStage(nn.Module):
             return none
         return threshold_named(self.config.thresholding, self.config.dynamic_thres_percentile)
 
-    def loss(self, batch: DecoderBatch, generator: torch.Generator | None) -> StepLoss:
-        """The training loss; every draw comes from `generator`. Inputs are never changed.
+    def loss(self, batch: DecoderBatch, draws: Draws) -> StepLoss:
+        """The training loss; every draw comes from `draws`. Inputs are never changed.
 
         With a learned variance `metrics` holds its parts: "simple", and "bound_bits", the variational bound in bits
         per dimension over all timesteps.
         """
-        x0, condition = self.training_pair(batch, generator)
+        x0, condition = self.training_pair(batch, draws)
         rows, device = len(x0), x0.device
-        t = torch.randint(self.config.timesteps, (rows,), generator=generator, device=device)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
+        t = integers(0, self.config.timesteps, (rows,), draws, device)
+        noise = normal(x0.shape, draws, device)
         denoiser = self.denoiser
         x_t = denoiser.noisy(x0, t, noise)
 
         self_cond = None
-        if self.unet.config.self_cond and float(torch.rand((), generator=generator, device=device)) < 0.5:
+        if self.unet.config.self_cond and coin(0.5, draws, device):
             # Half of the steps see their own first estimate. Chen et al. 2208.04202, section 2.2.
             with torch.no_grad():
                 self_cond = self.threshold(self.estimate(x_t, t, condition).x0)
@@ -123,24 +122,24 @@ class DecoderStage(nn.Module):
         alpha, sigma = self.schedule.at(t, like=x_t)
         return Estimate(PARAMETERIZATIONS[self.config.predicts].to_x0(output, x_t, alpha, sigma), fraction)
 
-    def training_pair(self, batch: DecoderBatch, generator: torch.Generator | None) -> tuple[Tensor, DecoderCondition]:
+    def training_pair(self, batch: DecoderBatch, draws: Draws) -> tuple[Tensor, DecoderCondition]:
         """What the network learns to make, x0 [b, c, s, s], and what it is told, from a batch of any size."""
         config = self.config
         check_images(batch.images, self.image_channels, config.image_size)
         images = as_floats(batch.images)
         target = resized(images, config.image_size)
-        lowres = None if config.lowres is None else self._spoilt(images, generator)
+        lowres = None if config.lowres is None else self._spoilt(images, draws)
         if config.random_crop_size is not None:
             kept = [target] if lowres is None else [target, lowres]
-            target, *others = random_crops(config.random_crop_size, *kept, generator=generator)
+            target, *others = random_crops(config.random_crop_size, *kept, draws=draws)
             lowres = others[0] if others else None
-        given = DecoderCondition(batch.image_embed, batch.text_tokens, batch.text_mask)
+        given = DecoderCondition.of(batch.image_embed, batch.text_tokens, batch.text_mask)
         condition = self.seen_of(given)
         if lowres is not None:
-            condition = self._with_lowres(condition, lowres, generator, level=None)
-        return self.space.into(target), self._dropped(condition, generator)
+            condition = self._with_lowres(condition, lowres, draws, level=None)
+        return self.space.into(target), self._dropped(condition, draws)
 
-    def condition_for(self, given: DecoderCondition, lowres: Tensor | None, generator: Draws) -> DecoderCondition:
+    def condition_for(self, given: DecoderCondition, lowres: Tensor | None, draws: Draws) -> DecoderCondition:
         """What the network is told in sampling. lowres: pixels of the stage before, [b, c, h, w] in [0, 1]."""
         condition = self.seen_of(given)
         if self.config.lowres is None:
@@ -148,7 +147,7 @@ class DecoderStage(nn.Module):
         assert lowres is not None
         at_once = resized(resized(lowres, self.config.lowres.size), self.config.image_size)
         level = round(self.config.lowres.noise_sample_level * (NOISE_LEVELS - 1))
-        return self._with_lowres(condition, at_once, generator, level=level)
+        return self._with_lowres(condition, at_once, draws, level=level)
 
     def seen_of(self, given: DecoderCondition) -> DecoderCondition:
         """Of what a whole cascade is given, what this network looks at. Raises ShapeError if that is not finite."""
@@ -169,24 +168,13 @@ class DecoderStage(nn.Module):
 
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
-        folder = Path(folder)
         vae = (
             None
             if self.vae is None
             else {"latent_channels": self.vae.latent_channels, "downsampling": self.space.factor}
         )
-        content = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "network": asdict(self.unet.config),
-            "stage": asdict(self.config),
-            "vae": vae,
-        }
-        try:
-            write_tensors(folder / "model.safetensors", self.unet.state_dict())
-            write_json(folder / "config.json", content)
-        except OSError as problem:
-            raise CheckpointError(f"{folder}: could not be written ({problem.strerror or problem})") from problem
+        settings = {"network": asdict(self.unet.config), "stage": asdict(self.config), "vae": vae}
+        write_model(folder, KIND, settings, self.unet.state_dict())
 
     @classmethod
     def load(
@@ -196,27 +184,14 @@ class DecoderStage(nn.Module):
 
         Raises CheckpointError if it is not a whole stage of this format, ConfigError if `vae` is missing.
         """
-        folder = Path(folder)
-        content = read_json(folder / "config.json")
-        if not isinstance(content, dict) or content.get("kind") != KIND:
-            raise CheckpointError(f"{folder / 'config.json'}: not a decoder stage's config")
-        if content.get("format_version") != FORMAT_VERSION:
-            version = content.get("format_version")
-            raise CheckpointError(f"{folder}: decoder stage format {version}; this version reads {FORMAT_VERSION}")
-        if (content.get("vae") is not None) != (vae is not None):
-            raise ConfigError(
-                f"{folder}: this stage works in {'latents; give its autoencoder as vae' if vae is None else 'pixels'}"
-            )
-        try:
-            unet = Unet.from_config(from_keywords(UnetConfig, "network", content["network"]))
-            stage = cls(unet, stage_from_json(content["stage"]), vae)
-        except (KeyError, TypeError, ConfigError) as problem:
-            raise CheckpointError(f"{folder / 'config.json'}: {problem}") from problem
-        tensors = read_tensors(folder / "model.safetensors")
-        try:
-            unet.load_state_dict(tensors)
-        except RuntimeError as problem:
-            raise CheckpointError(f"{folder}: weights and config.json do not belong together ({problem})") from problem
+        settings = read_settings(folder, KIND, "a decoder stage")
+        if (settings.get("vae") is not None) != (vae is not None):
+            works_in = "latents; give its autoencoder as vae" if vae is None else "pixels; leave vae out"
+            raise ConfigError(f"{folder}: this stage works in {works_in}")
+        with settings_of(folder):
+            unet = Unet.from_config(from_keywords(UnetConfig, "network", settings["network"]))
+            stage = cls(unet, stage_from_json(settings["stage"]), vae)
+        read_weights(folder, unet)
         return stage.to(device)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DecoderStage:
@@ -234,40 +209,40 @@ class DecoderStage(nn.Module):
         prediction, variance = output.chunk(2, dim=1)
         return prediction, fraction_from(variance, self.config.learned_variance_constrain_frac)
 
-    def _spoilt(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _spoilt(self, images: Tensor, draws: Draws) -> Tensor:
         """The smaller image as it is trained on: made small, spoilt, and scaled up."""
         lowres = self.config.lowres
         assert lowres is not None
         if lowres.downsample_first:
             images = resized(images, lowres.size)
         if lowres.degradation == "bsr":
-            images = bsr(images, generator)
+            images = bsr(images, draws)
         elif lowres.degradation == "blur":
-            images = sometimes_blurred(images, lowres.blur_prob, lowres.sigma_range, lowres.kernel_range, generator)
+            images = sometimes_blurred(images, lowres.blur_prob, lowres.sigma_range, lowres.kernel_range, draws)
         return resized(images, self.config.image_size)
 
     def _with_lowres(
-        self, condition: DecoderCondition, pixels: Tensor, generator: Draws, level: int | None
+        self, condition: DecoderCondition, pixels: Tensor, draws: Draws, level: int | None
     ) -> DecoderCondition:
         """With the smaller image, noised to `level` (None draws one for each row) where the network is told it."""
         x = self.space.into(pixels)
         if self.lowres_schedule is None:
             return replace(condition, lowres=x)
         if level is None:
-            assert generator is None or isinstance(generator, torch.Generator)
-            levels = torch.randint(NOISE_LEVELS, (len(x),), generator=generator, device=x.device)
+            levels = integers(0, NOISE_LEVELS, (len(x),), draws, x.device)
         else:
             levels = torch.full((len(x),), level, device=x.device)
         alpha, sigma = self.lowres_schedule.at(levels, like=x)
-        return replace(condition, lowres=alpha * x + sigma * normal_like(x, generator), lowres_noise=levels)
+        noisy = alpha * x + sigma * normal(x.shape, draws, x.device, x.dtype)
+        return replace(condition, lowres=noisy, lowres_noise=levels)
 
-    def _dropped(self, condition: DecoderCondition, generator: torch.Generator | None) -> DecoderCondition:
+    def _dropped(self, condition: DecoderCondition, draws: Draws) -> DecoderCondition:
         """With image embeddings and texts of random rows dropped, each drawn by itself."""
 
         def keep(of: Tensor | None, probability: float) -> Tensor | None:
             if of is None or probability == 0:
                 return None
-            return torch.rand(len(of), generator=generator, device=of.device) >= probability
+            return uniform((len(of),), draws, of.device) >= probability
 
         return replace(
             condition,

@@ -69,7 +69,8 @@ class StageConfig:
     lowres: the smaller image it starts from; None for the first stage.
     timesteps: T of training. sample_timesteps: steps of sampling unless told otherwise; None means 50, or all T where
     there are fewer.
-    beta_schedule: how noise grows over the timesteps. predicts: what the network's output means.
+    beta_schedule: how noise grows over the timesteps. zero_terminal_snr: at the last one nothing is left of the image.
+    predicts: what the network's output means.
     learned_variance: the network also gives the reverse process's variance, which ddpm uses;
     learned_variance_constrain_frac: held between its bounds. vb_loss_weight: of the variational bound, which trains it.
     loss_type, loss_weighting: penalty of an error, and how much each timestep's counts; p2_gamma, p2_k: of "p2".
@@ -85,7 +86,8 @@ class StageConfig:
     timesteps: int = 1000
     sample_timesteps: int | None = None
     beta_schedule: str = "cosine"
-    predicts: Literal["x0", "noise", "v"] = "v"
+    zero_terminal_snr: bool = False
+    predicts: Literal["x0", "noise", "v", "flow"] = "v"
     learned_variance: bool = False
     learned_variance_constrain_frac: bool = True
     vb_loss_weight: float = 0.001
@@ -112,6 +114,8 @@ class StageConfig:
         chosen(SAMPLERS, self.sampler, "sampler")
         chosen(dict.fromkeys(LOSS_WEIGHTINGS), self.loss_weighting, "loss weighting")
         chosen(dict.fromkeys(THRESHOLDS), self.thresholding, "thresholding")
+        if self.predicts == "noise" and (self.zero_terminal_snr or self.beta_schedule == "flow"):
+            raise ConfigError('predicts "noise" cannot give x0 where nothing is left of it; take "v", "x0" or "flow"')
         if self.image_size < 1:
             raise ConfigError(f"stage.image_size is {self.image_size}; it must be 1 or more")
         if self.lowres is not None and self.lowres.size >= self.image_size:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle2_core.conditions import DecoderCondition
-from dalle2_core.draws import Draws, normal_like
+from dalle2_core.draws import Draws, normal
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, averaged
 from dalle2_core.inpainting import Step, repaint
 from dalle2_core.inversion import ddim_inverse
 from dalle2_core.keywords import chosen
 from dalle2_core.learned_variance import Estimate, learned_step
+from dalle2_core.prior_base import evaluating
 from dalle2_core.samplers import SAMPLERS, ddim, ddim_step, ddpm_step, pairs, timesteps_for
 from dalle2_core.stage import DecoderStage
 from dalle2_core.stage_guidance import guided_estimate
@@ -70,8 +70,9 @@ class Inpainting:
     def to(self, device: torch.device) -> Inpainting:
         return Inpainting(self.images.to(device), self.mask.to(device), self.resample_times)
 
-    def rows(self, which: slice) -> Inpainting:
-        return Inpainting(self.images[which], self.mask[which], self.resample_times)
+    def part(self, start: int, stop: int) -> Inpainting:
+        """Rows `start` to `stop`."""
+        return Inpainting(self.images[start:stop], self.mask[start:stop], self.resample_times)
 
     def at(self, size: int) -> tuple[Tensor, Tensor]:
         """Both with `size` pixels a side. A pixel is known where all that it covers is."""
@@ -101,10 +102,15 @@ class StageSampler:
         self._estimate = guided_estimate(stage.estimate, sampling.cond_scale, sampling.text_cond_scale)
         self._on_step = on_step
 
-    @property
-    def evaluations(self) -> int:
-        """Calls of the network for one chunk of rows, filling in aside."""
-        return len(self.timesteps)
+    def evaluations(self, known: Inpainting | None) -> int:
+        """Calls of the network for one piece of rows."""
+        # The last step, to clean data, is never taken again.
+        return len(self.timesteps) if known is None else (len(self.timesteps) - 1) * known.resample_times + 1
+
+    def check(self, known: Inpainting | None) -> None:
+        """Raises ConfigError if the sampler that was asked for cannot fill in."""
+        if known is not None and self.sampler_was_asked_for and self.name not in ONE_STEP_SAMPLERS:
+            raise ConfigError(f"inpainting adds noise between steps, which {self.name} cannot; use ddim or ddpm")
 
     def sample(
         self, condition: DecoderCondition, draws: Draws, rows: int, *, start: Tensor | None, known: Inpainting | None
@@ -112,7 +118,7 @@ class StageSampler:
         """Pixels [rows, c, s, s] in [0, 1]. start: x_T in the space the network works in, None draws it."""
         stage = self.stage
         shape = (rows, stage.unet.config.channels, stage.size, stage.size)
-        x_T = normal_like(torch.empty(shape, device=stage.device), draws) if start is None else start
+        x_T = normal(shape, draws, stage.device) if start is None else start
         with evaluating(stage):
             x = self._fill_in(condition, x_T, draws, known) if known else self._plain(condition, x_T, draws)
         pixels = stage.space.out_of(x)
@@ -140,11 +146,7 @@ class StageSampler:
         return take(partial(self._x0, condition), schedule, x_T, self.timesteps, draws)
 
     def _fill_in(self, condition: DecoderCondition, x_T: Tensor, draws: Draws, known: Inpainting) -> Tensor:
-        name = self.name
-        if name not in ONE_STEP_SAMPLERS:
-            if self.sampler_was_asked_for:
-                raise ConfigError(f"inpainting adds noise between steps, which {name} cannot; use ddim or ddpm")
-            name = "ddim"
+        name = self.name if self.name in ONE_STEP_SAMPLERS else "ddim"
         stage = self.stage
         images, _ = known.at(stage.config.image_size)
         _, mask = known.at(stage.size)
@@ -189,15 +191,3 @@ def _check_guidance(stage: DecoderStage, sampling: SamplingConfig) -> None:
                 f"{name} {scale} needs a stage of {config.image_size} pixels trained with {dropped} above 0; "
                 "this one was not"
             )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout or gradients inside; the mode is as before afterwards."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from dalle2_core.draws import Draws
 from dalle2_core.errors import ShapeError
 
 SelfBatch = TypeVar("SelfBatch", bound="Batch")
@@ -19,11 +20,13 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch", contravariant=True)
 
 
 class Batch(Protocol):
-    """What the training loop asks of a batch: its number of samples, and a copy on another device."""
+    """What the training loop asks of a batch: its number of rows, a copy on another device, and some of its rows."""
 
     def __len__(self) -> int: ...
 
     def to(self: SelfBatch, device: torch.device) -> SelfBatch: ...
+
+    def part(self: SelfBatch, start: int, stop: int) -> SelfBatch: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,16 @@ class StepLoss:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Trainable(Protocol[AnyBatch]):
     """A `torch.nn.Module` that gives its own training loss.
 
-    Every random draw that is not a layer's dropout comes from `generator`, which is on the model's device.
+    Every random draw that is not a layer's dropout comes from `draws`, which is on the model's device, by the
+    functions of `dalle2_core.draws`: the loss of a row must not depend on which other rows are in its batch. A model
+    whose loss does compare rows says so by an attribute `compares_rows = True`, and its batches are never cut.
     """
 
-    def loss(self, batch: AnyBatch, generator: torch.Generator) -> StepLoss: ...
+    def loss(self, batch: AnyBatch, draws: Draws) -> StepLoss: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,16 @@ class PriorBatch:
             text_mask=move(self.text_mask),
         )
 
+    def part(self, start: int, stop: int) -> PriorBatch:
+        """Rows `start` to `stop`."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
+
+        return PriorBatch(
+            self.text_embed[start:stop], self.image_embed[start:stop], cut(self.text_tokens), cut(self.text_mask)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TextCondition:
@@ -98,6 +114,21 @@ class TextCondition:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     keep: Tensor | None = None
+
+    @classmethod
+    def of(cls, embed: Tensor, tokens: Tensor | None, mask: Tensor | None, keep: Tensor | None = None) -> TextCondition:
+        """Without a mask, tokens that are all zero count as padding, as DALLE2-pytorch stores it."""
+        if tokens is not None and mask is None:
+            mask = (tokens != 0).any(dim=-1)
+        return cls(embed, tokens, mask, keep)
+
+    def trimmed(self) -> TextCondition:
+        """Without the places at the end where no row has a token."""
+        if self.tokens is None or self.mask is None:
+            return self
+        used = self.mask.any(dim=0).nonzero()
+        length = int(used[-1]) + 1 if len(used) else 0
+        return replace(self, tokens=self.tokens[:, :length], mask=self.mask[:, :length])
 
     def unconditional(self) -> TextCondition:
         """The same rows with the text dropped."""
@@ -122,6 +153,38 @@ class TextCondition:
         return TextCondition(
             self.embed.repeat_interleave(times, dim=0), repeat(self.tokens), repeat(self.mask), repeat(self.keep)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedText:
+    """What a text tower makes of b texts.
+
+    text_embed: [b, d], L2-normalised. text_encodings: [b, l, w] last hidden states, zero at padding.
+    text_mask: [b, l] bool, True at real tokens.
+    """
+
+    text_embed: Tensor
+    text_encodings: Tensor
+    text_mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImage:
+    """What an image tower makes of b images. image_embed: [b, d], L2-normalised."""
+
+    image_embed: Tensor
+
+
+class Towers(Protocol):
+    """A CLIP as a prior sees it. Frozen: nothing here takes a gradient."""
+
+    def embed_text(self, text: Tensor) -> EmbeddedText:
+        """text: [b, l] integer tokens."""
+        ...
+
+    def embed_image(self, image: Tensor) -> EmbeddedImage:
+        """image: [b, 3, h, w], float in [0, 1] or uint8."""
+        ...
 
 
 def _true_where_none(mask: Tensor | None, like: Tensor) -> Tensor:

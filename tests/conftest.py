@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -127,3 +129,14 @@ def embedpipe_process():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def peer_priors(tmp_path_factory):
+    """Priors that DALLE2-pytorch's own releases wrote, see `benchmarks/peers/setup.sh prior-fixtures`."""
+    folder = tmp_path_factory.mktemp("peer-priors")
+    with tarfile.open(Path(__file__).parent / "oracles" / "dalle2_pytorch_priors.tar.xz") as archive:
+        for member in archive.getmembers():
+            if member.isfile():
+                (folder / Path(member.name).name).write_bytes(archive.extractfile(member).read())
+    return folder

@@ -44,7 +44,7 @@ class GaussianUnet(torch.nn.Module):
 
     def __init__(self, shape, mean, covariance, predicts, schedule, before=None):
         super().__init__()
-        channels, size, _ = shape
+        channels = shape[0]
         learned = before is not None
         self.config = UnetConfig(
             dim=8, dim_mults=(1,), channels=channels, channels_out=channels * (2 if learned else 1),

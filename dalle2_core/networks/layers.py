@@ -1,7 +1,7 @@
 """Layers of the transformer. Parameter names follow DALLE2-pytorch's state dict, so that its weights fit.
 
 Letters: B batch, L length of the sequence, S = L + 1 keys (the null key first), H heads, E width of a head,
-D width of the model.
+D width of the model, A tokens that ask (the last ones), P tokens of the past.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ from torch.nn import functional as F
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a gain and no bias, over the last dimension."""
+    """Layer norm with a gain and no bias, over the last dimension.
 
-    def __init__(self, dim: int) -> None:
+    scaled: first divide by the largest entry, as DALLE2-pytorch does in places. It changes what the epsilon weighs,
+    and turns the sign of a token that has no positive entry.
+    """
+
+    def __init__(self, dim: int, scaled: bool = False) -> None:
         super().__init__()
         self.g = nn.Parameter(torch.ones(dim))
+        self.scaled = scaled
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.scaled:
+            x = x / x.amax(dim=-1, keepdim=True).detach()
         return F.layer_norm(x, self.g.shape, self.g)
 
 
@@ -32,14 +39,14 @@ class SwiGLU(nn.Module):
         return value * F.silu(gate)
 
 
-def feed_forward(dim: int, mult: int, dropout: float, normformer: bool) -> nn.Sequential:
+def feed_forward(dim: int, mult: int, dropout: float, normformer: bool, scaled_norms: bool = False) -> nn.Sequential:
     """Pre-norm SwiGLU feed-forward; normformer (Shleifer et al. 2110.09456) norms the hidden layer too."""
     hidden = mult * dim
     return nn.Sequential(
-        LayerNorm(dim),
+        LayerNorm(dim, scaled_norms),
         nn.Linear(dim, 2 * hidden, bias=False),
         SwiGLU(),
-        LayerNorm(hidden) if normformer else nn.Identity(),
+        LayerNorm(hidden, scaled_norms) if normformer else nn.Identity(),
         nn.Dropout(dropout),
         nn.Linear(hidden, dim, bias=False),
     )
@@ -54,10 +61,13 @@ class RelPosBias(nn.Module):
         self.max_distance = max_distance
         self.relative_attention_bias = nn.Embedding(num_buckets, heads)
 
-    def forward(self, place: Tensor) -> Tensor:
-        """Bias [B or 1, H, L, S]. place: [B or 1, L], where each token stands; the null key stands before place 0."""
+    def forward(self, place: Tensor, key_place: Tensor) -> Tensor:
+        """Bias [B or 1, H, L, S] of tokens at `place` [B or 1, L] for the null key and the keys at `key_place`.
+
+        The null key stands before place 0.
+        """
         # DALLE2-pytorch numbers keys with the null key first, so a token and the one before share bucket 0.
-        key = nn.functional.pad(place + 1, (1, 0), value=0)
+        key = nn.functional.pad(key_place + 1, (1, 0), value=0)
         distance = (place[:, :, None] - key[:, None, :]).clamp(min=0)
         exact = self.num_buckets // 2
         spread = torch.log(distance.clamp(min=1) / exact) / math.log(self.max_distance / exact)
@@ -95,62 +105,82 @@ class Rotary(nn.Module):
         return torch.cat((pairs.flatten(-2), rest), dim=-1)
 
 
+KeysValues = tuple[Tensor, Tensor]
+
+
 class Attention(nn.Module):
     """Multi-query attention (Shazeer 1911.02150): H query heads, one key and value head, one null key and value.
 
-    Cosine similarity times a fixed scale (Henry et al. 2010.04245). The null key lets a token attend to nothing,
-    and keeps a row whose keys are all masked finite.
+    "cosine": cosine similarity times a fixed scale (Henry et al. 2010.04245); "dot": the scaled dot product. The null
+    key lets a token attend to nothing, and keeps a row whose keys are all masked finite.
     """
 
-    SCALE = 16.0
+    COSINE_SCALE = 16.0
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, dropout: float, kind: str = "cosine", scaled_norms: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.norm = LayerNorm(dim)
+        self.cosine = kind == "cosine"
+        self.scale = self.COSINE_SCALE if self.cosine else dim_head**-0.5
+        self.norm = LayerNorm(dim, scaled_norms)
         self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim_head, bias=False)
         self.null_kv = nn.Parameter(torch.randn(2, dim_head))
-        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim, bias=False), LayerNorm(dim))
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim, bias=False), LayerNorm(dim, scaled_norms))
 
-    def forward(self, x_BLD: Tensor, bias: Tensor, angles: Angles | None) -> Tensor:
-        """bias: added to the logits, broadcast to [B, H, L, S]; -inf hides a key. angles: [B or 1, L, .] or None."""
-        batch, length, _ = x_BLD.shape
+    def forward(
+        self, x_BLD: Tensor, bias: Tensor, angles: Angles | None, past: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """What the last tokens take from all: [B, A, D], and the keys and values [B, P + L, E] of the P earlier ones
+        and these.
+
+        bias: added to the logits, broadcast to [B, H, A, S]; its A is how many of the last tokens ask; -inf hides a
+        key. angles: of the L tokens, [B or 1, L, .], or None. past: keys and values of the P tokens before.
+        """
+        batch, asking = len(x_BLD), bias.shape[2]
         x_BLD = self.norm(x_BLD)
-        q_BHLE = self.to_q(x_BLD).view(batch, length, self.heads, -1).transpose(1, 2)
+        q_BHAE = self.to_q(x_BLD[:, -asking:]).view(batch, asking, self.heads, -1).transpose(1, 2)
         k_BLE, v_BLE = self.to_kv(x_BLD).chunk(2, dim=-1)
         if angles is not None:
-            q_BHLE = Rotary.rotate(q_BHLE, (angles[0][:, None], angles[1][:, None]))
+            cos, sin = angles
+            q_BHAE = Rotary.rotate(q_BHAE, (cos[:, None, -asking:], sin[:, None, -asking:]))
             k_BLE = Rotary.rotate(k_BLE, angles)
         null_k, null_v = self.null_kv.to(k_BLE.dtype).expand(batch, 1, 2, -1).unbind(dim=2)
-        k_BSE, v_BSE = torch.cat((null_k, k_BLE), dim=1), torch.cat((null_v, v_BLE), dim=1)
+        # The null key is the first of the past, where there is none yet.
+        before_k, before_v = (null_k, null_v) if past is None else past
+        k_BSE, v_BSE = torch.cat((before_k, k_BLE), dim=1), torch.cat((before_v, v_BLE), dim=1)
 
-        out_BHLE = F.scaled_dot_product_attention(
-            F.normalize(q_BHLE, dim=-1),
-            F.normalize(k_BSE, dim=-1)[:, None].expand(-1, self.heads, -1, -1),
+        out_BHAE = F.scaled_dot_product_attention(
+            F.normalize(q_BHAE, dim=-1) if self.cosine else q_BHAE,
+            (F.normalize(k_BSE, dim=-1) if self.cosine else k_BSE)[:, None].expand(-1, self.heads, -1, -1),
             v_BSE[:, None].expand(-1, self.heads, -1, -1),
-            attn_mask=bias.to(q_BHLE.dtype),
+            attn_mask=bias.to(q_BHAE.dtype),
             dropout_p=self.dropout if self.training else 0.0,
-            scale=self.SCALE,
+            scale=self.scale,
         )
-        out: Tensor = self.to_out(out_BHLE.transpose(1, 2).reshape(batch, length, -1))
-        return out
+        out: Tensor = self.to_out(out_BHAE.transpose(1, 2).reshape(batch, asking, -1))
+        return out, (k_BSE, v_BSE)
 
 
 class SinusoidalTime(nn.Module):
     """Sines and cosines of the timestep (Vaswani et al. 1706.03762, section 3.5): [b] → [b, dim]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, truncated: bool = False) -> None:
+        """truncated: to whole numbers, as old weights of DALLE2-pytorch want it."""
         super().__init__()
         self.dim = dim
+        self.truncated = truncated
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.dim // 2
         freqs = torch.exp(-math.log(10000.0) / max(1, half - 1) * torch.arange(half, device=t.device))
         angle = t[:, None].float() * freqs
+        waves = torch.cat((angle.sin(), angle.cos()), dim=-1)
         # An odd width gets one zero.
-        return F.pad(torch.cat((angle.sin(), angle.cos()), dim=-1), (0, self.dim - 2 * half))
+        return F.pad(waves.trunc() if self.truncated else waves, (0, self.dim - 2 * half))
 
 
 class MLP(nn.Module):

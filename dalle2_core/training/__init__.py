@@ -4,6 +4,7 @@
 """
 
 from dalle2_core.training.checkpoint import load_trained
+from dalle2_core.training.distributed import Processes, join_processes
 from dalle2_core.training.evaluate import Comparison, PriorScores, compare, evaluate_prior, validation_loss
 from dalle2_core.training.loop import Run, StepReport, TrainConfig, train
 from dalle2_core.training.optim import OptimConfig
@@ -13,12 +14,14 @@ __all__ = [
     "Comparison",
     "OptimConfig",
     "PriorScores",
+    "Processes",
     "Run",
     "StepReport",
     "TrainConfig",
     "TrainState",
     "compare",
     "evaluate_prior",
+    "join_processes",
     "load_trained",
     "train",
     "validation_loss",

@@ -76,14 +76,17 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
         self._prune(state)
 
+    def sweep(self) -> None:
+        """Remove what a run left that was killed while it saved or pruned."""
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
     def resume(self, state: TrainState) -> bool:
         """Load the newest whole checkpoint into `state`; False if there is none.
 
         A corrupt one is passed over with a warning. Raises CheckpointError if all are corrupt or if the run
         was another.
         """
-        for leftover in self.folder.glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # Of a run that was killed while it saved or pruned.
         corrupt = []
         for step in reversed(self.steps()):
             folder = self.folder / _name(step)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dalle2_core.files import replaced
+from dalle2_core.files import disk_errors, replaced
 from dalle2_core.training.log import read_metrics
 
 NOT_CURVES = {"kind", "step", "samples", "seconds"}
-COLOURS = {"train": "tab:blue", "valid": "tab:orange"}
+COLOURS = {"train": "tab:blue", "valid": "tab:orange", "online": "tab:green"}
 
 
 def plot_curves(metrics: Path, picture: Path) -> None:
@@ -33,11 +33,11 @@ def plot_curves(metrics: Path, picture: Path) -> None:
     for position, (name, kinds) in enumerate(lines.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
         for kind, (steps, values) in kinds.items():
-            marker = "o" if kind == "valid" or len(steps) == 1 else None
+            marker = "o" if kind != "train" or len(steps) == 1 else None
             axes.plot(steps, values, label=kind, color=COLOURS.get(kind), marker=marker, markersize=3)
         axes.set_title(name)
         axes.set_xlabel("optimizer steps")
         axes.grid(alpha=0.3)
         axes.legend()
-    with replaced(picture) as temporary:
+    with disk_errors(picture), replaced(picture) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle2_core.errors import ShapeError
-from dalle2_core.training.randomness import step_generator
+from dalle2_core.training.randomness import step_draws
 from dalle2_core.types import Batch, Trainable
 
 B = TypeVar("B", bound=Batch)
@@ -150,11 +150,11 @@ def _mean_pairwise_cosine(rows: Tensor) -> float:
 
 @torch.no_grad()
 def validation_loss(model: Trainable[B], batches: Iterable[B], device: torch.device, *, seed: int = 0) -> float:
-    """Mean training loss over the rows of `batches`, with draws that depend on the seed and the place alone."""
+    """Mean training loss over the rows of `batches`, with draws that depend on the seed and a row's place alone."""
     total, count = 0.0, 0
-    for place, batch in enumerate(batches):
-        generator = step_generator(seed, place, device)
-        total += float(model.loss(batch.to(device), generator).loss) * len(batch)
+    for batch in batches:
+        draws = step_draws(seed, 0, count, len(batch), device)
+        total += float(model.loss(batch.to(device), draws).loss) * len(batch)
         count += len(batch)
     if count == 0:
         raise ShapeError("there are no rows to validate on")

@@ -1,18 +1,20 @@
-"""Metrics as JSON lines: one object a line, flushed, and never a step twice after a resume."""
+"""Metrics: as JSON lines, one object a line, flushed, and never a step twice after a resume; and to other loggers."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle2_core.files import replaced
+from dalle2_core.files import disk_errors, replaced
+from dalle2_core.training.config import Run
+from dalle2_core.training.loggers import LOGGERS
 
 
 class MetricLog:
-    """Appends to a JSONL file. Each line holds `kind` ("train" or "valid"), `step`, `samples` and numbers."""
+    """Appends to a JSONL file. Each line holds `kind` ("train", "valid", "online"), `step`, `samples` and numbers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -21,7 +23,11 @@ class MetricLog:
         """Drop what comes after each kind's last step, and a line torn by a kill: a resumed run writes it anew."""
         if not self.path.exists():
             return
-        kept = [record for record in read_metrics(self.path) if record["step"] <= last_steps[record["kind"]]]
+        with disk_errors(self.path):
+            self._cut_after(last_steps)
+
+    def _cut_after(self, last_steps: Mapping[str, int]) -> None:
+        kept = [record for record in read_metrics(self.path) if record["step"] <= last_steps.get(record["kind"], 0)]
         with replaced(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
 
@@ -29,9 +35,40 @@ class MetricLog:
         """Append one line. A number that is not finite is written as null: JSON has no NaN."""
         record: dict[str, Any] = {"kind": kind, "step": step, "samples": samples}
         record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+class Logs:
+    """All that a run logs to: metrics.jsonl always, and the loggers that are named."""
+
+    def __init__(self, run: Run, loggers: Sequence[str], logged_steps: Mapping[str, int]) -> None:
+        """logged_steps: the last step of each kind before a resume; what came after it is written anew."""
+        lines = MetricLog(run.metrics)
+        lines.cut_after(logged_steps)
+        self._others = [LOGGERS[name](run.folder, max(logged_steps.values())) for name in loggers]
+        self._lines: MetricLog | None = lines
+
+    @classmethod
+    def none(cls) -> Logs:
+        """Logs of a process that writes nothing."""
+        silent = cls.__new__(cls)
+        silent._others, silent._lines = [], None
+        return silent
+
+    def write(self, kind: str, step: int, samples: int, numbers: Mapping[str, float]) -> None:
+        """Hand numbers of one kind on to all."""
+        if self._lines is not None:
+            self._lines.write(kind, step, samples, numbers)
+        for logger in self._others:
+            logger.write(kind, step, samples, numbers)
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        for logger in self._others:
+            logger.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

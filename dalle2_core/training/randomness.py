@@ -1,23 +1,18 @@
-"""Random draws as a function of (seed, step): a resumed run draws what the unbroken one would have drawn."""
+"""Random draws as a function of (seed, step, row): a resumed run draws what the unbroken one would have drawn."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-
-def derived_seed(seed: int, step: int, purpose: str) -> int:
-    """A seed in [0, 2^63) that depends on all three and on nothing else."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+from dalle2_core.draws import RowDraws, derived_seed
 
 
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator for step `step`'s noise, on `device`."""
-    return torch.Generator(device).manual_seed(derived_seed(seed, step, "noise"))
+def step_draws(seed: int, step: int, start: int, rows: int, device: torch.device) -> RowDraws:
+    """What rows `start` to `start + rows` of step `step`'s batch draw, on `device`."""
+    return RowDraws(derived_seed(seed, step, "noise"), start, rows, device)
 
 
 @contextmanager

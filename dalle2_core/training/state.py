@@ -61,6 +61,10 @@ class TrainState:
         """The model to judge and to keep: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    def logged_steps(self) -> dict[str, int]:
+        """The last step of each kind of log line that belongs to this state."""
+        return {"train": self.step, "valid": self.evaluated_step, "online": self.evaluated_step}
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by file: the weights, their average, the optimizer's moments named by parameter."""
         parts = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}

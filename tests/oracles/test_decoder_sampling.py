@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dalle2_core import DecoderBatch, DecoderCondition, DecoderStage, StageConfig
+from dalle2_core.errors import ConfigError
 from dalle2_core.learned_variance import Estimate, fraction_from, log_variance, variational_bound
 from dalle2_core.parameterization import PARAMETERIZATIONS
 from dalle2_core.samplers import SAMPLERS, timesteps_for
@@ -168,3 +169,20 @@ def test_inversion_finds_the_noise_that_makes_the_image():
     assert missed[1] < 0.2 * missed[0]
     # It is noise: standard normal.
     torch.testing.assert_close(noise.flatten(1).T.cov(), torch.eye(2), atol=0.25, rtol=0)
+
+
+@pytest.mark.parametrize("config", [{"zero_terminal_snr": True}, {"beta_schedule": "flow"}], ids=str)
+@pytest.mark.parametrize("learned", [True, False])
+def test_training_and_sampling_from_pure_noise_stay_finite(config, learned):
+    before = {t: t - 1 for t in range(500)} if learned else None
+    it = stage("v", (1, 1, 1), torch.tensor([0.2]), torch.tensor([[0.06]]), before, **config)
+    it.unet.schedule = it.schedule
+    images = torch.rand(1, 1, 1, 1)
+    assert all(
+        bool(torch.isfinite(it.loss(DecoderBatch(images), torch.Generator().manual_seed(i)).loss)) for i in range(40)
+    )
+    x = samples(it, 2000, sampler="ddpm", steps=500)
+    torch.testing.assert_close(x.mean(), torch.tensor(0.2), atol=0.03, rtol=0)
+    torch.testing.assert_close(x.var(), torch.tensor(0.06), atol=0.01, rtol=0)
+    with pytest.raises(ConfigError, match="cannot give x0 where nothing is left"):
+        StageConfig(1, predicts="noise", **config)

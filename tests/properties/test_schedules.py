@@ -11,7 +11,8 @@ from dalle2_core.samplers import timesteps_for
 from dalle2_core.schedules import SCHEDULES, NoiseSchedule
 from dalle2_core.weighting import WEIGHTINGS
 
-names = st.sampled_from(sorted(SCHEDULES))
+PRESERVING = sorted(set(SCHEDULES) - {"flow"})
+names = st.sampled_from(PRESERVING)
 lengths = st.integers(2, 1000)
 fast = settings(max_examples=60, deadline=None)
 
@@ -30,14 +31,38 @@ def test_variance_is_preserved_and_snr_falls(name, timesteps):
     assert bool((snr[1:] < snr[:-1]).all())
 
 
+@fast
+@given(names, lengths)
+def test_zero_terminal_snr_leaves_nothing_at_the_end_and_the_beginning_as_it_was(name, timesteps):
+    plain, zero = NoiseSchedule(name, timesteps), NoiseSchedule(name, timesteps, zero_terminal_snr=True)
+    assert float(zero.alphas[-1]) == 0.0
+    assert float(zero.sigmas[-1]) == 1.0
+    assert zero.ends_in_noise
+    assert not plain.ends_in_noise
+    torch.testing.assert_close(zero.alphas[:2], plain.alphas[:2])
+    torch.testing.assert_close(zero.alphas**2 + zero.sigmas**2, torch.ones(timesteps + 1), atol=1e-6, rtol=0)
+    assert bool((zero.alphas[1:] < zero.alphas[:-1]).all())
+
+
+@fast
+@given(lengths)
+def test_flow_is_straight(timesteps):
+    schedule = NoiseSchedule("flow", timesteps)
+    torch.testing.assert_close(schedule.alphas + schedule.sigmas, torch.ones(timesteps + 1))
+    torch.testing.assert_close(schedule.sigmas.diff(), torch.full((timesteps,), 1 / timesteps), atol=1e-6, rtol=0)
+    assert schedule.ends_in_noise
+
+
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 @pytest.mark.parametrize("timesteps", [2, 3, 5, 10, 20, 21, 1000])
 def test_everything_is_finite_however_few_the_timesteps(name, timesteps):
-    schedule = NoiseSchedule(name, timesteps)
     t = torch.arange(timesteps)
-    for weighting in WEIGHTINGS.values():
-        for predicts in PARAMETERIZATIONS.values():
-            assert bool(torch.isfinite(weighting(schedule.snr(t), predicts)).all())
+    for zero_terminal_snr in (False, True):
+        schedule = NoiseSchedule(name, timesteps, zero_terminal_snr)
+        for weighting in WEIGHTINGS.values():
+            for predicts in PARAMETERIZATIONS.values():
+                if not (schedule.ends_in_noise and predicts.name == "noise"):
+                    assert bool(torch.isfinite(weighting(schedule.snr(t), predicts)).all())
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "quadratic", "sigmoid"])
@@ -72,7 +97,13 @@ def test_unknown_names_and_lengths_are_refused():
 
 
 @fast
-@given(names, lengths, st.sampled_from(sorted(PARAMETERIZATIONS)), st.integers(0, 2**31), st.data())
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    lengths,
+    st.sampled_from(sorted(PARAMETERIZATIONS)),
+    st.integers(0, 2**31),
+    st.data(),
+)
 def test_x0_can_be_read_out_of_its_own_target(name, timesteps, predicts, seed, data):
     schedule = NoiseSchedule(name, timesteps).double()
     t = torch.tensor([data.draw(st.integers(0, timesteps - 1))])

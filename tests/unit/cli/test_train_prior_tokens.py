@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from embedpipe_cli import wiring
+from embedpipe_cli import prior_rows
 
 from embedpipe.load import EmbeddingDataset, EmbeddingLoader
 from tests import shards
@@ -39,7 +39,7 @@ def data(tmp_path_factory, encode_config):
 
 
 def test_it_trains_and_is_evaluated_alike_on_both_formats(data, tmp_path, embedpipe, monkeypatch):
-    monkeypatch.setattr(wiring, "_ROWS_WITH_TOKENS", 3)
+    monkeypatch.setattr(prior_rows, "_ROWS_WITH_TOKENS", 3)
     told = []
     for name, emb in data.items():
         out = tmp_path / name

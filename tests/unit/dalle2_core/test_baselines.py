@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.linear_model
 import torch
 from torch.nn import functional as F
 
@@ -28,6 +29,16 @@ def test_ridge_equals_numpys_least_squares_on_augmented_rows(penalty):
     np.testing.assert_allclose(fitted.intercept.numpy(), solution[5], atol=1e-9)
     expected = F.normalize(torch.from_numpy(above @ solution), dim=-1)
     torch.testing.assert_close(fitted.predict(x), expected)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 2.0, 100.0])
+def test_ridge_equals_scikit_learns(penalty):
+    x, y = rows(n=200, d=30, out=12)
+    unseen, _ = rows(n=20, d=30, out=12, seed=1)
+    theirs = sklearn.linear_model.Ridge(alpha=penalty).fit(x.numpy(), y.numpy())
+    ours = Ridge(penalty).fit(x, y)
+    np.testing.assert_allclose(ours.sample(unseen, normalize=False).numpy(), theirs.predict(unseen.numpy()), atol=1e-9)
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_.T, atol=1e-9)
 
 
 def test_ridge_chooses_a_penalty_that_fits_the_noise():

@@ -92,7 +92,7 @@ def test_averaging_lets_nothing_of_a_neighbour_in():
 
 def test_crops_are_at_the_same_place():
     one = torch.rand(5, 3, 9, 9, generator=seeded())
-    left, right = random_crops(4, one, one + 10, generator=seeded(2))
+    left, right = random_crops(4, one, one + 10, draws=seeded(2))
     torch.testing.assert_close(left + 10, right)
     assert left.shape == (5, 3, 4, 4)
 

@@ -201,7 +201,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
 def test_mistakes_are_named():
     with pytest.raises(TypeError, match=r"DiffusionPrior has no keyword 'timestep'; did you mean timesteps"):
         make(timestep=3)
-    with pytest.raises(ConfigError, match="no prediction target 'eps'; known: noise, v, x0"):
+    with pytest.raises(ConfigError, match="no prediction target 'eps'; known: flow, noise, v, x0"):
         make(predicts="eps")
     with pytest.raises(ConfigError, match="image_embed_dim is 8, but the network is for 16"):
         make(image_embed_dim=8)

@@ -35,7 +35,7 @@ def smooth_decoder():
 
     return Decoder.from_stages(
         [
-            DecoderStage(first, StageConfig(8, timesteps=50, sample_timesteps=25, thresholding="none")),
+            DecoderStage(first, StageConfig(8, timesteps=50, sample_timesteps=12, thresholding="none")),
             DecoderStage(second, StageConfig(16, LowresConfig(8), timesteps=50, sample_timesteps=3)),
         ]
     )

@@ -9,7 +9,7 @@ import torch
 from dalle2_core.errors import ConfigError
 from dalle2_core.presets import PRIOR_PRESETS, prior_preset
 
-PARTS = {"network", "diffusion", "optim", "train", "text_tokens"}
+PARTS = {"network", "diffusion", "optim", "train", "text_tokens", "prior", "ridge", "autoregressive", "contrastive"}
 
 
 @pytest.mark.parametrize("name", sorted(PRIOR_PRESETS))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.networks.causal import CausalTransformer, PriorNetworkConfig, Tokens
 from dalle2_core.networks.layers import Rotary
-from dalle2_core.networks.prior_transformer import CausalTransformer, DiffusionPriorNetwork, PriorNetworkConfig
+from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
 from dalle2_core.types import TextCondition
 
 SMALL = {"depth": 2, "heads": 2, "dim_head": 8}
@@ -66,28 +67,47 @@ def test_every_input_and_every_weight_matters(keywords):
     assert not torch.allclose(net(image, t, TextCondition(text)), net(image, (t + 1) % 10, TextCondition(text)))
 
 
+def sequence(x):
+    return Tokens(x, torch.arange(x.shape[1])[None])
+
+
 def test_a_token_sees_only_itself_and_what_came_before():
-    """Gradient of each place's output, through the last layer's input."""
     torch.manual_seed(0)
     body = CausalTransformer(16, 16, PriorNetworkConfig(dim=16, **SMALL)).eval()
     x = torch.randn(1, 6, 16)
-    whole = body(x, None)
-    # The output is the last token's; cutting the end off must give what that token's place gave.
+    every = body(sequence(x), outputs=6)
     for length in range(1, 6):
         longer = torch.cat((x[:, :length], torch.randn(1, 6 - length, 16)), dim=1)
-        places = _hidden(body, longer)
-        torch.testing.assert_close(places[:, :length], _hidden(body, x)[:, :length], atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(places[:, -1], _hidden(body, x)[:, -1])
-    assert whole.shape == (1, 16)
+        others = body(sequence(longer), outputs=6)
+        torch.testing.assert_close(others[:, :length], every[:, :length], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(others[:, -1], every[:, -1])
 
 
-def _hidden(body, x):
-    """Outputs of all places: what goes into the final norm before the last one is picked."""
-    kept = []
-    handle = body.layers[-1][1].register_forward_hook(lambda module, args, out: kept.append(args[0] + out))
-    body(x, None)
-    handle.remove()
-    return kept[0]
+def test_the_last_outputs_are_those_of_all_tokens():
+    torch.manual_seed(0)
+    body = CausalTransformer(16, 16, PriorNetworkConfig(dim=16, **SMALL)).eval()
+    x = torch.randn(3, 6, 16)
+    every = body(sequence(x), outputs=6)
+    for outputs in range(1, 6):
+        torch.testing.assert_close(body(sequence(x), outputs), every[:, -outputs:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"rotary_emb": False}, {"attention": "dot"}], ids=str)
+def test_going_on_from_a_memory_is_the_whole_sequence(keywords):
+    torch.manual_seed(0)
+    body = CausalTransformer(16, 16, PriorNetworkConfig(dim=16, **SMALL, **keywords)).eval()
+    x = torch.randn(3, 7, 16)
+    hidden = torch.tensor([[True] * 7, [False] + [True] * 6, [False, False] + [True] * 5])
+    place = (torch.arange(7) - (~hidden).sum(1, keepdim=True)).clamp(min=0)
+    for visible, at in ((None, torch.arange(7)[None]), (hidden, place)):
+        every = body(Tokens(x, at, visible), outputs=7)
+        first = Tokens(x[:, :4], at[:, :4], None if visible is None else visible[:, :4])
+        out, memory = body.go_on(first, None, 4)
+        torch.testing.assert_close(out[:, 2:], every[:, 2:4], atol=1e-5, rtol=1e-5)
+        for end in (5, 7):
+            begin = memory.place.shape[1]
+            out, memory = body.go_on(memory.next(x[:, begin:end]), memory, end - begin)
+            torch.testing.assert_close(out, every[:, begin:end], atol=1e-5, rtol=1e-5)
 
 
 def test_padding_of_text_tokens_changes_nothing():
@@ -121,7 +141,7 @@ def test_an_embedding_only_sequence_has_four_tokens():
     net = network()
     image, t, text, _ = inputs(net)
     seen = []
-    net.causal_transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    net.causal_transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0].x.shape))
     net(image, t, TextCondition(text))
     assert seen == [(4, 4, 16)]
 

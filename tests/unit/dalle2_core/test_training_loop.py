@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dalle2_core.draws import normal
 from dalle2_core.errors import CheckpointError, ConfigError, NonFiniteLoss
 from dalle2_core.files import read_tensors
 from dalle2_core.training import OptimConfig, Run, TrainConfig, load_trained, train
@@ -37,6 +38,9 @@ class Rows:
     def to(self, device):
         return Rows(self.x.to(device))
 
+    def part(self, start, stop):
+        return Rows(self.x[start:stop])
+
 
 class Model(torch.nn.Module):
     """Dropout and noise: both must come back on a resume."""
@@ -46,8 +50,8 @@ class Model(torch.nn.Module):
         torch.manual_seed(0)
         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 4))
 
-    def loss(self, batch, generator):
-        noise = torch.randn(batch.x.shape, generator=generator)
+    def loss(self, batch, draws):
+        noise = normal(batch.x.shape, draws, batch.x.device)
         loss = (self.layers(batch.x + noise) - batch.x).square().mean()
         return StepLoss(loss, {"noise": float(noise.mean())})
 
@@ -109,11 +113,14 @@ def test_what_a_run_leaves(undisturbed):
     records = metrics(folder)
     assert [it["step"] for it in records if it["kind"] == "train"] == [4, 8, 12, 16, 20]
     assert [it["step"] for it in records if it["kind"] == "valid"] == [6, 12, 18, 20]
+    assert [it["step"] for it in records if it["kind"] == "online"] == [6, 12, 18, 20]
     assert {"loss", "noise", "grad_norm", "learning_rate", "samples"} <= records[0].keys()
     assert [it.step for it in reports] == list(range(1, 21))
     assert reports[-1].samples == numbers["samples"] == 160
     losses = [it.loss for it in reports]
     assert records[0]["loss"] == pytest.approx(sum(losses[:4]) / 4)
+    by_kind = {it["kind"]: it["size"] for it in records if it["step"] == 20 and it["kind"] != "train"}
+    assert by_kind["valid"] != by_kind["online"], "the average and the trained weights are both judged"
     # The two newest, and the one with the lowest size.
     sizes = {it["step"]: it["size"] for it in records if it["kind"] == "valid"}
     best = min(sizes, key=sizes.get)
@@ -127,17 +134,17 @@ def test_dropout_is_not_the_same_at_every_step_and_draws_leave_no_trace(tmp_path
     seen = []
 
     class Watcher(Model):
-        def loss(self, batch, generator):
-            seen.append((torch.rand(3).tolist(), generator.initial_seed()))
-            return super().loss(batch, generator)
+        def loss(self, batch, draws):
+            seen.append((torch.rand(3).tolist(), draws))
+            return super().loss(batch, draws)
 
     model = Watcher()
     torch.manual_seed(123)
     train(model, stream, Run(tmp_path), replace(CONFIG, steps=4), OPTIM)
     assert torch.equal(torch.get_rng_state(), before)
-    dropouts, noises = zip(*seen, strict=True)
+    dropouts, draws = zip(*seen, strict=True)
     assert len({str(it) for it in dropouts}) == 4
-    assert len(set(noises)) == 4
+    assert len({str(normal((8,), it, torch.device("cpu")).tolist()) for it in draws}) == 4
 
 
 @pytest.mark.parametrize("at", [1, 5, 6, 12, 19])
@@ -157,8 +164,8 @@ def test_interrupted_and_resumed_is_undisturbed(tmp_path, undisturbed, at):
 
 def test_ctrl_c_within_a_step_waits_for_its_end(tmp_path, undisturbed):
     class Impatient(Model):
-        def loss(self, batch, generator):
-            result = super().loss(batch, generator)
+        def loss(self, batch, draws):
+            result = super().loss(batch, draws)
             self.calls = getattr(self, "calls", 0) + 1
             if self.calls == 7:
                 signal.raise_signal(signal.SIGINT)
@@ -302,9 +309,9 @@ def test_nan_stops_the_run_names_the_step_and_spares_the_checkpoint(tmp_path):
 
 def test_an_infinite_gradient_stops_the_run_before_it_reaches_the_weights(tmp_path):
     class Steep(Model):
-        def loss(self, batch, generator):
+        def loss(self, batch, draws):
             # The square root of zero: a finite loss with an infinite slope.
-            return StepLoss((self.layers[0].weight.sum() * 0.0).abs().sqrt() + super().loss(batch, generator).loss)
+            return StepLoss((self.layers[0].weight.sum() * 0.0).abs().sqrt() + super().loss(batch, draws).loss)
 
     model = Steep()
     before = {name: it.clone() for name, it in model.state_dict().items()}

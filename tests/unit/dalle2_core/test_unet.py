@@ -19,7 +19,10 @@ def modules(net, kind):
 # Each option, and what must be true of a network that has it and false of one that has not.
 OPTIONS = {
     "dim": ({"dim": 16}, lambda net: net.to_out.in_channels == 16),
-    "dim_mults": ({"dim_mults": (1, 2, 4)}, lambda net: len(net.downs) == 3 and net.mid_block1.block1.norm.num_channels == 32),
+    "dim_mults": (
+        {"dim_mults": (1, 2, 4)},
+        lambda net: len(net.downs) == 3 and net.mid_block1.block1.norm.num_channels == 32,
+    ),
     "init_dim": ({"init_dim": 12}, lambda net: sum(it.out_channels for it in net.init_conv.convs) == 12),
     "cond_dim": ({"cond_dim": 10}, lambda net: net.condition.norm_cond.normalized_shape == (10,)),
     "channels": ({"channels": 4}, lambda net: net.init_conv.convs[0].in_channels == 4),
@@ -27,7 +30,10 @@ OPTIONS = {
     "num_image_tokens": ({"num_image_tokens": 3}, lambda net: net.condition.null_image_embed.shape[1] == 3),
     "num_time_tokens": ({"num_time_tokens": 5}, lambda net: net.condition.to_time_tokens.out_features == 5 * 8),
     "no image embedding": ({"cond_on_image_embeds": False}, lambda net: net.condition.image_to_tokens is None),
-    "add_image_embeds_to_time": ({"add_image_embeds_to_time": False}, lambda net: net.condition.to_image_hiddens is None),
+    "add_image_embeds_to_time": (
+        {"add_image_embeds_to_time": False},
+        lambda net: net.condition.to_image_hiddens is None,
+    ),
     "text": (TEXT, lambda net: net.condition.text_to_cond is not None),
     "self_attn": ({"self_attn": True}, lambda net: len(modules(net, SelfAttention)) == 5),
     "self_attn per resolution": ({"self_attn": (False, True)}, lambda net: len(modules(net, SelfAttention)) == 3),
@@ -41,13 +47,19 @@ OPTIONS = {
     "attn_dim_head": ({"attn_dim_head": 6}, lambda net: net.mid_attn.to_kv.out_features == 12),
     "cosine_sim_self_attn": ({"cosine_sim_self_attn": True}, lambda net: net.mid_attn.cosine_sim),
     "cosine_sim_cross_attn": ({"cosine_sim_cross_attn": True}, lambda net: net.mid_block1.cross_attn.cosine_sim),
-    "lowres_cond": ({"lowres_cond": True}, lambda net: net.init_conv.convs[0].in_channels == 6 and net.to_out.in_channels == 11),
+    "lowres_cond": (
+        {"lowres_cond": True},
+        lambda net: net.init_conv.convs[0].in_channels == 6 and net.to_out.in_channels == 11,
+    ),
     "lowres_noise_cond": (
         {"lowres_cond": True, "lowres_noise_cond": True},
         lambda net: net.condition.to_lowres_noise_cond is not None,
     ),
     "self_cond": ({"self_cond": True}, lambda net: net.init_conv.convs[0].in_channels == 6),
-    "init_cross_embed": ({"init_cross_embed": False}, lambda net: getattr(net.init_conv, "kernel_size", None) == (7, 7)),
+    "init_cross_embed": (
+        {"init_cross_embed": False},
+        lambda net: getattr(net.init_conv, "kernel_size", None) == (7, 7),
+    ),
     "init_conv_kernel_size": (
         {"init_cross_embed": False, "init_conv_kernel_size": 3},
         lambda net: getattr(net.init_conv, "kernel_size", None) == (3, 3),
@@ -56,7 +68,10 @@ OPTIONS = {
         {"init_cross_embed_kernel_sizes": (3, 7)},
         lambda net: [it.kernel_size[0] for it in net.init_conv.convs] == [3, 7],
     ),
-    "cross_embed_downsample": ({"cross_embed_downsample": True}, lambda net: isinstance(net.downs[0].after, CrossEmbed)),
+    "cross_embed_downsample": (
+        {"cross_embed_downsample": True},
+        lambda net: isinstance(net.downs[0].after, CrossEmbed),
+    ),
     "cross_embed_downsample_kernel_sizes": (
         {"cross_embed_downsample": True, "cross_embed_downsample_kernel_sizes": (2, 6)},
         lambda net: [it.kernel_size[0] for it in getattr(net.downs[0].after, "convs", [])] == [2, 6],
@@ -67,18 +82,27 @@ OPTIONS = {
         {"resnet_weight_standardization": True},
         lambda net: isinstance(net.mid_block1.block1.project, WeightStandardizedConv2d),
     ),
-    "num_resnet_blocks": ({"num_resnet_blocks": 2}, lambda net: [len(it.blocks) for it in (*net.downs, *net.ups)] == [2, 2, 3, 3]),
+    "num_resnet_blocks": (
+        {"num_resnet_blocks": 2},
+        lambda net: [len(it.blocks) for it in (*net.downs, *net.ups)] == [2, 2, 3, 3],
+    ),
     "num_resnet_blocks per resolution": (
         {"num_resnet_blocks": (1, 2)},
         lambda net: [len(it.blocks) for it in (*net.downs, *net.ups)] == [1, 2, 3, 2],
     ),
     "memory_efficient": ({"memory_efficient": True}, lambda net: sizes_of_blocks(net) == [4, 2]),
     "scale_skip_connection": ({"scale_skip_connection": True}, lambda net: bridge_gain(net) == pytest.approx(2**-0.5)),
-    "pixel_shuffle_upsample": ({"pixel_shuffle_upsample": False}, lambda net: isinstance(net.ups[0].upsample, NearestUpsample)),
+    "pixel_shuffle_upsample": (
+        {"pixel_shuffle_upsample": False},
+        lambda net: isinstance(net.ups[0].upsample, NearestUpsample),
+    ),
     "combine_upsample_fmaps": ({"combine_upsample_fmaps": True}, lambda net: net.upsample_combiner is not None),
     "final_conv_kernel_size": ({"final_conv_kernel_size": 3}, lambda net: net.to_out.kernel_size == (3, 3)),
-    "checkpoint_during_training": ({"checkpoint_during_training": True}, lambda net: kept_for_backward(net) < 0.7 * kept_for_backward(unet())),
-}  # fmt: skip
+    "checkpoint_during_training": (
+        {"checkpoint_during_training": True},
+        lambda net: kept_for_backward(net) < 0.7 * kept_for_backward(unet()),
+    ),
+}
 EVERYTHING = {
     **TEXT, "lowres_cond": True, "lowres_noise_cond": True, "self_cond": True, "self_attn": (False, True),
     "sparse_attn": True, "memory_efficient": True, "init_dim": 12, "combine_upsample_fmaps": True, "channels_out": 6,
@@ -151,9 +175,9 @@ def test_shape_rows_apart_and_inputs_untouched(keywords):
     with torch.no_grad():
         out = net(x, t, condition, earlier)
         alone = [
-            net(x[i : i + 1], t[i : i + 1], condition.rows(slice(i, i + 1)), None if earlier is None else earlier[i : i + 1])
+            net(x[i : i + 1], t[i : i + 1], condition.part(i, i + 1), None if earlier is None else earlier[i : i + 1])
             for i in range(3)
-        ]  # fmt: skip
+        ]
     assert out.shape == (3, net.config.output_channels, 8, 8)
     assert torch.equal(x, before)
     torch.testing.assert_close(out, torch.cat(alone), atol=1e-4, rtol=1e-4)
@@ -296,12 +320,18 @@ def test_unknown_keyword_names_the_near_one():
         (lambda x, t, c: (x[:, :, :7], t, c), "must be multiples of 2"),
         (lambda x, t, c: (x, t[:1], c), r"it must be \[3\]"),
         (lambda x, t, c: (x, t, DecoderCondition()), "conditioned on image_embed, and was given none"),
-        (lambda x, t, c: (x, t, DecoderCondition(c.image_embed[:, :4])), r"image_embed is \(3, 4\); this U-Net takes \[3, 6\]"),
+        (
+            lambda x, t, c: (x, t, DecoderCondition(c.image_embed[:, :4])),
+            r"image_embed is \(3, 4\); this U-Net takes \[3, 6\]",
+        ),
         (lambda x, t, c: (x, t, DecoderCondition(c.image_embed[:1])), r"image_embed is \(1, 6\)"),
-        (lambda x, t, c: (x, t, DecoderCondition(c.image_embed, torch.zeros(3, 2, 4))), "not conditioned on text_tokens"),
+        (
+            lambda x, t, c: (x, t, DecoderCondition(c.image_embed, torch.zeros(3, 2, 4))),
+            "not conditioned on text_tokens",
+        ),
         (lambda x, t, c: (x, t, DecoderCondition(c.image_embed, lowres=x)), "lowres_cond is False"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_refused(change, text):
     net = unet()
     with pytest.raises(ShapeError, match=text):

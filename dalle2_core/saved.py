@@ -1,0 +1,70 @@
+"""A model as a folder: config.json says what it is, model.safetensors holds its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dalle2_core.errors import CheckpointError, ConfigError
+from dalle2_core.files import read_json, read_tensors, write_json, write_tensors
+
+FORMAT_VERSION = 1
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+def write_model(folder: Path | str, kind: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write both files, each whole. settings: plain JSON values. Raises CheckpointError if the disk refuses."""
+    folder = Path(folder)
+    try:
+        write_tensors(folder / _WEIGHTS, tensors)
+        write_json(folder / _CONFIG, {"kind": kind, "format_version": FORMAT_VERSION, **settings})
+    except OSError as problem:
+        raise CheckpointError(f"{folder}: could not be written ({problem.strerror or problem})") from problem
+
+
+def read_kind(folder: Path | str) -> str:
+    """What the folder holds, such as "diffusion-prior". Raises CheckpointError if it is no model's folder."""
+    path = Path(folder) / _CONFIG
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise CheckpointError(f"{path}: not a model's config")
+    return str(content["kind"])
+
+
+def read_settings(folder: Path | str, kind: str, what: str) -> dict[str, Any]:
+    """The settings that `write_model` was given. `what` names the kind of model in words, for the error.
+
+    Raises CheckpointError for another kind or format.
+    """
+    found = read_kind(folder)
+    if found != kind:
+        raise CheckpointError(f"{Path(folder) / _CONFIG}: not {what}'s config, but of kind {found!r}")
+    content: dict[str, Any] = read_json(Path(folder) / _CONFIG)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: {kind} format {version}; this version reads {FORMAT_VERSION}")
+    return content
+
+
+@contextmanager
+def settings_of(folder: Path | str) -> Iterator[None]:
+    """What is wrong with settings read from a folder becomes a CheckpointError that names the file."""
+    try:
+        yield
+    except KeyError as problem:
+        raise CheckpointError(f"{Path(folder) / _CONFIG}: {problem} is missing") from problem
+    except (TypeError, ConfigError) as problem:
+        raise CheckpointError(f"{Path(folder) / _CONFIG}: {problem}") from problem
+
+
+def read_weights(folder: Path | str, model: nn.Module) -> None:
+    """Put the numbers into a model that was made from the settings. Raises CheckpointError if they do not fit."""
+    tensors = read_tensors(Path(folder) / _WEIGHTS)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as problem:
+        raise CheckpointError(f"{folder}: weights and config.json do not belong together ({problem})") from problem

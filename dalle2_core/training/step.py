@@ -1,0 +1,119 @@
+"""One optimizer step over a global batch, whatever processes and parts the batch is cut into."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle2_core.draws import Draws
+from dalle2_core.errors import ConfigError, NonFiniteLoss
+from dalle2_core.training.config import TrainConfig
+from dalle2_core.training.distributed import Processes
+from dalle2_core.training.optim import OptimConfig
+from dalle2_core.training.randomness import seeded_layers, step_draws
+from dalle2_core.training.state import TrainState
+from dalle2_core.types import Batch, StepLoss
+
+_ADVICE = "the last checkpoint is intact. Look at those rows, or lower optim.lr"
+
+
+class LossPass(nn.Module):
+    """A model's loss as a forward pass: what wrappers that average gradients listen to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any, draws: Draws) -> StepLoss:
+        """`model.loss`."""
+        loss: StepLoss = self.model.loss(batch, draws)  # type: ignore[operator]
+        return loss
+
+
+def refuse_to_cut(model: nn.Module, config: TrainConfig, together: Processes) -> None:
+    """Raise ConfigError for a batch that cannot be cut as it is to be."""
+    cuts = together.world * config.accumulate
+    if cuts > config.batch_size:
+        raise ConfigError(
+            f"train.batch_size {config.batch_size} is less than a row for each of {together.world} processes times "
+            f"train.accumulate {config.accumulate}; give at least {cuts}"
+        )
+    if cuts > 1 and getattr(model, "compares_rows", False):
+        raise ConfigError(
+            f"the loss of a {type(model).__name__} compares the rows of a batch with each other, so a batch cannot be "
+            "cut: train it in one process, with train.accumulate=1"
+        )
+
+
+def take_step(
+    state: TrainState,
+    loss_pass: nn.Module,
+    batch: Batch,
+    rate: float,
+    config: TrainConfig,
+    optim: OptimConfig,
+    together: Processes,
+) -> float:
+    """Take it; returns its loss, the mean over the global batch. Nothing in `state` has changed if it raises.
+
+    loss_pass: `LossPass(state.model)`, made parallel. batch: this process's rows of the global batch, on its device.
+    """
+    step, device = state.step + 1, next(state.model.parameters()).device
+    start, stop = together.share(config.batch_size)
+    if len(batch) != stop - start:
+        raise ConfigError(
+            f"the stream gave {len(batch)} rows to process {together.rank} of {together.world}; "
+            f"{stop - start} of train.batch_size {config.batch_size} are its"
+        )
+
+    state.optimizer.zero_grad(set_to_none=True)
+    losses: list[tuple[int, int, Tensor]] = []
+    sums: dict[str, float] = {}
+    cuts = [(stop - start) * part // config.accumulate for part in range(config.accumulate + 1)]
+    for first, last in itertools.pairwise(cuts):
+        rows = last - first
+        draws = step_draws(config.seed, step, start + first, rows, device)
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        with nullcontext() if last == stop - start else together.unsynced(loss_pass):
+            with seeded_layers(config.seed, step, device, f"layers/{start + first}"), mixed:
+                result: StepLoss = loss_pass(batch if rows == len(batch) else batch.part(first, last), draws)
+            # Parts add up and processes are averaged: this makes it the mean over the rows of the global batch.
+            (result.loss * (rows * together.world / config.batch_size)).backward()  # type: ignore[no-untyped-call]
+        losses.append((start + first, rows, result.loss.detach()))
+        for name, value in result.metrics.items():
+            sums[name] = sums.get(name, 0.0) + value * rows
+
+    sums["loss"] = sum(float(loss) * rows for _, rows, loss in losses)
+    means = {name: value / config.batch_size for name, value in together.add_up(sums).items()}
+    if not math.isfinite(means["loss"]):
+        first, last = _broken(losses, together)
+        where = f"step {step}, samples {state.samples + first + 1} to {state.samples + last}"
+        raise NonFiniteLoss(f"{where}: the loss is {means['loss']}; {_ADVICE}", step)
+
+    limit = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
+    grad_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+    if not math.isfinite(grad_norm):
+        where = f"step {step}, samples {state.samples + 1} to {state.samples + config.batch_size}"
+        raise NonFiniteLoss(f"{where}: the gradient's norm is {grad_norm}; {_ADVICE}", step)
+
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    state.step = step
+    state.samples += config.batch_size
+    state.tally.add(means | {"grad_norm": grad_norm}, config.batch_size)
+    return means["loss"]
+
+
+def _broken(losses: list[tuple[int, int, Tensor]], together: Processes) -> tuple[int, int]:
+    """[first, last) rows of the first part, over all processes, whose loss is not finite."""
+    mine = [(first, first + rows) for first, rows, loss in losses if not math.isfinite(float(loss))]
+    first, last = min(itertools.chain.from_iterable(together.gather(mine)))
+    return int(first), int(last)
