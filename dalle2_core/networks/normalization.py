@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def norm_scale_silu(x: Tensor, norm: nn.GroupNorm, scale_shift: Tensor | None) -> Tensor:
-    """silu(norm(x) (1 + scale) + shift). x: [b, c, h, w]. scale_shift: [b, 2 c], or None for neither.
+def norm_scale_silu(x: Tensor, norm: nn.GroupNorm, scale_shift: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
+    """silu(norm(x) (1 + scale) + shift), and what makes it again from what is kept for its backward pass anyway.
 
-    Gradients once only: it cannot be differentiated twice.
+    x: [b, c, h, w]. scale_shift: [b, 2 c], or None for neither. Gradients once only: it cannot be differentiated twice.
     """
     gain, offset = norm.weight[None], norm.bias[None]
     if scale_shift is None:
@@ -21,25 +23,29 @@ def norm_scale_silu(x: Tensor, norm: nn.GroupNorm, scale_shift: Tensor | None) -
     else:
         scale, shift = scale_shift.chunk(2, dim=1)
         gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
-    # Norms are float32 under autocast, as torch's own are.
-    out: Tensor = _NormAffineSilu.apply(x, gain.to(x.dtype), offset.to(x.dtype), norm.num_groups, norm.eps)
-    return out
+    gain, offset = gain.to(x.dtype), offset.to(x.dtype)
+    out, normed = _NormAffineSilu.apply(x, gain, offset, norm.num_groups, norm.eps)
+    return out, partial(_affine_silu, normed, gain.detach(), offset.detach())
+
+
+def _affine_silu(normed: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    return F.silu(torch.addcmul(offset[:, :, None, None], normed, gain[:, :, None, None]), inplace=True)
 
 
 class _NormAffineSilu(torch.autograd.Function):
-    """x [b, c, h, w], gain [b, c], offset [b, c] → silu(group_norm(x) gain + offset)."""
+    """x [b, c, h, w], gain [b, c], offset [b, c] → silu(group_norm(x) gain + offset), group_norm(x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
         rows, channels, height, width = x.shape
         normed, _, rstd = torch.native_group_norm(x, None, None, rows, channels, height * width, groups, eps)
         ctx.save_for_backward(normed, gain, offset, rstd)
-        affine = torch.addcmul(offset[:, :, None, None], normed, gain[:, :, None, None])
-        return F.silu(affine, inplace=True)
+        ctx.mark_non_differentiable(normed)
+        return _affine_silu(normed, gain, offset), normed
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         normed, gain, offset, rstd = ctx.saved_tensors
         groups = rstd.shape[1]
         affine = torch.addcmul(offset[:, :, None, None], normed, gain[:, :, None, None])

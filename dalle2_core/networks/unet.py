@@ -17,6 +17,7 @@ from dalle2_core.conditions import DecoderCondition
 from dalle2_core.errors import ShapeError
 from dalle2_core.keywords import from_keywords
 from dalle2_core.networks.image_attention import LinearAttention, SelfAttention
+from dalle2_core.networks.sparing import made_again
 from dalle2_core.networks.unet_blocks import (
     Context,
     CrossEmbed,
@@ -135,7 +136,7 @@ class Unet(nn.Module):
             x = up.upsample(x)
         if self.upsample_combiner is not None:
             x = self.upsample_combiner(x, outputs)
-        x = self._run(self.final_resnet_block, torch.cat((x, first), dim=1), hidden_time, None)
+        x = self._run_joined(self.final_resnet_block, (x, first), hidden_time, None)
         if condition.lowres is not None:
             x = torch.cat((x, condition.lowres), dim=1)
         out: Tensor = self.to_out(x)
@@ -158,16 +159,25 @@ class Unet(nn.Module):
         """Through one resolution, before its size is doubled."""
         scale = 2**-0.5 if self.config.scale_skip_connection else 1.0
         for block in up.blocks:
-            bridge = bridges.pop()
-            x = torch.cat((x, bridge if scale == 1.0 else bridge * scale), dim=1)
-            x = self._run(block, x, time, context)
+            x = self._run_joined(block, (x, _scaled(bridges.pop(), scale)), time, context)
         out: Tensor = up.attention(x)
         return out
+
+    def _run_joined(
+        self, block: nn.Module, parts: tuple[Tensor, Tensor], time: Tensor, context: Context | None
+    ) -> Tensor:
+        """A block on both parts' channels. They are kept apart, as one of them mostly is anyway."""
+        joined = torch.cat(parts, dim=1)
+        if self.training and self.config.checkpoint_during_training:
+            return self._run(block, joined, time, context)
+        apart = [part.detach() for part in parts]
+        with made_again(joined, lambda: torch.cat(apart, dim=1)):
+            return self._run(block, joined, time, context)
 
     def _run(self, block: nn.Module, x: Tensor, time: Tensor, context: Context | None) -> Tensor:
         out: Tensor
         if self.training and self.config.checkpoint_during_training:
-            out = checkpoint(block, x, time, context, use_reentrant=False)
+            out = checkpoint(block, x, time, context, sparing=False, use_reentrant=False)
         else:
             out = block(x, time, context)
         return out
@@ -191,6 +201,10 @@ class Unet(nn.Module):
                 f"the smaller image is {tuple(condition.lowres.shape)}; scaled up it must be {tuple(x.shape)}"
             )
         self.condition.check(condition, len(x))
+
+
+def _scaled(bridge: Tensor, scale: float) -> Tensor:
+    return bridge if scale == 1.0 else bridge * scale
 
 
 class DownResolution(nn.Module):

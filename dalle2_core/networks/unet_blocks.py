@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from dalle2_core.networks.image_attention import CrossAttention
 from dalle2_core.networks.normalization import norm_scale_silu
+from dalle2_core.networks.sparing import made_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,11 @@ class Block(nn.Module):
         self.project = convolution(dim, dim_out, 3, padding=1)
         self.norm = nn.GroupNorm(groups, dim_out)
 
-    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
-        """scale_shift: [b, 2 dim_out], or None for neither."""
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_recipe(x, None)[0]
+
+    def with_recipe(self, x: Tensor, scale_shift: Tensor | None) -> tuple[Tensor, Callable[[], Tensor]]:
+        """The output, and what makes it again. scale_shift: [b, 2 dim_out], or None for neither."""
         return norm_scale_silu(self.project(x), self.norm, scale_shift)
 
 
@@ -67,13 +72,15 @@ class ResnetBlock(nn.Module):
         self.cross_attn = None if cond_dim is None else CrossAttention(dim_out, cond_dim, cosine_sim)
         self.res_conv = nn.Identity() if dim == dim_out else nn.Conv2d(dim, dim_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor, context: Context | None = None) -> Tensor:
-        """time: [b, time_dim]."""
-        hidden = self.block1(x, self.time_mlp(time))
-        if self.cross_attn is not None:
-            assert context is not None
-            hidden = hidden + self.cross_attn(hidden, context.tokens, context.mask)
-        out: Tensor = self.block2(hidden) + self.res_conv(x)
+    def forward(self, x: Tensor, time: Tensor, context: Context | None = None, sparing: bool = True) -> Tensor:
+        """time: [b, time_dim]. sparing: make the first block's output again in the backward pass."""
+        hidden, again = self.block1.with_recipe(x, self.time_mlp(time))
+        with made_again(hidden, again) if sparing else nullcontext():
+            if self.cross_attn is not None:
+                assert context is not None
+                hidden = hidden + self.cross_attn(hidden, context.tokens, context.mask)
+            hidden = self.block2(hidden)
+        out: Tensor = hidden + self.res_conv(x)
         return out
 
 

@@ -28,7 +28,7 @@ def embeddings():
 def train(stage, steps, learning_rate=3e-3):
     images, embeds = shapes(), embeddings()
     optimizer = torch.optim.Adam(stage.parameters(), lr=learning_rate, betas=(0.9, 0.99))
-    batch = DecoderBatch(images.repeat(2, 1, 1, 1), embeds.repeat(2, 1))
+    batch = DecoderBatch(images, embeds)
     log = []
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -58,11 +58,11 @@ def network(**keywords):
 @pytest.mark.parametrize("predicts", ["v", "x0", "noise"])
 def test_it_makes_the_right_shape_for_each_embedding(predicts):
     stage = DecoderStage(network(), StageConfig(SIZE, timesteps=200, sample_timesteps=20, predicts=predicts))
-    train(stage, 400)
+    train(stage, 300)
     decoder = Decoder.from_stages([stage])
     right, error = right_ones(decoder)
     assert right == 8
-    assert error < 0.05
+    assert error < 0.08
     assert right_ones(decoder, sampler="ddpm", steps=40)[0] == 8
     assert right_ones(decoder, cond_scale=2.0)[0] == 8
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from dalle2_core.networks.image_attention import CrossAttention, SelfAttention, as_image, as_tokens
 from dalle2_core.networks.normalization import norm_scale_silu
+from dalle2_core.networks.sparing import made_again
 from dalle2_core.networks.unet_blocks import Downsample, WeightStandardizedConv2d
 
 
@@ -38,6 +39,9 @@ def test_norm_scale_silu_is_torchs_own_and_so_are_its_gradients(scaled, memory):
         inputs = [x.clone().requires_grad_(), scale_shift.clone().requires_grad_() if scaled else None]
         norm.zero_grad()
         out = function(inputs[0], norm, inputs[1])
+        if isinstance(out, tuple):
+            out, again = out
+            assert torch.equal(again(), out)
         out.backward(upstream)
         gradients = [it.grad.clone() for it in (*inputs, norm.weight, norm.bias) if it is not None]
         results.append((out, *gradients))
@@ -114,3 +118,28 @@ def test_standardized_weights_do_not_feel_scale_or_offset():
     with torch.no_grad():
         conv.weight.mul_(50).add_(3)
     torch.testing.assert_close(conv(x), before, atol=1e-2, rtol=1e-2)
+
+
+def test_what_is_made_again_is_not_kept_and_gives_the_same_gradients():
+    parts = [torch.randn(2, 3, 4, 4, requires_grad=True) for _ in range(2)]
+    conv = nn.Conv2d(6, 5, 3, padding=1)
+    made, results = [], []
+    for sparing in (True, False):
+        joined = torch.cat(parts, dim=1)
+
+        def again():
+            made.append(1)
+            return torch.cat([it.detach() for it in parts], dim=1)
+
+        if sparing:
+            with made_again(joined, again):
+                out = conv(joined) + joined.flatten(2).square().sum()
+        else:
+            out = conv(joined) + joined.flatten(2).square().sum()
+        for it in (*parts, conv.weight):
+            it.grad = None
+        out.square().sum().backward()
+        results.append([it.grad.clone() for it in (*parts, conv.weight)])
+    assert len(made) == 2  # once for the convolution, once for the square
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
