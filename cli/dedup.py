@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import debug_option, json_option
+from .options import debug_option, dry_run_option, json_option
 
 
 @click.command()
@@ -30,6 +30,9 @@ from .options import debug_option, json_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
 @click.option("--pairs", type=click.IntRange(0), default=60, show_default=True, help="Pairs to show in pairs.html.")
 @click.option("--images", help="Where the image shards are now, for the pictures in pairs.html.")
+@click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the cores. The result does not depend on it.")
+@dry_run_option
 @json_option
 @debug_option
 def command(
@@ -41,22 +44,29 @@ def command(
     seed: int,
     pairs: int,
     images: str | None,
+    materialise: bool,
+    threads: int | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Find the rows of an embedding data set that repeat others (SemDeDup).
 
     EMB is left as it is. OUT gets kept.parquet and dropped.parquet (which row, and which one it repeats), pairs.html
-    with pictures of pairs around the threshold, and report.json with what each other threshold would keep.
+    with pictures of pairs around the threshold, and report.json with what each other threshold would keep. Rows of the
+    same image file are duplicates at any threshold. Run again with another threshold, it compares nothing anew.
 
     \b
     embedpipe dedup emb dedup
-    embedpipe dedup emb dedup --threshold 0.97 --keep similarity
+    embedpipe dedup emb dedup --threshold 0.97 --keep similarity --materialise
     """
-    from embedpipe.curate import DedupConfig, dedup
+    from embedpipe.curate import DedupConfig, dedup, plan_dedup
 
     from . import display
 
-    config = DedupConfig(threshold, keep, modality, seed, pairs, images)
+    config = DedupConfig(threshold, keep, modality, seed, pairs, images, materialise, threads)
+    if dry_run:
+        display.print_json({"plan": display.plain(plan_dedup(emb, config)), "config": display.plain(config)})
+        return
     with display.progress("dedup", "rows", "steps") as view:
         report = dedup(emb, out, config, view)
     if as_json:

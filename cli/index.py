@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from .options import debug_option, json_option
+from .options import debug_option, dry_run_option, json_option
+
+if TYPE_CHECKING:
+    from embedpipe.index import BuildPlan, IndexCard
+
+_GROWN = 4  # times the rows that an index was trained on: its lists then fit the data less well
 
 
 @click.command()
@@ -12,23 +19,104 @@ from .options import debug_option, json_option
 @click.option(
     "--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Which side."
 )
+@click.option(
+    "--type",
+    "kind",
+    default="auto",
+    show_default=True,
+    metavar="TYPE",
+    help="auto chooses from rows and memory. flat (exact), hnsw, ivf, ivf-sq8, ivf-pq; or faiss' name of a type, such "
+    "as IVF4096,SQ8 or HNSW16.",
+)
+@click.option(
+    "--memory",
+    default="4G",
+    show_default=True,
+    metavar="SIZE",
+    help="What building may take, and the index when searched.",
+)
+@click.option(
+    "--recall",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Recall@10 that searches should reach; how hard they look is chosen by measuring it.",
+)
+@click.option("--rebuild", is_flag=True, help="Begin anew, whatever is there.")
+@dry_run_option
 @json_option
 @debug_option
-def command(emb: str, modality: str, as_json: bool) -> None:
-    """Build the search index of an embedding data set (faiss, exact).
+def command(
+    emb: str, modality: str, kind: str, memory: str, recall: float, rebuild: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Build the search index of an embedding data set (faiss), or bring it up to date.
 
-    It is kept in EMB/index and rebuilt only when the data has changed.
+    It is kept in EMB/index. Shards that are new since are added, without touching what is there. Killed and run
+    again, it goes on. The recall that it reaches is measured, and kept in its card.
 
     \b
     embedpipe index emb
+    embedpipe index emb --memory 16G --recall 0.98
+    embedpipe index emb --modality text --type flat
     """
-    from embedpipe.index import build_index
+    from embedpipe.index import IndexConfig, build_index, plan_index
 
     from . import display
 
+    config = IndexConfig(modality, kind, memory, recall, rebuild)
+    plan = plan_index(emb, config)
+    if dry_run:
+        if as_json:
+            display.print_json({"config": config, "plan": plan})
+        else:
+            _print_plan(emb, config.modality, memory, plan)
+        return
+    if not as_json and plan.action != "nothing":
+        click.echo(f"{emb}: {plan.why}: {plan.kind.factory}", err=True)
     with display.progress("index", "rows") as view:
-        card = build_index(emb, modality, view)
+        card = build_index(emb, config, view)
     if as_json:
         display.print_json(card)
     else:
-        click.echo(f"{emb}: {modality} index of {card.rows:,} rows × {card.dim}, {card.kind}, exact")
+        _print_card(emb, card)
+    _warn(emb, card, recall)
+
+
+def _print_plan(emb: str, modality: str, memory: str, plan: BuildPlan) -> None:
+    from . import display
+
+    added = sum(shard.rows for shard in plan.add)
+    rows = [
+        ("action", plan.action),
+        ("because", plan.why),
+        ("index", f"{plan.kind.factory}, {modality}, {plan.rows:,} rows, about {plan.index_bytes / 2**20:,.0f} MiB"),
+        ("rows to add", f"{added:,} in {len(plan.add):,} shards, committed about every {plan.part_rows:,}"),
+        ("trained on", f"{plan.kind.training_rows:,} rows"),
+        ("memory", memory),
+        ("found rows are compared again", "yes, by their stored embeddings" if plan.kind.candidates else "no"),
+    ]
+    display.table(["", ""], rows, title=emb)
+
+
+def _print_card(emb: str, card: IndexCard) -> None:
+    found = ", ".join(f"{share:.3f} ({side} rows)" for side, share in card.recall.items())
+    how = [f"nprobe {card.nprobe}"] * (card.nprobe is not None) + [f"ef {card.ef_search}"] * (
+        card.ef_search is not None
+    )
+    how += [f"{card.candidates} candidates compared again"] * bool(card.candidates)
+    click.echo(
+        f"{emb}: {card.modality} index of {card.rows:,} rows × {card.dim}: {card.kind}, {card.bytes / 2**20:,.1f} MiB"
+    )
+    click.echo(f"recall@10 {found}, of {card.recall_queries} queries each{': ' * bool(how)}{', '.join(how)}")
+
+
+def _warn(emb: str, card: IndexCard, recall: float) -> None:
+    short = [f"{share:.3f} with {side} rows" for side, share in card.recall.items() if share < recall]
+    if short:
+        click.echo(f"warning: recall@10 is {', '.join(short)}, below {recall:g}. Try --type ivf-sq8, or flat", err=True)
+    if card.rows >= _GROWN * card.rows_then and "IVF" in card.kind:
+        click.echo(
+            f"note: trained when there were {card.rows_then:,} rows, now {card.rows:,}; with `embedpipe index {emb} "
+            "--rebuild` searches are faster",
+            err=True,
+        )

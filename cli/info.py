@@ -47,6 +47,8 @@ def command(path: str, hosts: int, as_json: bool) -> None:
             ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, normalised, {encoder['precision']}"),
             ("fingerprint", found.fingerprint[:16]),
         ]
+        if predicted := encoder.get("predicted_by"):
+            rows.append(("image embeddings", f"predicted by a {predicted['kind']} {predicted['sha256'][:16]}"))
     if found.tokens is not None:
         each = found.tokens / max(1, found.rows)
         rows.append(("text tokens", f"{found.tokens:,} × {found.token_width}, {each:.1f} for each row"))

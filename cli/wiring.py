@@ -21,7 +21,6 @@ from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
 from embedpipe.errors import InputError, RunMismatch
 from embedpipe.load import EmbeddingLoader, rows_of, splits
-from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
 from embedpipe.manifest import refuse_difference
@@ -116,10 +115,13 @@ def train_prior(
         steps = best_step = 0
         if isinstance(prior, Trainable):
             run = Run(Path(out), describes=_describes(facts))
-            with _naming_rows(out, seen, rows[TRAIN], recipe, together):
+            loader = EmbeddingLoader(
+                seen.dataset, rows[TRAIN], recipe.train.batch_size, recipe.train.seed, recipe.text_tokens
+            )
+            with _naming_rows(out, seen, loader, together):
                 steps = train(
                     prior,
-                    _stream(seen, rows[TRAIN], recipe, together),
+                    _stream(seen, loader, together.share(recipe.train.batch_size)),
                     run,
                     recipe.train,
                     recipe.optim,
@@ -174,28 +176,22 @@ def _fitted(prior: Prior) -> list[torch.Tensor]:
     return [] if isinstance(prior, Trainable) else [it for it in prior.buffers() if it is not None]
 
 
-def _stream(
-    seen: PriorRows, rows: np.ndarray, recipe: PriorRecipe, together: Processes
-) -> Callable[[int], Iterator[PriorBatch]]:
+def _stream(seen: PriorRows, loader: EmbeddingLoader, share: tuple[int, int]) -> Callable[[int], Iterator[PriorBatch]]:
     """This process's rows of the batches from a step on."""
-    loader = EmbeddingLoader(seen.dataset, rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens)
-    start, stop = together.share(recipe.train.batch_size)
-    return lambda step: (seen.prior_batch(batch).part(start, stop) for batch in loader.batches(step))
+    return lambda step: (seen.prior_batch(batch).part(*share) for batch in loader.batches(step))
 
 
 @contextlib.contextmanager
-def _naming_rows(
-    out: str, seen: PriorRows, rows: np.ndarray, recipe: PriorRecipe, together: Processes
-) -> Iterator[None]:
+def _naming_rows(out: str, seen: PriorRows, loader: EmbeddingLoader, together: Processes) -> Iterator[None]:
     """When a loss is not finite, leave the rows of its batch in a file and say so."""
     try:
         yield
     except NonFiniteLoss as problem:
         if together.is_first:
-            config = recipe.train
-            batch = next(batches_from(rows, config.batch_size, config.seed, problem.step - 1))
-            found = seen.dataset.rows([int(row) for row in batch], ("src_shard", "key"))
-            named = [{"row": int(row), **columns} for row, columns in zip(batch, found, strict=True)]
+            rows = next(loader.batches(problem.step - 1)).rows
+            assert rows is not None
+            found = seen.dataset.rows([int(row) for row in rows], ("src_shard", "key"))
+            named = [{"row": int(row), **columns} for row, columns in zip(rows, found, strict=True)]
             content = json.dumps({"step": problem.step, "rows": named}, indent=1) + "\n"
             files.write_bytes(files.join(out, _NOT_FINITE), content.encode())
         raise NonFiniteLoss(f"{problem}. The rows of that batch: {Path(out) / _NOT_FINITE}", problem.step) from problem

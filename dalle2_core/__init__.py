@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dalle2_core.prior import DiffusionPrior
     from dalle2_core.stage import DecoderStage
     from dalle2_core.stage_config import LowresConfig, StageConfig
+    from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.types import PriorBatch
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "DecoderStage",
     "DiffusionPrior",
     "DiffusionPriorNetwork",
+    "DiffusionPriorTrainer",
     "LowresConfig",
     "PriorBatch",
     "StageConfig",
@@ -47,6 +49,7 @@ _HOMES = {
     "DecoderStage": "dalle2_core.stage",
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
+    "DiffusionPriorTrainer": "dalle2_core.training.trainer",
     "LowresConfig": "dalle2_core.stage_config",
     "PriorBatch": "dalle2_core.types",
     "StageConfig": "dalle2_core.stage_config",

@@ -17,8 +17,9 @@ class Droppable(Protocol):
     def joined(self: D, other: D) -> D: ...
 
 
+C = TypeVar("C")
 D = TypeVar("D", bound=Droppable)
-ConditionalDenoise = Callable[[Tensor, Tensor, D, Tensor | None], Tensor]
+ConditionalDenoise = Callable[[Tensor, Tensor, C, Tensor | None], Tensor]
 
 
 def guided(denoise: ConditionalDenoise[D], scale: float) -> ConditionalDenoise[D]:
@@ -30,12 +31,22 @@ def guided(denoise: ConditionalDenoise[D], scale: float) -> ConditionalDenoise[D
     """
     if scale == 1.0:
         return denoise
+    of_both = guided_pair(denoise, scale)
 
     def denoise_guided(x_t: Tensor, t: Tensor, condition: D, self_cond: Tensor | None = None) -> Tensor:
+        return of_both(x_t, t, condition.joined(condition.unconditional()), self_cond)
+
+    return denoise_guided
+
+
+def guided_pair(denoise: ConditionalDenoise[C], scale: float) -> ConditionalDenoise[C]:
+    """As `guided`, for a condition that holds both kinds already: b rows, then the same rows without."""
+
+    def denoise_guided(x_t: Tensor, t: Tensor, condition: C, self_cond: Tensor | None = None) -> Tensor:
         both = denoise(
             torch.cat((x_t, x_t)),
             torch.cat((t, t)),
-            condition.joined(condition.unconditional()),
+            condition,
             None if self_cond is None else torch.cat((self_cond, self_cond)),
         )
         conditional, unconditional = both.chunk(2)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from dalle2_core.denoiser import Denoiser
 from dalle2_core.draws import Draws, coin, integers, normal, uniform
 from dalle2_core.errors import ConfigError
-from dalle2_core.guidance import guided
+from dalle2_core.guidance import guided_pair
 from dalle2_core.keywords import chosen, from_keywords
-from dalle2_core.networks.causal import PriorNetworkConfig
+from dalle2_core.networks.causal import Memory, PriorNetworkConfig
 from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
 from dalle2_core.parameterization import PARAMETERIZATIONS
 from dalle2_core.prior_base import Prior, check_candidates, check_guidance, check_width, evaluating, nearest
@@ -75,7 +75,7 @@ class DiffusionPrior(Prior):
         return self._clip[0]
 
     @property
-    def denoiser(self) -> Denoiser[TextCondition]:
+    def denoiser(self) -> Denoiser[TextCondition | Memory]:
         """The network's output as an estimate of the scaled image embedding."""
         config = self.config
         return Denoiser(
@@ -227,11 +227,16 @@ class DiffusionPrior(Prior):
         return nearest(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
 
     def _estimator(self, text: TextCondition, cond_scale: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """x_t → x0 for these texts, guided and clamped as the config says."""
-        denoise = guided(self.denoiser, cond_scale)
+        """x_t → x0 for these texts, guided and clamped as the config says.
+
+        The texts are read once for all steps.
+        """
+        denoiser = self.denoiser
+        denoise = denoiser if cond_scale == 1.0 else guided_pair(denoiser, cond_scale)
+        read = self.net.read(text if cond_scale == 1.0 else text.joined(text.unconditional()))
 
         def estimate(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-            x0 = denoise(x_t, t, text, previous)
+            x0 = denoise(x_t, t, read, previous)
             return self._to_norm_1(x0) if self.config.sampling_clamp_l2norm else x0
 
         return estimate

@@ -7,8 +7,8 @@
     embedpipe.build_index("emb")
     hits = embedpipe.search(data, data.text[0], k=5)
 
-Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch` and `embedpipe.encode`
-are rooms (packages) that can also be called, see `embedpipe.room`.
+Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch`, `embedpipe.encode` and
+`embedpipe.export` are rooms (packages) that can also be called, see `embedpipe.room`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .curate import DedupConfig, dedup
+    from .curate import DedupConfig, FilterConfig, dedup, export_images, filter
     from .encode.base import EncoderConfig
     from .encode.job import EncodeConfig
     from .encode.pictures import StageConfig
+    from .export import ExportConfig
     from .fetch import FetchConfig
-    from .index import build_index, query_encoder, search
+    from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader
+    from .subset import read_subset, write_subset
 
 _HOMES = {
     "DedupConfig": "curate",
@@ -32,15 +34,25 @@ _HOMES = {
     "EmbeddingLoader": "load",
     "EncodeConfig": "encode.job",
     "EncoderConfig": "encode.base",
+    "ExportConfig": "export",
     "FetchConfig": "fetch",
+    "FilterConfig": "curate",
+    "IndexConfig": "index",
+    "Searcher": "index",
     "StageConfig": "encode.pictures",
     "build_index": "index",
+    "check_index": "index",
     "dedup": "curate",
     "describe": "info",
+    "export_images": "curate",
+    "filter": "curate",
+    "plan_index": "index",
     "query_encoder": "index",
+    "read_subset": "subset",
     "search": "index",
+    "write_subset": "subset",
 }
-_ROOMS = ("encode", "fetch", "verify")
+_ROOMS = ("encode", "export", "fetch", "verify")
 
 __all__ = [
     "DedupConfig",
@@ -48,13 +60,23 @@ __all__ = [
     "EmbeddingLoader",
     "EncodeConfig",
     "EncoderConfig",
+    "ExportConfig",
     "FetchConfig",
+    "FilterConfig",
+    "IndexConfig",
+    "Searcher",
     "StageConfig",
     "build_index",
+    "check_index",
     "dedup",
     "describe",
+    "export_images",
+    "filter",
+    "plan_index",
     "query_encoder",
+    "read_subset",
     "search",
+    "write_subset",
 ]
 
 

@@ -26,11 +26,25 @@ class PreprocessSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionCard:
+    """What predicted the image embeddings of a data set from its text embeddings.
+
+    kind: of prior. sha256: of its configuration and weights. sampling: how it was sampled, plain values.
+    """
+
+    kind: str
+    sha256: str
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderCard:
     """Model, weights, preprocessing and number format of an embedding data set.
 
     `weights_sha256` hashes names, dtypes, shapes and bytes of the state dict. Two data sets belong together when their
     `fingerprint()` is equal: the names a user typed for the model (`model`, `pretrained`) are not part of it.
+    predicted_by: None where the image embeddings were made from images. Predicted ones have another fingerprint, so
+    that nothing takes them for the real thing.
     """
 
     model: str
@@ -44,6 +58,7 @@ class EncoderCard:
     preprocess: PreprocessSpec
     tokenizer: str
     context_length: int
+    predicted_by: PredictionCard | None = None
 
     def fingerprint(self) -> str:
         """Hex sha256 over everything that decides the numbers."""
@@ -54,4 +69,10 @@ class EncoderCard:
         """What the fingerprint is made of, as plain values."""
         facts = dataclasses.asdict(self)
         del facts["model"], facts["pretrained"]
+        if self.predicted_by is None:
+            del facts["predicted_by"]  # Absent rather than null: data sets from before there was this keep their print.
         return facts
+
+    def of_encoder(self) -> EncoderCard:
+        """The card of the encoder alone: what a query must be encoded with."""
+        return dataclasses.replace(self, predicted_by=None)

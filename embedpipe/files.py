@@ -132,6 +132,14 @@ def stat(location: str) -> FileStat:
     return FileStat(int(info["size"]), str(mark))
 
 
+def has_size(location: str, size: int) -> bool:
+    """Whether a file is there and of that size."""
+    try:
+        return stat(location).bytes == size
+    except InputError:
+        return False
+
+
 @contextlib.contextmanager
 def reading(location: str) -> Iterator[BinaryIO]:
     """A binary stream of a file. Raises InputError when it cannot be opened."""
@@ -186,7 +194,10 @@ def unwritable(location: str, problem: OSError) -> OutputUnwritable:
             f"{location}: no space left on the device",
             "What is committed is whole. Free some space and run the same command again",
         )
-    return OutputUnwritable(f"{location}: cannot write: {problem.strerror or problem}")
+    return OutputUnwritable(
+        f"{location}: cannot write: {problem.strerror or problem}",
+        "Give another output folder, or make this one writable",
+    )
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from .types import SourceShard
 FORMAT_VERSION = 1
 EMBEDDINGS = "embedpipe/embeddings"
 IMAGE_SHARDS = "embedpipe/image-shards"
+EXPORT = "embedpipe/export"
 
 _RUN_FILE = "embedpipe.json"
 _MANIFESTS = "manifest"
@@ -63,7 +64,8 @@ class FileRecord:
 class ShardManifest:
     """The commit record of one shard.
 
-    rows_in = rows_out + rows_rejected. `rejects` counts by error class. `retried` (image shards): of rows that failed
+    rows_in = rows_out + rows_rejected + rows_dropped: a dropped row passed, and `filter` or `dedup` left it out of the
+    data set they made. `rejects` counts by error class. `retried` (image shards): of rows that failed
     in an earlier shard and are tried again in this one, how many had failed by which class. `source_sha256` hashes the
     input shard's bytes.
     `fingerprint` is the encoder card's (embeddings) or empty. `tokens` and `token_width`: how many token states there
@@ -85,6 +87,7 @@ class ShardManifest:
     tokens: int | None = None
     token_width: int | None = None
     retried: dict[str, int] = field(default_factory=dict)
+    rows_dropped: int = 0
     timing_s: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

@@ -77,12 +77,14 @@ class EmbeddingBatch:
 
     image, text: float32 [b, d], L2-normalised, or None when that side was not asked for. text_tokens: float32
     [b, longest, w] states of the captions' tokens, and text_mask: bool [b, longest], True at real ones; None likewise.
+    rows: int64 [b], their numbers in the data set they were loaded from; None where they come from an encoder.
     """
 
     image: np.ndarray | None
     text: np.ndarray | None
     text_tokens: np.ndarray | None = None
     text_mask: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

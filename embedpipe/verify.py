@@ -88,8 +88,9 @@ def _plan_faults(run: RunCard, entries: list[ShardManifest]) -> Iterator[Fault]:
 
 def _shard_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
     """What is wrong with one committed shard."""
-    if entry.rows_in != entry.rows_out + entry.rows_rejected:
-        yield f"{entry.rows_in} rows in, {entry.rows_out} out and {entry.rows_rejected} rejected do not add up"
+    if entry.rows_in != entry.rows_out + entry.rows_rejected + entry.rows_dropped:
+        dropped = f", {entry.rows_dropped} dropped" if entry.rows_dropped else ""
+        yield f"{entry.rows_in} rows in, {entry.rows_out} out and {entry.rows_rejected} rejected{dropped} do not add up"
     if sum(entry.rejects.values()) != entry.rows_rejected:
         yield f"{entry.rows_rejected} rejected, but the classes add up to {sum(entry.rejects.values())}"
     listed = layout.errors(entry.number, run.shard_digits) in {record.path for record in entry.files}

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Sets up a tool we compare with, in an environment of its own beside this file: setup.sh clip-retrieval
+# Sets up a tool we compare with, in an environment of its own beside this file, or in a folder: setup.sh PEER [FOLDER]
 set -euo pipefail
-cd "$(dirname "$0")"
-known="clip-retrieval, dalle2-pytorch, prior-fixtures"
+known="autofaiss, clip-retrieval, dalle2-pytorch, prior-fixtures, tables"
 peer="${1:?name one: $known}"
+here="$(cd "$(dirname "$0")" && pwd)"
+cd "${2:-$here}"
 
 # What DALLE2-pytorch's priors computed changed between these; the last one is the environment's.
 releases=(0.16.0 0.16.1 0.16.2 0.16.10 0.23.1 1.1.0 1.4.3 1.10.5 1.10.8)
@@ -15,10 +16,10 @@ if [ "$peer" = prior-fixtures ]; then
   made=$(mktemp -d)
   for release in "${releases[@]}"; do
     [ -d "$old/$release" ] || dalle2-pytorch/bin/pip install --quiet --no-deps --target "$old/$release" "dalle2-pytorch==$release"
-    PYTHONPATH="$old/$release:$old/common" dalle2-pytorch/bin/python make_prior_fixtures.py "$made"
+    PYTHONPATH="$old/$release:$old/common" dalle2-pytorch/bin/python "$here/make_prior_fixtures.py" "$made"
   done
-  dalle2-pytorch/bin/python make_prior_fixtures.py "$made"
-  tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cJf ../../tests/oracles/dalle2_pytorch_priors.tar.xz -C "$made" .
+  dalle2-pytorch/bin/python "$here/make_prior_fixtures.py" "$made"
+  tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cJf "$here/../../tests/oracles/dalle2_pytorch_priors.tar.xz" -C "$made" .
   rm -r "$made"
   exit
 fi
@@ -27,6 +28,9 @@ case "$peer" in
   # setuptools < 81: the CLIP package of both imports pkg_resources, which later ones dropped.
   clip-retrieval) packages=("clip-retrieval==2.45.0" "embedding-reader==1.8.1" "setuptools<81" torch torchvision) ;;
   dalle2-pytorch) packages=("dalle2-pytorch==1.15.6" "setuptools<81" torch torchvision) ;;
+  # Readers of tables: exports are opened with them.
+  tables) packages=(duckdb pyspark lancedb pandas pyarrow) ;;
+  autofaiss) packages=("autofaiss==2.18.0" "pyarrow<19") ;;
   *) echo "no peer '$peer'; known: $known" >&2; exit 2 ;;
 esac
 python3 -m venv "$peer"

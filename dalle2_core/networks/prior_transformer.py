@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.keywords import from_keywords
-from dalle2_core.networks.causal import CausalTransformer, PriorNetworkConfig, TextConditioned, to_tokens
+from dalle2_core.networks.causal import CausalTransformer, Memory, PriorNetworkConfig, TextConditioned, to_tokens
 from dalle2_core.networks.layers import MLP, SinusoidalTime
 from dalle2_core.types import TextCondition
 
@@ -45,13 +45,23 @@ class DiffusionPriorNetwork(TextConditioned):
             raise ConfigError("network.dim is not known yet; use config.for_embeddings(width) first")
         return cls(**{name: getattr(config, name) for name in config.__dataclass_fields__})
 
-    def forward(
-        self, image_embed: Tensor, time: Tensor, text: TextCondition, self_cond: Tensor | None = None
-    ) -> Tensor:
-        """[b, embed_dim]. image_embed: [b, embed_dim]. time: [b] integer. self_cond: [b, embed_dim] or None.
+    def read(self, text: TextCondition) -> Memory:
+        """What `forward` needs of these texts, which come first and see nothing else: it can be used again and again.
 
         Raises ShapeError if a width is not this network's.
         """
+        return self.causal_transformer.go_on(self.text(text), None, 1)[1]
+
+    def forward(
+        self, image_embed: Tensor, time: Tensor, text: TextCondition | Memory, self_cond: Tensor | None = None
+    ) -> Tensor:
+        """[b, embed_dim]. image_embed: [b, embed_dim]. time: [b] integer. self_cond: [b, embed_dim] or None.
+
+        text: itself, or what `read` made of it. Raises ShapeError if a width is not this network's.
+        """
+        if isinstance(text, Memory):
+            told = text.next(self._changing(image_embed, time, self_cond))
+            return self.causal_transformer.go_on(told, text, 1)[0].squeeze(1)
         if image_embed.shape != text.embed.shape:
             raise ShapeError(
                 f"image {tuple(image_embed.shape)} and text {tuple(text.embed.shape)} embeddings are no pairs; "

@@ -43,37 +43,7 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Commit `state`, then prune. Raises CheckpointError if it cannot be written; older ones stay whole."""
-        final = self.folder / _name(state.step)
-        temporary = self.folder / f".{final.name}.tmp"
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            digests = {}
-            for part, tensors in state.tensors().items():
-                path = temporary / f"{part}.safetensors"
-                write_tensors(path, tensors)
-                digests[path.name] = sha256(path)
-            content = {
-                "format_version": FORMAT_VERSION,
-                "identity": dict(self.identity),
-                "numbers": state.numbers(),
-                "sha256": digests,
-            }
-            write_json(temporary / "state.json", content | {"checksum": _checksum(content)})
-            if _holds(final, digests):
-                # Saved again after an evaluation: the numbers alone are new.
-                (temporary / "state.json").replace(final / "state.json")
-            else:
-                _remove(final)  # A corrupt one; the run resumed before it and came here again.
-                temporary.rename(final)
-            sync(self.folder)
-        except OSError as problem:
-            raise CheckpointError(
-                f"{final}: could not be written ({problem.strerror or problem}); earlier checkpoints are "
-                "intact. Make room or correct the permissions, then run the same command again"
-            ) from problem
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_checkpoint(self.folder / _name(state.step), state, self.identity)
         self._prune(state)
 
     def sweep(self) -> None:
@@ -125,7 +95,43 @@ class Checkpoints:
         best = None if state.best is None else state.best.step
         for step in self.steps()[: -self.keep]:
             if step != best:
-                _remove(self.folder / _name(step))
+                shutil.rmtree(_set_aside(self.folder / _name(step)))
+
+
+def write_checkpoint(final: Path, state: TrainState, identity: Mapping[str, Any]) -> None:
+    """Write `state` as the folder `final`, whole. Raises CheckpointError if the disk refuses."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        digests = {}
+        for part, tensors in state.tensors().items():
+            path = temporary / f"{part}.safetensors"
+            write_tensors(path, tensors)
+            digests[path.name] = sha256(path)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "identity": dict(identity),
+            "numbers": state.numbers(),
+            "sha256": digests,
+        }
+        write_json(temporary / "state.json", content | {"checksum": _checksum(content)})
+        if _holds(final, digests):
+            # Saved again after an evaluation: the numbers alone are new.
+            (temporary / "state.json").replace(final / "state.json")
+        else:
+            # What is there is corrupt (the run resumed before it and came here again), or to be overwritten.
+            doomed = _set_aside(final)
+            temporary.rename(final)
+            shutil.rmtree(doomed, ignore_errors=True)
+        sync(final.parent)
+    except OSError as problem:
+        raise CheckpointError(
+            f"{final}: could not be written ({problem.strerror or problem}); earlier checkpoints are "
+            "intact. Make room or correct the permissions, then run the same command again"
+        ) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -170,12 +176,12 @@ def _holds(folder: Path, digests: Mapping[str, str]) -> bool:
     return all((folder / name).is_file() and sha256(folder / name) == it for name, it in digests.items())
 
 
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that no half of it is ever seen under its name."""
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint, so that no half of it is ever seen under its name; where it is then, to be deleted."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+    return doomed
 
 
 def _checksum(content: object) -> str:

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented there
 
 from dalle2_core.errors import ConfigError
 
@@ -87,8 +88,28 @@ def join_processes(device: torch.device | str | None = None) -> Processes:
     from accelerate.utils import DistributedDataParallelKwargs
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        _join_again(device)
     on_cpu = several and device is not None and torch.device(device).type == "cpu"
-    # Which parameters have a part in a loss may change from step to step (dropped texts, self-conditioning); and
-    # buffers need no broadcast, since every process computes the same ones.
-    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    # Which parameters have a part in a loss may change from step to step: dropped texts, self-conditioning.
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Processes(Accelerator(cpu=on_cpu, kwargs_handlers=[wrapping]))
+
+
+def _join_again(device: torch.device | str | None) -> None:
+    """Join the others after torchrun started all processes again, before accelerate would.
+
+    The store in which processes look each other up outlives a restart (torch 2.14), with the addresses of those that
+    were killed: a prefix for each attempt keeps the new ones from waiting for them.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or distributed.is_initialized():
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    on_gpu = torch.cuda.is_available() and (device is None or torch.device(device).type != "cpu")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=hosts)
+    again = PrefixStore(f"attempt-{attempt}", store)
+    distributed.init_process_group("nccl" if on_gpu else "gloo", store=again, rank=rank, world_size=world)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dalle2_core.files import disk_errors, replaced
 from dalle2_core.training.config import Run
-from dalle2_core.training.loggers import LOGGERS
+from dalle2_core.training.loggers import LOGGERS, Logger
 
 
 class MetricLog:
@@ -40,35 +40,35 @@ class MetricLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
 
+    def close(self) -> None:
+        """Nothing is held back."""
+
 
 class Logs:
-    """All that a run logs to: metrics.jsonl always, and the loggers that are named."""
+    """All that a run logs to; none of them in the processes that write nothing."""
 
-    def __init__(self, run: Run, loggers: Sequence[str], logged_steps: Mapping[str, int]) -> None:
-        """logged_steps: the last step of each kind before a resume; what came after it is written anew."""
-        lines = MetricLog(run.metrics)
-        lines.cut_after(logged_steps)
-        self._others = [LOGGERS[name](run.folder, max(logged_steps.values())) for name in loggers]
-        self._lines: MetricLog | None = lines
-
-    @classmethod
-    def none(cls) -> Logs:
-        """Logs of a process that writes nothing."""
-        silent = cls.__new__(cls)
-        silent._others, silent._lines = [], None
-        return silent
+    def __init__(self, loggers: Sequence[MetricLog | Logger]) -> None:
+        self._loggers = loggers
 
     def write(self, kind: str, step: int, samples: int, numbers: Mapping[str, float]) -> None:
         """Hand numbers of one kind on to all."""
-        if self._lines is not None:
-            self._lines.write(kind, step, samples, numbers)
-        for logger in self._others:
+        for logger in self._loggers:
             logger.write(kind, step, samples, numbers)
 
     def close(self) -> None:
         """Wait until all is written."""
-        for logger in self._others:
+        for logger in self._loggers:
             logger.close()
+
+
+def open_logs(run: Run, names: Sequence[str], logged_steps: Mapping[str, int]) -> Logs:
+    """metrics.jsonl, and the loggers of those names.
+
+    logged_steps: the last step of each kind before a resume; what came after it is written anew.
+    """
+    lines = MetricLog(run.metrics)
+    lines.cut_after(logged_steps)
+    return Logs([lines, *(LOGGERS[name](run.folder, max(logged_steps.values())) for name in names)])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

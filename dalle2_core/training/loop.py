@@ -20,7 +20,7 @@ from dalle2_core.training.config import Run, StepReport, TrainConfig
 from dalle2_core.training.curves import plot_curves
 from dalle2_core.training.distributed import Processes, join_processes
 from dalle2_core.training.ema import make_ema
-from dalle2_core.training.log import Logs
+from dalle2_core.training.log import Logs, open_logs
 from dalle2_core.training.optim import OptimConfig, learning_rate, make_optimizer
 from dalle2_core.training.randomness import seeded_layers
 from dalle2_core.training.state import Best, Tally, TrainState
@@ -80,9 +80,9 @@ def train(
         checkpoints.sweep()
     together.wait()
     checkpoints.resume(state)
-    _refuse_to_part(state.step, together)
+    _refuse_apart(state.step, together)
     saved_step = state.step
-    logs = Logs(run, config.loggers, state.logged_steps()) if together.is_first else Logs.none()
+    logs = open_logs(run, config.loggers, state.logged_steps()) if together.is_first else Logs([])
 
     model.train()
     loss_pass = together.parallel(LossPass(model))
@@ -192,10 +192,13 @@ def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, An
         del train[name]
     if optim.schedule == "constant":
         del train["steps"]  # A constant rate lets a finished run be made longer.
-    return {"train": train, "optim": asdict(optim), **run.describes}
+    rates = asdict(optim)
+    if optim.decay_matrices_only:
+        del rates["decay_matrices_only"]  # Absent rather than true: older runs go on without it.
+    return {"train": train, "optim": rates, **run.describes}
 
 
-def _refuse_to_part(step: int, together: Processes) -> None:
+def _refuse_apart(step: int, together: Processes) -> None:
     """Raise CheckpointError unless all processes begin at the same step."""
     steps = together.gather(step)
     if len(set(steps)) > 1:

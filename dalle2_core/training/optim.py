@@ -18,7 +18,7 @@ class OptimConfig:
 
     lr: the highest learning rate, reached after the warm-up.
     betas, eps: Adam's. The unCLIP paper trains its diffusion prior with beta2 0.96 and eps 1e-6 (table 3).
-    weight_decay: decoupled, per unit of learning rate; on matrices only, not on gains, biases or embeddings.
+    weight_decay: decoupled, per unit of learning rate. decay_matrices_only: not on gains, biases and embeddings.
     warmup_steps: steps over which the rate rises linearly from lr / warmup_steps.
     schedule: after the warm-up, "constant" or a half "cosine" down to lr * final_lr_fraction at the last step.
     max_grad_norm: gradients are scaled down to this L2 norm over all parameters; None leaves them alone.
@@ -28,6 +28,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    decay_matrices_only: bool = True
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
     final_lr_fraction: float = 0.0
@@ -63,7 +64,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_matrix = sum(size > 1 for size in parameter.shape) >= 2 and id(parameter) not in embeddings
-            (decayed if is_matrix else undecayed).append(parameter)
+            (decayed if is_matrix or not config.decay_matrices_only else undecayed).append(parameter)
     if not decayed and not undecayed:
         raise ConfigError("the model has no parameter that requires a gradient; nothing can be trained")
     groups = [

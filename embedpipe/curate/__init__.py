@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from .duplicates import KEEP
-from .semdedup import DedupConfig, DedupReport, dedup
+from .filtering import ConditionReport, FilterConfig, FilterReport, filter, plan_filter
+from .images import ExportReport, export_images
+from .semdedup import DedupConfig, DedupPlan, DedupReport, dedup, plan_dedup
 
-__all__ = ["KEEP", "DedupConfig", "DedupReport", "dedup"]
+__all__ = [
+    "KEEP",
+    "ConditionReport",
+    "DedupConfig",
+    "DedupPlan",
+    "DedupReport",
+    "ExportReport",
+    "FilterConfig",
+    "FilterReport",
+    "dedup",
+    "export_images",
+    "filter",
+    "plan_dedup",
+    "plan_filter",
+]

@@ -1,43 +1,42 @@
-"""Pairs of rows around a threshold, with their pictures where those can still be found."""
+"""Pairs of rows around a threshold, for the page that shows where it lies."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
 from ..load import EmbeddingDataset
-from ..load.stored import stored_pictures
 from .duplicates import Nearest
-from .gather import gather
-from .page import Pair
+from .page import Line, Section
+from .shown import shown
 
 
 def pairs_around(
-    dataset: EmbeddingDataset, found: Nearest, threshold: float, count: int, data: str | None
-) -> Sequence[Pair]:
-    """The `count` pairs nearest to the threshold, half of them on each side. `data`: where image shards are now."""
-    above = np.flatnonzero(found.cosine >= threshold)
-    below = np.flatnonzero((found.cosine < threshold) & (found.row >= 0))
-    above = above[np.argsort(found.cosine[above], kind="stable")][: count // 2]
-    below = below[np.argsort(-found.cosine[below], kind="stable")][: count - len(above)]
-    rows = np.concatenate([above, below])
-    columns = ("src_shard", "key", "caption")
-    left, right = (gather(dataset, which, columns).to_pylist() for which in (found.row[rows], rows))
-    wanted = [(row["src_shard"], row["key"]) for row in (*left, *right)]
-    pictures = stored_pictures(dataset, wanted, data)
-    return [
-        Pair(
-            cosine=float(found.cosine[row]),
-            dropped=bool(found.cosine[row] >= threshold),
-            left=_said(kept),
-            right=_said(other),
-            left_picture=pictures.get((kept["src_shard"], kept["key"])),
-            right_picture=pictures.get((other["src_shard"], other["key"])),
-        )
-        for row, kept, other in zip(rows, left, right, strict=True)
-    ]
+    dataset: EmbeddingDataset, found: Nearest, threshold: float, count: int, images: str | None
+) -> Section:
+    """The `count` pairs nearest to the threshold, half of them on each side. images: where the image shards are now.
+
+    Pairs of the same file are left out: there is nothing to judge.
+    """
+    kept = found.kept(threshold)
+    rows = _nearest_to(found, kept, count)
+    rows = rows[np.argsort(-found.cosine[rows], kind="stable")]
+    of = found.row[rows]
+    about = shown(dataset, np.concatenate([rows, of]), images)
+    return Section(
+        f"Pairs around the threshold of {threshold:g}, most alike first. Of those in red the right-hand one is dropped",
+        [
+            Line(f"{found.cosine[row]:.4f}", bool(~kept[row]), (about[first], about[row]))
+            for row, first in zip(rows.tolist(), of.tolist(), strict=True)
+        ],
+        ("cosine", "kept", "the other"),
+    )
 
 
-def _said(row: dict[str, object]) -> str:
-    return f"{row['src_shard']} {row['key']}: {row['caption'] or ''}"
+def _nearest_to(found: Nearest, kept: np.ndarray, count: int) -> np.ndarray:
+    above = np.flatnonzero(~kept & ~np.isnan(found.cosine))
+    below = np.flatnonzero(kept & (found.row >= 0))
+    above = above[np.argsort(found.cosine[above], kind="stable")]
+    below = below[np.argsort(-found.cosine[below], kind="stable")]
+    # What one side lacks, the other gives.
+    of_above = min(len(above), max(count - count // 2, count - len(below)))
+    return np.concatenate([above[:of_above], below[: count - of_above]])

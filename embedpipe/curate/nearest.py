@@ -17,24 +17,23 @@ TILE = 2048
 Rows = Callable[[int, int], np.ndarray]
 
 
-def nearest_before(rows: Rows, count: int, tile: int = TILE) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine float32 [count], position int64 [count]) of each row's nearest predecessor; -1, -1 where there is none.
+def nearest_before(rows: Rows, start: int, stop: int, tile: int = TILE) -> tuple[np.ndarray, np.ndarray]:
+    """(cosine float32, position int64), each [stop - start]: the nearest predecessor of each row of [start, stop).
 
-    Holds three tiles of rows and one [tile, tile] product, whatever `count` is. Of equally near ones the first counts.
+    -1, -1 where there is none. Holds two tiles of rows and one product of them, however many rows come before. Of
+    equally near ones the first counts.
     """
-    cosine = np.full(count, -1, np.float32)
-    position = np.full(count, -1, np.int64)
-    for start in range(0, count, tile):
-        stop = min(start + tile, count)
-        mine = rows(start, stop)
-        for earlier in range(0, start + 1, tile):
-            others = mine if earlier == start else rows(earlier, min(earlier + tile, count))
-            product = mine @ others.T
-            if earlier == start:
-                product[np.triu_indices(len(product))] = -np.inf  # only those before a row
-            best = product.argmax(axis=1)
-            value = product[np.arange(len(product)), best]
-            better = value > cosine[start:stop]
-            cosine[start:stop][better] = value[better]
-            position[start:stop][better] = earlier + best[better]
+    mine = rows(start, stop)
+    every = np.arange(stop - start)
+    cosine = np.full(stop - start, -1, np.float32)
+    position = np.full(stop - start, -1, np.int64)
+    for earlier in range(0, stop, tile):
+        last = min(earlier + tile, stop)
+        product = mine @ (mine[: last - earlier] if earlier == start else rows(earlier, last)).T
+        if last > start:
+            product[np.arange(earlier, last) >= np.arange(start, stop)[:, None]] = -np.inf  # only those before a row
+        best = product.argmax(axis=1)
+        value = product[every, best]
+        better = value > cosine
+        cosine[better], position[better] = value[better], earlier + best[better]
     return cosine, position

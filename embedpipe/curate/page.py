@@ -1,4 +1,4 @@
-"""An HTML page of pairs near the threshold: the eye decides where it should lie."""
+"""An HTML page of rows around a cut, with their pictures: the eye decides where it should lie."""
 
 from __future__ import annotations
 
@@ -10,48 +10,62 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-_THUMBNAIL_PX = 192
+_THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two rows and their cosine. left, right: what to say of each. pictures: encoded bytes, or None."""
+class Shown:
+    """One row of a data set. said: its key and caption. picture: encoded bytes, or None where it is not to be had."""
 
-    cosine: float
+    said: str
+    picture: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Rows side by side, what is said of them, and whether they (of a pair: the last) are dropped."""
+
+    said: str
     dropped: bool
-    left: str
-    right: str
-    left_picture: bytes | None
-    right_picture: bytes | None
+    shown: Sequence[Shown]
 
 
-def page(title: str, threshold: float, pairs: Sequence[Pair]) -> bytes:
-    """The page, pictures included: one file, no scripts."""
-    rows = "\n".join(_row(pair) for pair in sorted(pairs, key=lambda pair: -pair.cosine))
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Lines under a title; heads: over its columns, if they mean something."""
+
+    title: str
+    lines: Sequence[Line]
+    heads: Sequence[str] = ()
+
+
+def page(title: str, sections: Sequence[Section]) -> bytes:
+    """The page, pictures included: one file, no scripts. What is dropped is on red."""
     text = f"""<!doctype html>
 <meta charset="utf-8">
 <title>{html.escape(title)}</title>
 <style>
 body {{ font: 14px sans-serif; margin: 2em; }}
-td {{ padding: 6px 12px; vertical-align: top; border-bottom: 1px solid #ddd; max-width: 18em; }}
+table {{ border-collapse: collapse; }}
+th {{ text-align: left; padding: 6px 12px; }}
+td {{ padding: 6px 12px; vertical-align: top; border-bottom: 1px solid #ddd; width: {_THUMBNAIL_PX}px; }}
+td div {{ overflow-wrap: anywhere; font-size: 12px; max-height: 6em; overflow: hidden; }}
 .dropped {{ background: #fbeaea; }}
 </style>
 <h1>{html.escape(title)}</h1>
-<p>Pairs of rows around the threshold of {threshold:g}, most alike first. Of those in red the right one was dropped.</p>
-<table>
-<tr><th>cosine</th><th>kept</th><th>the other</th></tr>
-{rows}
-</table>
-"""
+{"".join(map(_section, sections))}"""
     return text.encode()
 
 
-def _row(pair: Pair) -> str:
-    cells = "".join(
-        f"<td>{_picture(picture)}<br>{html.escape(said)}</td>"
-        for picture, said in ((pair.left_picture, pair.left), (pair.right_picture, pair.right))
-    )
-    return f'<tr class="{"dropped" if pair.dropped else "kept"}"><td>{pair.cosine:.4f}</td>{cells}</tr>'
+def _section(section: Section) -> str:
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in section.heads)
+    lines = "\n".join(map(_line, section.lines))
+    return f"<h2>{html.escape(section.title)}</h2>\n<table>\n<tr>{heads}</tr>\n{lines}\n</table>\n"
+
+
+def _line(line: Line) -> str:
+    cells = "".join(f"<td>{_picture(shown.picture)}<div>{html.escape(shown.said)}</div></td>" for shown in line.shown)
+    return f'<tr class="{"dropped" if line.dropped else "kept"}"><td>{html.escape(line.said)}</td>{cells}</tr>'
 
 
 def _picture(data: bytes | None) -> str:
@@ -61,7 +75,7 @@ def _picture(data: bytes | None) -> str:
         with Image.open(io.BytesIO(data)) as image:
             small = image.convert("RGB")
             small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "<i>no picture</i>"
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)

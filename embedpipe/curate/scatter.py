@@ -9,18 +9,16 @@ import numpy as np
 
 
 class ScratchRows:
-    """float16 or float32 rows [n, dim] on disk, written at their new places and read back in that order.
+    """float16 or float32 rows [n, dim] in the file `path`, written at their new places and read back in that order.
 
-    The file has no name once it is open: it is gone with the process, however that ends.
+    Several threads may read at once.
     """
 
-    def __init__(self, folder: Path, dim: int, dtype: str) -> None:
+    def __init__(self, path: Path, dim: int, dtype: str) -> None:
         self._dtype = np.dtype(dtype)
         self._dim = dim
         self._row_bytes = dim * self._dtype.itemsize
-        path = folder / f".scratch-{os.getpid()}"
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        path.unlink()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def __enter__(self) -> ScratchRows:
         return self
@@ -37,6 +35,10 @@ class ScratchRows:
             if len(run):
                 block = np.ascontiguousarray(rows[order[run]], self._dtype)
                 self._write_all(memoryview(block.data).cast("B"), int(sorted_places[run[0]]) * self._row_bytes)
+
+    def sync(self) -> None:
+        """See that all that was written outlives the process and the machine."""
+        os.fsync(self._file)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows at places [start, stop), float32."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,13 +16,14 @@ from ..errors import InputError, did_you_mean
 from ..load import EmbeddingDataset
 from ..lock import exclusive
 from ..progress import Listener, silent
+from . import selection
+from .assign import cluster_count
 from .boundary import pairs_around
-from .duplicates import KEEP, Nearest, nearest_predecessors
+from .duplicates import KEEP, Nearest, Search, nearest_predecessors
 from .gather import chunks, gather
 from .page import page
 
 DEFAULT_THRESHOLD = 0.95
-ROUNDING = 1e-6  # of a cosine in float32: a row and itself are not always at 1
 SWEEP = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
 
 
@@ -32,7 +32,8 @@ class DedupConfig:
     """threshold: a row goes when one before it has at least this cosine. keep: a name in KEEP, who comes first.
 
     modality: image or text. seed: of the clustering. pairs: how many pairs around the threshold pairs.html shows.
-    images: where the image shards are now, None for where they were encoded from.
+    images: where the image shards are now, None for where they were encoded from. materialise: also write the kept rows
+    as an embedding data set. threads: None for one on each core; the result does not depend on them.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -41,6 +42,8 @@ class DedupConfig:
     seed: int = 0
     pairs: int = 60
     images: str | None = None
+    materialise: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.keep not in KEEP:
@@ -51,9 +54,10 @@ class DedupConfig:
 
 @dataclass(frozen=True, slots=True)
 class DedupReport:
-    """What `dedup` found. same_content: of the dropped, those whose image is the kept one's to the byte.
+    """What `dedup` found. same_content: of the dropped, those whose image is a kept row's to the byte.
 
-    sweep: how many rows each threshold would keep. clusters: 1 means that all pairs were compared.
+    sweep: how many rows each threshold would keep. clusters: 1 means that all pairs were compared. twice: rows near the
+    border of two clusters, compared in both.
     """
 
     rows: int
@@ -61,104 +65,117 @@ class DedupReport:
     dropped: int
     same_content: int
     clusters: int
+    twice: int
     threshold: float
     sweep: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DedupPlan:
+    """What `dedup` would do. scratch_bytes: of the file that rows are sorted in, at least."""
+
+    rows: int
+    clusters: int
+    scratch_bytes: int
+
+
+def plan_dedup(path: str, config: DedupConfig | None = None) -> DedupPlan:
+    """Look at the data set without comparing anything. Raises as `dedup` does where there is nothing to compare."""
+    dataset = _opened(path, config or DedupConfig())
+    row_bytes = dataset.card.dim * np.dtype(dataset.card.dtype).itemsize
+    return DedupPlan(len(dataset), cluster_count(len(dataset)), len(dataset) * row_bytes)
 
 
 def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listener = silent) -> DedupReport:
     """Write `out`/kept.parquet, dropped.parquet, pairs.html and report.json for the data set `path`, left as it is.
 
     A row is dropped when a row before it, in the order in which they are to be kept, is at least as near as the
-    threshold. Raises InputError, DatasetError (no such data set, or side), OutputBusy, OutputUnwritable, DiskFull.
+    threshold, or has the same image file. The same call again goes on where it was killed, and with another threshold
+    it takes what was found before. Raises InputError, DatasetError (no such data set or side, or a row that is not
+    finite), RunMismatch (`out` holds another data set), OutputBusy, OutputUnwritable, DiskFull.
     """
     config = config or DedupConfig()
-    dataset = EmbeddingDataset(path)
-    dataset.require_rows()
+    dataset = _opened(path, config)
     if not files.is_local(out):
         raise InputError(f"{out}: dedup needs a local folder to sort in", "Give one, and copy the result")
     with exclusive(out):
-        files.remove(files.join(out, "report.json"))  # written last: without it the other files may be of two runs
-        return _dedup(dataset, out, config, listen)
+        selection.begin(dataset, out)
+        try:
+            search = Search(config.modality, config.keep, config.seed, config.threads)
+            found = nearest_predecessors(dataset, search, files.local_path(out), listen)
+        except OSError as problem:
+            raise files.unwritable(out, problem) from problem
+        return _write(dataset, out, config, found, listen)
 
 
-def _dedup(dataset: EmbeddingDataset, out: str, config: DedupConfig, listen: Listener) -> DedupReport:
-    folder = files.local_path(out)
-    try:
-        found = nearest_predecessors(dataset, config.modality, config.keep, config.seed, folder, listen)
-    except OSError as problem:
-        raise files.unwritable(out, problem) from problem
-    dropped = found.cosine >= config.threshold - ROUNDING
-    _write(out, "kept", _kept(dataset, np.flatnonzero(~dropped)))
-    same_content = _write(out, "dropped", _dropped(dataset, np.flatnonzero(dropped), found))
-    shown = pairs_around(dataset, found, config.threshold, config.pairs, config.images)
-    files.write_bytes(files.join(out, "pairs.html"), page(f"Duplicates in {dataset.path}", config.threshold, shown))
+def _opened(path: str, config: DedupConfig) -> EmbeddingDataset:
+    dataset = EmbeddingDataset(path)
+    dataset.require_rows()
+    dataset.require(config.modality)
+    return dataset
+
+
+def _write(dataset: EmbeddingDataset, out: str, config: DedupConfig, found: Nearest, listen: Listener) -> DedupReport:
+    kept = found.kept(config.threshold)
+    selection.write_rows(dataset, np.flatnonzero(kept), out, "dedup", config.materialise, config.threads, listen)
+    same_content = _write_dropped(dataset, out, np.flatnonzero(~kept), found)
+    around = pairs_around(dataset, found, config.threshold, config.pairs, config.images)
+    files.write_bytes(files.join(out, "pairs.html"), page(f"Duplicates in {dataset.path}", [around]))
     report = DedupReport(
         rows=len(dataset),
-        kept=int((~dropped).sum()),
-        dropped=int(dropped.sum()),
+        kept=int(kept.sum()),
+        dropped=int((~kept).sum()),
         same_content=same_content,
         clusters=found.clusters,
+        twice=found.twice,
         threshold=config.threshold,
-        sweep={f"{value:g}": int((found.cosine < value - ROUNDING).sum()) for value in SWEEP},
+        sweep={f"{value:g}": int(found.kept(value).sum()) for value in SWEEP},
     )
-    document = {
-        "data": files.absolute(dataset.path),
-        "config": dataclasses.asdict(config),
-        **dataclasses.asdict(report),
-    }
-    files.write_bytes(files.join(out, "report.json"), (json.dumps(document, indent=1) + "\n").encode())
+    told = {"data": files.absolute(dataset.path), "config": dataclasses.asdict(config)}
+    selection.end(out, {**told, **dataclasses.asdict(report)})
     return report
 
 
-def _kept(dataset: EmbeddingDataset, rows: np.ndarray) -> Iterator[pa.Table]:
-    for some in chunks(rows):
-        named = gather(dataset, some, ("src_shard", "key"))
-        yield pa.table({"row": some, "src_shard": named["src_shard"], "key": named["key"]})
+_DROPPED = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("src_shard", pa.string()),
+        ("key", pa.string()),
+        ("cosine", pa.float32()),
+        ("same_content", pa.bool_()),
+        ("of_row", pa.int64()),
+        ("of_src_shard", pa.string()),
+        ("of_key", pa.string()),
+    ]
+)
+
+
+def _write_dropped(dataset: EmbeddingDataset, out: str, rows: np.ndarray, found: Nearest) -> int:
+    """Write dropped.parquet, piece by piece; returns how many rows have `same_content`."""
+    same = 0
+    with (
+        files.writing(files.join(out, "dropped.parquet")) as stream,
+        pq.ParquetWriter(stream, _DROPPED) as writer,
+    ):
+        for table in _dropped(dataset, rows, found):
+            writer.write_table(table.cast(_DROPPED))
+            same += pc.sum(table["same_content"]).as_py() or 0
+    return same
 
 
 def _dropped(dataset: EmbeddingDataset, rows: np.ndarray, found: Nearest) -> Iterator[pa.Table]:
     for some in chunks(rows):
         of = found.row[some]
         gone, stays = (gather(dataset, which, ("src_shard", "key", "sha256")) for which in (some, of))
-        same = pc.fill_null(pc.equal(gone["sha256"], stays["sha256"]), False)
         yield pa.table(
             {
                 "row": some,
                 "src_shard": gone["src_shard"],
                 "key": gone["key"],
-                "cosine": found.cosine[some],
-                "same_content": same,
+                "cosine": pa.array(found.cosine[some], from_pandas=True),  # null where only the file was compared
+                "same_content": pc.fill_null(pc.equal(gone["sha256"], stays["sha256"]), False),
                 "of_row": of,
                 "of_src_shard": stays["src_shard"],
                 "of_key": stays["key"],
             }
         )
-
-
-_COLUMNS = [("row", pa.int64()), ("src_shard", pa.string()), ("key", pa.string())]
-_SCHEMAS = {
-    "kept": pa.schema(_COLUMNS),
-    "dropped": pa.schema(
-        [
-            *_COLUMNS,
-            ("cosine", pa.float32()),
-            ("same_content", pa.bool_()),
-            ("of_row", pa.int64()),
-            ("of_src_shard", pa.string()),
-            ("of_key", pa.string()),
-        ]
-    ),
-}
-
-
-def _write(out: str, name: str, tables: Iterator[pa.Table]) -> int:
-    """Write a table piece by piece; returns how many rows have `same_content`."""
-    same = 0
-    with (
-        files.writing(files.join(out, f"{name}.parquet")) as stream,
-        pq.ParquetWriter(stream, _SCHEMAS[name]) as writer,
-    ):
-        for table in tables:
-            writer.write_table(table.cast(_SCHEMAS[name]))
-            same += pc.sum(table["same_content"]).as_py() or 0 if "same_content" in table.column_names else 0
-    return same

@@ -234,6 +234,8 @@ def _plan(out: str, before: RunCard | None, config: EncodeConfig, reader: Reader
         raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
     if config.overwrite:
         return grow((), reader.shards(()))
+    if made_by := before.options.get("selection", {}).get("made_by"):
+        raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", _OTHER_RUN)
     manifest.refuse_difference(out, before.options, config.shaping(), "set of options", _OTHER_RUN)
     change = grow(before.plan, reader.shards(before.plan))
     committed = set(manifest.committed_numbers(out))
@@ -325,19 +327,12 @@ def _committed(out: str, run: RunCard, vanished: Sequence[int]) -> tuple[dict[in
                 f"{out}: shard {number} was made by another encoder than embedpipe.json says", "Run `embedpipe verify`"
             )
         # What is damaged and cannot be made again is better than nothing; `embedpipe verify` tells of it.
-        if number in vanished or all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files):
+        if number in vanished or all(files.has_size(files.join(out, it.path), it.bytes) for it in entry.files):
             committed[number] = entry
         else:
             manifest.retract(out, number, run.shard_digits)
             bad.append(entry.source.name)
     return committed, tuple(bad)
-
-
-def _has_size(location: str, size: int) -> bool:
-    try:
-        return files.stat(location).bytes == size
-    except InputError:
-        return False
 
 
 def _devices(config: EncodeConfig) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import datetime
 import functools
-import hashlib
 import json
 import math
 from collections import Counter
@@ -20,6 +19,7 @@ from .. import files, manifest
 from ..files import Written
 from ..manifest import FileRecord, ShardManifest
 from ..types import SourceShard
+from ..uid import uid
 from . import layout, repeat
 from .config import FetchConfig
 from .duplicates import Place, StoredContents
@@ -60,12 +60,6 @@ class Committed:
     stored: list[tuple[int, str]]
     late_rejects: dict[str, int]
     failures: list[tuple[str | None, str]]
-
-
-def uid(url: str | None, caption: str | None) -> str:
-    """What identifies a pair, whatever shard it lands in: 32 hex digits of the sha256 of `[url, caption]` as JSON."""
-    text = json.dumps([url, caption], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def key_of(shard: int, row: int, shard_digits: int, samples_per_shard: int) -> str:

@@ -37,7 +37,7 @@ def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5,
     for i, cell in enumerate(cells):
         left = _MARGIN + (i % across) * (cell_px + _MARGIN)
         upper = top + (i // across) * (cell_px + text_px + _MARGIN)
-        picture = _thumbnail(cell.image, cell_px)
+        picture = thumbnail(cell.image, cell_px)
         sheet.paste(picture, (left + (cell_px - picture.width) // 2, upper + (cell_px - picture.height) // 2))
         lines = textwrap.wrap(cell.text, width=cell_px // 6, max_lines=3, placeholder=" …")
         draw.multiline_text((left, upper + cell_px + 2), "\n".join(lines), _INK, font, spacing=2)
@@ -46,12 +46,13 @@ def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5,
     return out.getvalue()
 
 
-def _thumbnail(data: bytes | None, side: int) -> Image.Image:
+def thumbnail(data: bytes | None, side: int) -> Image.Image:
+    """The picture on white, at most `side` px each way; a grey field where there is none, or it does not decode."""
     if data is not None:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 picture = image.convert("RGBA")
-        except (OSError, ValueError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             pass
         else:
             picture.thumbnail((side, side))

@@ -1,103 +1,238 @@
-"""Embedding shards → a faiss index, with a card that says which data it was built from."""
+"""Embedding shards → a faiss index, part by part: killed at any moment and run again, it goes on.
+
+What is done so far lies in `index/image.building/`; the index itself appears under a new name, and the card that is
+written last makes it the one that searches use. Until then they use the one before.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from dataclasses import dataclass
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 
 import faiss
 import numpy as np
-import pydantic
 
 from .. import files
-from ..errors import DatasetError, InputError
 from ..load import EmbeddingDataset
+from ..lock import exclusive
+from ..manifest import FileRecord
 from ..progress import Listener, Progress, silent
+from ..store.hashed import write_hashed
+from . import recall
+from .card import IndexCard, IndexedShard, ends_digest, folder_of, index_path, write_card
+from .ids import ids_of
+from .lists import IndexSource, PartSource, Source, emptied, encode, merge, read_parts, write_part
+from .opened import OpenIndex, open_file
+from .plan import NOTHING, BuildPlan, IndexConfig, plan_for
+from .rows import blocks
+from .train import trained_index
+from .whole import add_whole, write_stream
 
 
-@dataclass(frozen=True, slots=True)
-class IndexCard:
-    """What an index holds. ids are row numbers of the data set; `data` hashes the shards it was built from."""
+def build_index(path: str, config: IndexConfig | None = None, listen: Listener = silent) -> IndexCard:
+    """Make or bring up to date the index of one side of the data set `path`, beside its shards in `path`/index.
 
-    modality: str
-    kind: str
-    metric: str
-    rows: int
-    dim: int
-    fingerprint: str
-    data: str
-    sha256: str
-    format_version: int = 1
-
-
-def index_paths(path: str, modality: str) -> tuple[str, str]:
-    """Where the index of a data set and its card lie: `index/image.faiss`, `index/image.json`."""
-    return files.join(path, "index", f"{modality}.faiss"), files.join(path, "index", f"{modality}.json")
-
-
-def data_digest(dataset: EmbeddingDataset) -> str:
-    """Hex sha256 over the numbers and checksums of all shards: what an index was built from."""
-    digest = hashlib.sha256()
-    for shard in dataset.shards:
-        for record in shard.manifest.files:
-            digest.update(f"{shard.manifest.number}\0{record.path}\0{record.sha256}\n".encode())
-    return digest.hexdigest()
-
-
-def build_index(path: str, modality: str = "image", listen: Listener = silent) -> IndexCard:
-    """Build the exact (Flat, inner product) index of one modality of the data set `path`, beside its shards.
-
-    An index that is up to date is left as it is. Raises DatasetError for an empty data set or one without `modality`.
+    Shards that it does not have are added, those made again are replaced; an index that is up to date is left as it is.
+    Raises InputError (no such data set, type or budget), DatasetError (no rows, no such side, a row that is not
+    finite), OutputBusy, OutputUnwritable, DiskFull.
     """
+    config = config or IndexConfig()
     dataset = EmbeddingDataset(path)
-    dataset.require_rows()
-    dataset.require(modality)
-    index_path, card_path = index_paths(path, modality)
-    current = read_card(path, modality)
-    if current is not None and current.data == data_digest(dataset) and files.exists(index_path):
-        return current
-    index = faiss.IndexFlatIP(dataset.card.dim)
-    listen(Progress(planned=len(dataset.shards)))
-    for number, shard in enumerate(dataset.shards):
-        index.add(np.asarray(dataset.array(number, modality), np.float32))
-        listen(Progress(rows=shard.stop - shard.start, tasks=1))
-    # The card goes first and comes back last: an index is never found under a card it does not fit.
-    files.remove(card_path)
-    written = files.write_bytes(index_path, faiss.serialize_index(index).tobytes())
+    plan = plan_for(dataset, config)
+    if plan.action == NOTHING and plan.base is not None:
+        return plan.base  # on a disk that cannot be written, too
+    with exclusive(folder_of(path)):
+        files.sweep_temporaries(folder_of(path))
+        return _carry_out(dataset, config, plan_for(dataset, config), listen)
+
+
+def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, listen: Listener) -> IndexCard:
+    if plan.action == NOTHING and plan.base is not None:
+        return plan.base  # another process was quicker
+    building = files.join(folder_of(dataset.path), f"{config.modality}.building")
+    _begin(building, dataset, config, plan)
+    adding = sum(shard.rows for shard in plan.add)
+    anew = plan.base is None or bool(plan.gone)  # then the truth is looked for in all rows again
+    listen(Progress(planned_rows=adding + (len(dataset) if anew else adding)))
+    name = f"{config.modality}-{_next_number(dataset.path, config.modality):05d}.faiss"
+    written, trained_on = _write_index(dataset, config, plan, building, name, listen)
+    queries = _queries(dataset, config.modality, plan, anew, listen)
+    location = files.join(folder_of(dataset.path), written.path)
+    opened = OpenIndex(open_file(location, bool(plan.kind.lists)))
+    setting = recall.tune(opened, dataset, config.modality, queries, config.recall, plan.kind.candidates)
+    with files.writing(_queries_path(dataset.path, written.path)) as stream:
+        np.savez(stream, **recall.packed(queries))
     card = IndexCard(
-        modality=modality,
-        kind="Flat",
+        modality=config.modality,
+        kind=plan.kind.factory,
+        chosen=config.kind == "auto" and (plan.base is None or plan.base.chosen),
         metric="inner_product",
-        rows=index.ntotal,
+        rows=opened.rows,
         dim=dataset.card.dim,
         fingerprint=dataset.card.fingerprint(),
-        data=data_digest(dataset),
+        shards=_all_shards(plan),
+        file=written.path,
+        bytes=written.bytes,
         sha256=written.sha256,
+        ends=ends_digest(location),
+        nprobe=setting.effort if plan.kind.lists else None,
+        ef_search=setting.effort if not plan.kind.lists else None,
+        candidates=setting.candidates,
+        recall=setting.recall,
+        recall_queries=len(queries[0].vectors),
+        recall_target=config.recall,
+        trained_on=trained_on,
+        rows_then=plan.base.rows_then if plan.base is not None else len(dataset),
+        versions={"faiss": faiss.__version__, "numpy": np.__version__},
     )
-    files.write_bytes(card_path, (json.dumps(dataclasses.asdict(card), indent=1) + "\n").encode())
+    write_card(dataset.path, card)
+    _sweep(dataset.path, card)
     return card
 
 
-def read_card(path: str, modality: str) -> IndexCard | None:
-    """The card of a data set's index, or None where there is none (or none that can be read)."""
+def _all_shards(plan: BuildPlan) -> tuple[IndexedShard, ...]:
+    kept = [shard for shard in plan.base.shards if shard.number not in plan.gone] if plan.base is not None else []
+    return tuple(sorted((*kept, *plan.add), key=lambda shard: shard.number))
+
+
+def _begin(building: str, dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan) -> None:
+    """Make the building folder, and remove what is left of another build."""
+    identity = {
+        "kind": plan.kind.factory,
+        "training_rows": plan.kind.training_rows,
+        "fingerprint": dataset.card.fingerprint(),
+        "base": plan.base.sha256 if plan.base is not None else None,
+        "gone": list(plan.gone),
+        "rebuild": config.rebuild,
+        # Parts know which shards they are of; an index that is whole in memory only knows their numbers.
+        "shards": [dataclasses.asdict(shard) for shard in plan.add] if not plan.kind.lists else None,
+    }
+    place = files.join(building, "plan.json")
+    said = (json.dumps(identity, indent=1) + "\n").encode()
+    if files.exists(place) and files.read_bytes(place) == said:
+        files.sweep_temporaries(building)
+        return
+    _remove_folder(building)
+    files.write_bytes(place, said)
+
+
+def _write_index(
+    dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, building: str, name: str, listen: Listener
+) -> tuple[FileRecord, int]:
+    """Write the index file `name`: (what was written, how many rows it was trained on)."""
+    folder = folder_of(dataset.path)
+    if plan.base is not None and not plan.add and not plan.gone:  # only to be searched in another way
+        base = files.local_path(index_path(dataset.path, plan.base))
+        return FileRecord(base.name, plan.base.bytes, plan.base.sha256), plan.base.trained_on
+    if not plan.kind.lists:
+        index = add_whole(dataset, config.modality, plan, building, listen)
+        written = write_hashed(folder, name, lambda stream: write_stream(index, stream))
+        return written, plan.kind.training_rows if plan.base is None else plan.base.trained_on
+    trained = _trained(dataset, config.modality, plan, building)
+    _write_parts(dataset, config.modality, plan, building, trained, listen)
+    sources: list[Source] = [PartSource(building, part) for part in read_parts(building)]
+    if plan.base is not None:
+        before = open_file(index_path(dataset.path, plan.base), lists=True)
+        sources.insert(0, IndexSource(before, plan.gone))
+    return write_hashed(folder, name, lambda stream: merge(trained, sources, stream)), plan.kind.training_rows
+
+
+def _trained(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str) -> faiss.Index:
+    """The empty index that rows are encoded with: that of the index which is added to, or trained once and kept."""
+    if plan.base is not None:
+        return emptied(open_file(index_path(dataset.path, plan.base), lists=True))
+    place = files.join(building, "trained.faiss")
+    if files.exists(place):
+        return open_file(place, lists=True, mapped=False)
+    index = trained_index(plan.kind, dataset, modality)
+    write_hashed(building, "trained.faiss", lambda stream: write_stream(index, stream))
+    return index
+
+
+def _write_parts(
+    dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str, trained: faiss.Index, listen: Listener
+) -> None:
+    """Encode the shards that no part has yet; parts of shards that have changed since are removed."""
+    wanted = set(plan.add)
+    done: set[IndexedShard] = set()
+    for part in read_parts(building):
+        if wanted.issuperset(part.shards):
+            done.update(part.shards)
+            listen(Progress(rows=sum(part.sizes)))
+        else:
+            files.remove(files.join(building, f"{part.name}.json"))
+    place_of = {shard.manifest.number: place for place, shard in enumerate(dataset.shards)}
+    for group in _groups([shard for shard in plan.add if shard not in done], plan.part_rows):
+        encoded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for shard in group:
+            for start, rows in blocks(dataset, place_of[shard.number], modality):
+                encoded.append((*encode(trained, rows), ids_of(shard.number, start, start + len(rows))))
+                listen(Progress(rows=len(rows)))
+        number, codes, ids = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+        encoded.clear()
+        write_part(building, group, plan.kind.lists, number, codes, ids)
+
+
+def _groups(shards: Sequence[IndexedShard], most_rows: int) -> Iterator[list[IndexedShard]]:
+    """Neighbouring shards with about so many rows together, one shard at least."""
+    group: list[IndexedShard] = []
+    for shard in shards:
+        if group and sum(other.rows for other in group) + shard.rows > most_rows:
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
+
+
+def _queries(
+    dataset: EmbeddingDataset, modality: str, plan: BuildPlan, anew: bool, listen: Listener
+) -> tuple[recall.Queries, ...]:
+    """Queries and their truth: those of the index that is added to, beside what is new, or drawn anew."""
+    if not anew and plan.base is not None:
+        kept = _kept_queries(dataset, plan.base)
+        if kept:
+            new = {shard.number for shard in plan.add}
+            places = [place for place, shard in enumerate(dataset.shards) if shard.manifest.number in new]
+            return recall.with_truth(kept, dataset, modality, places, listen) if places else kept
+    return recall.with_truth(recall.draw(dataset, modality), dataset, modality, listen=listen)
+
+
+def _kept_queries(dataset: EmbeddingDataset, base: IndexCard) -> tuple[recall.Queries, ...]:
     try:
-        return pydantic.TypeAdapter(IndexCard).validate_json(files.read_bytes(index_paths(path, modality)[1]))
-    except (InputError, pydantic.ValidationError):
-        return None
+        with np.load(files.local_path(_queries_path(dataset.path, base.file)), allow_pickle=False) as arrays:
+            return recall.unpacked(arrays)
+    except (OSError, ValueError, KeyError):
+        return ()  # they can always be drawn again
 
 
-def open_index(dataset: EmbeddingDataset, modality: str) -> faiss.Index:
-    """The index of `dataset`. Raises DatasetError when there is none, it is damaged, or it is not of this data."""
-    card = read_card(dataset.path, modality)
-    index_path, _ = index_paths(dataset.path, modality)
-    remedy = f"Run `embedpipe index {dataset.path}`"
-    if card is None or not files.exists(index_path):
-        raise DatasetError(f"{dataset.path}: no {modality} index", remedy)
-    if card.data != data_digest(dataset):
-        raise DatasetError(f"{index_path}: built from other data: the data set has changed since", remedy)
-    data = files.read_bytes(index_path)
-    if hashlib.sha256(data).hexdigest() != card.sha256:
-        raise DatasetError(f"{index_path}: damaged: its checksum does not match", f"Remove it. {remedy}")
-    return faiss.deserialize_index(np.frombuffer(data, np.uint8))
+def _queries_path(path: str, index_file: str) -> str:
+    return files.join(folder_of(path), f"{index_file.removesuffix('.faiss')}.npz")
+
+
+def _next_number(path: str, modality: str) -> int:
+    """One more than any index file of that side that is there: what a search has open is never written over."""
+    found = (re.fullmatch(rf"{modality}-(\d+)\.faiss", name) for name in files.names(folder_of(path)))
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+def _sweep(path: str, card: IndexCard) -> None:
+    """Remove the files of indexes before, and the building folder."""
+    folder = folder_of(path)
+    keep = {files.join(folder, card.file), _queries_path(path, card.file)}
+    for name in files.names(folder):
+        if re.fullmatch(rf"{card.modality}(-\d+)?\.(faiss|npz)", name) and files.join(folder, name) not in keep:
+            files.remove(files.join(folder, name))
+    _remove_folder(files.join(folder, f"{card.modality}.building"))
+
+
+def _remove_folder(location: str) -> None:
+    try:
+        shutil.rmtree(files.local_path(location))
+    except FileNotFoundError:
+        pass
+    except OSError as problem:
+        raise files.unwritable(location, problem) from problem

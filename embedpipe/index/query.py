@@ -1,20 +1,28 @@
-"""The rows nearest to a text, an image or an embedding."""
+"""The rows nearest to an embedding: through the index where there is one, or by comparing with every row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from ..encode import Encoder, EncoderConfig, load_encoder
-from ..errors import InputError
-from ..images.decode import Undecodable, decode
+from .. import files
+from ..errors import DatasetError, InputError
 from ..load import EmbeddingDataset
-from ..manifest import refuse_difference
-from .build import open_index
+from ..progress import Listener, silent
+from .again import compared_again
+from .card import IndexCard, build_command, indexed_shards
+from .exact import Nearest, exact_nearest
+from .ids import NONE, rows_of
+from .opened import OpenIndex, open_card
+from .recall import RESULTS
+from .rows import can_look_up
+
+EXACT_ROWS = 1_000_000  # up to here a data set without an index is searched by comparing with every row
+QUERIES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,59 +38,167 @@ class Hit:
     metadata: dict[str, Any]
 
 
-def query_encoder(
-    dataset: EmbeddingDataset, model: str | None = None, pretrained: str | None = None, device: str = "cpu"
-) -> Encoder:
-    """The encoder that made `dataset`, loaded from where its card says, or from `model`/`pretrained`.
+class Searcher:
+    """Searches one side of a data set. `card` is that of the index it uses, None where it compares with every row.
 
-    Raises RunMismatch when the model found there is not the one the embeddings were made with.
+    exact: use no index. Raises DatasetError when the index is damaged or of other data, and when there is none and the
+    data set is too large to go without one.
     """
-    card = dataset.card
-    config = EncoderConfig(
-        model=model or card.model,
-        pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
-    )
-    encoder = load_encoder(config, device)
-    # A query may be computed in another precision than the data: the model is what must be the same.
-    same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
-    refuse_difference(dataset.path, card.facts(), same_format.facts(), "encoder")
-    return encoder
+
+    def __init__(self, dataset: EmbeddingDataset, modality: str = "image", exact: bool = False) -> None:
+        dataset.require_rows()
+        dataset.require(modality)
+        self.dataset = dataset
+        self.modality = modality
+        self.card: IndexCard | None = None
+        self._index: OpenIndex | None = None
+        found = None if exact or not files.is_local(dataset.path) else open_card(dataset.path, modality)
+        if found is not None:
+            self.card, self._index = found
+            _require_same_data(dataset, self.card)
+        elif not exact and len(dataset) > EXACT_ROWS:
+            raise DatasetError(
+                f"{dataset.path}: no {modality} index, and {len(dataset):,} rows are many to compare with",
+                f"{build_command(dataset.path, modality)}, or give --exact",
+            )
+
+    def nearest(self, queries: np.ndarray, k: int, listen: Listener = silent) -> Nearest:
+        """The best `k` of each of float32 [q, dim], with row numbers of the data set as ids."""
+        k = min(k, len(self.dataset))
+        if self._index is None or self.card is None:
+            found = exact_nearest(self.dataset, self.modality, queries, k, listen=listen)
+        else:
+            found = _through(self._index, self.card, self.dataset, queries, k)
+        return Nearest(found.scores, rows_of(self.dataset, found.ids))
+
+    def hits(
+        self,
+        queries: np.ndarray,
+        k: int = 10,
+        min_score: float | None = None,
+        columns: tuple[str, ...] | None = None,
+        listen: Listener = silent,
+    ) -> Iterator[list[Hit]]:
+        """For each of [q, dim] its hits, best first. columns: of the metadata, all if None.
+
+        Queries are brought to unit length. Raises InputError for those that cannot be.
+        """
+        queries = _unit(queries, self.dataset.card.dim)
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            found = self.nearest(queries[start : start + QUERIES_AT_ONCE], k, listen)
+            keep = (found.ids != NONE) & (found.scores >= (-np.inf if min_score is None else min_score))
+            yield from _hits(self.dataset, found, keep, columns)
 
 
-def embed_image(encoder: Encoder, path: str) -> np.ndarray:
-    """float32 [dim] of an image file. Raises InputError when it is missing or does not decode."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as problem:
-        raise InputError(f"{path}: {problem.strerror or problem}", "Check the path") from problem
-    decoded = decode(data, encoder.card.preprocess)
-    if isinstance(decoded, Undecodable):
-        raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
-    first: np.ndarray = encoder.images(decoded.pixels[None]).numpy()[0]
-    return first
+def search(
+    dataset: EmbeddingDataset,
+    query: np.ndarray,
+    k: int = 10,
+    modality: str = "image",
+    min_score: float | None = None,
+    exact: bool = False,
+) -> list[Hit]:
+    """The `k` rows of `dataset` whose `modality` embedding is nearest to `query` ([dim]), best first.
 
-
-def search(dataset: EmbeddingDataset, query: np.ndarray, k: int = 10, modality: str = "image") -> list[Hit]:
-    """The `k` rows of `dataset` whose `modality` embedding is nearest to `query` ([dim], L2-normalised), best first.
-
-    Fewer when the data set has fewer rows.
+    Fewer when the data set has fewer rows, or when others score less than `min_score`. Without an index (or with
+    `exact`) all rows are compared. Several queries share one `Searcher`.
     """
-    if query.shape != (dataset.card.dim,):
-        raise InputError(f"a query of shape {query.shape}; the data set's embeddings have {dataset.card.dim} values")
-    index = open_index(dataset, modality)
-    scores, rows = index.search(query[None].astype(np.float32), min(k, index.ntotal))
-    return list(_hits(dataset, scores[0], rows[0]))
+    return next(Searcher(dataset, modality, exact).hits(np.asarray(query)[None], k, min_score))
 
 
-def _hits(dataset: EmbeddingDataset, scores: np.ndarray, rows: np.ndarray) -> Iterator[Hit]:
-    found = dataset.rows([int(row) for row in rows])
-    for rank, (score, row, metadata) in enumerate(zip(scores, rows, found, strict=True), start=1):
-        yield Hit(
-            rank=rank,
-            score=float(score),
-            row=int(row),
-            key=str(metadata["key"]),
-            caption=metadata["caption"] if isinstance(metadata["caption"], str) else None,
-            src_shard=str(metadata["src_shard"]),
-            metadata=metadata,
+def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queries: np.ndarray, k: int) -> Nearest:
+    effort = card.nprobe if card.nprobe is not None else card.ef_search
+    if not card.candidates or not can_look_up(dataset):
+        return index.candidates(queries, k, effort, least=k).best(k)
+    count = max(card.candidates, -(-k * card.candidates // RESULTS))
+    found = index.candidates(queries, count, effort, least=k)
+    return compared_again(dataset, card.modality, queries, found).best(k)
+
+
+def _require_same_data(dataset: EmbeddingDataset, card: IndexCard) -> None:
+    if card.fingerprint != dataset.card.fingerprint():
+        raise DatasetError(
+            f"{dataset.path}: its {card.modality} index is of another model's embeddings",
+            build_command(dataset.path, card.modality),
         )
+    if card.shards != indexed_shards(dataset):
+        have, want = set(card.shards), set(indexed_shards(dataset))
+        raise DatasetError(
+            f"{dataset.path}: its {card.modality} index is of other data: the data set has changed since "
+            f"({len(want - have)} shards are not in the index, {len(have - want)} in it are not in the data)",
+            f"{build_command(dataset.path, card.modality)}: what is new is added, or give --exact",
+        )
+
+
+def _unit(queries: np.ndarray, dim: int) -> np.ndarray:
+    queries = np.asarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise InputError(f"a query of shape {queries.shape[1:]}; the data set's embeddings have {dim} values")
+    length = np.linalg.norm(queries, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(length[:, 0]) | (length[:, 0] == 0))
+    if len(bad):
+        raise InputError(f"query {bad[0]}: its embedding is zero, or holds a NaN or an infinite value")
+    unit: np.ndarray = queries / length
+    return unit
+
+
+def _hits(
+    dataset: EmbeddingDataset, found: Nearest, keep: np.ndarray, columns: tuple[str, ...] | None
+) -> Iterator[list[Hit]]:
+    metadata = _metadata(dataset, np.unique(found.ids[keep]), columns)
+    for scores, rows, mine in zip(found.scores, found.ids, keep, strict=True):
+        pairs = zip(scores[mine].tolist(), rows[mine].tolist(), strict=True)
+        yield [_hit(rank, score, row, metadata[row]) for rank, (score, row) in enumerate(pairs, start=1)]
+
+
+def _hit(rank: int, score: float, row: int, metadata: dict[str, Any]) -> Hit:
+    caption = metadata["caption"]
+    return Hit(
+        rank=rank,
+        score=score,
+        row=row,
+        key=str(metadata["key"]),
+        caption=caption if isinstance(caption, str) else None,
+        src_shard=str(metadata["src_shard"]),
+        metadata=metadata,
+    )
+
+
+def _metadata(
+    dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...] | None
+) -> dict[int, dict[str, Any]]:
+    """Metadata of some rows (ascending), one shard's table in memory at a time."""
+    found: dict[int, dict[str, Any]] = {}
+    owner = np.searchsorted(dataset.stops, rows, side="right")
+    for shard in np.unique(owner).tolist():
+        mine = rows[owner == shard]
+        table = dataset.metadata(shard, columns).take(pa.array(mine - dataset.shards[shard].start))
+        found.update(zip(mine.tolist(), table.to_pylist(), strict=True))
+    return found
+
+
+def row_of_key(dataset: EmbeddingDataset, key: str, shard: str | None = None) -> int:
+    """The row with that key, in the source shard `shard` if it is given.
+
+    Raises InputError when there is none, or when several source shards have one and `shard` does not say which.
+    """
+    found = list(_rows_of_key(dataset, key, shard))
+    if not found:
+        where = f" in {shard}" if shard is not None else ""
+        raise InputError(f"{dataset.path}: no row with the key {key!r}{where}", "Keys are in the column `key`")
+    if len(found) > 1:
+        names: Sequence[str] = [name for _, name in found[:5]]
+        raise InputError(
+            f"{dataset.path}: {len(found)} rows have the key {key!r}, in {', '.join(names)}{' …' * (len(found) > 5)}",
+            "Say which with --shard",
+        )
+    return found[0][0]
+
+
+def _rows_of_key(dataset: EmbeddingDataset, key: str, shard: str | None) -> Iterator[tuple[int, str]]:
+    for place, rows in enumerate(dataset.shards):
+        if shard is not None and rows.manifest.source.name != shard:
+            continue
+        keys = dataset.metadata(place, ("key",)).column("key").to_numpy(zero_copy_only=False)
+        for at in np.flatnonzero(keys == key).tolist():
+            yield rows.start + at, rows.manifest.source.name

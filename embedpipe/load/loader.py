@@ -42,6 +42,7 @@ class EmbeddingLoader:
                 text=self._text.take(places) if self._text is not None else None,
                 text_tokens=states.astype(np.float32) if states is not None else None,
                 text_mask=mask,
+                rows=self._rows[places],
             )
 
 

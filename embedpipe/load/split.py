@@ -15,8 +15,12 @@ TRAIN, VALID = "train", "valid"
 
 def hash_split(identity: str, valid_share: float) -> str:
     """`valid` for a share of all identities, else `train`: by the identity alone, so stable as rows are added."""
-    place = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
-    return VALID if place < valid_share else TRAIN
+    return VALID if hash_place(identity) < valid_share else TRAIN
+
+
+def hash_place(identity: str) -> float:
+    """Where an identity falls in [0, 1), evenly and by itself alone."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
 
 
 def splits(dataset: EmbeddingDataset, column: str | None, valid_share: float = 0.05) -> np.ndarray:

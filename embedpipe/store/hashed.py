@@ -7,6 +7,10 @@ import io
 from collections.abc import Callable
 from typing import BinaryIO
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from .. import files
 from ..manifest import FileRecord
 
@@ -36,3 +40,13 @@ def write_hashed(root: str, path: str, save: Callable[[BinaryIO], None]) -> File
         stream = _HashingStream(target)
         save(stream)  # type: ignore[arg-type]
     return FileRecord(path, stream.bytes, stream.digest.hexdigest())
+
+
+def write_npy(root: str, path: str, array: np.ndarray) -> FileRecord:
+    """Write an array as .npy, in C order."""
+    return write_hashed(root, path, lambda stream: np.save(stream, np.ascontiguousarray(array), allow_pickle=False))
+
+
+def write_parquet(root: str, path: str, table: pa.Table) -> FileRecord:
+    """Write a table of metadata as parquet, with the compression that every reader knows."""
+    return write_hashed(root, path, lambda stream: pq.write_table(table, stream, compression="snappy"))

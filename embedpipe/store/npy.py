@@ -17,7 +17,7 @@ from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from . import layout
-from .hashed import write_hashed
+from .hashed import write_hashed, write_npy, write_parquet
 from .rejects import write_rejects
 
 
@@ -30,18 +30,14 @@ def write(
         for modality, array in (("image", shard.image), ("text", shard.text)):
             if array is not None:
                 path = layout.embeddings(modality, shard.number, digits)
-                written.append(write_hashed(root, path, _npy_saver(array)))
+                written.append(write_npy(root, path, array))
         if shard.text_tokens is not None:
             states, lengths = layout.text_tokens(shard.number, digits)
             written.append(write_hashed(root, states, _ragged_saver(shard.text_tokens)))
-            written.append(write_hashed(root, lengths, _npy_saver(shard.text_tokens.lengths)))
+            written.append(write_npy(root, lengths, shard.text_tokens.lengths))
         table = pa.table(shard.metadata, schema=schema(columns))
-        written.append(write_hashed(root, layout.metadata(shard.number, digits), _parquet_saver(table)))
+        written.append(write_parquet(root, layout.metadata(shard.number, digits), table))
     return (*written, *write_rejects(root, shard, source, digits))
-
-
-def _npy_saver(array: np.ndarray) -> Callable[[BinaryIO], None]:
-    return lambda stream: np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _ragged_saver(rows: RaggedRows) -> Callable[[BinaryIO], None]:
@@ -55,10 +51,6 @@ def _ragged_saver(rows: RaggedRows) -> Callable[[BinaryIO], None]:
             stream.write(block.data)
 
     return save
-
-
-def _parquet_saver(table: pa.Table) -> Callable[[BinaryIO], None]:
-    return lambda stream: pq.write_table(table, stream, compression="snappy")
 
 
 class NpyReader:

@@ -44,35 +44,44 @@ def write(
     if not len(shard):
         return rejects
     path = layout.table(shard.number, digits)
-    return (write_hashed(root, path, lambda stream: _save(stream, shard, columns)), *rejects)
+    metadata = pa.table(shard.metadata, schema=schema(columns))
+    arrays = {EMBEDDINGS["image"]: shard.image, EMBEDDINGS["text"]: shard.text}
+    return (write_hashed(root, path, lambda stream: save(stream, arrays, metadata, shard.text_tokens)), *rejects)
 
 
-def _save(stream: BinaryIO, shard: EmbeddingShard, columns: Mapping[str, str]) -> None:
-    about = schema(columns)
-    first = _batch(shard, about, 0)
+def save(
+    stream: BinaryIO,
+    arrays: Mapping[str, np.ndarray | None],
+    metadata: pa.Table,
+    text_tokens: RaggedRows | None = None,
+) -> None:
+    """Write rows as a parquet file: arrays [n, dim] as lists under their names, token states, and the metadata.
+
+    What is None gets no column. No metadata column may be called like one of the others.
+    """
+    about = metadata.schema
     options = {"use_dictionary": about.names, "write_statistics": about.names}
     compression = dict.fromkeys(about.names, "snappy")
+    first = _group(arrays, metadata, text_tokens, 0)
     with pq.ParquetWriter(stream, first.schema, compression=compression, **options) as writer:
-        for start in range(0, len(shard), _ROWS_IN_GROUP):
-            writer.write_table(_batch(shard, about, start))
+        for start in range(0, metadata.num_rows, _ROWS_IN_GROUP):
+            writer.write_table(_group(arrays, metadata, text_tokens, start))
 
 
-def _batch(shard: EmbeddingShard, about: pa.Schema, start: int) -> pa.Table:
+def _group(
+    arrays: Mapping[str, np.ndarray | None], metadata: pa.Table, text_tokens: RaggedRows | None, start: int
+) -> pa.Table:
     """The rows of one row group: only so many token states are copied at once."""
     rows = slice(start, start + _ROWS_IN_GROUP)
-    arrays, fields = [], []
-    for modality, array in (("image", shard.image), ("text", shard.text)):
-        if array is not None:
-            arrays.append(_lists(array[rows]))
-            fields.append(pa.field(EMBEDDINGS[modality], arrays[-1].type, nullable=False))
-    if shard.text_tokens is not None:
-        arrays.append(_ragged_lists(shard.text_tokens.take(np.arange(len(shard))[rows])))
-        fields.append(pa.field(TEXT_TOKENS, arrays[-1].type, nullable=False))
-    table = pa.table({name: shard.metadata[name][rows] for name in about.names}, schema=about)
-    return pa.Table.from_arrays([*arrays, *table.columns], schema=pa.schema([*fields, *about]))
+    found = {name: as_lists(array[rows]) for name, array in arrays.items() if array is not None}
+    if text_tokens is not None:
+        found[TEXT_TOKENS] = _ragged_lists(text_tokens.take(np.arange(len(text_tokens))[rows]))
+    fields = [pa.field(name, column.type, nullable=False) for name, column in found.items()]
+    about = metadata.slice(start, _ROWS_IN_GROUP)
+    return pa.Table.from_arrays([*found.values(), *about.columns], schema=pa.schema([*fields, *about.schema]))
 
 
-def _lists(array: np.ndarray) -> pa.Array:
+def as_lists(array: np.ndarray) -> pa.FixedSizeListArray:
     """[n, width] as n lists of that width, without a copy."""
     numbers = pa.array(np.ascontiguousarray(array).reshape(-1))
     element = pa.field("element", numbers.type, nullable=False)
@@ -80,7 +89,7 @@ def _lists(array: np.ndarray) -> pa.Array:
 
 
 def _ragged_lists(rows: RaggedRows) -> pa.Array:
-    states = _lists(rows.flat())
+    states = as_lists(rows.flat())
     ends = np.cumsum(rows.lengths, dtype=np.int32)
     element = pa.field("element", states.type, nullable=False)
     return pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), ends)), states, type=pa.list_(element))

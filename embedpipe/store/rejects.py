@@ -5,10 +5,12 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..manifest import FileRecord
+from .. import files
+from ..errors import DatasetError, InputError
+from ..manifest import FileRecord, ShardManifest
 from ..types import EmbeddingShard
 from . import layout
-from .hashed import write_hashed
+from .hashed import write_parquet
 
 _SCHEMA = pa.schema(
     [
@@ -29,5 +31,19 @@ def write_rejects(root: str, shard: EmbeddingShard, source: str, digits: int) ->
     rejects = sorted(shard.rejects, key=lambda reject: reject.index)
     rows = [(r.key, source, r.index, r.stage, r.error_class, r.message) for r in rejects]
     table = pa.table(list(map(list, zip(*rows, strict=True))), schema=_SCHEMA)
-    path = layout.errors(shard.number, digits)
-    return (write_hashed(root, path, lambda stream: pq.write_table(table, stream, compression="snappy")),)
+    return (write_parquet(root, layout.errors(shard.number, digits), table),)
+
+
+def read_rejects(root: str, manifest: ShardManifest, digits: int) -> pa.Table:
+    """The rejects of a committed shard, in input order. Raises DatasetError when they cannot be read."""
+    path = layout.errors(manifest.number, digits)
+    if path not in {record.path for record in manifest.files}:
+        return _SCHEMA.empty_table()
+    location = files.join(root, path)
+    try:
+        with files.reading(location) as stream:
+            return pq.read_table(stream)
+    except (OSError, pa.ArrowException, InputError) as problem:
+        raise DatasetError(
+            f"{location}: cannot be read: {problem}", "Run `embedpipe verify` to see which shards are bad"
+        ) from problem

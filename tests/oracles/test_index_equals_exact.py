@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from embedpipe.index import build_index, search
+from embedpipe.index import IndexConfig, build_index, search
 from embedpipe.load import EmbeddingDataset
 from tests.unit.embedpipe.test_dataset import CARD, write
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_the_nearest_rows_are_the_nearest(modality, encoded):
-    build_index(str(encoded), modality)
+    build_index(str(encoded), IndexConfig(modality))
     dataset = EmbeddingDataset(str(encoded))
     rows = dataset.require(modality).read()
     rng = np.random.default_rng(0)

@@ -5,8 +5,19 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import embeddings, encode_memory, encode_overlap, encode_vs_clip_retrieval, measure, photos, report
+from benchmarks import (
+    dedup_demo,
+    dedup_scale,
+    embeddings,
+    encode_memory,
+    encode_overlap,
+    encode_vs_clip_retrieval,
+    measure,
+    photos,
+    report,
+)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
 
@@ -126,3 +137,53 @@ def test_memory(arguments, tmp_path):
     encode_memory.main()
     (written,) = results.glob("encode_memory_*.md")
     assert "| 20 samples |" in written.read_text()
+
+
+@pytest.mark.slow
+def test_dedup_scale(arguments, tmp_path):
+    results = arguments("--counts", 3000, "--dim", 32, "--near", 0, "--work", tmp_path / "work")
+    dedup_scale.main()
+    (written,) = results.glob("dedup_scale_*.md")
+    assert "| 3,000 |" in written.read_text()
+    assert "| 2,000 | 1,000 of 1,000 |" in written.read_text()
+
+
+def test_planted_copies_are_judged_by_what_they_go_back_to(photo_folder, tmp_path):
+    pictures = dedup_demo.read_pictures(photo_folder)
+    twice = [*pictures, dedup_demo.Picture("", "", pictures[0].data, "the same once more")]
+    planted = dedup_demo.plant(twice, tmp_path / "planted", 4, seed=0)
+    assert len(dedup_demo.read_pictures(tmp_path / "planted")) == 17
+    copies = sorted(planted.kind)
+    assert [planted.kind[key] for key in copies] == list(dedup_demo.KINDS)
+    original = {key: f"{planted.origin[key]:09d}" for key in copies}
+    assert all(planted.pixels[key] != planted.pixels[original[key]] for key in copies)
+    other = next(key for key in sorted(planted.origin) if planted.origin[key] not in map(planted.origin.get, copies))
+    done = dedup_demo.judge(
+        [
+            (copies[0], original[copies[0]]),
+            (original[copies[1]], copies[1]),
+            ("000000012", "000000000"),
+            (other, copies[2]),
+        ],
+        planted,
+    )
+    assert (done.dropped, done.right, done.recall) == (4, 3, 0.5)
+    assert done.found == {"re-encoded": (1, 1), "resized": (1, 1), "cropped": (0, 1), "all three": (0, 1)}
+
+
+def test_prior_learning_at_toy_size(monkeypatch, tmp_path):
+    from benchmarks import mixture, prior_learning
+
+    task = mixture.make(50, 16, seed=0)
+    assert task.text.norm(dim=1).allclose(torch.ones(50))
+    likeness = (task.image[:, None] * task.modes).sum(dim=2)
+    assert (likeness.argmax(dim=1) == task.drawn).float().mean() > 0.9
+    monkeypatch.setattr(measure, "use_cores", lambda count: [0])
+    options = ["--seeds", "1", "--n", "400", "--held-out", "40", "--steps", "3", "--samples", "4", "--dim", "16"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options, "--results", str(tmp_path)])
+    prior_learning.main()
+    text = next(tmp_path.glob("prior_learning_*.md")).read_text()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("| ")}
+    assert {"diffusion", "ridge", "mean", "the truth"} <= set(rows)
+    assert float(rows["the truth"][2].split()[0]) > 0.25
+    assert float(rows["the truth"][3].split()[0]) > 0.95

@@ -162,3 +162,34 @@ def test_a_file_of_settings_is_put_over_the_preset_and_set_over_the_file(emb, tm
     assert recipe["optim"]["lr"] == 0.25
     assert recipe["optim"]["warmup_steps"] == 7
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_under_torchrun_two_processes_train_the_prior_of_one(emb, tmp_path):
+    """The same losses to 1e-5, one voice, and a run folder like any other."""
+    words = ["train-prior", emb, *SMALL, "--split-column", "split", "--device", "cpu", "--json"]
+    words += ["--set", "network.ff_dropout=0", "--set", "train.log_every=1", "--steps", "12"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    commands = {
+        "one": [sys.executable, "-m", "embedpipe_cli", *words],
+        "two": [*launched, "--nproc-per-node", "2", "-m", "embedpipe_cli", *words],
+    }
+    losses = {}
+    for name, command in commands.items():
+        at = command.index(emb) + 1
+        done = subprocess.run(
+            [*command[:at], str(tmp_path / name), *command[at:]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout)["steps"] == 12, "the first process alone speaks"
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert len(losses["two"]) == 12
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["recipe"]["train"]["steps"] == 12

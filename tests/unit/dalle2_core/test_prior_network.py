@@ -110,6 +110,23 @@ def test_going_on_from_a_memory_is_the_whole_sequence(keywords):
             torch.testing.assert_close(out, every[:, begin:end], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [None, 3])
+@pytest.mark.parametrize("padding", ["none", "learned", "masked"])
+@pytest.mark.parametrize("keywords", VARIANTS, ids=str)
+def test_a_text_that_was_read_gives_what_the_text_gives(keywords, padding, tokens):
+    net = network(**{"max_text_len": 6, "text_padding": padding, **keywords})
+    image, t, text, encodings = inputs(net, tokens=tokens)
+    mask = None if tokens is None else torch.arange(tokens) < torch.tensor([3, 0, 2, 1])[:, None]
+    for keep in (None, torch.tensor([True, False, True, False])):
+        condition = TextCondition(text, encodings, mask, keep)
+        read = net.read(condition)
+        for times in (t, (t + 3) % 10):
+            torch.testing.assert_close(
+                net(image, times, read, image * 0.5), net(image, times, condition, image * 0.5), atol=1e-5, rtol=1e-5
+            )
+
+
 def test_padding_of_text_tokens_changes_nothing():
     net = network()
     image, t, text, encodings = inputs(net, tokens=5)

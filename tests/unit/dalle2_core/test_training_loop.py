@@ -162,19 +162,26 @@ def test_interrupted_and_resumed_is_undisturbed(tmp_path, undisturbed, at):
     assert state.numbers()["best"] == undisturbed[2]["best"]
 
 
-def test_ctrl_c_within_a_step_waits_for_its_end(tmp_path, undisturbed):
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_within_a_step_waits_for_its_end(tmp_path, undisturbed, which):
+    """SIGTERM too, where it is an interruption: the command line makes it one."""
+
     class Impatient(Model):
         def loss(self, batch, draws):
             result = super().loss(batch, draws)
             self.calls = getattr(self, "calls", 0) + 1
             if self.calls == 7:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(which)
             return result
 
-    with pytest.raises(KeyboardInterrupt):
-        train(Impatient(), stream, Run(tmp_path), CONFIG, OPTIM, evaluate=size)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(Impatient(), stream, Run(tmp_path), CONFIG, OPTIM, evaluate=size)
+        assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert steps(tmp_path)[-1] == 7
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same(bits(go(tmp_path)), undisturbed[1])
 
 
@@ -329,7 +336,10 @@ def test_a_full_disk_is_one_clear_error_and_spares_the_checkpoint(tmp_path):
 
     try:
         with pytest.raises(CheckpointError, match=r"step-000000010: could not be written .*earlier checkpoints are"):
-            go(tmp_path, on_step=fill, evaluate=None)
+            go(tmp_path, config=replace(CONFIG, log_every=100), on_step=fill, evaluate=None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: could not be written .*checkpoints are intact"):
+            go(tmp_path / "log", config=replace(CONFIG, save_every=100), on_step=fill, evaluate=None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert steps(tmp_path) == [5]

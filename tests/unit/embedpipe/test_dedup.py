@@ -1,15 +1,18 @@
 """dedup finds what was planted, keeps whom it should, and tells what other thresholds would do."""
 
 import errno
+import hashlib
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedpipe.curate import KEEP, DedupConfig, dedup, duplicates
+from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates, order, plan_dedup, semdedup
 from embedpipe.encode.job import encode
-from embedpipe.errors import DatasetError, DiskFull, InputError, OutputBusy, OutputUnwritable
+from embedpipe.errors import DatasetError, DiskFull, InputError, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
 from tests import embeddings, shards
@@ -32,8 +35,8 @@ def table(out, name):
 
 @pytest.mark.parametrize("one_cluster", [20_000, 50])
 def test_planted_copies_are_found_and_nothing_else(tmp_path, one_cluster, monkeypatch):
-    monkeypatch.setattr(duplicates, "_ONE_CLUSTER", one_cluster)
-    monkeypatch.setattr(duplicates, "_ROWS_PER_CLUSTER", 50)
+    monkeypatch.setattr(assign, "_ONE_CLUSTER", one_cluster)
+    monkeypatch.setattr(assign, "_ROWS_PER_CLUSTER", 50)
     place, pairs = planted(tmp_path / "emb")
     out = str(tmp_path / "out")
     report = dedup(place, out, DedupConfig(threshold=0.98))
@@ -49,6 +52,7 @@ def test_planted_copies_are_found_and_nothing_else(tmp_path, one_cluster, monkey
     assert min(dropped["cosine"]) >= 0.98
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == report.kept
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".dedup",
         ".lock",
         "dropped.parquet",
         "kept.parquet",
@@ -101,7 +105,7 @@ def test_the_same_file_twice_is_told_and_shown(tmp_path, encode_config):
     assert report.same_content == 1
     page = (tmp_path / "out" / "pairs.html").read_text()
     assert page.count("<img") == page.count("<td><img") == 2 * (page.count("<tr") - 1)
-    assert "again" in page
+    assert "again" not in page, "of two of the same file there is nothing to judge"
     (tmp_path / "in.tar").unlink()
     dedup(str(tmp_path / "emb"), str(tmp_path / "out"), DedupConfig(threshold=0.9999))
     assert "<img" not in (tmp_path / "out" / "pairs.html").read_text()
@@ -126,10 +130,12 @@ def test_what_cannot_be_done_says_why(tmp_path):
         dedup(place, str(tmp_path / "file"))
 
 
-def test_a_full_disk_is_told_and_no_report_says_that_all_is_well(tmp_path, monkeypatch):
+def test_a_full_disk_is_told_and_what_was_there_stays_as_it_was(tmp_path, monkeypatch):
     place, _ = planted(tmp_path / "emb", count=20, copies=2)
     out = tmp_path / "out"
     dedup(place, str(out))
+    shutil.rmtree(out / ".dedup")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", str(out))
@@ -137,4 +143,176 @@ def test_a_full_disk_is_told_and_no_report_says_that_all_is_well(tmp_path, monke
     monkeypatch.setattr(duplicates.ScratchRows, "write", full)
     with pytest.raises(DiskFull):
         dedup(place, str(out))
-    assert not (out / "report.json").exists()
+    assert {name: (out / name).read_bytes() for name in before} == before
+    monkeypatch.undo()
+    monkeypatch.setattr(semdedup, "_write_dropped", full)
+    with pytest.raises(OSError, match="No space"):
+        dedup(place, str(out))
+    assert not (out / "report.json").exists(), "files of two runs are not passed off as one"
+
+
+@pytest.fixture
+def many_clusters(monkeypatch):
+    monkeypatch.setattr(assign, "_ONE_CLUSTER", 50)
+    monkeypatch.setattr(assign, "_ROWS_PER_CLUSTER", 50)
+    monkeypatch.setattr(order, "TILE", 16)
+
+
+def with_hashes(folder, hashes, **options):
+    """The planted data set, with these sha256 by row."""
+    place, pairs = planted(folder, **options)
+    dataset = EmbeddingDataset(place)
+    for number, shard in enumerate(dataset.shards):
+        path = folder / "metadata" / f"metadata_{number:05d}.parquet"
+        table = pq.read_table(path)
+        column = pa.array([hashes.get(row) for row in range(shard.start, shard.stop)], pa.string())
+        pq.write_table(table.set_column(table.schema.get_field_index("sha256"), "sha256", column), path)
+    return place, pairs
+
+
+@pytest.mark.parametrize("keep", ["first", "closest"])
+def test_the_same_file_is_a_duplicate_at_any_threshold_in_any_cluster(tmp_path, many_clusters, keep):
+    names = {row: hashlib.sha256(bytes([row % 7])).hexdigest() for row in range(0, 400, 9)}
+    place, _ = with_hashes(tmp_path / "emb", names)
+    report = dedup(place, str(tmp_path / "out"), DedupConfig(threshold=1, keep=keep))
+    assert report.clusters == 8
+    dropped = table(str(tmp_path / "out"), "dropped")
+    groups = {}
+    for row, name in names.items():
+        groups.setdefault(name, set()).add(row)
+    assert report.same_content == report.dropped == len(names) - len(groups) == len(dropped["row"])
+    assert max(report.sweep.values()) <= 400 - report.dropped
+    for row, of, cosine, same in zip(*(dropped[c] for c in ("row", "of_row", "cosine", "same_content")), strict=True):
+        assert (names[row], same, cosine) == (names[of], True, None)
+        assert of not in dropped["row"]
+    if keep == "first":
+        assert set(dropped["of_row"]) == {min(rows) for rows in groups.values()}
+
+
+def test_no_row_is_like_another_for_want_of_a_hash(tmp_path):
+    place, _ = planted(tmp_path / "emb", count=60, copies=1)
+    assert dedup(place, str(tmp_path / "out"), DedupConfig(threshold=1)).dropped == 0
+    place, _ = with_hashes(tmp_path / "bad", {3: "no hash"}, count=60, copies=1)
+    with pytest.raises(DatasetError, match="column sha256 holds what is no sha256"):
+        dedup(place, str(tmp_path / "bad-out"))
+
+
+def test_pairs_across_the_border_of_two_clusters_are_found(tmp_path, many_clusters, monkeypatch):
+    place, _ = planted(tmp_path / "emb", count=2000, copies=600, dim=24)
+    rows = embeddings.normalised(EmbeddingDataset(place).image.read())
+    alike = np.tril(rows @ rows.T, -1)
+    expected = set(np.flatnonzero(alike.max(axis=1) >= 0.99).tolist())
+    assert len(expected) >= 600
+    missed = {}
+    for border in (0, assign.BORDER):
+        monkeypatch.setattr(assign, "BORDER", border)
+        out = str(tmp_path / str(border))
+        report = dedup(place, out, DedupConfig(threshold=0.99))
+        missed[border] = len(expected - set(table(out, "dropped")["row"]))
+        assert report.clusters == 40
+        assert (report.twice > 0) == (border > 0)
+    assert missed[0] > 3 * missed[assign.BORDER]
+    assert missed[assign.BORDER] <= 3
+
+
+def test_threads_make_no_difference(tmp_path, many_clusters):
+    place, _ = planted(tmp_path / "emb", count=700, copies=100)
+    for threads in (1, 3):
+        dedup(place, str(tmp_path / str(threads)), DedupConfig(threads=threads))
+    assert (tmp_path / "1/.dedup/nearest.npy").read_bytes() == (tmp_path / "3/.dedup/nearest.npy").read_bytes()
+
+
+def test_killed_anywhere_and_run_again_it_finds_the_same(tmp_path, many_clusters, monkeypatch):
+    monkeypatch.setattr(duplicates, "_PRODUCTS_IN_GROUP", 10)
+    place, _ = planted(tmp_path / "emb")
+    keep, kept = duplicates.Workspace.keep, []
+
+    def counted(self, name, array):
+        keep(self, name, array)
+        kept.append(name)
+
+    monkeypatch.setattr(duplicates.Workspace, "keep", counted)
+    dedup(place, str(tmp_path / "whole"))
+    steps = list(kept)
+    assert len(steps) > 12
+    for survives in {*range(0, len(steps), 3), len(steps) - 1}:
+        kept.clear()
+
+        def dies(self, name, array, survives=survives):
+            if len(kept) == survives:
+                raise KeyboardInterrupt
+            counted(self, name, array)
+
+        monkeypatch.setattr(duplicates.Workspace, "keep", dies)
+        out = tmp_path / f"killed-{survives}"
+        with pytest.raises(KeyboardInterrupt):
+            dedup(place, str(out), DedupConfig(threads=1))
+        monkeypatch.setattr(duplicates.Workspace, "keep", counted)
+        dedup(place, str(out), DedupConfig(threads=1))
+        assert set(kept) == set(steps)
+        assert len(kept) - len(steps) <= (survives == len(steps) - 1), "no step is done twice, but for the last counts"
+        for name in (".dedup/nearest.npy", "kept.parquet", "dropped.parquet", "pairs.html"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert sorted(path.name for path in (out / ".dedup").iterdir()) == [
+            "counts.npy",
+            "identity.json",
+            "nearest.npy",
+        ]
+
+
+def test_another_threshold_compares_nothing_anew_and_other_data_does(tmp_path, monkeypatch):
+    place, _ = planted(tmp_path / "emb")
+    out = str(tmp_path / "out")
+    sweep = dedup(place, out, DedupConfig(threshold=0.5)).sweep
+    searched = []
+    find = duplicates._find
+    monkeypatch.setattr(duplicates, "_find", lambda *arguments: (searched.append(1), find(*arguments)))
+    assert dedup(place, out, DedupConfig(threshold=0.9)).kept == sweep["0.9"]
+    assert not searched
+    dedup(place, out, DedupConfig(keep="closest"))
+    assert len(searched) == 1
+    shutil.rmtree(tmp_path / "emb")
+    planted(tmp_path / "emb", seed=1)
+    assert dedup(place, out, DedupConfig(keep="closest")).sweep != sweep
+    assert len(searched) == 2
+
+
+def test_bad_data_is_named(tmp_path):
+    place, _ = planted(tmp_path / "emb", count=30, copies=2)
+    path = tmp_path / "emb" / "img_emb" / "img_emb_00001.npy"
+    array = np.load(path)
+    array[4, 2] = np.nan
+    np.save(path, array)
+    with pytest.raises(DatasetError, match=r"the image embedding of row 14 \(00001.tar 000014\) is not finite.*verify"):
+        dedup(place, str(tmp_path / "out"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DatasetError, match="img_emb_00001.npy: cannot be read.*verify"):
+        dedup(place, str(tmp_path / "out"))
+    path.unlink()
+    with pytest.raises(DatasetError, match="img_emb_00001.npy: cannot be read.*verify"):
+        dedup(place, str(tmp_path / "out"))
+    card = json.loads((tmp_path / "emb" / "embedpipe.json").read_text())
+    card["encoder"]["weights_sha256"] = "1" * 64
+    (tmp_path / "emb" / "embedpipe.json").write_text(json.dumps(card))
+    with pytest.raises(DatasetError, match="shard 0 was made by another encoder.*verify"):
+        dedup(place, str(tmp_path / "out"))
+
+
+def test_too_little_room_is_told_before_the_work(tmp_path, monkeypatch):
+    place, _ = planted(tmp_path / "emb", count=30, copies=2)
+    monkeypatch.setattr(duplicates.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
+    with pytest.raises(DiskFull, match="sorting the rows takes 0.00 GB"):
+        dedup(place, str(tmp_path / "out"))
+
+
+def test_an_output_with_a_data_set_of_ones_own_is_refused(tmp_path):
+    place, _ = planted(tmp_path / "emb", count=30, copies=2)
+    with pytest.raises(RunMismatch, match="is the data set itself"):
+        dedup(place, place)
+
+
+def test_the_plan_compares_nothing(tmp_path):
+    place, _ = planted(tmp_path / "emb", count=30, copies=2)
+    plan = plan_dedup(place)
+    assert (plan.rows, plan.clusters, plan.scratch_bytes) == (30, 1, 30 * 24 * 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["emb"]

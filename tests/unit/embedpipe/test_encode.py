@@ -609,8 +609,8 @@ def test_a_checkpoint_that_is_no_checkpoint_is_a_model_error(tmp_path):
 
 
 def test_the_card_tells_models_apart(tiny_model, other_model, tiny_encoder):
-    other = load_encoder(EncoderConfig(other_model))
-    again = load_encoder(EncoderConfig(tiny_model))
+    other = load_encoder(EncoderConfig(other_model, precision="fp32"))
+    again = load_encoder(EncoderConfig(tiny_model, precision="fp32"))
     assert again.card == tiny_encoder.card
     assert other.card.fingerprint() != tiny_encoder.card.fingerprint()
     assert other.card.preprocess == tiny_encoder.card.preprocess

@@ -1,5 +1,8 @@
 """What was made is held as long as there is room."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from embedpipe.load.held import Held
@@ -36,3 +39,16 @@ def test_ragged_rows_take_room_and_mapped_files_do_not(tmp_path):
     other = RaggedRows.packed(np.zeros((1, 1), np.float32), np.array([1]))
     assert held.get(2, lambda: other) is other
     assert held.get(1, lambda: rows) is mapped
+
+
+def test_many_threads_may_ask_at_once():
+    held = Held(500)
+
+    def ask(number):
+        name = number * 7 % 23
+        return int(held.get(name, lambda: np.full(40, name, np.uint8))[0]) == name
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(3000)))
+    assert held._bytes == sum(array.nbytes for array in held._kept.values()) <= 500
+    assert pickle.loads(pickle.dumps(held)).get(1, lambda: np.zeros(3)).shape == (3,)

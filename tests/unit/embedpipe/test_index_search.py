@@ -3,10 +3,20 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from embedpipe.errors import DatasetError, InputError, ModelError, RunMismatch
-from embedpipe.index import build_index, embed_image, query_encoder, read_card, search
+from embedpipe.index import (
+    IndexConfig,
+    Searcher,
+    build_index,
+    embed_image,
+    query_encoder,
+    read_card,
+    row_of_key,
+    search,
+)
 from embedpipe.load import EmbeddingDataset
 from tests import shards
 from tests.unit.embedpipe.test_dataset import write
@@ -20,7 +30,9 @@ def query():
 def test_more_than_there_is_gives_all_there_is(tmp_path, query):
     root = write(str(tmp_path), [3, 2])
     assert build_index(root).rows == 5
-    assert [hit.key for hit in search(EmbeddingDataset(root), query, 100)] == ["k4", "k3", "k2", "k1", "k0"]
+    hits = search(EmbeddingDataset(root), query, 100)
+    assert [hit.key for hit in hits] == ["k4", "k3", "k2", "k1", "k0"]
+    assert [hit.score for hit in hits] == [4, 3, 2, 1, 0]
 
 
 def test_an_index_of_other_data_is_refused_until_it_is_rebuilt(tmp_path, query):
@@ -36,7 +48,7 @@ def test_an_index_of_other_data_is_refused_until_it_is_rebuilt(tmp_path, query):
 def test_an_index_that_is_up_to_date_is_left_alone(tmp_path):
     root = write(str(tmp_path), [3])
     card = build_index(root)
-    place = tmp_path / "index" / "image.faiss"
+    place = tmp_path / "index" / card.file
     before = place.stat().st_mtime_ns
     assert build_index(root) == card == read_card(root, "image")
     assert place.stat().st_mtime_ns == before
@@ -45,22 +57,66 @@ def test_an_index_that_is_up_to_date_is_left_alone(tmp_path):
 def test_a_missing_or_damaged_index_is_named(tmp_path, query):
     root = write(str(tmp_path), [3])
     dataset = EmbeddingDataset(root)
-    with pytest.raises(DatasetError, match="no image index.*embedpipe index"):
-        search(dataset, query)
-    build_index(root)
-    place = tmp_path / "index" / "image.faiss"
+    card = build_index(root)
+    place = tmp_path / "index" / card.file
     data = place.read_bytes()
-    for damaged in (data[:-1], data[:20] + b"\xff" + data[21:], b""):
+    for damaged in (data[:-1], data[:20] + b"\xff" + data[21:], b"", data + b"x"):
         place.write_bytes(damaged)
-        with pytest.raises(DatasetError, match=r"image\.faiss: damaged"):
+        with pytest.raises(DatasetError, match=r"image-00001\.faiss: damaged.*embedpipe index"):
             search(dataset, query)
     place.unlink()
-    with pytest.raises(DatasetError, match="no image index"):
+    with pytest.raises(DatasetError, match="missing, though its card is there.*embedpipe index"):
         search(dataset, query)
-    build_index(root)
+    assert build_index(root).sha256 == card.sha256
     (tmp_path / "index" / "image.json").write_bytes(b"\xff{")
-    with pytest.raises(DatasetError, match="no image index"):
+    with pytest.raises(DatasetError, match="damaged.*Remove it"):
         search(dataset, query)
+
+
+def test_without_an_index_every_row_is_compared_unless_they_are_many(tmp_path, query, monkeypatch):
+    root = write(str(tmp_path), [3, 2])
+    dataset = EmbeddingDataset(root)
+    searcher = Searcher(dataset)
+    assert searcher.card is None
+    assert [hit.key for hit in next(searcher.hits(query[None], 2))] == ["k4", "k3"]
+    monkeypatch.setattr("embedpipe.index.query.EXACT_ROWS", 4)
+    with pytest.raises(DatasetError, match="no image index, and 5 rows are many.*embedpipe index .*--exact"):
+        search(dataset, query)
+    assert search(dataset, query, 1, exact=True)[0].key == "k4"
+
+
+def test_only_what_scores_enough_is_told(tmp_path, query):
+    root = write(str(tmp_path), [5])
+    dataset = EmbeddingDataset(root)
+    for exact in (True, False):
+        build_index(root)
+        assert [hit.key for hit in search(dataset, query, 10, min_score=2.5, exact=exact)] == ["k4", "k3"]
+        assert search(dataset, query, 10, min_score=99, exact=exact) == []
+
+
+def test_queries_that_are_no_direction_are_refused(tmp_path):
+    dataset = EmbeddingDataset(write(str(tmp_path), [3]))
+    for bad in ([0, 0, 0, 0], [1, np.nan, 0, 0], [np.inf, 0, 0, 0]):
+        with pytest.raises(InputError, match="query 1: its embedding is zero, or holds a NaN"):
+            list(Searcher(dataset).hits(np.float32([[1, 0, 0, 0], bad])))
+
+
+def test_a_row_is_found_by_its_key(tmp_path):
+    dataset = EmbeddingDataset(write(str(tmp_path), [3, 2]))
+    assert row_of_key(dataset, "k4") == row_of_key(dataset, "k4", "1.tar") == 4
+    with pytest.raises(InputError, match="no row with the key 'k4' in 0.tar"):
+        row_of_key(dataset, "k4", "0.tar")
+    with pytest.raises(InputError, match="no row with the key 'no'"):
+        row_of_key(dataset, "no")
+
+
+def test_a_key_of_two_shards_asks_which(encoded_once):
+    dataset = EmbeddingDataset(encoded_once[1])
+    key = dataset.keys()[0]
+    assert row_of_key(dataset, key) == 0
+    dataset.metadata = lambda shard, columns: pa.table({"key": [key]})
+    with pytest.raises(InputError, match=f"3 rows have the key '{key}', in .*--shard"):
+        row_of_key(dataset, key)
 
 
 def test_an_empty_data_set_has_no_index(tmp_path):
@@ -88,7 +144,7 @@ def test_the_encoder_is_found_again_and_another_is_refused(encoded_once, other_m
 
 def test_a_row_is_found_by_its_own_picture_and_caption(encoded, tiny_encoder, tmp_path):
     build_index(str(encoded))
-    build_index(str(encoded), "text")
+    build_index(str(encoded), IndexConfig("text"))
     dataset = EmbeddingDataset(str(encoded))
     (tmp_path / "q.jpg").write_bytes(shards.jpeg(5))
     assert search(dataset, embed_image(tiny_encoder, str(tmp_path / "q.jpg")), 1)[0].key == "00005"

@@ -1,0 +1,161 @@
+"""Score heads: a linear layer or an MLP over stored embeddings, such as LAION's aesthetic predictors.
+
+Two shapes are in the wild, both state dicts: `weight`, `bias` of one Linear(d, 1) (LAION-AI/aesthetic-predictor), and
+`layers.0.weight` … of several, with dropout and no activation between them
+(christophschuhmann/improved-aesthetic-predictor). They want L2-normalised embeddings of the model they were trained on;
+the files do not say which. A card beside the file (`head.json` beside `head.pth`) may:
+
+    {"model": "ViT-L-14", "pretrained": "openai", "weights_sha256": "…", "activation": "none"}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..card import EncoderCard
+from ..errors import InputError, RunMismatch, did_you_mean
+
+# What the files that LAION published are called, and which model they are for.
+PUBLISHED = {
+    "sa_0_4_vit_l_14_linear": "ViT-L-14/openai",
+    "sa_0_4_vit_b_32_linear": "ViT-B-32/openai",
+    "sa_0_4_vit_b_16_linear": "ViT-B-16/openai",
+    "sac+logos+ava1-l14-linearMSE": "ViT-L-14/openai",
+    "ava+logos-l14-linearMSE": "ViT-L-14/openai",
+    "ava+logos-l14-reluMSE": "ViT-L-14/openai",
+}
+ACTIVATIONS = {"none": lambda x: x, "relu": lambda x: np.maximum(x, 0)}
+
+_PARAMETER = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?P<layer>\d+\.)?(?P<kind>weight|bias)")
+_SHORTEST_HASH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """layers: (weight float32 [out, in], bias float32 [out]) in order, the last with one output."""
+
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    activation: str
+
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n] of L2-normalised float32 rows [n, dim]."""
+        for i, (weight, bias) in enumerate(self.layers):
+            rows = rows @ weight.T + bias
+            if i + 1 < len(self.layers):
+                rows = ACTIVATIONS[self.activation](rows)
+        scores: np.ndarray = rows[:, 0]
+        return scores
+
+
+def open_head(path: str, card: EncoderCard, model: str | None = None) -> Head:
+    """The head in a .pth, .pt or .safetensors file, for embeddings of `card`.
+
+    model: which model it was made for, as MODEL/PRETRAINED or the first digits of the weights' sha256; None for what
+    the card beside the file or its name says. Raises InputError when the file is no head, RunMismatch when it is for
+    another model, or nothing says for which.
+    """
+    about = _read_card(path)
+    _refuse_other_model(path, card, model or _claim(path, about))
+    activation = str(about.get("activation", "relu" if "relu" in Path(path).stem.lower() else "none"))
+    if activation not in ACTIVATIONS:
+        raise InputError(f"{path}: its card names the activation {activation!r}", did_you_mean(activation, ACTIVATIONS))
+    layers = _layers(path, _parameters(path))
+    width = layers[0][0].shape[1]
+    if width != card.dim:
+        raise RunMismatch(
+            f"{path}: a head for embeddings of {width} values; these have {card.dim}",
+            f"Give a head made for {card.model} {card.pretrained}".rstrip(),
+        )
+    return Head(layers, activation)
+
+
+def _read_card(path: str) -> dict[str, Any]:
+    beside = Path(path).with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        card = json.loads(beside.read_bytes())
+    except ValueError as problem:
+        raise InputError(f"{beside}: is not JSON: {problem}", "It says which model the head is for") from problem
+    if not isinstance(card, dict):
+        raise InputError(f"{beside}: is no JSON object", 'Such as {"model": "ViT-L-14", "pretrained": "openai"}')
+    return card
+
+
+def _claim(path: str, about: dict[str, Any]) -> str | None:
+    """Which model a head is for, by its card or, if LAION published it, by its name."""
+    if about.get("weights_sha256"):
+        return str(about["weights_sha256"])
+    if about.get("model"):
+        return f"{about['model']}/{about.get('pretrained') or ''}".rstrip("/")
+    return PUBLISHED.get(Path(path).stem)
+
+
+def _refuse_other_model(path: str, card: EncoderCard, claim: str | None) -> None:
+    made_by = f"{card.model}/{card.pretrained}".rstrip("/")
+    remedy = (
+        f"If it was made for the model of this data set, say --head-model {made_by}, or by its weights, --head-model "
+        f"{card.weights_sha256[:_SHORTEST_HASH]}"
+    )
+    if claim is None:
+        raise RunMismatch(f"{path}: nothing says which model this head was made for", remedy)
+    by_hash = len(claim) >= _SHORTEST_HASH and card.weights_sha256.startswith(claim.lower())
+    if not by_hash and _plain(claim) != _plain(made_by):
+        raise RunMismatch(f"{path}: a head for {claim}; the embeddings are of {made_by}", remedy)
+
+
+def _plain(model: str) -> str:
+    # OpenAI's weights are the same under both names: open_clip takes the quick GELU with them either way.
+    return re.sub(r"[/_]", "-", model).lower().replace("-quickgelu", "")
+
+
+def _parameters(path: str) -> dict[str, np.ndarray]:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file", "Check the path")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.numpy import load_file
+
+            return {name: np.asarray(value, np.float32) for name, value in load_file(path).items()}
+        import torch
+
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state = loaded.get("state_dict", loaded)
+        return {name: value.float().numpy() for name, value in state.items()}
+    except Exception as problem:  # whatever a torn or foreign file makes torch raise
+        raise InputError(
+            f"{path}: no state dict that can be read: {type(problem).__name__}: {problem}",
+            "Give the weights of a linear head or an MLP as .pth or .safetensors",
+        ) from problem
+
+
+def _layers(path: str, parameters: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Weights and biases in the order of their numbers. Raises InputError when they are not a chain to one output."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for name, value in parameters.items():
+        match = _PARAMETER.fullmatch(name)
+        if match is None or value.ndim != (2 if match["kind"] == "weight" else 1):
+            raise _no_head(path, f"has the parameter {name} {list(value.shape)}")
+        found.setdefault(int((match["layer"] or "0.")[:-1]), {})[match["kind"]] = value
+    layers: list[tuple[np.ndarray, np.ndarray]] = []
+    for number, layer in sorted(found.items()):
+        weight = layer.get("weight")
+        if weight is None or (layers and layers[-1][0].shape[0] != weight.shape[1]):
+            raise _no_head(path, f"its layer {number} does not take what the one before it gives")
+        bias = layer.get("bias", np.zeros(len(weight), np.float32))
+        if len(bias) != len(weight):
+            raise _no_head(path, f"weight and bias of its layer {number} do not fit")
+        layers.append((weight, bias))
+    if not layers or layers[-1][0].shape[0] != 1:
+        raise _no_head(path, f"it gives {layers[-1][0].shape[0] if layers else 0} numbers, not one score")
+    return tuple(layers)
+
+
+def _no_head(path: str, why: str) -> InputError:
+    return InputError(f"{path}: no linear head or MLP: {why}", "Give a state dict of linear layers only")

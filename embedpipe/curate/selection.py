@@ -1,0 +1,53 @@
+"""What dedup and filter leave in their output: the chosen rows as a key subset, and as a data set if asked to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import numpy as np
+
+from .. import files, subset
+from ..errors import InputError
+from ..load import EmbeddingDataset
+from ..progress import Listener
+from .materialise import materialise, refuse_other_output, selection_run
+
+REPORT = "report.json"
+
+
+def begin(dataset: EmbeddingDataset, out: str) -> None:
+    """Make `out` ready to be written to, while holding its lock. Raises RunMismatch when it is no place for this."""
+    refuse_other_output(dataset, out)
+    files.sweep_temporaries(out)
+
+
+def write_rows(
+    dataset: EmbeddingDataset,
+    rows: np.ndarray,
+    out: str,
+    made_by: str,
+    whole: bool,
+    threads: int | None,
+    listen: Listener,
+) -> None:
+    """Write `rows` (ascending) as kept.parquet and, where the data set has uids, as subset.npy.
+
+    whole: also as an embedding data set. Raises RunMismatch when `out` holds one of other rows.
+    """
+    run = selection_run(dataset, rows, made_by)
+    refuse_other_output(dataset, out, run)
+    files.remove(files.join(out, REPORT))  # written last: without it the other files may be of two runs
+    subset.write_subset(dataset, files.join(out, subset.KEPT), rows)
+    files.remove(files.join(out, subset.UIDS))
+    if "uid" in dataset.column_names():
+        with contextlib.suppress(InputError):  # a column of that name which holds something else
+            subset.write_uids(dataset, files.join(out, subset.UIDS), rows)
+    if whole:
+        materialise(dataset, rows, out, run, threads, listen)
+
+
+def end(out: str, report: dict[str, Any]) -> None:
+    """Write report.json, last."""
+    files.write_bytes(files.join(out, REPORT), (json.dumps(report, indent=1) + "\n").encode())

@@ -1,0 +1,56 @@
+"""Embedding data sets in other programs' layouts. EXPORTS maps a name to what writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError, did_you_mean
+from ..room import callable_as
+from .aligned import Aligned
+from .base import ExportConfig, Exporter, ExporterMaker
+from .clip_retrieval import ClipRetrieval
+from .datacomp import DataComp
+from .hf import HuggingFace
+from .lance import Lance
+from .parquet import Parquet
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A layout: who reads it, what writes it, and which options (fields of ExportConfig) it takes besides the common.
+
+    dtype: the number format it is known for; None: as the data set has it.
+    """
+
+    readers: str
+    make: ExporterMaker
+    takes: tuple[str, ...] = ()
+    dtype: str | None = None
+
+
+EXPORTS = {
+    "hf": Export("datasets.load_dataset, the Hugging Face hub", HuggingFace, ("text_tokens", "splits")),
+    "parquet": Export("Spark, DuckDB, pandas, embedding-reader (parquet)", Parquet, ("text_tokens",)),
+    "datacomp": Export("DataComp's filters and resharder", DataComp, ("model_name",), dtype="float16"),
+    "lance": Export("lance, lancedb", Lance),
+    "clip-retrieval": Export("clip-retrieval, autofaiss, embedding-reader (npy, parquet_npy)", ClipRetrieval),
+    "aligned": Export("DALLE2-pytorch's decoder loader", Aligned, ("index_width",)),
+}
+
+__all__ = ["EXPORTS", "Export", "ExportConfig", "Exporter", "open_export"]
+
+
+def open_export(config: ExportConfig) -> Export:
+    """The layout that `config` names. Raises InputError naming the known ones, or an option that it does not take."""
+    if config.to not in EXPORTS:
+        raise InputError(f"no layout {config.to!r} to export to", did_you_mean(config.to, EXPORTS))
+    found = EXPORTS[config.to]
+    for name in ("text_tokens", "splits", "index_width", "model_name"):
+        if getattr(config, name) not in (None, False) and name not in found.takes:
+            takers = [other for other, entry in EXPORTS.items() if name in entry.takes]
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} means nothing to --to {config.to}", f"It is for --to {' and '.join(takers)}")
+    return found
+
+
+callable_as(__name__, ".job:export")

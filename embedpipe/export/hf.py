@@ -1,0 +1,159 @@
+"""Hugging Face's datasets: parquet files called after their split, and a dataset card that says what is in them.
+
+OUT/data/train-00000-of-00012.parquet   OUT/README.md
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import files
+from ..errors import InputError
+from ..load import EmbeddingDataset
+from ..load.split import TRAIN, hash_place
+from ..manifest import FileRecord, ShardManifest
+from .base import ExportConfig, Part, PlannedPart
+from .dataset_card import Split, dataset_card
+from .parquet import write_rows
+
+_CARD = "README.md"
+
+
+class HuggingFace:
+    """A parquet file for each part and split, and README.md."""
+
+    folders: tuple[str, ...] = ("data", "")
+
+    def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
+        self._dataset = dataset
+        self._shares = parse_shares(config.splits)
+        self.options: dict[str, Any] = {"splits": [list(share) for share in self._shares]}
+        rows = [self._rows_by_split(part, _identities(dataset, part)) for part in plan] if self._shares else []
+        self._numbers = _numbers(rows) if self._shares else {TRAIN: {part.number: part.number for part in plan}}
+        for name in self._names():
+            if name not in self._numbers:
+                raise InputError(
+                    f"split {name}: not one of {sum(p.rows for p in plan):,} rows falls into it",
+                    "Give it a larger share, or leave it out",
+                )
+
+    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+        """One file for each split of which there are rows in the part."""
+        if not self._shares:
+            return (write_rows(out, self._path(TRAIN, part.planned.number), part),)
+        split_of = self._rows_by_split(part.planned, _identities_of(part.metadata))
+        return tuple(
+            write_rows(out, self._path(name, part.planned.number), _chosen(part, rows))
+            for name, rows in split_of.items()
+        )
+
+    def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
+        """The dataset card, last; one that is there, and may have been edited since, stays."""
+        location = files.join(out, _CARD)
+        if files.exists(location):
+            return
+        paths = [record.path for entry in written for record in entry.files]
+        with files.reading(files.join(out, paths[0])) as stream:
+            schema = pq.read_schema(stream)
+        splits = [_split(out, name, paths) for name in self._names()]
+        files.write_bytes(location, dataset_card(self._dataset, schema, splits).encode())
+
+    def opened_by(self, out: str) -> str:
+        """Datasets."""
+        return f'datasets.load_dataset("{out}")'
+
+    def _names(self) -> list[str]:
+        return [TRAIN, *(name for name, _ in self._shares)]
+
+    def _path(self, split: str, part: int) -> str:
+        numbers = self._numbers[split]
+        return f"data/{split}-{numbers[part]:05d}-of-{len(numbers):05d}.parquet"
+
+    def _rows_by_split(self, part: PlannedPart, identities: Sequence[str]) -> dict[str, np.ndarray]:
+        """Which rows of a part fall into each split, int64 ascending; splits without any are left out."""
+        names = np.array([share_of(identity, self._shares) for identity in identities], dtype=object)
+        found = {name: np.flatnonzero(names == name) for name in self._names()}
+        return {name: rows for name, rows in found.items() if len(rows)}
+
+
+def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
+    """`valid=0.05,test=0.05` → (("valid", 0.05), ("test", 0.05)); what is left is `train`. Raises InputError."""
+    shares: list[tuple[str, float]] = []
+    for item in (text or "").split(",") if text else []:
+        name, _, share = item.strip().partition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        # `datasets` allows word characters only, and looks for the name in file names between dashes.
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or not 0 < value < 1 or name == TRAIN:
+            raise InputError(f"--splits: {item.strip()!r} is no split", "Write valid=0.05,test=0.05; the rest is train")
+        shares.append((name, value))
+    if sum(share for _, share in shares) >= 1 or len({name for name, _ in shares}) < len(shares):
+        raise InputError(f"--splits {text}: shares must add up to less than 1, each name once", "The rest is train")
+    return tuple(shares)
+
+
+def share_of(identity: str, shares: Sequence[tuple[str, float]]) -> str:
+    """The split of a row, by its identity alone. The first share is what `--valid-share` of that size holds out."""
+    place, border = hash_place(identity), 0.0
+    for name, share in shares:
+        border += share
+        if place < border:
+            return name
+    return TRAIN
+
+
+def _identities(dataset: EmbeddingDataset, part: PlannedPart) -> list[str]:
+    found = dataset.metadata(part.shard, ("src_shard", "key"))
+    return _identities_of(found if part.places is None else found.take(pa.array(part.places)))
+
+
+def _identities_of(metadata: pa.Table) -> list[str]:
+    pairs = zip(metadata["src_shard"].to_pylist(), metadata["key"].to_pylist(), strict=True)
+    return [f"{shard}\0{key}" for shard, key in pairs]
+
+
+def _numbers(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[int, int]]:
+    """For each split: part → number of its file; parts without rows of the split have none."""
+    numbers: dict[str, dict[int, int]] = {}
+    for part, found in enumerate(rows):
+        for name in found:
+            numbers.setdefault(name, {})[part] = len(numbers.get(name, {}))
+    return numbers
+
+
+def _chosen(part: Part, rows: np.ndarray) -> Part:
+    planned = PlannedPart(
+        part.planned.number,
+        part.planned.shard,
+        rows if part.planned.places is None else part.planned.places[rows],
+        len(rows),
+        part.planned.source,
+    )
+    return Part(
+        planned,
+        part.image[rows] if part.image is not None else None,
+        part.text[rows] if part.text is not None else None,
+        part.text_tokens.take(rows) if part.text_tokens is not None else None,
+        part.metadata.take(pa.array(rows)),
+    )
+
+
+def _split(out: str, name: str, paths: Sequence[str]) -> Split:
+    """Rows and bytes of a split, from the footers of its files."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        if path.startswith(f"data/{name}-"):
+            with files.reading(files.join(out, path)) as stream:
+                footer = pq.ParquetFile(stream).metadata
+            counts["rows"] += footer.num_rows
+            counts["bytes"] += sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
+    return Split(name, counts["rows"], counts["bytes"])

@@ -1,0 +1,116 @@
+"""The export job: plan the parts, find what is missing, write them one by one, and then what concerns them all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..load import EmbeddingDataset
+from ..lock import exclusive
+from ..manifest import RunCard, ShardManifest
+from ..progress import Listener, Progress, silent
+from ..subset import read_subset
+from . import journal, open_export
+from .base import ExportConfig, Exporter, PlannedPart
+from .parts import plan_parts, read_part
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export did. rows, parts, files, bytes: in the whole output. already: parts an earlier run had written.
+
+    opened_by: a line of Python that opens the output.
+    """
+
+    to: str
+    rows: int
+    parts: int
+    already: int
+    files: int
+    bytes: int
+    seconds: float
+    opened_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What `export` would do. options: what was settled. to_write: parts that are not there yet."""
+
+    to: str
+    rows: int
+    parts: int
+    to_write: int
+    options: dict[str, Any]
+
+
+def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) -> ExportReport:
+    """Write the embedding data set `emb` to `out` as another program wants it; run again, it goes on.
+
+    Rows keep their order: row i of every file of a part is the same sample. Raises InputError (no such layout, option
+    or row; keys that the layout cannot do with), DatasetError (torn, missing, or not finite), RunMismatch (`out` holds
+    something else), OutputBusy, OutputUnwritable, DiskFull, MissingExtra. What was written before stays whole.
+    """
+    begun = time.perf_counter()
+    job = _prepare(emb, config)
+    journal.refuse_other(out, job.card)  # also here, so that nothing is left in a folder that was given by mistake
+    with exclusive(journal.state(out)):
+        journal.refuse_other(out, job.card)
+        whole = journal.resume(out, job.card, job.exporter.folders)
+        todo = [part for part in job.plan if part.number not in whole]
+        already = len(whole)
+        listen(Progress(planned=len(todo), planned_rows=sum(part.rows for part in todo)))
+        for planned in todo:
+            part = read_part(job.dataset, planned, job.dtype, config.text_tokens)
+            whole[planned.number] = journal.commit(out, planned, job.exporter.write(out, part))
+            listen(Progress(rows=planned.rows, tasks=1))
+        written = [whole[part.number] for part in job.plan]
+        job.exporter.finish(out, written)
+    return _report(out, job, config, written, already, time.perf_counter() - begun)
+
+
+def plan_export(emb: str, out: str, config: ExportConfig) -> ExportPlan:
+    """What `export` would do, without doing it. Raises as `export`."""
+    job = _prepare(emb, config)
+    journal.refuse_other(out, job.card)
+    done = len(journal.committed(out))
+    return ExportPlan(
+        config.to, sum(part.rows for part in job.plan), len(job.plan), len(job.plan) - done, job.card.options
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    dataset: EmbeddingDataset
+    plan: Sequence[PlannedPart]
+    dtype: str
+    exporter: Exporter
+    card: RunCard
+
+
+def _prepare(emb: str, config: ExportConfig) -> _Job:
+    kind = open_export(config)
+    dataset = EmbeddingDataset(emb)
+    plan = plan_parts(dataset, read_subset(dataset, config.keys) if config.keys is not None else None)
+    if config.text_tokens:
+        dataset.require_text_tokens()
+    dtype = config.dtype or kind.dtype or dataset.card.dtype
+    exporter = kind.make(dataset, plan, config)
+    options = {"to": config.to, "dtype": dtype, "text_tokens": config.text_tokens, **exporter.options}
+    return _Job(dataset, plan, dtype, exporter, journal.card(dataset, plan, options))
+
+
+def _report(
+    out: str, job: _Job, config: ExportConfig, written: Sequence[ShardManifest], already: int, seconds: float
+) -> ExportReport:
+    return ExportReport(
+        to=config.to,
+        rows=sum(part.rows for part in job.plan),
+        parts=len(job.plan),
+        already=already,
+        files=sum(len(entry.files) for entry in written),
+        bytes=sum(entry.bytes() for entry in written),
+        seconds=seconds,
+        opened_by=job.exporter.opened_by(out),
+    )

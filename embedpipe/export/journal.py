@@ -1,0 +1,101 @@
+"""What an export knows about itself, in a hidden folder that the programs it is for do not look into.
+
+OUT/.embedpipe/embedpipe.json        what was exported to what, under which options
+OUT/.embedpipe/manifest/00000.json   commit marker of part 00000; the paths of its files are below OUT
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import files, manifest
+from ..errors import InputError, RunMismatch
+from ..load import EmbeddingDataset
+from ..manifest import EXPORT, FileRecord, RunCard, ShardManifest
+from .base import PlannedPart
+
+FOLDER = ".embedpipe"
+_DIGITS = 5
+_REMEDY = "Give another output folder, or remove this one"
+
+
+def state(out: str) -> str:
+    """The hidden folder of an output."""
+    return files.join(out, FOLDER)
+
+
+def card(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], options: dict[str, Any]) -> RunCard:
+    """The run card of an export: `plan` is its parts."""
+    return RunCard(
+        EXPORT,
+        options,
+        tuple(part.source for part in plan),
+        columns=dict(dataset.run.columns),
+        source=files.absolute(dataset.path),
+        encoder=dataset.card,
+    )
+
+
+def refuse_other(out: str, wanted: RunCard) -> None:
+    """Raise RunMismatch unless `out` is empty or was begun by the same export."""
+    found = manifest.read_run(state(out))
+    if found is None:
+        others = [name for name in files.names(out) if name != FOLDER] if files.exists(out) else []
+        if others:
+            shown = ", ".join(others[:3]) + " …" * (len(others) > 3)
+            raise RunMismatch(f"{out}: holds something else ({shown})", "Give a new or empty output folder")
+        return
+    assert wanted.encoder is not None
+    if found.format != EXPORT or found.encoder is None:
+        raise RunMismatch(f"{out}: holds {found.format}, not {EXPORT}", _REMEDY)
+    manifest.refuse_difference(out, found.options, wanted.options, "set of options", _REMEDY)
+    manifest.refuse_difference(out, found.encoder.facts(), wanted.encoder.facts(), "encoder", _REMEDY)
+    if found.plan != wanted.plan:
+        where = _first_difference(found.plan, wanted.plan)
+        raise RunMismatch(f"{out}: was exported from other rows, or another state of the data set ({where})", _REMEDY)
+
+
+def _first_difference(old: Sequence[Any], new: Sequence[Any]) -> str:
+    for before, after in zip(old, new, strict=False):
+        if before.name != after.name:
+            return f"{before.name} then, {after.name} now"
+        if before != after:
+            return f"{before.name} differs"
+    return f"{len(old)} shards then, {len(new)} now"
+
+
+def resume(out: str, wanted: RunCard, folders: Sequence[str]) -> dict[int, ShardManifest]:
+    """Begin, or go on: the parts that are whole, by number. Call it under the lock, after `refuse_other`."""
+    for folder in (FOLDER, f"{FOLDER}/manifest", *folders):
+        files.sweep_temporaries(files.join(out, folder) if folder else out)
+    manifest.write_run(state(out), wanted)
+    whole = committed(out)
+    for number in manifest.committed_numbers(state(out)):
+        if number not in whole:
+            manifest.retract(state(out), number, _DIGITS)
+    return whole
+
+
+def committed(out: str) -> dict[int, ShardManifest]:
+    """The parts whose files are there with their full size, by number."""
+    entries = manifest.read_manifests(state(out), _DIGITS)
+    return {
+        entry.number: entry
+        for entry in entries
+        if all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files)
+    }
+
+
+def commit(out: str, part: PlannedPart, written: tuple[FileRecord, ...]) -> ShardManifest:
+    """Note that a part is there; its files are in place."""
+    entry = ShardManifest(part.number, part.source, part.source.modified, part.rows, part.rows, 0, {}, written)
+    manifest.commit(state(out), entry, _DIGITS)
+    return entry
+
+
+def _has_size(location: str, size: int) -> bool:
+    try:
+        return files.stat(location).bytes == size
+    except InputError:
+        return False

@@ -1,0 +1,44 @@
+"""Parquet: one flat file for each part, embeddings as fixed-size lists beside the metadata.
+
+OUT/embeddings_00000.parquet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..load import EmbeddingDataset
+from ..manifest import FileRecord, ShardManifest, shard_name
+from ..store import parquet
+from ..store.hashed import write_hashed
+from .base import ExportConfig, Part, PlannedPart
+from .beside import renamed
+
+
+class Parquet:
+    """One file for each part: image_embedding, text_embedding, text_tokens where asked for, and all metadata."""
+
+    folders: tuple[str, ...] = ("",)
+
+    def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
+        self.options: dict[str, Any] = {}
+        self._digits = max(5, len(str(len(plan))))
+
+    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+        """One file."""
+        return (write_rows(out, f"embeddings_{shard_name(part.planned.number, self._digits)}.parquet", part),)
+
+    def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
+        """Nothing."""
+
+    def opened_by(self, out: str) -> str:
+        """pandas; Spark and DuckDB take the same folder."""
+        return f'pandas.read_parquet("{out}")'
+
+
+def write_rows(out: str, path: str, part: Part) -> FileRecord:
+    """Write a part as one parquet file."""
+    arrays = {parquet.EMBEDDINGS["image"]: part.image, parquet.EMBEDDINGS["text"]: part.text}
+    metadata = renamed(part.metadata, parquet.OWN_COLUMNS)
+    return write_hashed(out, path, lambda stream: parquet.save(stream, arrays, metadata, part.text_tokens))

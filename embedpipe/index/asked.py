@@ -1,0 +1,114 @@
+"""What is searched for: a text, a picture, a row by its key, an embedding, or a file of many; and the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from ..progress import Listener, Progress, silent
+from .encoders import embed_image, embed_texts
+from .query import Searcher, row_of_key
+from .results import COLUMNS, Answer
+from .tables import read_embeddings, read_queries
+
+if TYPE_CHECKING:
+    from ..encode import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One of: text; image (a file); key (of a row, in the source shard `shard` if several have it); embedding (an .npy
+    file, and which `row` of it); queries (a file, and which `column` of it).
+    """
+
+    text: str | None = None
+    image: str | None = None
+    key: str | None = None
+    shard: str | None = None
+    embedding: str | None = None
+    row: int | None = None
+    queries: str | None = None
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = (self.text, self.image, self.key, self.embedding, self.queries)
+        if sum(way is not None for way in ways) != 1:
+            raise InputError(
+                "give one of a text, --image, --key, --embedding or --queries",
+                'For example: embedpipe search emb "a red bicycle"',
+            )
+        for name, value, beside, needed in (
+            ("--shard", self.shard, "--key", self.key),
+            ("--row", self.row, "--embedding", self.embedding),
+            ("--query-column", self.column, "--queries", self.queries),
+        ):
+            if value is not None and needed is None:
+                raise InputError(f"{name} is only of use with {beside}")
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.text or f"like {self.image or self.key or self.embedding or self.queries}"
+
+
+def answers(
+    searcher: Searcher,
+    asked: Asked,
+    load_encoder: Callable[[], Encoder],
+    k: int = 10,
+    min_score: float | None = None,
+    listen: Listener = silent,
+) -> Iterator[Answer]:
+    """Each query's text (None where it is none) and hits, in order. A single query's hits have all metadata.
+
+    `listen` hears of answers to many queries, or of rows that a single one is compared with, without an index.
+    load_encoder is called where there is something to embed. Raises InputError and what loading the encoder raises.
+    """
+    many = asked.queries is not None
+    columns, rows = (COLUMNS, silent) if many else (None, listen)
+    for texts, vectors in _embedded(searcher, asked, load_encoder, listen):
+        for text, hits in zip(texts, searcher.hits(vectors, k, min_score, columns, rows), strict=True):
+            yield text, hits
+            if many:
+                listen(Progress(rows=1))
+
+
+def _embedded(
+    searcher: Searcher, asked: Asked, load_encoder: Callable[[], Encoder], listen: Listener
+) -> Iterator[tuple[list[str | None], np.ndarray]]:
+    """Blocks of queries: their texts and float32 [n, dim]."""
+    if asked.key is not None:
+        column = searcher.dataset.require(searcher.modality)
+        yield [None], column[[row_of_key(searcher.dataset, asked.key, asked.shard)]]
+    elif asked.embedding is not None:
+        yield [None], _one_of(read_embeddings(asked.embedding), asked.row, asked.embedding)
+    elif asked.image is not None:
+        yield [None], embed_image(load_encoder(), asked.image)[None]
+    else:
+        found = [_not_empty(asked.text)] if asked.text is not None else read_queries(str(asked.queries), asked.column)
+        if asked.queries is not None:
+            listen(Progress(planned_rows=len(found)))
+        if isinstance(found, np.ndarray):
+            yield [None] * len(found), found
+        else:
+            for texts, vectors in embed_texts(load_encoder(), found):
+                yield list(texts), vectors
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise InputError("the text to search for is empty", 'For example: embedpipe search emb "a red bicycle"')
+    return text
+
+
+def _one_of(found: np.ndarray, row: int | None, name: str) -> np.ndarray:
+    if row is None and len(found) != 1:
+        raise InputError(f"{name}: holds {len(found):,} rows", "Say which with --row, or search with all: --queries")
+    if row is not None and row >= len(found):
+        raise InputError(f"{name}: no row {row} of {len(found):,}", "Rows count from 0")
+    one: np.ndarray = found[row or 0][None]
+    return one

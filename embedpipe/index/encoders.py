@@ -1,0 +1,62 @@
+"""The model that made a data set, loaded to embed a query: torch comes in here, and only when a query needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from ..load import EmbeddingDataset
+from ..manifest import refuse_difference
+
+if TYPE_CHECKING:
+    from ..encode import Encoder
+
+_TEXTS_AT_ONCE = 256
+
+
+def query_encoder(
+    dataset: EmbeddingDataset, model: str | None = None, pretrained: str | None = None, device: str = "cpu"
+) -> Encoder:
+    """The encoder that made `dataset`, loaded from where its card says, or from `model`/`pretrained`.
+
+    Raises RunMismatch when the model found there is not the one the embeddings were made with.
+    """
+    from ..encode import EncoderConfig, load_encoder
+
+    card = dataset.card.of_encoder()
+    config = EncoderConfig(
+        model=model or card.model,
+        pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
+    )
+    encoder = load_encoder(config, device)
+    # A query may be computed in another precision than the data: the model is what must be the same.
+    same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
+    refuse_difference(dataset.path, card.facts(), same_format.facts(), "encoder")
+    return encoder
+
+
+def embed_image(encoder: Encoder, path: str) -> np.ndarray:
+    """float32 [dim] of an image file. Raises InputError when it is missing or does not decode."""
+    from ..images.decode import Undecodable, decode
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise InputError(f"{path}: {problem.strerror or problem}", "Check the path") from problem
+    decoded = decode(data, encoder.card.preprocess)
+    if isinstance(decoded, Undecodable):
+        raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
+    first: np.ndarray = encoder.images(decoded.pixels[None]).numpy()[0]
+    return first
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+    """(some of the texts, their embeddings: float32 [m, dim]), in order."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = list(texts[start : start + _TEXTS_AT_ONCE])
+        yield some, np.asarray(encoder.texts(some), np.float32)

@@ -1,0 +1,78 @@
+"""Nearest neighbours by comparing with every row: the truth that recall is measured by, and search without an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..load import EmbeddingDataset
+from ..progress import Listener, Progress, silent
+from .ids import NONE, ids_of
+from .rows import blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The best rows of each query, best first: cosines float32 [q, k] and ids int64 [q, k].
+
+    Equal scores are in the order of ids. Where there are fewer than k rows: -inf and -1 behind the last.
+    """
+
+    scores: np.ndarray
+    ids: np.ndarray
+
+    @staticmethod
+    def none(queries: int) -> Nearest:
+        """No rows yet."""
+        return Nearest(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
+
+    def best(self, k: int) -> Nearest:
+        """The first k of each query, in order."""
+        scores = np.where(self.ids == NONE, np.float32(-np.inf), self.scores)
+        order = np.lexsort((self.ids, -scores), axis=1)[:, :k]
+        return Nearest(np.take_along_axis(scores, order, 1), np.take_along_axis(self.ids, order, 1))
+
+    def beside(self, other: Nearest) -> Nearest:
+        """Both, not in order."""
+        return Nearest(np.hstack((self.scores, other.scores)), np.hstack((self.ids, other.ids)))
+
+
+def exact_nearest(
+    dataset: EmbeddingDataset,
+    modality: str,
+    queries: np.ndarray,
+    k: int,
+    shards: Iterable[int] | None = None,
+    listen: Listener = silent,
+) -> Nearest:
+    """The `k` best rows for float32 queries [q, dim], of all shards or of those at the places `shards`.
+
+    Inner products in float32 of the rows as they are stored. Holds one block of rows and one [q, k] result at a time.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    found = Nearest.none(len(queries))
+    for shard in range(len(dataset.shards)) if shards is None else shards:
+        number = dataset.shards[shard].manifest.number
+        for start, rows in blocks(dataset, shard, modality):
+            found = _with_block(found, queries @ rows.T, ids_of(number, start, start + len(rows)), k)
+            listen(Progress(rows=len(rows)))
+    return found
+
+
+def _with_block(found: Nearest, scores: np.ndarray, ids: np.ndarray, k: int) -> Nearest:
+    """The best `k` among those found and a block's scores [q, m]. Once there are k, few of a block get in."""
+    if found.ids.shape[1] < k:
+        return found.beside(Nearest(scores, np.broadcast_to(ids, scores.shape))).best(k)
+    better = scores > found.scores[:, -1:]  # equal ones have higher ids, unless shards are read out of order
+    counts = better.sum(axis=1)
+    if not counts.any():
+        return found
+    new = Nearest(
+        np.full((len(scores), counts.max()), -np.inf, np.float32), np.full((len(scores), counts.max()), NONE, np.int64)
+    )
+    query, place = np.nonzero(better)
+    column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    new.scores[query, column], new.ids[query, column] = scores[query, place], ids[place]
+    return found.beside(new).best(k)

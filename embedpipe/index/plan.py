@@ -1,0 +1,158 @@
+"""What building an index would do now: make one, add to the one that is there, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from .. import files
+from ..errors import InputError
+from ..load import EmbeddingDataset
+from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
+from .kinds import KINDS, Kind, choose, parse_bytes
+from .opened import index_faults
+from .rows import can_look_up
+from .train import new_index
+
+NOTHING, BUILD, ADD = "nothing", "build", "add"
+_LEAST_MEMORY = 256 << 20
+_PART_ROWS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """modality: image or text. kind: auto, a name in KINDS, or faiss' name of a type. memory: the budget, as in 8G.
+
+    recall: recall@10 that searches should reach. rebuild: begin anew, whatever is there.
+    """
+
+    modality: str = "image"
+    kind: str = "auto"
+    memory: str = "4G"
+    recall: float = 0.95
+    rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recall <= 1:
+            raise InputError(f"--recall {self.recall}: must be above 0 and at most 1")
+        if self.memory_bytes < _LEAST_MEMORY:
+            raise InputError(f"--memory {self.memory}: an index is not built in less than 256M", "Give more")
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget in bytes."""
+        return parse_bytes(self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """action: nothing, build or add; why: in words. kind: the index type.
+
+    add: shards whose rows go in. gone: numbers of shards whose rows leave the index, since they were made again or are
+    no longer there. rows: in the index afterwards. index_bytes: its size, about. part_rows: rows that are worked on
+    between two commits. base: the card of the index that is added to.
+    """
+
+    action: str
+    why: str
+    kind: Kind
+    add: tuple[IndexedShard, ...]
+    gone: tuple[int, ...]
+    rows: int
+    index_bytes: int
+    part_rows: int
+    base: IndexCard | None
+
+
+def plan_index(path: str, config: IndexConfig | None = None) -> BuildPlan:
+    """What `build_index` would do. Raises as it does."""
+    return plan_for(EmbeddingDataset(path), config or IndexConfig())
+
+
+def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
+    """What building would do for an opened data set. Raises InputError, DatasetError."""
+    if not files.is_local(dataset.path):
+        raise InputError(
+            f"{dataset.path}: an index is built on a local disk, where it can be memory-mapped",
+            "Copy the data set to one; without an index, `embedpipe search --exact` works here",
+        )
+    dataset.require_rows()
+    dataset.require(config.modality)
+    card = None if config.rebuild else read_card(dataset.path, config.modality)
+    look_up = can_look_up(dataset)
+    chosen = choose(config.kind, len(dataset), dataset.card.dim, config.memory_bytes, look_up)
+    why = "asked to begin anew" if config.rebuild else "there is none yet"
+    if card is not None:
+        why = _why_not_kept(dataset, card, config, chosen)
+    if card is None or why:
+        new_index(chosen, dataset.card.dim)  # before hours are spent: is there such a type?
+        return _plan(BUILD, why, chosen, indexed_shards(dataset), (), dataset, config, None)
+    kept = _kept_kind(card, chosen, look_up)
+    have, want = {shard.number: shard for shard in card.shards}, indexed_shards(dataset)
+    add = tuple(shard for shard in want if have.get(shard.number) != shard)
+    stays = {shard.number for shard in want} - {shard.number for shard in add}
+    gone = tuple(number for number in have if number not in stays)
+    if gone and not kept.lists:
+        why = f"shards {_listed(gone)} were made again or are gone, and {card.kind} cannot forget rows"
+        return _plan(BUILD, why, chosen, want, (), dataset, config, None)
+    if not add and not gone and card.recall_target == config.recall:
+        return _plan(NOTHING, "it is up to date", kept, (), (), dataset, config, card)
+    said = [f"{len(add)} shards to add"] * bool(add) + [f"shards {_listed(gone)} to forget"] * bool(gone)
+    why = ", ".join(said) or f"recall {config.recall:g} is asked for now, not {card.recall_target:g}"
+    return _plan(ADD, why, kept, add, gone, dataset, config, card)
+
+
+def _plan(
+    action: str,
+    why: str,
+    kind: Kind,
+    add: tuple[IndexedShard, ...],
+    gone: tuple[int, ...],
+    dataset: EmbeddingDataset,
+    config: IndexConfig,
+    base: IndexCard | None,
+) -> BuildPlan:
+    size = kind.index_bytes(len(dataset), dataset.card.dim)
+    # A part in memory: its codes and ids, once as they come and once in order.
+    rows = config.memory_bytes // 8 // (2 * (max(kind.row_bytes, 64) + 16))
+    return BuildPlan(action, why, kind, add, gone, len(dataset), size, min(_PART_ROWS, rows), base)
+
+
+def _why_not_kept(dataset: EmbeddingDataset, card: IndexCard, config: IndexConfig, chosen: Kind) -> str:
+    """Why the index that is there cannot be added to; empty when it can."""
+    if card.fingerprint != dataset.card.fingerprint() or card.dim != dataset.card.dim:
+        return "the one there is of another model's embeddings"
+    faults = index_faults(dataset.path, card)
+    if faults:
+        return faults[0].removeprefix(index_path(dataset.path, card)).removeprefix(": ") or faults[0]
+    if config.kind == "auto":
+        # What was chosen small is chosen again when the data have outgrown it; a trained one is kept.
+        outgrown = card.chosen and "IVF" not in card.kind and chosen.factory != card.kind
+        return f"the data have outgrown {card.kind}" if outgrown else ""
+    same = _family(chosen.factory) == _family(card.kind) if config.kind in KINDS else chosen.factory == card.kind
+    return "" if same else f"{config.kind} is asked for, the one there is {card.kind}"
+
+
+def _family(factory: str) -> str:
+    """A type without its sizes: an index of 1,024 lists is still of the same type when 2,048 would be chosen now."""
+    return re.sub(r"\d+", "", factory.replace("_HNSW32", ""))
+
+
+def _kept_kind(card: IndexCard, chosen: Kind, look_up: bool) -> Kind:
+    lists = re.search(r"IVF(\d+)", card.kind)
+    count = int(lists[1]) if lists else 0
+    row_bytes = max(1, (card.bytes - count * card.dim * 4) // max(1, card.rows))
+    return dataclasses.replace(
+        chosen,
+        factory=card.kind,
+        lists=count,
+        row_bytes=row_bytes,
+        training_rows=card.trained_on,
+        candidates=bool(lists) and look_up,
+    )
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return f"{shown} …" if len(numbers) > 5 else shown

@@ -1,0 +1,165 @@
+"""How much of the truth an index finds, and how hard it has to look for that.
+
+Recall@10: of the ten rows that are nearest to a query by exact search, the share that the index finds. Queries are rows
+of the data set itself: those of the side that is searched, which must not find themselves, and those of the other side,
+since a search by words comes from there, and lies elsewhere in the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..load import EmbeddingDataset
+from ..progress import Listener, silent
+from .again import exact_scores
+from .exact import Nearest, exact_nearest
+from .ids import NONE, ids_of_rows
+from .opened import OpenIndex
+from .rows import release, take
+
+QUERIES = 256  # of each side: recall is then known to half a percent or so
+RESULTS = 10
+_CANDIDATES = (10, 20, 40, 100, 200, 400)
+_LOOK_UP_COST = 50  # reading a stored row costs about as much as looking at so many codes
+_ROUNDING = 1e-6  # of a cosine: rows that are copies of each other count alike
+_CONFIDENCE = 1.645  # standard errors: one chance in twenty that the true mean is below
+_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Some queries: which side they are of, vectors, their own ids (not to be found; -1: none), and the truth."""
+
+    side: str
+    vectors: np.ndarray
+    own: np.ndarray
+    truth: Nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How an index is searched, and the recall@10 that this gives by side of the queries."""
+
+    effort: int | None
+    candidates: int
+    recall: dict[str, float]
+
+
+def draw(dataset: EmbeddingDataset, modality: str) -> tuple[Queries, ...]:
+    """Queries of each side that the data set has, without their truth; the same ones every time."""
+    rows = np.random.default_rng(_SEED).choice(len(dataset), min(QUERIES, len(dataset)), replace=False)
+    rows.sort()
+    drawn = []
+    for side, column in (("image", dataset.image), ("text", dataset.text)):
+        if column is not None:
+            own = ids_of_rows(dataset, rows) if side == modality else np.full(len(rows), NONE)
+            drawn.append(Queries(side, take(dataset, side, rows), own, Nearest.none(len(rows))))
+    return tuple(drawn)
+
+
+def with_truth(
+    queries: Sequence[Queries],
+    dataset: EmbeddingDataset,
+    modality: str,
+    shards: Iterable[int] | None = None,
+    listen: Listener = silent,
+) -> tuple[Queries, ...]:
+    """The queries with the true neighbours among these shards (all, if None) beside those that they have already."""
+    together = np.concatenate([some.vectors for some in queries])
+    found = exact_nearest(dataset, modality, together, RESULTS + 1, shards, listen)
+    out, stop = [], 0
+    for some in queries:
+        start, stop = stop, stop + len(some.vectors)
+        mine = _without_own(Nearest(found.scores[start:stop], found.ids[start:stop]), some.own)
+        out.append(replace(some, truth=some.truth.beside(mine).best(RESULTS)))
+    return tuple(out)
+
+
+def _without_own(found: Nearest, own: np.ndarray) -> Nearest:
+    """The same without each query's own row, one column less."""
+    mine = (found.ids == own[:, None]) & (found.ids != NONE)
+    order = np.argsort(mine, axis=1, kind="stable")[:, : max(1, found.ids.shape[1] - 1)]
+    ids = np.where(mine, NONE, found.ids)
+    return Nearest(np.take_along_axis(found.scores, order, 1), np.take_along_axis(ids, order, 1))
+
+
+def tune(
+    index: OpenIndex, dataset: EmbeddingDataset, modality: str, queries: Sequence[Queries], target: float, look_up: bool
+) -> Setting:
+    """The cheapest setting whose recall is at least `target` for every side, with one chance in twenty of less.
+
+    Where none reaches it, the one with the best recall. look_up: candidates are compared again.
+    """
+    tried: list[tuple[float, Setting, bool]] = []
+    for effort in index.efforts():
+        looked_at = effort * index.rows / int(index.ivf.nlist) if index.ivf is not None and effort else effort or 0
+        if any(enough and cost <= looked_at for cost, _, enough in tried):
+            break
+        shares = {some.side: _shares(index, dataset, modality, some, effort, look_up) for some in queries}
+        for place, candidates in enumerate(_CANDIDATES if look_up else (RESULTS,)):
+            found = {side: share[place] for side, share in shares.items()}
+            enough = all(_lower_bound(share) >= target for share in found.values())
+            setting = Setting(
+                effort, candidates if look_up else 0, {side: float(share.mean()) for side, share in found.items()}
+            )
+            tried.append((looked_at + _LOOK_UP_COST * candidates, setting, enough))
+    reaching = [(cost, setting) for cost, setting, enough in tried if enough]
+    if reaching:
+        return min(reaching, key=lambda pair: pair[0])[1]
+    return max((setting for _, setting, _ in tried), key=lambda setting: min(setting.recall.values()))
+
+
+def _lower_bound(shares: np.ndarray) -> float:
+    return float(shares.mean() - _CONFIDENCE * shares.std() / np.sqrt(len(shares)))
+
+
+def _shares(
+    index: OpenIndex, dataset: EmbeddingDataset, modality: str, queries: Queries, effort: int | None, look_up: bool
+) -> list[np.ndarray]:
+    """For each number of candidates, the share of the truth that each query finds: float64 [q]."""
+    counts = _CANDIDATES if look_up else (RESULTS,)
+    found = _without_own(index.candidates(queries.vectors, counts[-1] + 1, effort), queries.own)
+    real = queries.truth.ids != NONE
+    if look_up:
+        good = _as_near(dataset, modality, queries, found)
+        for shard in range(len(dataset.shards)):
+            release(dataset, modality, shard)
+    else:
+        good = (found.ids[:, :, None] == queries.truth.ids[:, None, :]).any(axis=2) & (found.ids != NONE)
+    wanted = np.maximum(1, real.sum(axis=1))
+    return [np.where(real.any(axis=1), np.minimum(good[:, :n].sum(axis=1) / wanted, 1.0), 1.0) for n in counts]
+
+
+def _as_near(dataset: EmbeddingDataset, modality: str, queries: Queries, found: Nearest) -> np.ndarray:
+    """bool [q, candidates]: as near as the last of the true neighbours, in the order of `found`."""
+    scores = exact_scores(dataset, modality, queries.vectors, found.ids)
+    last = np.where(queries.truth.ids != NONE, queries.truth.scores, np.inf).min(axis=1)
+    near: np.ndarray = (scores >= last[:, None] - _ROUNDING) & (found.ids != NONE)
+    return near
+
+
+def packed(queries: Sequence[Queries]) -> dict[str, Any]:
+    """The queries as arrays, for a file."""
+    arrays: dict[str, Any] = {}
+    for some in queries:
+        named = {"vectors": some.vectors, "own": some.own, "scores": some.truth.scores, "ids": some.truth.ids}
+        arrays |= {f"{some.side}_{name}": array for name, array in named.items()}
+    return arrays
+
+
+def unpacked(arrays: Any) -> tuple[Queries, ...]:
+    """The queries of such a file. Raises KeyError when it is none."""
+    sides = [side for side in ("image", "text") if f"{side}_vectors" in arrays]
+    return tuple(
+        Queries(
+            side,
+            arrays[f"{side}_vectors"],
+            arrays[f"{side}_own"],
+            Nearest(arrays[f"{side}_scores"], arrays[f"{side}_ids"]),
+        )
+        for side in sides
+    )

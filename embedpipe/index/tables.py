@@ -1,0 +1,113 @@
+"""Queries from files: a line of text each, a column of a table, or embeddings."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import files
+from ..errors import EmptyInput, InputError, did_you_mean
+
+COLUMNS = ("query", "text", "caption")
+EMBEDDING_COLUMNS = ("embedding", "image_embedding", "text_embedding")
+_KNOWN = (".txt", ".csv", ".tsv", ".parquet", ".npy")
+
+
+def read_queries(location: str, column: str | None = None) -> list[str] | np.ndarray:
+    """Texts, or float32 [n, dim], of a .txt (a line each; empty ones do not count), .csv, .tsv, .parquet or .npy file.
+
+    column: of a table; else the first of COLUMNS or EMBEDDING_COLUMNS that it has, or its only one. Raises InputError.
+    """
+    suffix = f".{location.rpartition('.')[2].lower()}"
+    if suffix not in _KNOWN:
+        raise InputError(f"{location}: queries come from {', '.join(_KNOWN)} files")
+    if suffix == ".npy":
+        found: list[str] | np.ndarray = read_embeddings(location)
+    elif suffix == ".txt":
+        found = [line.strip() for line in _text(location).splitlines() if line.strip()]
+    elif suffix == ".parquet":
+        found = _of_parquet(location, column)
+    else:
+        found = _of_table(location, column, "\t" if suffix == ".tsv" else ",")
+    if not len(found):
+        raise EmptyInput(f"{location}: no queries in it")
+    return found
+
+
+def read_embeddings(location: str) -> np.ndarray:
+    """float32 [n, dim] of an .npy file that holds [n, dim] or [dim]. Raises InputError."""
+    try:
+        array = np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False)
+    except (ValueError, EOFError) as problem:
+        raise InputError(f"{location}: no .npy file: {problem}") from problem
+    if not np.issubdtype(array.dtype, np.floating) or array.ndim not in (1, 2):
+        raise InputError(
+            f"{location}: {array.dtype} of shape {array.shape}; embeddings are floats of [n, dim] or [dim]"
+        )
+    return np.atleast_2d(array).astype(np.float32)
+
+
+def _text(location: str) -> str:
+    try:
+        return files.read_bytes(location).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{location}: not UTF-8: {problem.reason} at byte {problem.start}") from problem
+
+
+def _of_table(location: str, column: str | None, delimiter: str) -> list[str]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(_text(location), newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as problem:
+        raise InputError(f"{location}: cannot be read: {problem}") from problem
+    if not rows:
+        return []
+    name = _column(location, [str(name) for name in rows[0] if name is not None], column)
+    return _texts(location, [row[name] for row in rows], name)
+
+
+def _of_parquet(location: str, column: str | None) -> list[str] | np.ndarray:
+    try:
+        table = pq.read_table(io.BytesIO(files.read_bytes(location)))
+    except pa.ArrowException as problem:
+        raise InputError(f"{location}: cannot be read: {problem}") from problem
+    name = _column(location, table.column_names, column)
+    values = table.column(name)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return _texts(location, values.to_pylist(), name)
+    try:
+        array = np.array(values.to_pylist(), np.float32)
+    except (ValueError, TypeError) as problem:
+        raise InputError(
+            f"{location}: the column {name!r} holds neither texts nor embeddings of one width"
+        ) from problem
+    if array.ndim != 2:
+        raise InputError(f"{location}: the column {name!r} is {values.type}, neither texts nor embeddings")
+    return array
+
+
+def _texts(location: str, values: Sequence[str | None], name: str) -> list[str]:
+    empty = [number for number, value in enumerate(values) if value is None or not value.strip()]
+    if empty:
+        raise InputError(f"{location}: row {empty[0]} has no {name!r}", "Results go by the row: give each a text")
+    return [str(value) for value in values]
+
+
+def _column(location: str, names: Sequence[str], asked: str | None) -> str:
+    if asked is not None:
+        if asked not in names:
+            raise InputError(f"{location}: no column {asked!r}", did_you_mean(asked, names))
+        return asked
+    known = [name for name in (*COLUMNS, *EMBEDDING_COLUMNS) if name in names]
+    if not known and len(names) == 1:
+        known = list(names)
+    if not known:
+        raise InputError(
+            f"{location}: none of its columns is called {', '.join(COLUMNS)} or {', '.join(EMBEDDING_COLUMNS)}",
+            f"Say which it is with --query-column: {', '.join(names)}",
+        )
+    return known[0]

@@ -1,0 +1,57 @@
+"""An empty index of some type, trained on a sample of a data set's rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from ..errors import InputError
+from ..load import EmbeddingDataset
+from .kinds import ROWS_PER_CENTROID, Kind
+from .lists import require_lists
+from .rows import release, take
+
+_ITERATIONS = 8
+_SEED = 0
+
+
+def new_index(kind: Kind, dim: int) -> faiss.Index:
+    """An index of that type, untrained. Raises InputError when there is no such type, or it cannot be kept on disk."""
+    try:
+        index = faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as problem:
+        said = str(problem).rpartition("Error: ")[2].strip()
+        raise InputError(f"--type {kind.factory}: faiss does not know it, or not for {dim} values: {said}") from problem
+    if kind.lists:
+        require_lists(index, kind.factory)
+        ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+        ivf.cp.niter = _ITERATIONS
+        ivf.cp.seed = _SEED
+        ivf.cp.min_points_per_centroid = 1  # else faiss complains on stderr
+        ivf.cp.max_points_per_centroid = ROWS_PER_CENTROID
+        if hasattr(ivf, "pq"):
+            ivf.pq.cp.min_points_per_centroid = 1
+            ivf.do_polysemous_training = False  # for a filter that is not used here; it would take most of the time
+    return index
+
+
+def trained_index(kind: Kind, dataset: EmbeddingDataset, modality: str) -> faiss.Index:
+    """An empty index, trained on `kind.training_rows` rows spread over the data set."""
+    index = new_index(kind, dataset.card.dim)
+    if not index.is_trained:
+        index.train(sample(dataset, modality, kind.training_rows))
+    return index
+
+
+def sample(dataset: EmbeddingDataset, modality: str, count: int) -> np.ndarray:
+    """float32 [count, dim]: rows drawn without bias, the same ones every time."""
+    rows = np.random.default_rng(_SEED).choice(len(dataset), min(count, len(dataset)), replace=False)
+    rows.sort()
+    owner = np.searchsorted(dataset.stops, rows, side="right")
+    parts = []
+    for shard in np.unique(owner).tolist():
+        parts.append(take(dataset, modality, rows[owner == shard]))
+        release(dataset, modality, shard)  # a few rows here and there map nearly all pages
+    return np.concatenate(parts)

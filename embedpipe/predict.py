@@ -1,0 +1,213 @@
+"""A data set made from another: the same rows and text embeddings, with image embeddings predicted for them.
+
+What predicts them is the caller's (a prior, which this room does not know). Shard by shard, committed and resumed like
+those of `encode`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from . import files, manifest
+from .card import PredictionCard
+from .encode.discard import sweep_leftovers
+from .errors import DatasetError, RunMismatch
+from .execute import Task, Worker, one_by_one, open_executor
+from .load import EmbeddingDataset
+from .lock import exclusive
+from .manifest import EMBEDDINGS, RunCard, ShardManifest
+from .progress import Listener, Progress, TaskReport, silent
+from .ragged import RaggedRows
+from .store import layout, open_format
+from .types import EmbeddingShard
+
+_OTHER_RUN = "Give the same as before, or another output folder"
+
+
+class Predictor(Protocol):
+    """Image embeddings for the texts of one shard."""
+
+    def __call__(self, shard: str, text: np.ndarray, tokens: RaggedRows | None, listen: Listener) -> np.ndarray:
+        """float32 [n, dim], L2-normalised, for text embeddings [n, dim] as stored; a function of its arguments.
+
+        shard: the name of the input shard. tokens: the states of the captions' tokens, where they are stored. listen:
+        is told of rows as they are done.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PredictReport:
+    """What a run of `predict_images` did. already: shards committed before. rows: in the whole output."""
+
+    shards: int
+    already: int
+    rows: int
+    seconds: float
+
+
+def predict_images(
+    emb: str,
+    out: str,
+    predicted_by: PredictionCard,
+    load: Callable[[str], Predictor],
+    devices: Sequence[str] = ("cpu",),
+    listen: Listener = silent,
+) -> PredictReport:
+    """Write the data set `out`: the rows of `emb`, image embeddings predicted. Run again, it goes on.
+
+    load: makes a predictor on a device, once for each worker; picklable where there are several devices.
+
+    Raises DatasetError (`emb` has no text embeddings), RunMismatch (`out` was made from other data, by another prior or
+    sampled in another way), OutputBusy, DiskFull.
+    """
+    begun = time.perf_counter()
+    source = EmbeddingDataset(emb)
+    source.require("text")
+    if source.card.predicted_by is not None:
+        raise DatasetError(f"{emb}: its image embeddings were predicted already", "Give the data set they came from")
+    with exclusive(out):
+        run = _run_card(out, source, predicted_by)
+        committed = _committed(out, run, source)
+        todo = [
+            Task(entry.number, entry.source.name, None) for entry in source.manifests if entry.number not in committed
+        ]
+        for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
+            files.sweep_temporaries(folder)
+        sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
+        manifest.write_run(out, run)
+        rows = {entry.number: entry.rows_out for entry in source.manifests}
+        listen(Progress(planned=len(todo), planned_rows=sum(rows[task.number] for task in todo)))
+        threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+        work = PredictWork(emb, out, run, load, tuple(devices), threads)
+        outcome = open_executor("auto", len(devices)).run(work, todo, listen)
+        if outcome.set_aside:
+            raise DatasetError(f"{emb}: {outcome.set_aside[0].reason}", "Run `embedpipe verify` on it")
+    return PredictReport(len(source.manifests), len(committed), sum(rows.values()), time.perf_counter() - begun)
+
+
+class PredictWork:
+    """The recipe of a worker, picklable where `load` is."""
+
+    def __init__(
+        self,
+        emb: str,
+        out: str,
+        run: RunCard,
+        load: Callable[[str], Predictor],
+        devices: tuple[str, ...],
+        threads: int,
+    ) -> None:
+        assert run.encoder is not None
+        self._emb = emb
+        self._out = out
+        self._run = run
+        self._card = run.encoder
+        self._load = load
+        self._devices = devices
+        self._threads = threads
+
+    def start(self, worker: int) -> Worker:
+        """Load the predictor on this worker's device and open the data set."""
+        if len(self._devices) > 1:  # one worker works in the caller's process, whose threads are the caller's
+            torch.set_num_threads(self._threads)
+        predict = self._load(self._devices[worker])
+        source = EmbeddingDataset(self._emb)
+        return one_by_one(lambda task, listen: self._do(source, predict, task.number, listen))
+
+    def _do(self, source: EmbeddingDataset, predict: Predictor, number: int, listen: Listener) -> TaskReport:
+        place = {shard.manifest.number: i for i, shard in enumerate(source.shards)}.get(number)
+        entry = next(it for it in source.manifests if it.number == number)
+        begun = time.perf_counter()
+        if place is None:  # all of it was rejected
+            written: tuple[manifest.FileRecord, ...] = ()
+        else:
+            shard = self._shard(source, predict, place, listen)
+            store = open_format(str(self._run.options["format"]))
+            written = store.write(self._out, shard, entry.source.name, self._run.columns, self._run.shard_digits)
+        done = ShardManifest(
+            number=number,
+            source=entry.source,
+            source_sha256=_digest(entry),
+            rows_in=entry.rows_out,
+            rows_out=entry.rows_out,
+            rows_rejected=0,
+            rejects={},
+            files=written,
+            dim=self._card.dim,
+            dtype=self._card.dtype,
+            fingerprint=self._card.fingerprint(),
+            timing_s={"all": round(time.perf_counter() - begun, 3)},
+        )
+        manifest.commit(self._out, done, self._run.shard_digits)
+        return TaskReport(tasks=1, rows=entry.rows_out, bytes=done.bytes())
+
+    def _shard(self, source: EmbeddingDataset, predict: Predictor, place: int, listen: Listener) -> EmbeddingShard:
+        entry = source.shards[place].manifest
+        text = np.array(source.array(place, "text"))
+        tokens = source.token_states(place) if source.text_tokens is not None else None
+        image = predict(entry.source.name, text, tokens, listen)
+        if image.shape != text.shape or not np.isfinite(image).all():
+            raise DatasetError(
+                f"{self._emb}: shard {entry.number}: the prior gave no finite {text.shape} for its texts"
+            )
+        image = image.astype(self._card.dtype)
+        metadata: dict[str, list[Any]] = source.metadata(place).to_pydict()
+        metadata["similarity"] = np.einsum("nd,nd->n", image, text, dtype=np.float32).tolist()
+        return EmbeddingShard(entry.number, image, text, metadata, ())
+
+
+def _run_card(out: str, source: EmbeddingDataset, predicted_by: PredictionCard) -> RunCard:
+    """What `out` says of itself. Raises RunMismatch where it was begun in another way."""
+    card = replace(source.card, predicted_by=predicted_by)
+    options = {"images": True, "texts": True, "format": source.run.options.get("format", "npy")}
+    before = manifest.read_run(out)
+    if before is None:
+        if manifest.committed_numbers(out):
+            raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
+        return replace(source.run, options=options, encoder=card, source=files.absolute(source.path), token_width=None)
+    if before.format != EMBEDDINGS or before.encoder is None:
+        raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
+    if before.encoder.predicted_by is None:
+        raise RunMismatch(f"{out}: holds embeddings of real images", "Give another output folder")
+    manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder, prior or sampling", _OTHER_RUN)
+    manifest.refuse_difference(out, before.options, options, "set of options", _OTHER_RUN)
+    names = [[shard.name for shard in run.plan] for run in (before, source.run)]
+    if names[0] != names[1][: len(names[0])]:
+        raise RunMismatch(f"{out}: was predicted from other shards than {source.path} holds", _OTHER_RUN)
+    return replace(before, plan=source.run.plan)
+
+
+def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> set[int]:
+    """Shards that need not be predicted. One whose files are missing or cut is retracted, to be made again."""
+    there = {entry.number: entry for entry in source.manifests}
+    committed = set()
+    for number in manifest.committed_numbers(out):
+        entry = manifest.read_manifest(out, number, run.shard_digits)
+        if number in there and entry.source_sha256 != _digest(there[number]):
+            raise RunMismatch(
+                f"{out}: shard {number} of {source.path} has changed since it was predicted",
+                f"Give another output folder, or remove {out}/manifest/"
+                f"{manifest.shard_name(number, run.shard_digits)}.json to redo it",
+            )
+        if number not in there or all(files.has_size(files.join(out, it.path), it.bytes) for it in entry.files):
+            committed.add(number)
+        else:
+            manifest.retract(out, number, run.shard_digits)
+    return committed
+
+
+def _digest(entry: ShardManifest) -> str:
+    """Hex sha256 of what a shard's manifest says of its files: the shard's content, without reading it."""
+    digest = hashlib.sha256()
+    for record in entry.files:
+        digest.update(f"{record.path}\0{record.sha256}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Draws by row: however a batch is cut, a row's numbers are the same; and they are the numbers they should be."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from dalle2_core.draws import RowDraws, coin, derived_seed, integers, normal, uniform
+
+CPU = torch.device("cpu")
+
+
+def all_kinds(draws, rows):
+    return (
+        normal((rows, 3), draws, CPU),
+        uniform((rows,), draws, CPU),
+        integers(-2, 5, (rows, 2), draws, CPU),
+        normal((2 * rows, 4), draws, CPU),  # two draws for each row
+        torch.tensor(coin(0.5, draws, CPU)),
+    )
+
+
+@given(st.integers(0, 2**40), st.integers(0, 100), st.integers(1, 70), st.data())
+def test_parts_draw_what_the_whole_draws(seed, start, rows, data):
+    whole = all_kinds(RowDraws(seed, start, rows, CPU), rows)
+    first = data.draw(st.integers(0, rows - 1))
+    last = data.draw(st.integers(first + 1, rows))
+    part = all_kinds(RowDraws(seed, start + first, last - first, CPU), last - first)
+    for each, other in zip(whole[:3], part[:3], strict=True):
+        assert torch.equal(each[first:last], other)
+    assert torch.equal(whole[3][2 * first : 2 * last], part[3])
+    assert torch.equal(whole[4], part[4])
+
+
+def test_rows_and_draws_differ_from_each_other():
+    draws = RowDraws(1, 0, 500, CPU)
+    drawn = torch.cat([normal((500, 3), draws, CPU), normal((500, 3), draws, CPU)]).flatten()
+    assert len(drawn.unique()) > 2990
+    assert not torch.equal(normal((9, 3), RowDraws(2, 0, 9, CPU), CPU), normal((9, 3), RowDraws(1, 0, 9, CPU), CPU))
+
+
+def test_the_distributions_are_right():
+    n = 20_000
+    draws = RowDraws(0, 7, n, CPU)
+    z = normal((n, 2), draws, CPU)
+    assert z.mean().item() == pytest.approx(0, abs=0.02)
+    assert z.std().item() == pytest.approx(1, abs=0.02)
+    assert torch.corrcoef(z.T)[0, 1].item() == pytest.approx(0, abs=0.03)
+    u = uniform((n,), draws, CPU)
+    assert (u < 0.25).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert u.min() >= 0
+    assert u.max() < 1
+    dice = integers(1, 7, (n,), draws, CPU)
+    assert torch.bincount(dice, minlength=7)[1:].float().div(n).sub(1 / 6).abs().max() < 0.02
+    tosses = [coin(0.3, RowDraws(seed, 0, 1, CPU), CPU) for seed in range(2000)]
+    assert sum(tosses) / 2000 == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_generator_and_none_draw_as_torch_does():
+    expected = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(normal((4, 3), torch.Generator().manual_seed(5), CPU), expected)
+    torch.manual_seed(5)
+    assert torch.equal(normal((4, 3), None, CPU), expected)
+
+
+def test_seeds_depend_on_every_part():
+    assert (
+        len({derived_seed(0, 1, "a"), derived_seed(1, 0, "a"), derived_seed(0, 1, "b"), derived_seed(0, 11, "a")}) == 4
+    )
+    assert 0 <= derived_seed("x") < 2**63
