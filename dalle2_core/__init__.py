@@ -9,31 +9,64 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dalle2_core.autoencoder import Autoencoder
+    from dalle2_core.conditions import DecoderBatch, DecoderCondition
+    from dalle2_core.decoder import Decoder
+    from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
+    from dalle2_core.networks.unet import Unet
     from dalle2_core.prior import DiffusionPrior
     from dalle2_core.priors import load_prior
+    from dalle2_core.stage import DecoderStage
+    from dalle2_core.stage_config import LowresConfig, StageConfig
     from dalle2_core.towers import CLIP, OpenClipAdapter
     from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.types import PriorBatch
 
 __all__ = [
     "CLIP",
+    "Autoencoder",
+    "Decoder",
+    "DecoderBatch",
+    "DecoderCondition",
+    "DecoderStage",
     "DiffusionPrior",
     "DiffusionPriorNetwork",
     "DiffusionPriorTrainer",
+    "LowresConfig",
     "OpenClipAdapter",
     "PriorBatch",
+    "StageConfig",
+    "Unet",
+    "interpolations",
     "load_prior",
+    "slerp",
+    "text_diff",
+    "text_diff_images",
+    "variations",
 ]
 
 _HOMES = {
+    "Autoencoder": "dalle2_core.autoencoder",
     "CLIP": "dalle2_core.towers",
+    "Decoder": "dalle2_core.decoder",
+    "DecoderBatch": "dalle2_core.conditions",
+    "DecoderCondition": "dalle2_core.conditions",
+    "DecoderStage": "dalle2_core.stage",
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
     "DiffusionPriorTrainer": "dalle2_core.training.trainer",
+    "LowresConfig": "dalle2_core.stage_config",
     "OpenClipAdapter": "dalle2_core.towers",
     "PriorBatch": "dalle2_core.types",
+    "StageConfig": "dalle2_core.stage_config",
+    "Unet": "dalle2_core.networks.unet",
+    "interpolations": "dalle2_core.manipulations",
     "load_prior": "dalle2_core.priors",
+    "slerp": "dalle2_core.manipulations",
+    "text_diff": "dalle2_core.manipulations",
+    "text_diff_images": "dalle2_core.manipulations",
+    "variations": "dalle2_core.manipulations",
 }
 
 

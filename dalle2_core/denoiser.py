@@ -53,8 +53,11 @@ class Denoiser(nn.Module, Generic[C]):
 
     def loss(self, x0: Tensor, t: Tensor, noise: Tensor, condition: C, self_cond: Tensor | None = None) -> Tensor:
         """Weighted error of each sample, [b], the mean over its dimensions."""
+        return self.error(self.network(self.noisy(x0, t, noise), t, condition, self_cond), x0, t, noise)
+
+    def error(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Weighted error of each sample's output, [b]."""
         alpha, sigma = self.schedule.at(t, like=x0)
-        output = self.network(self.noisy(x0, t, noise), t, condition, self_cond)
         if self.clamp is not None and self.predicts is X0:
             output = self.clamp(output)
         target = self.predicts.target(x0, noise, alpha, sigma)

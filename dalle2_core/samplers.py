@@ -53,14 +53,9 @@ def ddpm(
     With t and s any distance apart, as in Kingma et al. 2107.00630, appendix A.
     """
     x, x0 = x_T, None
-    for t, s in _pairs(timesteps):
+    for t, s in pairs(timesteps):
         x0 = denoise(x, t.expand(len(x)), x0)
-        alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
-        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-        alpha_ts = alpha_t / alpha_s
-        variance_ts = sigma_t**2 - (alpha_ts * sigma_s) ** 2
-        mean = (alpha_ts * sigma_s**2 * x + alpha_s * variance_ts * x0) / sigma_t**2
-        x = mean + (variance_ts.sqrt() * sigma_s / sigma_t) * _noise(x, generator)
+        x = ddpm_step(x, x0, schedule, t, s, generator)
     return x
 
 
@@ -78,15 +73,9 @@ def ddim(
     On the "flow" schedule, eta 0 is Euler's method along the straight paths.
     """
     x, x0 = x_T, None
-    for t, s in _pairs(timesteps):
+    for t, s in pairs(timesteps):
         x0 = denoise(x, t.expand(len(x)), x0)
-        alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
-        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-        noise = (x - alpha_t * x0) / sigma_t
-        fresh = eta * (sigma_s / sigma_t) * (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).clamp(min=0.0).sqrt()
-        x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0.0).sqrt() * noise
-        if eta > 0.0:
-            x = x + fresh * _noise(x, generator)
+        x = ddim_step(x, x0, schedule, t, s, generator, eta=eta)
     return x
 
 
@@ -105,7 +94,7 @@ def dpm_solver(
     x = x_T
     x0: Tensor | None = None
     h_before: Tensor | None = None
-    for step, (t, s) in enumerate(_pairs(timesteps), start=1):
+    for step, (t, s) in enumerate(pairs(timesteps), start=1):
         before, x0 = x0, denoise(x, t.expand(len(x)), x0)
         alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
         # How far the step goes, in half the logarithm of the signal-to-noise ratio.
@@ -118,10 +107,43 @@ def dpm_solver(
     return x
 
 
+def ddpm_step(x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: Draws) -> Tensor:
+    """x_s drawn from q(x_s | x_t = x, x0)."""
+    mean, variance = posterior(x, x0, schedule, t, s)
+    return mean + variance.sqrt() * _noise(x, generator)
+
+
+def ddim_step(
+    x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: Draws = None, *, eta: float = 0.0
+) -> Tensor:
+    """x_s on the way from x_t = x to x0."""
+    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
+    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+    noise = (x - alpha_t * x0) / sigma_t
+    fresh = eta * (sigma_s / sigma_t) * variance_between(schedule, t, s).sqrt()
+    x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0.0).sqrt() * noise
+    return x + fresh * _noise(x, generator) if eta > 0.0 else x
+
+
+def posterior(x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(x_s | x_t = x, x0), s < t, both single timesteps. 2006.11239, equations 6 and 7."""
+    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
+    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+    between = variance_between(schedule, t, s)
+    mean = (alpha_t / alpha_s * sigma_s**2 * x + alpha_s * between * x0) / sigma_t**2
+    return mean, between * (sigma_s / sigma_t) ** 2
+
+
+def variance_between(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
+    """Variance of q(x_t | x_s), s < t: beta, for neighbours. The shape of t and s."""
+    ratio = schedule.alpha(t) / schedule.alpha(s)
+    return (schedule.sigma(t) ** 2 - (ratio * schedule.sigma(s)) ** 2).clamp(min=0.0)
+
+
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}
 
 
-def _pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Each timestep and the next less noisy one; -1, the clean data, after the last."""
     clean = timesteps.new_full((1,), -1)
     return zip(timesteps, torch.cat((timesteps[1:], clean)), strict=True)

@@ -46,7 +46,7 @@ def read_settings(folder: Path | str, kind: str, what: str) -> dict[str, Any]:
     content: dict[str, Any] = read_json(Path(folder) / _CONFIG)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: prior format {version}; this version reads {FORMAT_VERSION}")
+        raise CheckpointError(f"{folder}: {kind} format {version}; this version reads {FORMAT_VERSION}")
     return content
 
 

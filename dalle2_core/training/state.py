@@ -113,7 +113,18 @@ class TrainState:
             if name not in parameters:
                 raise CheckpointError(f"the optimizer's state names a parameter {name!r} that the model lacks")
             parameter = parameters[name]
-            self.optimizer.state[parameter][moment] = tensor.to(parameter.device)
+            self.optimizer.state[parameter][moment] = _laid_out_as(parameter, tensor)
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """The moment on the parameter's device and, if it is one for each weight, in the parameter's memory layout.
+
+    The fused optimizer goes through both in the order of memory: where a file's layout (always contiguous) is not the
+    parameter's (channels last), it would give each weight the moment of another.
+    """
+    if moment.shape != parameter.shape:
+        return moment.to(parameter.device)
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -86,6 +86,21 @@ def test_every_training_setting_is_documented():
     assert missing == []
 
 
+def test_every_setting_of_the_decoder_is_documented():
+    from dalle2_core.decoder_keywords import DecoderKeywords
+    from dalle2_core.networks.unet_config import UnetConfig
+    from dalle2_core.stage_config import LowresConfig, StageConfig
+
+    page = (ROOT / "docs" / "decoder.md").read_text()
+    missing = [
+        f"{kind.__name__}.{field.name}"
+        for kind in (UnetConfig, StageConfig, LowresConfig, DecoderKeywords)
+        for field in dataclasses.fields(kind)
+        if f"`{field.name}`" not in page
+    ]
+    assert missing == []
+
+
 def shown_commands():
     for page in PAGES:
         for line in page.read_text().splitlines():

@@ -1,0 +1,128 @@
+"""What a decoder is told, and the batches that it is trained on.
+
+Shapes: b batch, c channels, h w pixels, d width of an image embedding, l text length, t width of a text token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dalle2_core.errors import ShapeError
+
+Tensors = TypeVar("Tensors", "DecoderBatch", "DecoderCondition")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderBatch:
+    """Rows for a decoder: row i of every tensor is the same sample.
+
+    images: [b, c, h, w], uint8, or float in [0, 1]; square, at least as large as the stage's.
+    image_embed: [b, d] float, L2-normalised; None for a decoder that is unconditional.
+    text_tokens: [b, l, t] last hidden states of the text tower, or None. text_mask: [b, l] bool, True at real
+    tokens; None where there are no tokens or all are real.
+    """
+
+    images: Tensor
+    image_embed: Tensor | None = None
+    text_tokens: Tensor | None = None
+    text_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ShapeError(f"images {tuple(self.images.shape)} must be [b, c, h, w]")
+        if not (self.images.dtype == torch.uint8 or self.images.is_floating_point()):
+            raise ShapeError(f"images are {self.images.dtype}; give uint8, or floats in [0, 1]")
+        if self.text_mask is not None and self.text_tokens is None:
+            raise ShapeError("text_mask is given without text_tokens; give both or neither")
+        for name in ("image_embed", "text_tokens", "text_mask"):
+            tensor = getattr(self, name)
+            if tensor is not None and len(tensor) != len(self.images):
+                raise ShapeError(f"{len(self.images)} images and {len(tensor)} rows of {name} do not pair up")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> DecoderBatch:
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def part(self, start: int, stop: int) -> DecoderBatch:
+        """Rows `start` to `stop`."""
+        return _each(self, lambda tensor: tensor[start:stop])
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderCondition:
+    """What a U-Net is told besides the noisy image and the time. What is absent is None.
+
+    image_embed: [b, d]. text_tokens: [b, l, t]. text_mask: [b, l] bool, True at real tokens, None for all real.
+    image_keep, text_keep: [b] bool, False where it is dropped; None keeps every row's.
+    lowres: [b, c, h, w], the smaller image scaled to this one's size, in the range the network works in.
+    lowres_noise: [b] integer, how noisy `lowres` is.
+    """
+
+    image_embed: Tensor | None = None
+    text_tokens: Tensor | None = None
+    text_mask: Tensor | None = None
+    image_keep: Tensor | None = None
+    text_keep: Tensor | None = None
+    lowres: Tensor | None = None
+    lowres_noise: Tensor | None = None
+
+    @classmethod
+    def of(cls, image_embed: Tensor | None, text_tokens: Tensor | None, text_mask: Tensor | None) -> DecoderCondition:
+        """Without a mask, tokens that are all zero count as padding, as DALLE2-pytorch stores it."""
+        if text_tokens is not None and text_mask is None:
+            text_mask = (text_tokens != 0).any(dim=-1)
+        return cls(image_embed, text_tokens, text_mask)
+
+    def unconditional(self) -> DecoderCondition:
+        """The same rows with image embedding and text dropped. The smaller image stays."""
+        return replace(self.without_text(), image_keep=_none_kept(self.image_embed))
+
+    def without_text(self) -> DecoderCondition:
+        """The same rows with the text dropped."""
+        return replace(self, text_keep=_none_kept(self.text_tokens))
+
+    def joined(self, other: DecoderCondition) -> DecoderCondition:
+        """These rows, then the other's. Both have the same fields and texts of the same length."""
+        one, two = _masks_filled(self), _masks_filled(other)
+        pairs = {item.name: (getattr(one, item.name), getattr(two, item.name)) for item in fields(self)}
+        return DecoderCondition(**{name: None if a is None else torch.cat((a, b)) for name, (a, b) in pairs.items()})
+
+    def part(self, start: int, stop: int) -> DecoderCondition:
+        """Rows `start` to `stop`."""
+        return _each(self, lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device) -> DecoderCondition:
+        return _each(self, lambda tensor: tensor.to(device))
+
+
+def _each(value: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    """The same with `change` made to every tensor that is there."""
+    there = {item.name: getattr(value, item.name) for item in fields(value)}
+    return replace(value, **{name: change(tensor) for name, tensor in there.items() if tensor is not None})
+
+
+def _none_kept(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+
+
+def _masks_filled(condition: DecoderCondition) -> DecoderCondition:
+    """With masks of True in place of None where there is something to mask."""
+
+    def filled(mask: Tensor | None, of: Tensor | None, dims: int) -> Tensor | None:
+        if of is None or mask is not None:
+            return mask
+        return torch.ones(of.shape[:dims], dtype=torch.bool, device=of.device)
+
+    return replace(
+        condition,
+        text_mask=filled(condition.text_mask, condition.text_tokens, 2),
+        image_keep=filled(condition.image_keep, condition.image_embed, 1),
+        text_keep=filled(condition.text_keep, condition.text_tokens, 1),
+    )

@@ -1,0 +1,325 @@
+"""The decoder: image embedding → image, by a cascade of stages. Ramesh et al. 2204.06125, section 2.1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle2_core.autoencoder import Autoencoder
+from dalle2_core.cascade import CascadeRun, OnStep, check_cascade, check_run, chunks, sample_cascade, settings_for
+from dalle2_core.conditions import DecoderBatch, DecoderCondition
+from dalle2_core.decoder_keywords import DecoderKeywords, as_tuple, padded
+from dalle2_core.draws import Draws
+from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.files import disk_errors, write_json
+from dalle2_core.images import as_floats, check_images, resized
+from dalle2_core.keywords import from_keywords
+from dalle2_core.networks.unet import Unet
+from dalle2_core.saved import FORMAT_VERSION, read_settings, settings_of
+from dalle2_core.stage import DecoderStage
+from dalle2_core.stage_sampling import Inpainting, SamplingConfig, StageSampler
+from dalle2_core.types import Towers
+
+KIND = "decoder"
+
+
+class Decoder(nn.Module):
+    """A cascade. Each of `stages` is trained by itself: `decoder.stages[i].loss(batch, draws)`."""
+
+    def __init__(
+        self,
+        unet: Unet | Sequence[Unet],
+        *,
+        clip: Towers | None = None,
+        vae: Autoencoder | Sequence[Autoencoder | None] = (),
+        **keywords: Any,
+    ) -> None:
+        """A cascade of U-Nets, the smallest first.
+
+        A network is fitted to its place (channels, the smaller image, what it is told); what must change for that is
+        made anew, the other weights are kept.
+
+        Args:
+            clip: embeds raw images and texts; not needed where embeddings are given. Neither trained nor saved.
+            vae: autoencoders of the first stages, which then work in latents.
+            keywords: the fields of DecoderKeywords. An unknown one is a TypeError that names the near ones.
+        """
+        config = from_keywords(DecoderKeywords, "Decoder", keywords)
+        unets = as_tuple(unet)
+        vaes = padded(as_tuple(vae), len(unets), "autoencoders")
+        pairs = config.stages(unets, vaes)
+        stages = [DecoderStage(it, settings, one) for (it, settings), one in zip(pairs, vaes, strict=True)]
+        self._set(stages, clip)
+
+    @classmethod
+    def from_stages(cls, stages: Iterable[DecoderStage], clip: Towers | None = None) -> Decoder:
+        """A cascade of stages, which may have been trained apart. Raises ConfigError if one does not follow another."""
+        decoder = cls.__new__(cls)
+        decoder._set(list(stages), clip)
+        return decoder
+
+    def _set(self, stages: list[DecoderStage], clip: Towers | None) -> None:
+        super().__init__()
+        check_cascade(stages)
+        self.stages = nn.ModuleList(stages)
+        # Not a child: a CLIP that embeds is not a part of the decoder's weights.
+        self._clip = (clip,)
+
+    @property
+    def clip(self) -> Towers | None:
+        return self._clip[0]
+
+    @property
+    def cascade(self) -> list[DecoderStage]:
+        """The stages, the smallest first."""
+        return list(self.stages)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor | None = None,
+        image_embed: Tensor | None = None,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        unet_number: int | None = None,
+        generator: Draws = None,
+    ) -> Tensor:
+        """The training loss of stage `unet_number` (from 1), a scalar.
+
+        Args:
+            image: [b, c, h, w], uint8 or float in [0, 1], square and at least as large as the stage's.
+            text: [b, n] token numbers; image_embed None and text need `clip`.
+            image_embed: [b, d], L2-normalised. text_encodings: [b, l, t]; text_mask: [b, l] bool.
+            generator: on the stage's device; None draws from torch's global one.
+        """
+        if unet_number is None and len(self.stages) > 1:
+            raise ConfigError(f"say which stage is trained: unet_number, 1 to {len(self.stages)}")
+        stage = self.stage(unet_number or 1)
+        network = stage.unet.config
+        if image_embed is None and network.sees_image_embed:
+            image_embed = self._embedder("images").embed_image(image).image_embed
+        if text_encodings is None and text is not None and network.cond_on_text_encodings:
+            embedded = self._embedder("texts").embed_text(text)
+            text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
+        return stage.loss(DecoderBatch(image, image_embed, text_encodings, text_mask), generator).loss
+
+    def stage(self, number: int) -> DecoderStage:
+        """Stage `number`, from 1."""
+        if not 1 <= number <= len(self.stages):
+            raise ConfigError(f"there is no stage {number}; this decoder has stages 1 to {len(self.stages)}")
+        return self.cascade[number - 1]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        image: Tensor | None = None,
+        image_embed: Tensor | None = None,
+        text: Tensor | None = None,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        *,
+        batch_size: int = 1,
+        cond_scale: float | Sequence[float] = 1.0,
+        text_cond_scale: float | Sequence[float | None] | None = None,
+        start_at_unet_number: int = 1,
+        stop_at_unet_number: int | None = None,
+        inpaint_image: Tensor | None = None,
+        inpaint_mask: Tensor | None = None,
+        inpaint_resample_times: int = 5,
+        steps: int | Sequence[int | None] | None = None,
+        sampler: str | Sequence[str | None] | None = None,
+        eta: float | Sequence[float | None] | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        max_batch_size: int | None = None,
+        device: torch.device | str | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Images [b, c, h, w], floats in [0, 1], of the last stage that ran.
+
+        A row depends on its own inputs, its place and the seed alone: not on max_batch_size, nor on the rows beside
+        it. Settings that may be sequences have one value for each stage; None takes the stage's own.
+
+        Args:
+            image: [b, c, h, w] in [0, 1], to start from when start_at_unet_number is above 1.
+            image_embed: [b, d], L2-normalised. text: [b, n] token numbers, for `clip`. text_encodings: [b, l, t];
+                text_mask: [b, l] bool.
+            batch_size: rows, for a decoder that is told neither.
+            cond_scale: of guidance, 1 is none; text_cond_scale: the text's own, None is the same.
+            inpaint_image, inpaint_mask: keep the pixels [b, c, h, w] where the mask [b, h, w] is True, fill in the
+                others; each step is taken inpaint_resample_times times.
+            steps, sampler, eta: of sampling.
+            noise: x_T of the first stage that runs, as `invert` gives it.
+            generator: on any device; one number from it seeds everything. None: torch's global one.
+            max_batch_size: rows of a stage that are computed at once.
+            device: bring each stage there when its turn comes, and back after it. None leaves every stage where it
+                is and moves images only.
+            on_step: called after every call of a network.
+
+        Raises ShapeError or ConfigError before the first step if anything does not fit.
+        """
+        numbers = self._numbers(start_at_unet_number, stop_at_unet_number)
+        given = self._given(image_embed, text, text_encodings, text_mask)
+        rows = _rows(given, image, batch_size)
+        where = torch.device("cpu") if generator is None else generator.device
+        run = CascadeRun(
+            rows=rows,
+            numbers=numbers,
+            given=given,
+            settings=settings_for(
+                len(self.stages),
+                steps=steps,
+                sampler=sampler,
+                eta=eta,
+                cond_scale=cond_scale,
+                text_cond_scale=text_cond_scale,
+            ),
+            seed=int(torch.randint(2**62, (), generator=generator, device=where)),
+            pixels=self._first_pixels(image, numbers[0], rows),
+            noise=noise,
+            known=self._known(inpaint_image, inpaint_mask, inpaint_resample_times, rows),
+        )
+        check_run(self.cascade, run, max_batch_size)
+        return sample_cascade(self.cascade, run, max_batch_size=max_batch_size, device=device, on_step=on_step)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        image: Tensor,
+        image_embed: Tensor | None = None,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        refinements: int = 1,
+        max_batch_size: int | None = None,
+    ) -> Tensor:
+        """x_T from which the first stage makes these images with ddim and eta 0: `sample(noise=…)` takes it.
+
+        With the image embedding it is the paper's bipartite representation (2204.06125, section 3).
+
+        Args:
+            image: [b, c, h, w] in [0, 1], square, at least as large as the first stage's.
+            image_embed, text_encodings, text_mask: as for `sample`, unguided.
+            steps: of ddim; use the same in `sample`. refinements: see `dalle2_core.inversion`.
+        """
+        stage = self.stage(1)
+        given = self._given(image_embed, None, text_encodings, text_mask)
+        check_images(image, stage.image_channels, stage.config.image_size, "image")
+        rows = _rows(given, image, len(image))
+        if rows != len(image):
+            raise ShapeError(f"{len(image)} images and {rows} conditions do not pair up")
+        settings = settings_for(len(self.stages), steps=None)
+        settings[0] = SamplingConfig(steps=steps)
+        check_run(self.cascade, CascadeRun(rows, [1], given, settings, seed=0), max_batch_size)
+        sampler = StageSampler(stage, settings[0])
+        pixels = resized(as_floats(image), stage.config.image_size)
+        made = []
+        for start, stop in chunks(rows, max_batch_size):
+            condition = stage.condition_for(given.part(start, stop).to(stage.device), None, None)
+            made.append(sampler.invert(condition, pixels[start:stop].to(stage.device), refinements))
+        return torch.cat(made)
+
+    def save(self, folder: Path | str) -> None:
+        """Write stage-1, stage-2, … as `DecoderStage.save` does, and config.json last."""
+        folder = Path(folder)
+        for number, stage in enumerate(self.cascade, 1):
+            stage.save(folder / _stage_name(number))
+        # Last: without it the folder is no decoder.
+        with disk_errors(folder):
+            write_json(
+                folder / "config.json", {"kind": KIND, "format_version": FORMAT_VERSION, "stages": len(self.stages)}
+            )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        *,
+        clip: Towers | None = None,
+        vae: Autoencoder | Sequence[Autoencoder | None] = (),
+    ) -> Decoder:
+        """Read what `save` wrote; a stage's folder may be another's that was trained apart.
+
+        clip, vae: as for the constructor; neither is in the folder. Raises CheckpointError if it is not a decoder.
+        """
+        folder = Path(folder)
+        settings = read_settings(folder, KIND, "a decoder")
+        with settings_of(folder):
+            count = int(settings["stages"])
+        vaes = padded(as_tuple(vae), count, "autoencoders")
+        stages = [
+            DecoderStage.load(folder / _stage_name(number), device, vae=one) for number, one in enumerate(vaes, 1)
+        ]
+        return cls.from_stages(stages, clip)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Decoder:
+        """As torch's; the CLIP, which is no child, moves along."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if isinstance(self.clip, nn.Module):
+            self.clip._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+    def _embedder(self, what: str) -> Towers:
+        if self.clip is None:
+            raise ConfigError(f"to embed {what} the decoder needs `clip`; give it one, or give embeddings")
+        return self.clip
+
+    def _given(
+        self, image_embed: Tensor | None, text: Tensor | None, text_encodings: Tensor | None, text_mask: Tensor | None
+    ) -> DecoderCondition:
+        if text_encodings is None and text is not None:
+            embedded = self._embedder("texts").embed_text(text)
+            text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
+        if text_mask is not None and text_encodings is None:
+            raise ShapeError("text_mask is given without text_encodings; give both or neither")
+        return DecoderCondition.of(image_embed, text_encodings, text_mask)
+
+    def _numbers(self, start: int, stop: int | None) -> list[int]:
+        last = len(self.stages) if stop is None else stop
+        if not 1 <= start <= last <= len(self.stages):
+            raise ConfigError(
+                f"stages {start} to {last}: start_at_unet_number and stop_at_unet_number must rise within "
+                f"1 to {len(self.stages)}"
+            )
+        return list(range(start, last + 1))
+
+    def _first_pixels(self, image: Tensor | None, start: int, rows: int) -> Tensor | None:
+        if start == 1:
+            if image is not None:
+                raise ConfigError(
+                    "image is what start_at_unet_number above 1 starts from; leave it out, or see `invert`"
+                )
+            return None
+        if image is None:
+            raise ConfigError(f"start_at_unet_number {start} needs image, what the stage before would have made")
+        channels = self.stage(start).image_channels
+        check_images(image, channels, 1, "image")
+        if len(image) != rows:
+            raise ShapeError(f"{len(image)} images to start from, for {rows} rows")
+        return as_floats(image)
+
+    def _known(self, images: Tensor | None, mask: Tensor | None, resample_times: int, rows: int) -> Inpainting | None:
+        if images is None and mask is None:
+            return None
+        if images is None or mask is None:
+            raise ConfigError("inpainting needs both inpaint_image and inpaint_mask [b, h, w], True where it is known")
+        if resample_times < 1:
+            raise ConfigError(f"inpaint_resample_times is {resample_times}; it must be 1 or more")
+        return Inpainting.checked(images, mask, resample_times, rows, self.stage(1).image_channels)
+
+
+def _rows(given: DecoderCondition, image: Tensor | None, batch_size: int) -> int:
+    for tensor in (given.image_embed, given.text_tokens, image):
+        if tensor is not None:
+            return len(tensor)
+    return batch_size
+
+
+def _stage_name(number: int) -> str:
+    return f"stage-{number}"

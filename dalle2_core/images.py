@@ -1,0 +1,52 @@
+"""Pixels: [b, c, h, w] in [0, 1] outside of the models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle2_core.draws import Draws, integers
+from dalle2_core.errors import ShapeError
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """uint8 → float32 in [0, 1]; floats as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Bicubic, antialiased when it gets smaller; [b, c, size, size], in [0, 1]."""
+    if images.shape[-2:] == (size, size):
+        return images
+    # The filter's negative lobes overshoot at edges.
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0.0, 1.0)
+
+
+def averaged(images: Tensor, size: int) -> Tensor:
+    """Each pixel the mean of exactly those that it covers: nothing of a neighbour bleeds in. [b, c, size, size]."""
+    return images if images.shape[-2:] == (size, size) else F.adaptive_avg_pool2d(images, size)
+
+
+def random_crops(size: int, *images: Tensor, draws: Draws) -> list[Tensor]:
+    """A square of `size` pixels of each row, at the same place in all `images`, which are equally large."""
+    first = images[0]
+    rows, _, height, width = first.shape
+    places = [integers(0, extent - size + 1, (rows,), draws, first.device).tolist() for extent in (height, width)]
+    return [
+        torch.stack([row[:, top : top + size, left : left + size] for row, top, left in zip(it, *places, strict=True)])
+        for it in images
+    ]
+
+
+def check_images(images: Tensor, channels: int, smallest: int, what: str = "images") -> None:
+    """Raises ShapeError if images are not [b, channels, h, w], square, large enough and finite."""
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ShapeError(f"{what} {tuple(images.shape)} must be [b, {channels}, h, w]")
+    height, width = images.shape[-2:]
+    if height != width:
+        raise ShapeError(f"{what} of {height} x {width} pixels are not square; crop them first")
+    if height < smallest:
+        raise ShapeError(f"{what} of {height} pixels are smaller than the stage's {smallest}")
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise ShapeError(f"{what} hold NaN or infinity")
