@@ -19,7 +19,7 @@ from ..types import EmbeddingShard
 from . import layout
 from .hashed import write_hashed, write_npy, write_parquet
 from .rejects import write_rejects
-from .rows import NpyRows, Rows
+from .rows import HEADERS, NpyRows, Rows
 
 
 def write(
@@ -112,9 +112,12 @@ def _load(location: str, shape: tuple[int | None, ...]) -> np.ndarray:
     array: np.ndarray
     try:
         if files.is_local(location):
-            array = np.load(files.local_path(location), mmap_mode="r", allow_pickle=False)
+            with HEADERS:
+                array = np.load(files.local_path(location), mmap_mode="r", allow_pickle=False)
         else:
-            array = np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False)
+            data = io.BytesIO(files.read_bytes(location))
+            with HEADERS:
+                array = np.load(data, allow_pickle=False)
     except (OSError, ValueError, EOFError, InputError) as problem:
         raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
     if array.shape != shape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _LOCAL_BYTES_AT_ONCE = 1 << 20
 _REMOTE_BYTES_AT_ONCE = 16 << 20
 _NPY_HEADER_BYTES = 4096
 _DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
+# numpy reads headers with ast.literal_eval, which in two threads at once may end in a SystemError (CPython gh-106905).
+HEADERS = threading.Lock()
 _NOT_WHOLE = "Fetch or write the file again"
 
 
@@ -67,7 +70,7 @@ def npy_header(location: str) -> NpyHeader:
     Raises DatasetError when it is no .npy, is torn, or holds anything but float16 or float32 rows in C order.
     """
     try:
-        header = _parse(io.BytesIO(files.read_range(location, 0, _NPY_HEADER_BYTES)))
+        header = _parse(files.read_range(location, 0, _NPY_HEADER_BYTES))
         there = files.stat(location).bytes
     except (OSError, ValueError, EOFError, InputError) as problem:
         raise DatasetError(f"{location}: cannot be read: {problem}", _NOT_WHOLE) from problem
@@ -80,7 +83,13 @@ def npy_header(location: str) -> NpyHeader:
     return header
 
 
-def _parse(stream: io.BytesIO | Any) -> NpyHeader:
+def _parse(start: bytes) -> NpyHeader:
+    """The header that a file begins with. Raises ValueError."""
+    with HEADERS:
+        return _parse_alone(io.BytesIO(start))
+
+
+def _parse_alone(stream: io.BytesIO) -> NpyHeader:
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read:
@@ -157,7 +166,7 @@ def npz_headers(location: str) -> dict[str, NpyHeader]:
             found = {}
             for name in archive.namelist():
                 with archive.open(name) as member:
-                    found[name.removesuffix(".npy")] = _parse(member)
+                    found[name.removesuffix(".npy")] = _parse(member.read(_NPY_HEADER_BYTES))
             return found
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, InputError) as problem:
         raise DatasetError(f"{location}: cannot be read: {problem}", _NOT_WHOLE) from problem
@@ -177,7 +186,7 @@ class NpzRows:
         """See `Rows`."""
         if self._array is None:
             try:
-                with files.reading(self.location) as stream, np.load(stream, allow_pickle=False) as archive:
+                with files.reading(self.location) as stream, np.load(stream, allow_pickle=False) as archive, HEADERS:
                     self._array = archive[self._name]
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, InputError) as problem:
                 raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem

@@ -18,12 +18,14 @@ LAYOUTS: dict[str, Layout] = {
     "datacomp": datacomp,
 }
 
+_INDEX = "index/"  # what `embedpipe index` puts beside the data, arrays among it
+
 __all__ = ["LAYOUTS", "NOTE", "Foreign", "ForeignShard", "Layout", "find_shards"]
 
 
 def find_shards(path: str, how: Foreign) -> tuple[str, list[ForeignShard]]:
     """(layout, shards) of the data set at `path`. Raises DatasetError when it is of none that is known."""
-    names = files.walk(path)
+    names = [name for name in files.walk(path) if not name.startswith(_INDEX)]
     layout = how.layout or _guess(path, how, names)
     if layout not in LAYOUTS:
         raise DatasetError(f"{path}: no layout {layout!r}", did_you_mean(layout, LAYOUTS))

@@ -17,7 +17,7 @@ from ...errors import DatasetError, InputError
 from ...manifest import FileRecord, RunCard, ShardManifest
 from ...ragged import RaggedRows
 from ...types import SourceShard
-from ..rows import Normalised, NpyRows, Rows, whole
+from ..rows import HEADERS, Normalised, NpyRows, Rows, whole
 from . import find_shards
 from .base import Foreign, ForeignShard, some
 from .metadata import read_metadata, types
@@ -187,7 +187,8 @@ class ForeignReader:
             return None
         try:
             if isinstance(rows, NpyRows) and files.is_local(rows.location):
-                mapped: np.ndarray = np.load(files.local_path(rows.location), mmap_mode="r", allow_pickle=False)
+                with HEADERS:
+                    mapped: np.ndarray = np.load(files.local_path(rows.location), mmap_mode="r", allow_pickle=False)
                 return mapped
             return whole(rows)
         finally:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -322,3 +323,15 @@ def test_what_two_unknown_models_made_does_not_mix(tmp_path):
     moved = (tmp_path / "0").rename(tmp_path / "elsewhere")
     assert one != other
     assert EmbeddingDataset(str(moved)).card.fingerprint() == one
+
+
+def test_many_threads_read_headers_at_once(tmp_path):
+    """Python 3.11's literal_eval, with which numpy reads headers, is not safe there."""
+    for number in range(300):
+        np.save(tmp_path / f"{number:03d}.npy", np.full((2, 3), number, np.float16))
+    for _ in range(5):
+        assert len(EmbeddingDataset(str(tmp_path))) == 600
+    dataset = EmbeddingDataset(str(tmp_path))
+    with ThreadPoolExecutor(16) as pool:
+        firsts = list(pool.map(lambda shard: float(dataset.array(shard, "image")[0, 0]), range(300)))
+    assert firsts == list(range(300))
