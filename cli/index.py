@@ -38,7 +38,7 @@ _GROWN = 4  # times the rows that an index was trained on: its lists then fit th
 @click.option(
     "--recall",
     type=float,
-    help="Recall@10 that searches should reach; how hard they look is measured. Default: as before, or 0.95.",
+    help="Recall@10 to reach; how hard searches look for it is chosen by measuring. Default: as before, or 0.95.",
 )
 @click.option("--rebuild", is_flag=True, help="Begin anew, whatever is there.")
 @dry_run_option

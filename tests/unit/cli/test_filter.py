@@ -70,5 +70,9 @@ def test_errors_are_one_line(embedpipe, data, tmp_path, options, message):
 
 def test_dedup_has_a_dry_run(embedpipe, data, tmp_path):
     done = embedpipe("dedup", data, tmp_path / "out", "--dry-run")
-    assert json.loads(done.stdout)["plan"] == {"rows": 30, "clusters": 1, "scratch_bytes": 480}
+    plan = json.loads(done.stdout)["plan"]
+    assert {name: plan[name] for name in ("rows", "clusters", "scratch_bytes", "confirmed_by")} == {
+        **{"rows": 30, "clusters": 1, "scratch_bytes": 480},
+        "confirmed_by": "none",
+    }
     assert not (tmp_path / "out").exists()

@@ -45,8 +45,8 @@ def test_every_command_has_help_with_an_example(embedpipe):
         (["encode", "a", "b", "--model", "m", "--workers", "0"], "--workers"),
         (["encode", "a", "b", "--model", "m", "--max-rejects", "few"], "neither a count (500) nor a share (5%)"),
         (["encode", "a", "b", "--model", "m", "--max-rejects", "-1"], "negative"),
-        (["search", "emb"], "a text or --image"),
-        (["search", "emb", "text", "--image", "f"], "a text or --image"),
+        (["search", "emb"], "give one of a text"),
+        (["search", "emb", "text", "--image", "f"], "give one of a text"),
     ],
 )
 def test_misuse_is_exit_code_2(embedpipe, arguments, said):
