@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,20 +116,8 @@ def train_prior(
         steps = best_step = 0
         if isinstance(prior, Trainable):
             run = Run(Path(out), describes=_describes(facts))
-            loader = EmbeddingLoader(
-                seen.dataset, rows[TRAIN], recipe.train.batch_size, recipe.train.seed, recipe.text_tokens
-            )
-            with _naming_rows(out, seen, loader, together):
-                steps = train(
-                    prior,
-                    _stream(seen, loader, together.share(recipe.train.batch_size)),
-                    run,
-                    recipe.train,
-                    recipe.optim,
-                    evaluate=lambda model: watch(model, watched, recipe.train.seed, device),
-                    on_step=on_step if together.is_first else None,
-                    processes=together,
-                ).step
+            judge = functools.partial(watch, batches=watched, seed=recipe.train.seed, device=device)
+            steps = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
             if together.is_first:
                 best_step = load_trained(prior, run.checkpoints, "best")
         if not together.is_first:
@@ -148,6 +137,35 @@ def train_prior(
         parameters=sum(weight.numel() for weight in (*prior.parameters(), *_fitted(prior))),
         metrics=metrics,
     )
+
+
+def _learn(
+    prior: Prior,
+    seen: PriorRows,
+    rows: np.ndarray,
+    run: Run,
+    recipe: PriorRecipe,
+    judge: Callable[[Any], dict[str, float]],
+    on_step: Callable[[StepReport], None] | None,
+    together: Processes,
+) -> int:
+    """Train on some rows of the data; the steps that are done then."""
+    loader = functools.partial(
+        EmbeddingLoader, seen.dataset, rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens
+    )
+    mine = loader(rank=together.rank, world=together.world)
+    with _naming_rows(str(run.folder), seen, loader, together):
+        state = train(
+            cast("Trainable[PriorBatch]", prior),
+            lambda step: map(seen.prior_batch, mine.batches(step)),
+            run,
+            recipe.train,
+            recipe.optim,
+            evaluate=judge,
+            on_step=on_step if together.is_first else None,
+            processes=together,
+        )
+    return state.step
 
 
 def _refuse_another_run(out: str, facts: dict[str, Any], trained: bool) -> None:
@@ -176,19 +194,16 @@ def _fitted(prior: Prior) -> list[torch.Tensor]:
     return [] if isinstance(prior, Trainable) else [it for it in prior.buffers() if it is not None]
 
 
-def _stream(seen: PriorRows, loader: EmbeddingLoader, share: tuple[int, int]) -> Callable[[int], Iterator[PriorBatch]]:
-    """This process's rows of the batches from a step on."""
-    return lambda step: (seen.prior_batch(batch).part(*share) for batch in loader.batches(step))
-
-
 @contextlib.contextmanager
-def _naming_rows(out: str, seen: PriorRows, loader: EmbeddingLoader, together: Processes) -> Iterator[None]:
+def _naming_rows(
+    out: str, seen: PriorRows, loader: Callable[[], EmbeddingLoader], together: Processes
+) -> Iterator[None]:
     """When a loss is not finite, leave the rows of its batch in a file and say so."""
     try:
         yield
     except NonFiniteLoss as problem:
         if together.is_first:
-            rows = next(loader.batches(problem.step - 1)).rows
+            rows = next(loader().batches(problem.step - 1)).rows
             assert rows is not None
             found = seen.dataset.rows([int(row) for row in rows], ("src_shard", "key"))
             named = [{"row": int(row), **columns} for row, columns in zip(rows, found, strict=True)]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader, Foreign
+    from .predict import predict_images
     from .subset import read_subset, write_subset
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "export_images": "curate",
     "filter": "curate",
     "plan_index": "index",
+    "predict_images": "predict",
     "query_encoder": "index",
     "read_subset": "subset",
     "search": "index",
@@ -75,6 +77,7 @@ __all__ = [
     "export_images",
     "filter",
     "plan_index",
+    "predict_images",
     "query_encoder",
     "read_subset",
     "search",
