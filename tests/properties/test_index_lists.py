@@ -4,7 +4,7 @@ import io
 
 import faiss
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedpipe.index.card import IndexedShard
@@ -40,6 +40,7 @@ def contents(index):
     return out
 
 
+@settings(max_examples=25)
 @given(data=st.data())
 def test_merging_parts_loses_doubles_and_moves_nothing(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
@@ -68,6 +69,7 @@ def test_merging_parts_loses_doubles_and_moves_nothing(data, tmp_path_factory):
     assert after.ntotal == len(expected)
 
 
+@settings(max_examples=15)  # each writes a data set
 @given(sizes=st.dictionaries(st.integers(0, 30), st.integers(1, 4), min_size=1, max_size=5))
 def test_ids_lead_back_to_their_rows_whatever_the_numbers(sizes, tmp_path_factory):
     dataset = EmbeddingDataset(clusters.write(tmp_path_factory.mktemp("ids") / "emb", sizes, dim=4))
