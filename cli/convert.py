@@ -27,6 +27,8 @@ from .options import debug_option, dry_run_option, json_option
 @click.option("--image-embed-scale", type=float, help="What image embeddings were multiplied by. Default: √dim.")
 @click.option("--cond-drop-prob", type=click.FloatRange(0, 1), help="Share trained without text. Default: 0.")
 @click.option("--self-cond", is_flag=True, default=None, help="It was trained with self-conditioning.")
+@click.option("--for", "emb", metavar="EMB", help="A data set of its encoder: evaluate and sample-prior then take OUT.")
+@click.option("--text-tokens", is_flag=True, help="With --for: it reads the states of the captions' tokens, too.")
 @dry_run_option
 @json_option
 @debug_option
@@ -42,10 +44,12 @@ def command(
     image_embed_scale: float | None,
     cond_drop_prob: float | None,
     self_cond: bool | None,
+    emb: str | None,
+    text_tokens: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Convert a prior of DALLE2-pytorch (0.16 and later) to a folder that all commands here read.
+    """Convert a prior of DALLE2-pytorch (0.16 and later) to a folder of the form used here.
 
     CHECKPOINT is what its trainer or tracker saved, or a state dict. Nothing in it is run. Sizes and the noise schedule
     are read off the weights; what no weight says is reported. OUT gets config.json, model.safetensors and
@@ -54,10 +58,11 @@ def command(
     \b
     embedpipe convert latest.pth prior
     embedpipe convert latest.pth prior --version 1.1.0 --training-config prior_config.json
+    embedpipe convert latest.pth prior --for emb --text-tokens
     """
     from dalle2_core.convert import ConvertConfig, convert_prior, save_converted
 
-    from . import display
+    from . import display, prior_conversion
 
     config = ConvertConfig(
         version=told_version,
@@ -71,8 +76,11 @@ def command(
         training_config=None if training_config is None else Path(training_config),
     )
     converted = convert_prior(checkpoint, config)
+    encoder = None if emb is None else prior_conversion.encoder_of(emb, converted.prior.image_embed_dim)
     if not dry_run:
         save_converted(converted, checkpoint, out)
+        if encoder is not None:
+            prior_conversion.write_converted_run(out, encoder, text_tokens)
     if as_json:
         display.print_json(converted.report())
         return

@@ -38,6 +38,20 @@ def test_dry_run_and_json(peer_priors, tmp_path):
     }
 
 
+def test_for_a_data_set_the_other_commands_take_it(peer_priors, tmp_path, encoded_once, embedpipe):
+    emb = encoded_once[1]
+    convert(peer_priors / "1.1.0-default.pt", tmp_path / "prior", "--for", emb)
+    scores = embedpipe("evaluate", tmp_path / "prior", emb, "--split", "train", "--json")
+    assert scores.exit_code == 0, scores.output
+    assert "ridge" in scores.stdout
+    made = embedpipe("sample-prior", emb, tmp_path / "predicted", "--prior", tmp_path / "prior", "--gpus", 0)
+    assert made.exit_code == 0, made.output
+    refused = embedpipe("convert", peer_priors / "1.15.6-trainer.pt", tmp_path / "other", "--for", emb)
+    assert refused.exit_code == 1
+    assert "embeddings of 16 dimensions, but the prior is for 8" in refused.output
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("words", [["--predicts", "eps"], ["--timesteps", "1"], ["--weights", "best"]])
 def test_usage(peer_priors, tmp_path, words):
     assert convert(peer_priors / "1.1.0-text.pt", tmp_path / "prior", *words).exit_code == 2
