@@ -44,10 +44,14 @@ class Decoder(nn.Module):
         made anew, the other weights are kept.
 
         Args:
-            clip: embeds raw images and texts; not needed where embeddings are given. Neither trained nor saved.
+            clip: embeds raw images and texts; not needed where embeddings are given. Neither trained nor saved. If it
+                has an `image_size`, that is the size of a single stage that is told none.
             vae: autoencoders of the first stages, which then work in latents.
             keywords: the fields of DecoderKeywords. An unknown one is a TypeError that names the near ones.
         """
+        clip_size = getattr(clip, "image_size", None)
+        if clip_size is not None and not {"image_size", "image_sizes"} & keywords.keys():
+            keywords["image_size"] = clip_size
         config = from_keywords(DecoderKeywords, "Decoder", keywords)
         unets = as_tuple(unet)
         vaes = padded(as_tuple(vae), len(unets), "autoencoders")

@@ -20,7 +20,7 @@ from dalle2_core.learned_variance import Estimate, learned_step
 from dalle2_core.prior_base import evaluating
 from dalle2_core.samplers import SAMPLERS, ddim, ddim_step, ddpm_step, pairs, timesteps_for
 from dalle2_core.stage import DecoderStage
-from dalle2_core.stage_guidance import guided_estimate
+from dalle2_core.stage_guidance import StageEstimate, guided_estimate
 
 ONE_STEP_SAMPLERS = ("ddim", "ddpm")
 
@@ -76,8 +76,8 @@ class Inpainting:
 
     def at(self, size: int) -> tuple[Tensor, Tensor]:
         """Both with `size` pixels a side. A pixel is known where all that it covers is."""
-        # What is hidden may hold anything, NaN included.
-        shown = torch.where(self.mask, self.images, 0.0)
+        # What is hidden may hold anything, NaN included; grey stands for it, where an autoencoder looks around a pixel.
+        shown = torch.where(self.mask, self.images, 0.5)
         return averaged(shown, size), averaged(self.mask.to(shown.dtype), size) >= 1.0 - 1e-6
 
 
@@ -99,7 +99,7 @@ class StageSampler:
         steps = sampling.steps or config.sampling_steps
         self.timesteps = timesteps_for(stage.schedule, steps).to(stage.device)
         _check_guidance(stage, sampling)
-        self._estimate = guided_estimate(stage.estimate, sampling.cond_scale, sampling.text_cond_scale)
+        self._estimate = _guided(stage, sampling)
         self._on_step = on_step
 
     def evaluations(self, known: Inpainting | None) -> int:
@@ -176,6 +176,16 @@ class StageSampler:
         if self._on_step is not None:
             self._on_step()
         return Estimate(self.stage.threshold(x0), fraction)
+
+
+def _guided(stage: DecoderStage, sampling: SamplingConfig) -> StageEstimate:
+    """The stage's estimate, guided by what it is told: a branch that would differ in nothing is not computed."""
+    network, text_scale = stage.unet.config, sampling.text_cond_scale
+    if not network.cond_on_text_encodings:
+        return guided_estimate(stage.estimate, sampling.cond_scale) if network.sees_image_embed else stage.estimate
+    if not network.sees_image_embed:
+        return guided_estimate(stage.estimate, sampling.cond_scale if text_scale is None else text_scale)
+    return guided_estimate(stage.estimate, sampling.cond_scale, text_scale)
 
 
 def _check_guidance(stage: DecoderStage, sampling: SamplingConfig) -> None:

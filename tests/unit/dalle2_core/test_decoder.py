@@ -357,6 +357,20 @@ def test_raw_images_and_texts_go_through_clip():
         single(unet(**TEXT)).sample(image_embed=embeds(), text=text)
 
 
+def test_a_single_stage_may_take_its_size_from_clip():
+    clip = WordClip()
+    clip.image_size = 8
+    assert Decoder(unet(), clip=clip, timesteps=4).stage(1).config.image_size == 8
+
+
+def test_guidance_costs_nothing_where_nothing_is_told():
+    decoder, rows = cascade(), []
+    for stage in decoder.cascade:
+        stage.unet.register_forward_pre_hook(lambda net, args: rows.append(len(args[0])))
+    decoder.sample(image_embed=embeds(), cond_scale=2.0, text_cond_scale=3.0, steps=1)
+    assert rows == [6, 3]  # the first stage is told the image; the second only the smaller one
+
+
 def test_an_unconditional_decoder_is_told_nothing():
     decoder = alive(single(unconditional=True))
     assert bool(torch.isfinite(decoder(pictures(3, 8), generator=seeded())))

@@ -260,6 +260,17 @@ def test_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(one, other)
 
 
+def test_bfloat16_gives_nearly_the_same_gradients():
+    gradients = []
+    for enabled in (False, True):
+        net = unet(self_attn=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = net(*inputs(net))
+        out.float().square().mean().backward()
+        gradients.append(torch.cat([it.grad.flatten() for it in net.parameters() if it.grad is not None]))
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+
+
 def test_weights_are_kept_channels_last_also_when_loaded():
     net = unet()
     weight = net.mid_block1.block1.project.weight
