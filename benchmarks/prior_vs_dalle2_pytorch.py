@@ -68,30 +68,29 @@ def caption_lengths(batches: int, rows: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(lengths[start : start + rows]) for start in range(0, len(lengths), rows))
 
 
-def cases(slow_repeats: int) -> dict[str, list[Configuration]]:
-    """By name; the first of each is ours, which the others are measured against."""
+def configurations(case: str, slow_repeats: int) -> list[Configuration]:
+    """The sides of a case; the first is ours, which the others are measured against."""
     full = ((FULL,) * 64,)
     slow = {"ours": False, "repeats": slow_repeats}
-    return {
-        "embeddings": [
+    if case == "embeddings":
+        return [
             Configuration("embedpipe", True, repeats=20),
             Configuration("DALLE2-pytorch, max_text_len=1", False, max_text_len=1, repeats=10, need=1.3),
             Configuration("DALLE2-pytorch as it is", **slow, need=60),
-        ],
-        "text": [
-            Configuration("embedpipe, 77 tokens", True, lengths=full, repeats=4),
-            Configuration("embedpipe, captions as they are", True, lengths=caption_lengths(4, 64), repeats=8),
-            Configuration(
-                "DALLE2-pytorch, max_text_len=77", False, max_text_len=FULL, lengths=full, repeats=4, need=1.3
-            ),
+        ]
+    if case == "text":
+        told = {"max_text_len": FULL, "lengths": full, "repeats": 2}
+        return [
+            Configuration("embedpipe, 77 tokens", True, lengths=full, repeats=2),
+            Configuration("embedpipe, captions as they are", True, lengths=caption_lengths(4, 64), repeats=4),
+            Configuration("DALLE2-pytorch, max_text_len=77", False, **told, need=1.3),
             Configuration("DALLE2-pytorch as it is", **slow, lengths=full, need=6),
-        ],
-        "sampling": [
-            Configuration("embedpipe", True, rows=8, sample_steps=16, repeats=20),
-            Configuration("DALLE2-pytorch, max_text_len=1", False, max_text_len=1, rows=8, sample_steps=16),
-            Configuration("DALLE2-pytorch as it is", **slow, rows=8, sample_steps=16, need=40),
-        ],
-    }
+        ]
+    return [
+        Configuration("embedpipe", True, rows=8, sample_steps=16, repeats=20),
+        Configuration("DALLE2-pytorch, max_text_len=1", False, max_text_len=1, rows=8, sample_steps=16),
+        Configuration("DALLE2-pytorch as it is", **slow, rows=8, sample_steps=16, need=40),
+    ]
 
 
 def run_round(configuration: Configuration, threads: int, work: Path, timeout_s: float) -> Round:
@@ -151,9 +150,8 @@ def main() -> None:
     started = report.start("benchmarks.prior_vs_dalle2_pytorch", measure.use_cores(options.cores))
     if not (PEER / "bin" / "python").exists():
         sys.exit("the peer is not installed: run benchmarks/peers/setup.sh dalle2-pytorch")
-    chosen = [
-        it for it in cases(options.slow_repeats)[options.case] if not (options.without_slow and "as it is" in it.name)
-    ]
+    sides = configurations(options.case, options.slow_repeats)
+    chosen = [it for it in sides if not (options.without_slow and "as it is" in it.name)]
     rounds: dict[Configuration, list[Round]] = {it: [] for it in chosen}
     for number in range(options.rounds):
         for configuration, done in rounds.items():

@@ -228,3 +228,18 @@ def test_made_up_vectors_are_the_same_every_time_and_lie_in_clusters(tmp_path):
     assert np.median(cosines) < 0.3
     drawn = vectors.queries(spec, 10)
     assert (drawn @ rows[0].astype(np.float32).T).max() < 0.999, "queries are no rows"
+
+
+@pytest.mark.slow
+def test_a_prior_is_trained_and_sampled_in_a_process_of_its_own(tmp_path):
+    from benchmarks import prior_vs_dalle2_pytorch as priors
+
+    lengths = ((3, 1), (2, 5))
+    for told in ({"lengths": lengths}, {"sample_steps": 2}):
+        side = priors.Configuration("ours", True, rows=2, repeats=2, **told)
+        done = priors.run_round(side, 1, tmp_path, 120)
+        assert done.wall > 0
+        assert done.cpu > 0
+        assert done.peak_mib > 100
+    table = priors.tables({side: [done], priors.Configuration("peer", False, need=2): [done]})[1]
+    assert "| peer / ours | 1.00 | 1.00 | 1.00 | 2: not met |" in table
