@@ -120,8 +120,12 @@ def test_a_full_disk_says_how_much_is_needed(committed, tmp_path, encode_config,
     assert f"{4 - committed} shards are left" in str(caught.value)
     assert re.search(r"[\d.]+ [kMGT]?B are free", str(caught.value))
     assert caught.value.remedy == "Free some"
-    # Before a shard is committed only rows and dimensions are known; afterwards what they came to.
-    assert needed(caught.value) == pytest.approx(truth, rel=0.1 if committed else 0.6)
+    # Before a shard is committed only rows and dimensions are known, of as many shards as were read by then; afterwards
+    # what they came to.
+    if committed:
+        assert needed(caught.value) == pytest.approx(truth, rel=0.1)
+    else:
+        assert truth / 3 < needed(caught.value) < truth * 3
     assert manifest.committed_numbers(out) == list(range(committed))
     assert verify(out).whole
 
