@@ -5,7 +5,7 @@ own optimizer, and is timed after a warm-up. One case for each call, as the peer
 
     embeddings   training on embeddings alone: the peer as it is (256 tokens of padding), and told max_text_len=1
     text         training with 77 text tokens: the peer as it is, and told max_text_len=77; ours with real captions, too
-    sampling     16 steps of sampling for 8 texts, from embeddings alone
+    sampling     16 steps of sampling for 8 texts (--texts), from embeddings alone
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def caption_lengths(batches: int, rows: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(lengths[start : start + rows]) for start in range(0, len(lengths), rows))
 
 
-def configurations(case: str, slow_repeats: int) -> list[Configuration]:
+def configurations(case: str, slow_repeats: int, texts: int) -> list[Configuration]:
     """The sides of a case; the first is ours, which the others are measured against."""
     full = ((FULL,) * 64,)
     slow = {"ours": False, "repeats": slow_repeats}
@@ -86,10 +86,13 @@ def configurations(case: str, slow_repeats: int) -> list[Configuration]:
             Configuration("DALLE2-pytorch, max_text_len=77", False, **told, need=1.3),
             Configuration("DALLE2-pytorch as it is", **slow, lengths=full, need=6),
         ]
+    sampling = {"rows": texts, "sample_steps": 16}
+    # A call of the last one takes minutes for many texts: its sixteen steps warm each other up.
+    slow["warmups"] = 1 if texts <= 8 else 0
     return [
-        Configuration("embedpipe", True, rows=8, sample_steps=16, repeats=20),
-        Configuration("DALLE2-pytorch, max_text_len=1", False, max_text_len=1, rows=8, sample_steps=16),
-        Configuration("DALLE2-pytorch as it is", **slow, rows=8, sample_steps=16, need=40),
+        Configuration("embedpipe", True, **sampling, repeats=20),
+        Configuration("DALLE2-pytorch, max_text_len=1", False, max_text_len=1, **sampling),
+        Configuration("DALLE2-pytorch as it is", **slow, **sampling, need=40),
     ]
 
 
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--slow-repeats", type=int, default=1, help="of the peer as it is, in a round")
+    parser.add_argument("--texts", type=int, default=8, help="sampled at once")
     parser.add_argument("--without-slow", action="store_true", help="leave out the peer as it is")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one process")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="for logs")
@@ -150,7 +154,7 @@ def main() -> None:
     started = report.start("benchmarks.prior_vs_dalle2_pytorch", measure.use_cores(options.cores))
     if not (PEER / "bin" / "python").exists():
         sys.exit("the peer is not installed: run benchmarks/peers/setup.sh dalle2-pytorch")
-    sides = configurations(options.case, options.slow_repeats)
+    sides = configurations(options.case, options.slow_repeats, options.texts)
     chosen = [it for it in sides if not (options.without_slow and "as it is" in it.name)]
     rounds: dict[Configuration, list[Round]] = {it: [] for it in chosen}
     for number in range(options.rounds):
@@ -167,7 +171,7 @@ def main() -> None:
         facts.append(("tokens of the captions", f"{min(every)} to {max(every)}, median {statistics.median(every):.0f}"))
         facts.append(("longest caption of a batch", ", ".join(str(max(batch)) for batch in batches)))
     report.write(
-        f"prior_vs_dalle2_pytorch_{options.case}",
+        f"prior_vs_dalle2_pytorch_{options.case}{'' if options.texts == 8 else f'_{options.texts}'}",
         f"width 512, 6 layers, batch {chosen[0].rows}, float32, {options.rounds} rounds in turns",
         [*tables(rounds), report.table(("", ""), facts)],
         started,
