@@ -101,7 +101,7 @@ def test_a_file_that_is_gone_or_torn_there_is_named(store, tmp_path):
     dataset = EmbeddingDataset(there)
     image = f"{there}/img_emb/img_emb_00001.npy"
     files.write_bytes(image, files.read_bytes(image)[:-3])
-    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: 605 bytes, but its header promises 30 rows in 608"):
+    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: 605 bytes, but its manifest says 608"):
         list(dataset.batches(9))
     files.remove(image)
     with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: cannot be read: .*no such file"):
