@@ -161,7 +161,7 @@ def torment(bench: Bench, out: Path, tally: Tally, most: int) -> None:
             said = Path(f"{out}.stderr").read_text()[-500:]
             raise SystemExit(f"{out}: a run ended with exit code {code}: {said}")
         tally.committed_at_death.append(len(list(out.glob("manifest/*.json"))))
-        if (out / "embedpipe.json").exists() and not verify(str(out)).whole:
+        if (out / "embedpipe.json").exists() and not verify(str(out), shards.DEEP).whole:
             tally.different.append(f"{out.name}: not whole after a kill")
     tally.outputs += 1
     if shards.tree(out) != bench.expected:
@@ -285,7 +285,7 @@ def main() -> None:
             f"{SHARDS} shards of {PER_SHARD} samples and one reject, a tiny CLIP; undisturbed, a run takes "
             f"{bench.seconds[1]:.1f} s with one worker and {bench.seconds[2]:.1f} s with two. Moments are drawn evenly "
             "from that time, from each start or kill on. All files are compared but the lock, and `timing_s` in "
-            "manifests; the last column gives the smallest, the median and the largest number.",
+            "manifests and their checksums; the last column gives the smallest, the median and the largest number.",
             *different,
         ],
         started,

@@ -210,7 +210,7 @@ def finished_line(done: Finished, unit: str) -> str:
     return f"worker {done.worker}: {done.task}: {counts}{', ' * bool(where)}{where}"
 
 
-def histogram(lower: float, upper: float, counts: Sequence[int], width: int = 40) -> list[str]:
+def histogram(lower: float, upper: float, counts: Sequence[int], width: int = 40, digits: int = 3) -> list[str]:
     """Equal bins from `lower` to `upper` as lines of bars, the fullest one `width` characters long."""
     if lower == upper:
         counts = [sum(counts)]
@@ -219,7 +219,8 @@ def histogram(lower: float, upper: float, counts: Sequence[int], width: int = 40
     lines = []
     for i, count in enumerate(counts):
         bar = "█" * round(width * count / most) or "▏" * bool(count)
-        lines.append(f"{lower + i * step:7.3f} to {lower + (i + 1) * step:6.3f}  {bar:<{width}} {count:,}")
+        low, high = (f"{lower + (i + side) * step:{digits + 3 + (not side)}.{digits}f}" for side in (0, 1))
+        lines.append(f"{low} to {high}  {bar:<{width}} {count:,}")
     return lines
 
 

@@ -12,25 +12,44 @@ from .options import debug_option, json_option
 @click.option(
     "--hosts", type=click.IntRange(0), default=10, show_default=True, help="Of image shards: worst hosts to name."
 )
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False),
+    help="Write a page with pictures, for a browser, to this file.",
+)
+@click.option(
+    "--samples", type=click.IntRange(0), default=12, show_default=True, help="Pictures of each kind on the page."
+)
+@click.option("--images", help="Where the image shards are now, for the pictures on the page.")
 @json_option
 @debug_option
-def command(path: str, hosts: int, as_json: bool) -> None:
-    """Say what is in an output: counts, rejects by reason, the encoder, similarities.
+def command(path: str, hosts: int, html_file: str | None, samples: int, images: str | None, as_json: bool) -> None:
+    """Say what is in an output: counts, rejects by reason, the encoder, similarities and norms.
 
-    PATH is a folder written by `fetch` or `encode`, finished or still growing, or embeddings of clip-retrieval,
-    embedding-reader or DataComp.
+    PATH is a folder written by `fetch`, `encode` or `merge`, finished or still growing, or embeddings of
+    clip-retrieval, embedding-reader or DataComp.
 
     \b
     embedpipe info emb
+    embedpipe info emb --html emb.html
     """
+    from embedpipe import files
     from embedpipe.fetch import ERROR_CLASSES
-    from embedpipe.info import describe
+    from embedpipe.info import describe, info_page, look_at
     from embedpipe.types import REJECT_CLASSES
     from embedpipe.verify import KINDS
 
     from . import display
 
-    found = describe(path, hosts)
+    meanings = {**ERROR_CLASSES, **REJECT_CLASSES}
+    with display.progress("info", "rows") as view:
+        found = describe(path, hosts, view)
+        if html_file is not None:
+            kind = KINDS.get(found.format, found.format)
+            page = info_page(found, look_at(path, samples, images), kind, meanings)
+            files.write_bytes(html_file, page)
+            click.echo(f"written to {html_file}", err=True)
     if as_json:
         display.print_json(found)
         return
@@ -54,22 +73,26 @@ def command(path: str, hosts: int, as_json: bool) -> None:
     if found.tokens is not None:
         each = found.tokens / max(1, found.rows)
         rows.append(("text tokens", f"{found.tokens:,} × {found.token_width}, {each:.1f} for each row"))
-    if found.similarity is not None:
-        spread = found.similarity
-        rows.append(
-            ("similarity", f"mean {spread.mean:.3f}, 5% {spread.p05:.3f}, 50% {spread.p50:.3f}, 95% {spread.p95:.3f}")
-        )
+    spreads = [("similarity", found.similarity, 3), ("caption length", found.captions, 0)]
+    spreads += [(f"{name} norm", norm, 5) for name, norm in found.norms.items()]
+    for name, spread, digits in spreads:
+        if spread is not None:
+            marks = {"mean": spread.mean, "5%": spread.p05, "50%": spread.p50, "95%": spread.p95}
+            rows.append((name, ", ".join(f"{mark} {value:.{digits}f}" for mark, value in marks.items())))
+    if found.merged:
+        rows.append(("merged of", ", ".join(found.merged)))
     if found.columns:
         rows.append(("columns", ", ".join(found.columns)))
     display.table([path, ""], rows)
-    if found.similarity is not None:
-        spread = found.similarity
-        click.echo("similarity of image and text, and how many rows have it:")
-        for line in display.histogram(spread.least, spread.most, spread.bins):
-            click.echo(line)
-        click.echo()
+    drawn = [("similarity of image and text, and how many rows have it", found.similarity, 3)]
+    drawn += [(f"norm of the {name} embeddings, of a sample of rows", norm, 5) for name, norm in found.norms.items()]
+    for heading, spread, digits in drawn:
+        if spread is not None:
+            click.echo(f"{heading}:")
+            for line in display.histogram(spread.least, spread.most, spread.bins, digits=digits):
+                click.echo(line)
+            click.echo()
     if found.rejects:
-        meanings = {**ERROR_CLASSES, **REJECT_CLASSES}
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
         display.table(["rejected because", "samples", "which means"], [(n, c, meanings.get(n, "")) for n, c in counts])
     display.worst_hosts(found.hosts)

@@ -25,6 +25,7 @@ COMMANDS = (
     "encode",
     "info",
     "verify",
+    "merge",
     "index",
     "search",
     "dedup",

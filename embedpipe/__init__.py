@@ -6,6 +6,7 @@
     data = embedpipe.EmbeddingDataset("emb")
     embedpipe.build_index("emb")
     hits = embedpipe.search(data, data.text[0], k=5)
+    embedpipe.verify("emb", embedpipe.VerifyConfig(deep=True)).whole
 
 Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch`, `embedpipe.encode` and
 `embedpipe.export` are rooms (packages) that can also be called, see `embedpipe.room`.
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader, Foreign
+    from .merge import MergeConfig
     from .predict import predict_images
     from .subset import read_subset, write_subset
+    from .verify import VerifyConfig
 
 _HOMES = {
     "DedupConfig": "curate",
@@ -41,7 +44,9 @@ _HOMES = {
     "IndexConfig": "index",
     "Searcher": "index",
     "Foreign": "load",
+    "MergeConfig": "merge",
     "StageConfig": "encode.pictures",
+    "VerifyConfig": "verify",
     "build_index": "index",
     "check_index": "index",
     "dedup": "curate",
@@ -55,7 +60,7 @@ _HOMES = {
     "search": "index",
     "write_subset": "subset",
 }
-_ROOMS = ("encode", "export", "fetch", "verify")
+_ROOMS = ("encode", "export", "fetch", "merge", "verify")
 
 __all__ = [
     "DedupConfig",
@@ -68,8 +73,10 @@ __all__ = [
     "FilterConfig",
     "Foreign",
     "IndexConfig",
+    "MergeConfig",
     "Searcher",
     "StageConfig",
+    "VerifyConfig",
     "build_index",
     "check_index",
     "dedup",

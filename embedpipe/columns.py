@@ -52,7 +52,7 @@ def guess(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for name, value in row.items():
             if name not in FIXED and name != EXTRA and _storable(name):
                 kinds.setdefault(name, set()).update(_kind(value))
-    return {name: _join(found) for name, found in kinds.items()}
+    return {name: join_kinds(found) for name, found in kinds.items()}
 
 
 def _kind(value: Any) -> set[str]:
@@ -67,7 +67,9 @@ def _kind(value: Any) -> set[str]:
     return {"string"}
 
 
-def _join(kinds: set[str]) -> str:
+def join_kinds(kinds: set[str]) -> str:
+    """The type of a column that holds values of all these types: whole and broken numbers mix to double, others to
+    string (JSON)."""
     if len(kinds) == 1:
         return next(iter(kinds))
     return "double" if kinds == {"int64", "double"} else "string"

@@ -121,6 +121,23 @@ def names(folder: str, suffix: str = "") -> list[str]:
     return sorted(name for name in found if name.endswith(suffix) and _TEMPORARY not in name)
 
 
+def sizes(folder: str) -> dict[str, int]:
+    """Names and sizes of the files directly in `folder`, temporary ones among them, from one listing."""
+    fs, path = _filesystem(folder)
+    try:
+        if is_local(folder):
+            with os.scandir(local_path(folder)) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        with _asking(folder):
+            found = fs.ls(path, detail=True, refresh=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except PermissionError as problem:
+        raise InputError(f"{folder}: {problem.strerror or problem}", "Check its permissions") from problem
+    kept = [entry for entry in found if entry["type"] == "file"]
+    return {posixpath.basename(str(entry["name"])): int(entry["size"] or 0) for entry in kept}
+
+
 def glob(pattern: str) -> list[str]:
     """Locations matching a glob pattern, sorted, in the same form as `pattern` was given."""
     fixed = fixed_folder(pattern)
@@ -188,7 +205,9 @@ def reading(location: str) -> Iterator[BinaryIO]:
     except FileNotFoundError as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     except (PermissionError, IsADirectoryError, NotADirectoryError) as problem:
-        raise InputError(f"{location}: {problem.strerror or problem}") from problem
+        raise InputError(
+            f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
+        ) from problem
     with cast(BinaryIO, stream if is_local(location) else _RemoteStream(stream, location)) as ours:
         yield ours
 
@@ -244,7 +263,9 @@ def read_range(location: str, start: int, stop: int) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     except (PermissionError, IsADirectoryError) as problem:
-        raise InputError(f"{location}: {problem.strerror or problem}") from problem
+        raise InputError(
+            f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
+        ) from problem
 
 
 def read_bytes(location: str) -> bytes:
@@ -339,10 +360,13 @@ def write_bytes(location: str, data: bytes) -> Written:
 
 
 def remove(location: str) -> None:
-    """Remove a file; that it is not there is fine."""
+    """Remove a file; that it is not there is fine. Raises OutputUnwritable."""
     fs, path = _filesystem(location)
-    with contextlib.suppress(FileNotFoundError), _asking(location):
-        fs.rm_file(path)
+    try:
+        with contextlib.suppress(FileNotFoundError), _asking(location):
+            fs.rm_file(path)
+    except OSError as problem:
+        raise unwritable(location, problem) from problem
 
 
 def sweep_temporaries(folder: str) -> int:

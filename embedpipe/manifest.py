@@ -3,7 +3,8 @@
     OUT/embedpipe.json         RunCard: what the output is, the options that shape it, the plan
     OUT/manifest/00000.json    ShardManifest: the commit marker of shard 00000, written last
 
-A shard without a manifest does not exist for any reader. Readers list manifests, never data files.
+A shard without a manifest does not exist for any reader. Readers list manifests, never data files. Both documents
+carry a checksum of themselves, see `sealed`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pydantic
 from . import files
 from .card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
+from .sealed import Unsound, seal, unseal
 from .types import SourceShard
 
 FORMAT_VERSION = 1
@@ -31,12 +33,29 @@ _MANIFESTS = "manifest"
 
 
 @dataclass(frozen=True, slots=True)
+class MergedPart:
+    """A data set that was merged into another one: where it was, and what the names of its shards begin with now.
+
+    Of the run that made it: where its input was, with which options, and of what it was merged in its turn.
+    """
+
+    path: str
+    prefix: str
+    source: str
+    options: dict[str, Any]
+    merged: tuple[MergedPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunCard:
     """`embedpipe.json`: `options` are those that shape the data; `plan[i]` is the input of shard i and only grows.
 
     `columns` maps each metadata column to its Arrow type name, fixed when the output is begun so that all shards agree.
     `source` is where the input was, for commands that want to look at it again; nothing depends on it.
-    `token_width` is that of the stored token states, None where there are none.
+    `token_width` is that of the stored token states, None where there are none. `pending`: the planned shards that may
+    have no manifest, those that were not committed when this was last written; None where that is not known (written by
+    an older version). A manifest that is missing and not pending was lost. `merged`: of which data sets this one was
+    put together, where it was.
     """
 
     format: str
@@ -48,16 +67,23 @@ class RunCard:
     shard_digits: int = 5
     versions: dict[str, str] = field(default_factory=dict)
     token_width: int | None = None
+    pending: tuple[int, ...] | None = None
+    merged: tuple[MergedPart, ...] = ()
     format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file of a shard: its path inside the output, size and hex sha256."""
+    """One file of a shard: its path inside the output, size and hex sha256.
+
+    `ends_sha256` hashes its first and its last 64 KiB, for readers that cannot hash all of it each time: enough to see
+    that it is the file that was written, and not another one. Empty where it was not taken down.
+    """
 
     path: str
     bytes: int
     sha256: str
+    ends_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +121,10 @@ class ShardManifest:
         """Total size of the shard's files."""
         return sum(record.bytes for record in self.files)
 
+    def file(self, path: str) -> FileRecord | None:
+        """The record of the file at that path inside the output, None where the shard has none."""
+        return next((record for record in self.files if record.path == path), None)
+
 
 _T = TypeVar("_T", RunCard, ShardManifest)
 
@@ -131,30 +161,32 @@ def totals(manifests: Iterable[ShardManifest]) -> Totals:
 
 def _dump(value: RunCard | ShardManifest) -> bytes:
     # Not sorted: the order of `columns` is that of the metadata files.
-    return (json.dumps(dataclasses.asdict(value), indent=1) + "\n").encode()
+    return seal(dataclasses.asdict(value))
 
 
 def _load(kind: type[_T], location: str, data: bytes) -> _T:
     try:
-        document = json.loads(data)
-        version = document.get("format_version") if isinstance(document, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise DatasetError(
-                f"{location}: format version {version}; this embedpipe reads up to {FORMAT_VERSION}",
-                "Upgrade embedpipe",
-            )
+        document = unseal(data, [field.name for field in dataclasses.fields(kind)])
+    except Unsound as problem:
+        raise DatasetError(f"{location}: damaged: {problem}", _REMEDIES[kind]) from problem
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise DatasetError(
+            f"{location}: format version {version}; this embedpipe reads up to {FORMAT_VERSION}", "Upgrade embedpipe"
+        )
+    try:
         value: _T = _ADAPTERS[kind].validate_python(document)
-        return value
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DatasetError(f"{location}: damaged: {where}: {first['msg']}", _verify_remedy()) from problem
-    except ValueError as problem:
-        raise DatasetError(f"{location}: damaged: not JSON ({problem})", _verify_remedy()) from problem
+        raise DatasetError(f"{location}: damaged: {where}: {first['msg']}", _REMEDIES[kind]) from problem
+    return value
 
 
-def _verify_remedy() -> str:
-    return "Run `embedpipe verify` on the data set"
+_REMEDIES: dict[type[Any], str] = {
+    RunCard: "Restore it from a copy, or make the output again in another folder",
+    ShardManifest: "`embedpipe verify --repair` drops the shard, and the command that made it makes it again",
+}
 
 
 def read_run(root: str) -> RunCard | None:
@@ -176,6 +208,26 @@ def require_run(root: str, format: str) -> RunCard:
     if run.format != format:
         raise DatasetError(f"{root}: holds {run.format}, not {format}", f"Give a folder written by {made_by}")
     return run
+
+
+def with_pending(root: str, run: RunCard) -> RunCard:
+    """`run` as it is to be written now: `pending` are the planned shards that have no manifest."""
+    committed = committed_numbers(root)
+    return dataclasses.replace(run, pending=tuple(sorted(set(range(len(run.plan))).difference(committed))))
+
+
+def settle(root: str) -> None:
+    """Bring `pending` up to date at the end of a run, so that from now on a manifest that vanishes is missed."""
+    run = read_run(root)
+    if run is not None and (settled := with_pending(root, run)) != run:
+        write_run(root, settled)
+
+
+def lost_numbers(run: RunCard, committed: Iterable[int]) -> list[int]:
+    """Planned shards without a manifest that had one when `embedpipe.json` was last written."""
+    if run.pending is None:
+        return []
+    return sorted(set(range(len(run.plan))).difference(committed, run.pending))
 
 
 def write_run(root: str, run: RunCard) -> None:
@@ -218,8 +270,13 @@ def read_manifest(root: str, number: int, digits: int) -> ShardManifest:
     location = _manifest_path(root, shard_name(number, digits))
     manifest = _load(ShardManifest, location, files.read_bytes(location))
     if manifest.number != number:
-        raise DatasetError(f"{location}: says it is shard {manifest.number}", _verify_remedy())
+        raise DatasetError(f"{location}: says it is shard {manifest.number}", _REMEDIES[ShardManifest])
     return manifest
+
+
+def files_are_there(root: str, manifest: ShardManifest) -> bool:
+    """Whether all files of a shard lie there with the sizes they should have."""
+    return all(files.has_size(files.join(root, record.path), record.bytes) for record in manifest.files)
 
 
 def read_manifests(root: str, digits: int) -> Iterator[ShardManifest]:
@@ -236,17 +293,18 @@ def refuse_difference(
     remedy: str = "Give the same as before, or another output folder",
 ) -> None:
     """Raise RunMismatch naming each entry in which two (nested) dicts differ; return when they are equal."""
-    differences = list(_differences(old, new))
-    if differences:
-        raise RunMismatch(f"{root}: was made with another {what}: {'; '.join(differences)}", remedy)
+    found = [f"{name} was {before}, now {now}" for name, before, now in differences(old, new)]
+    if found:
+        raise RunMismatch(f"{root}: was made with another {what}: {'; '.join(found)}", remedy)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(name, value in `old`, value in `new`) of each entry in which two (nested) dicts differ, as short texts."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+            yield from differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
     elif _plain(old) != _plain(new):
-        yield f"{path} was {_short(old)}, now {_short(new)}"
+        yield path, _short(old), _short(new)
 
 
 def _plain(value: Any) -> Any:

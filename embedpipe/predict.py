@@ -18,7 +18,6 @@ import torch
 
 from . import files, manifest
 from .card import PredictionCard
-from .encode.discard import sweep_leftovers
 from .errors import DatasetError, RunMismatch
 from .execute import Task, Worker, one_by_one, open_executor
 from .load import EmbeddingDataset
@@ -26,7 +25,8 @@ from .lock import exclusive
 from .manifest import EMBEDDINGS, RunCard, ShardManifest
 from .progress import Listener, Progress, TaskReport, silent
 from .ragged import RaggedRows
-from .store import layout, open_format
+from .store import open_format
+from .store.leftovers import sweep_leftovers, sweep_temporaries
 from .types import EmbeddingShard
 
 _OTHER_RUN = "Give the same as before, or another output folder"
@@ -80,15 +80,15 @@ def predict_images(
         todo = [
             Task(entry.number, entry.source.name, None) for entry in source.manifests if entry.number not in committed
         ]
-        for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
-            files.sweep_temporaries(folder)
+        sweep_temporaries(out)
         sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
-        manifest.write_run(out, run)
+        manifest.write_run(out, manifest.with_pending(out, run))
         rows = {entry.number: entry.rows_out for entry in source.manifests}
         listen(Progress(planned=len(todo), planned_rows=sum(rows[task.number] for task in todo)))
         threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
         work = PredictWork(emb, out, run, load, tuple(devices), threads)
         outcome = open_executor("auto", len(devices)).run(work, todo, listen)
+        manifest.settle(out)
         if outcome.set_aside:
             raise DatasetError(f"{emb}: {outcome.set_aside[0].reason}", "Run `embedpipe verify` on it")
     return PredictReport(len(source.manifests), len(committed), sum(rows.values()), time.perf_counter() - begun)
@@ -198,7 +198,7 @@ def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> set[int]:
                 f"Give another output folder, or remove {out}/manifest/"
                 f"{manifest.shard_name(number, run.shard_digits)}.json to redo it",
             )
-        if number not in there or all(files.has_size(files.join(out, it.path), it.bytes) for it in entry.files):
+        if number not in there or manifest.files_are_there(out, entry):
             committed.add(number)
         else:
             manifest.retract(out, number, run.shard_digits)

@@ -20,6 +20,15 @@ def add_seconds(left: dict[str, float], right: dict[str, float]) -> dict[str, fl
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """Something a task has to say, beyond numbers, to whoever began the run. `kind` is a name they agreed upon."""
+
+    number: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReport:
     """What one finished task (one shard) did. `a + b` is what both did."""
 
@@ -29,6 +38,7 @@ class TaskReport:
     rejects: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     spent_s: dict[str, float] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     def __add__(self, other: TaskReport) -> TaskReport:
         return TaskReport(
@@ -38,6 +48,7 @@ class TaskReport:
             rejects=add_counts(self.rejects, other.rejects),
             bytes=self.bytes + other.bytes,
             spent_s=add_seconds(self.spent_s, other.spent_s),
+            notes=(*self.notes, *other.notes),
         )
 
 

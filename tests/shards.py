@@ -1,6 +1,7 @@
 """Builders of input: real pictures, webdataset tars and loose folders, whole or with any kind of damage."""
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from embedpipe.verify import VerifyConfig
+
+DEEP = VerifyConfig(deep=True)
 WORDS = ("cat", "dog", "red bicycle", "blue boat", "tree", "old house", "cup of tea", "river", "lamp", "horse")
 
 
@@ -136,7 +140,10 @@ def read(reader, shard=None):
 
 
 def tree(folder, without=()):
-    """Relative path → bytes of all files below a folder but the lock; `timing_s` is taken out of manifests."""
+    """Relative path → bytes of all files below a folder but the lock.
+
+    `timing_s`, and the checksum over it, are taken out of manifests.
+    """
     without = {".lock", *without}
     found = {}
     for path in sorted(Path(folder).rglob("*")):
@@ -145,7 +152,7 @@ def tree(folder, without=()):
             data = path.read_bytes()
             if relative.startswith("manifest/"):
                 document = json.loads(data)
-                document.pop("timing_s")
+                del document["timing_s"], document["self_sha256"]
                 data = json.dumps(document, sort_keys=True).encode()
             found[relative] = data
     return found
@@ -173,3 +180,38 @@ def write_table(path, table, **options):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, **options)
     return str(path)
+
+
+def edit(path, change=None, **values):
+    """Change a manifest or an embedpipe.json so that its checksum fits again: only its meaning is other."""
+    from embedpipe.sealed import SEAL, seal
+
+    document = {k: v for k, v in json.loads(Path(path).read_text()).items() if k != SEAL}
+    document.update(values)
+    if change is not None:
+        change(document)
+    Path(path).write_bytes(seal(document))
+
+
+def forget(folder, *numbers):
+    """Let shards not be made yet: no manifest, and nobody waits for one."""
+    for number in numbers:
+        (Path(folder) / "manifest" / f"{number:05d}.json").unlink()
+
+    def add(document):
+        document["pending"] = sorted({*(document["pending"] or ()), *numbers})
+
+    edit(Path(folder) / "embedpipe.json", add)
+
+
+def record_anew(folder, number, path):
+    """Let the manifest say of a file what it is now: only its meaning is wrong."""
+    data = Path(path).read_bytes()
+
+    def change(document):
+        for record in document["files"]:
+            if record["path"].endswith(Path(path).name):
+                record["bytes"], record["sha256"] = len(data), hashlib.sha256(data).hexdigest()
+                record["ends_sha256"] = hashlib.sha256(data[: 1 << 16] + data[-(1 << 16) :]).hexdigest()
+
+    edit(Path(folder) / "manifest" / f"{number:05d}.json", change)

@@ -68,18 +68,18 @@ def export_images(
     )
     with exclusive(out):
         before = manifest.read_run(out)
-        if before is None:
-            manifest.write_run(out, run)
-        else:
+        if before is not None:
             if before.format != IMAGE_SHARDS:
                 raise RunMismatch(f"{out}: holds {before.format}, not {IMAGE_SHARDS}", "Give another output folder")
             manifest.refuse_difference(out, before.options, run.options, "selection", "Give another output folder")
         done = _committed(out, run)
+        manifest.write_run(out, manifest.with_pending(out, run))
         todo = [entry for entry in dataset.manifests if entry.number not in done]
         listen(Progress(planned=len(todo)))
         for entry in todo:
             _export_shard(dataset, rows, out, run, reader, entry)
             listen(Progress(rows=len(_rows_of(dataset, rows, entry)[1]), tasks=1))
+        manifest.settle(out)
         written = list(manifest.read_manifests(out, run.shard_digits))
     return ExportReport(
         len(written), len(done), sum(entry.rows_out for entry in written), sum(entry.bytes() for entry in written)
@@ -92,8 +92,7 @@ def _committed(out: str, run: RunCard) -> set[int]:
     files.sweep_temporaries(files.join(out, "manifest"))
     whole = set()
     for entry in list(manifest.read_manifests(out, run.shard_digits)):
-        places = [(files.join(out, record.path), record.bytes) for record in entry.files]
-        if all(files.exists(place) and files.stat(place).bytes == size for place, size in places):
+        if manifest.files_are_there(out, entry):
             whole.add(entry.number)
         else:
             manifest.retract(out, entry.number, run.shard_digits)

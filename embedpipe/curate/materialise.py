@@ -8,15 +8,16 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files, manifest
-from ..errors import DatasetError, RunMismatch
+from ..errors import RunMismatch
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..progress import Listener, Progress
-from ..store import layout, open_format
+from ..store import open_format
+from ..store.leftovers import sweep_temporaries
+from ..store.rejects import read_rejects
 from ..types import EmbeddingShard, Reject
 from .blocks import in_order
 
@@ -59,34 +60,29 @@ def materialise(
     run: their `selection_run`, which `refuse_other_output` found to be that of `out`, too. Each shard keeps its number,
     its rejects and its source; one that loses all rows keeps its manifest. Hold the lock of `out`.
     """
-    if manifest.read_run(out) is None:
-        manifest.write_run(out, run)
     todo = _still_to_do(out, run, dataset)
+    manifest.write_run(out, manifest.with_pending(out, run))
     listen(Progress(planned=len(todo)))
     write = functools.partial(_write_shard, dataset, rows, out, run)
     for entry, kept in in_order(write, todo, threads):
         manifest.commit(out, kept, run.shard_digits)
         listen(Progress(rows=entry.rows_out, tasks=1))
+    manifest.settle(out)
 
 
 def _still_to_do(out: str, run: RunCard, dataset: EmbeddingDataset) -> list[ShardManifest]:
     """Shards of `dataset` that `out` lacks, what killed writers left of them swept."""
-    for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
-        files.sweep_temporaries(folder)
+    sweep_temporaries(out)
     todo = []
     committed = set(manifest.committed_numbers(out))
     for entry in dataset.manifests:
         if entry.number in committed:
             kept = manifest.read_manifest(out, entry.number, run.shard_digits)
-            if all(_has_size(files.join(out, record.path), record.bytes) for record in kept.files):
+            if manifest.files_are_there(out, kept):
                 continue
             manifest.retract(out, entry.number, run.shard_digits)
         todo.append(entry)
     return todo
-
-
-def _has_size(location: str, size: int) -> bool:
-    return files.exists(location) and files.stat(location).bytes == size
 
 
 def _write_shard(
@@ -126,15 +122,7 @@ def _chosen(dataset: EmbeddingDataset, rows: np.ndarray, entry: ShardManifest) -
 
 
 def _rejects(dataset: EmbeddingDataset, entry: ShardManifest) -> tuple[Reject, ...]:
-    path = layout.errors(entry.number, dataset.run.shard_digits)
-    if path not in {record.path for record in entry.files}:
-        return ()
-    try:
-        with files.reading(files.join(dataset.path, path)) as stream:
-            table = pq.read_table(stream)
-    except (OSError, pa.ArrowException) as problem:
-        raise DatasetError(f"{dataset.path}/{path}: cannot be read: {problem}", "Run `embedpipe verify`") from problem
     return tuple(
         Reject(row["key"], row["src_index"], row["stage"], row["error_class"], row["message"])
-        for row in table.to_pylist()
+        for row in read_rejects(dataset.path, entry, dataset.run.shard_digits).to_pylist()
     )

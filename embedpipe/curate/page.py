@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
+from ..images.html import document, picture, text
 
 _THUMBNAIL_PX = 160
+_STYLE = f"""
+td {{ width: {_THUMBNAIL_PX}px; }}
+td div {{ font-size: 12px; max-height: 6em; overflow: hidden; }}
+.dropped {{ background: #fbeaea; }}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,42 +43,17 @@ class Section:
 
 def page(title: str, sections: Sequence[Section]) -> bytes:
     """The page, pictures included: one file, no scripts. What is dropped is on red."""
-    text = f"""<!doctype html>
-<meta charset="utf-8">
-<title>{html.escape(title)}</title>
-<style>
-body {{ font: 14px sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; }}
-th {{ text-align: left; padding: 6px 12px; }}
-td {{ padding: 6px 12px; vertical-align: top; border-bottom: 1px solid #ddd; width: {_THUMBNAIL_PX}px; }}
-td div {{ overflow-wrap: anywhere; font-size: 12px; max-height: 6em; overflow: hidden; }}
-.dropped {{ background: #fbeaea; }}
-</style>
-<h1>{html.escape(title)}</h1>
-{"".join(map(_section, sections))}"""
-    return text.encode()
+    return document(title, "".join(map(_section, sections)), _STYLE)
 
 
 def _section(section: Section) -> str:
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in section.heads)
+    heads = "".join(f"<th>{text(head)}</th>" for head in section.heads)
     lines = "\n".join(map(_line, section.lines))
-    return f"<h2>{html.escape(section.title)}</h2>\n<table>\n<tr>{heads}</tr>\n{lines}\n</table>\n"
+    return f"<h2>{text(section.title)}</h2>\n<table>\n<tr>{heads}</tr>\n{lines}\n</table>\n"
 
 
 def _line(line: Line) -> str:
-    cells = "".join(f"<td>{_picture(shown.picture)}<div>{html.escape(shown.said)}</div></td>" for shown in line.shown)
-    return f'<tr class="{"dropped" if line.dropped else "kept"}"><td>{html.escape(line.said)}</td>{cells}</tr>'
-
-
-def _picture(data: bytes | None) -> str:
-    if data is None:
-        return "<i>no picture</i>"
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            small = image.convert("RGB")
-            small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "<i>no picture</i>"
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=80)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    cells = "".join(
+        f"<td>{picture(shown.picture, _THUMBNAIL_PX)}<div>{text(shown.said)}</div></td>" for shown in line.shown
+    )
+    return f'<tr class="{"dropped" if line.dropped else "kept"}"><td>{text(line.said)}</td>{cells}</tr>'

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import posixpath
-from collections.abc import Iterable
 
 from .. import files, manifest
 from ..errors import DatasetError
 from ..manifest import RunCard
 from ..store import layout
+from ..store.leftovers import sweep_leftovers
 
 
 def discard(out: str, run: RunCard) -> None:
@@ -24,21 +25,13 @@ def discard(out: str, run: RunCard) -> None:
         with contextlib.suppress(DatasetError):  # damaged: its files are found by their names below
             entry = manifest.read_manifest(out, number, run.shard_digits)
             listed.update(record.path for record in entry.files if _is_ours(record.path))
+    manifest.write_run(out, dataclasses.replace(run, pending=tuple(range(len(run.plan)))))
     for number in numbers:
         manifest.retract(out, number, run.shard_digits)
     for path in sorted(listed):
         files.remove(files.join(out, path))
     sweep_leftovers(out, run.shard_digits, range(len(run.plan)))
     manifest.retract_run(out)
-
-
-def sweep_leftovers(out: str, digits: int, numbers: Iterable[int]) -> None:
-    """Remove data files of shards that are not committed: a reader that pairs files by position would take them."""
-    leftovers = {path for number in numbers for path in layout.data_paths(number, digits)}
-    for folder in layout.FOLDERS:
-        there = {posixpath.join(folder, name) for name in files.names(files.join(out, folder))}
-        for path in sorted(leftovers & there):
-            files.remove(files.join(out, path))
 
 
 def _is_ours(path: str) -> bool:

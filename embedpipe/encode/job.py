@@ -22,11 +22,12 @@ from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..plan import PlanChange, grow
 from ..progress import Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader
-from ..store import layout, open_format
+from ..store import open_format
+from ..store.leftovers import sweep_leftovers, sweep_temporaries
 from ..types import Sample, SourceShard
 from . import load_encoder
 from .base import Encoder, EncoderConfig
-from .discard import discard, sweep_leftovers
+from .discard import discard
 from .pictures import StageConfig
 from .space import with_need
 from .watch import Watch
@@ -141,12 +142,13 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         del encoder
         watch = Watch(listen, out, config.max_rejects, committed.values())
         try:
-            manifest.write_run(out, run)
+            manifest.write_run(out, manifest.with_pending(out, run))
             watch(Progress(planned=len(todo)))
             outcome = open_executor(config.executor, len(devices)).run(work, todo, watch)
             # What workers left that were killed and replaced, or not.
-            _sweep_temporaries(out)
+            sweep_temporaries(out)
             sweep_leftovers(out, run.shard_digits, [aside.task.number for aside in outcome.set_aside])
+            manifest.settle(out)
         except DiskFull as problem:
             raise with_need(problem, out, run, todo, watch.rows_seen, len(devices)) from problem
     return _report(run, change, committed, redone, outcome, time.perf_counter() - begun)
@@ -178,14 +180,9 @@ def _still_to_do(run: RunCard, committed: Mapping[int, ShardManifest], vanished:
 
 def _sweep(out: str, run: RunCard, before: RunCard | None, todo: Sequence[Task]) -> None:
     """Remove what a killed run left behind."""
-    _sweep_temporaries(out)
+    sweep_temporaries(out)
     if before is not None:
         sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
-
-
-def _sweep_temporaries(out: str) -> None:
-    for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
-        files.sweep_temporaries(folder)
 
 
 def _report(
@@ -236,6 +233,11 @@ def _plan(out: str, before: RunCard | None, config: EncodeConfig, reader: Reader
         return grow((), reader.shards(()))
     if made_by := before.options.get("selection", {}).get("made_by"):
         raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", _OTHER_RUN)
+    if before.merged:
+        parts = ", ".join(part.path for part in before.merged)
+        raise RunMismatch(
+            f"{out}: was put together by `embedpipe merge`", f"Encode into one of {parts}, and merge again"
+        )
     manifest.refuse_difference(out, before.options, config.shaping(), "set of options", _OTHER_RUN)
     change = grow(before.plan, reader.shards(before.plan))
     committed = set(manifest.committed_numbers(out))
@@ -327,7 +329,7 @@ def _committed(out: str, run: RunCard, vanished: Sequence[int]) -> tuple[dict[in
                 f"{out}: shard {number} was made by another encoder than embedpipe.json says", "Run `embedpipe verify`"
             )
         # What is damaged and cannot be made again is better than nothing; `embedpipe verify` tells of it.
-        if number in vanished or all(files.has_size(files.join(out, it.path), it.bytes) for it in entry.files):
+        if number in vanished or manifest.files_are_there(out, entry):
             committed[number] = entry
         else:
             manifest.retract(out, number, run.shard_digits)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import files, manifest
-from ..errors import InputError, RunMismatch
+from ..errors import RunMismatch
 from ..load import EmbeddingDataset
 from ..manifest import EXPORT, FileRecord, RunCard, ShardManifest
 from .base import PlannedPart
@@ -80,11 +80,7 @@ def resume(out: str, wanted: RunCard, folders: Sequence[str]) -> dict[int, Shard
 def committed(out: str) -> dict[int, ShardManifest]:
     """The parts whose files are there with their full size, by number."""
     entries = manifest.read_manifests(state(out), _DIGITS)
-    return {
-        entry.number: entry
-        for entry in entries
-        if all(_has_size(files.join(out, record.path), record.bytes) for record in entry.files)
-    }
+    return {entry.number: entry for entry in entries if manifest.files_are_there(out, entry)}
 
 
 def commit(out: str, part: PlannedPart, written: tuple[FileRecord, ...]) -> ShardManifest:
@@ -92,10 +88,3 @@ def commit(out: str, part: PlannedPart, written: tuple[FileRecord, ...]) -> Shar
     entry = ShardManifest(part.number, part.source, part.source.modified, part.rows, part.rows, 0, {}, written)
     manifest.commit(state(out), entry, _DIGITS)
     return entry
-
-
-def _has_size(location: str, size: int) -> bool:
-    try:
-        return files.stat(location).bytes == size
-    except InputError:
-        return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .. import files, lock, manifest
 from ..errors import EmbedpipeError, OutputUnwritable
-from ..manifest import ShardManifest, Totals
+from ..manifest import Totals
 from ..progress import Listener, Progress, silent
 from . import pack, retry
 from .assembly import SMALLEST_PART, Assembly, RunContext
@@ -61,10 +61,11 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
     with lock.exclusive(out):
         if manifest.read_run(out) != plan.previous:  # another run was here in between
             plan = make_plan(urls, out, config)
-        if plan.run != plan.previous:
-            manifest.write_run(out, plan.run)
         redone = _retract_damaged(out, plan.run.shard_digits)
         todo = remaining(plan, out)
+        begun = manifest.with_pending(out, plan.run)
+        if begun != plan.previous:
+            manifest.write_run(out, begun)
         run = RunReport(out, config, listener)
         try:
             done = _fetch_planned(plan, todo, out, config, run)
@@ -74,6 +75,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
                 with contextlib.suppress(OutputUnwritable):  # the problem may be just that
                     run.write("interrupted" if interrupted else "failed", _total(plan, out))
             raise
+        manifest.settle(out)
         written = run.write("done", _total(plan, out)) if done else None
         seconds = time.perf_counter() - started
         return _report(plan, out, (done, redone), seconds, (run.hosts.worst(_HOSTS), written))
@@ -90,7 +92,7 @@ def _fetch_planned(plan: FetchPlan, todo: list[ShardRange], out: str, config: Fe
     grown = retry.plan_round(plan, out, config)
     if grown is None:
         return len(todo)
-    manifest.write_run(out, grown.run)
+    manifest.write_run(out, manifest.with_pending(out, grown.run))
     again = remaining(grown, out)
     both = todo + again
     run(Progress(planned=len(both), planned_rows=sum(shard.rows for shard in both)))
@@ -106,15 +108,10 @@ def _retract_damaged(out: str, digits: int) -> int:
     """Sweep what killed writers left, and forget shards whose files are gone or of another size: how many."""
     files.sweep_temporaries(out)
     files.sweep_temporaries(files.join(out, "manifest"))
-    damaged = [record for record in manifest.read_manifests(out, digits) if not _is_there(out, record)]
+    damaged = [record for record in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, record)]
     for record in damaged:
         manifest.retract(out, record.number, digits)
     return len(damaged)
-
-
-def _is_there(out: str, record: ShardManifest) -> bool:
-    locations = [(files.join(out, file.path), file.bytes) for file in record.files]
-    return all(files.exists(location) and files.stat(location).bytes == size for location, size in locations)
 
 
 def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> None:

@@ -43,7 +43,19 @@ def _ours(path: str) -> Opened:
     if run.encoder is None:
         raise DatasetError(f"{path}: embedpipe.json names no encoder", "Run `embedpipe encode` again")
     manifests = tuple(manifest.read_manifests(path, run.shard_digits))
+    _require_all(path, run, manifests)
     for entry in manifests:
         if entry.fingerprint != run.encoder.fingerprint():
             raise DatasetError(f"{path}: shard {entry.number} was made by another encoder", "Run `embedpipe verify`")
     return Opened(run, run.encoder, manifests, open_format(str(run.options.get("format", "npy"))).reader)
+
+
+def _require_all(path: str, run: RunCard, manifests: Sequence[ShardManifest]) -> None:
+    """Rows would be numbered anew without a shard that was there when an index, say, was made."""
+    lost = manifest.lost_numbers(run, (entry.number for entry in manifests))
+    if lost:
+        raise DatasetError(
+            f"{path}: manifest/{manifest.shard_name(lost[0], run.shard_digits)}.json: missing, "
+            f"{len(lost)} of {len(run.plan)} shards are lost",
+            "The command that made it makes them again; without them, run `embedpipe verify --repair`",
+        )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ..errors import InputError
+from ..manifest import MergedPart
 from ..read import Reader, SampleRules, open_reader
 from ..read.lookup import find_images
+from ..types import SourceShard
 from .dataset import EmbeddingDataset
 
 
@@ -16,7 +20,10 @@ def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bo
     captions: read them as they were read then; else they are left out. Raises InputError when there is nothing at
     `data`, if that is given.
     """
-    made, place = dataset.run.options, data or dataset.run.source
+    return _open(data or dataset.run.source, dataset.run.options, data is not None, captions)
+
+
+def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
     if not place:
         return None  # others do not say where their pictures were
     rules = SampleRules(
@@ -29,7 +36,7 @@ def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bo
         reader = open_reader(place, rules, str(made.get("input", "auto")))
         reader.shards(())
     except InputError:
-        if data is not None:
+        if asked_for:
             raise
         return None
     return reader
@@ -42,5 +49,24 @@ def stored_pictures(
 
     Raises InputError when there are none at `data`, if that is given.
     """
+    if data is None and dataset.run.merged:
+        return dict(_of_parts(dataset.run.merged, "", dataset.run.plan, wanted))
     reader = open_source(dataset, data)
     return find_images(reader, dataset.run.plan, wanted) if reader is not None else {}
+
+
+def _of_parts(
+    parts: Sequence[MergedPart], prefix: str, plan: Sequence[SourceShard], wanted: Sequence[tuple[str, str]]
+) -> Iterator[tuple[tuple[str, str], bytes]]:
+    """The pictures of a data set that was merged of others, from where each of those was made."""
+    for part in parts:
+        before = prefix + part.prefix
+        if part.merged:
+            yield from _of_parts(part.merged, before, plan, wanted)
+            continue
+        reader = _open(part.source, part.options, asked_for=False)
+        if reader is not None:
+            mine = [replace(shard, name=shard.name[len(before) :]) for shard in plan if shard.name.startswith(before)]
+            asked = [(name[len(before) :], key) for name, key in wanted if name.startswith(before)]
+            found = find_images(reader, mine, asked)
+            yield from (((before + name, key), data) for (name, key), data in found.items())

@@ -6,27 +6,28 @@ from dataclasses import dataclass
 
 from ..errors import DatasetError, did_you_mean
 from . import npy, parquet
-from .base import ShardReader, ShardWriter
+from .base import Contents, ShardPaths, ShardReader, ShardWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A storage format: how shards are written and read.
+    """A storage format: how shards are written and read, and which files they have.
 
     own_columns: names that no metadata column may have, since the format keeps embeddings under them.
     """
 
     write: ShardWriter
     reader: ShardReader
+    paths: ShardPaths
     own_columns: tuple[str, ...] = ()
 
 
 FORMATS = {
-    "npy": Format(npy.write, npy.NpyReader()),
-    "parquet": Format(parquet.write, parquet.ParquetReader(), parquet.OWN_COLUMNS),
+    "npy": Format(npy.write, npy.NpyReader(), npy.paths),
+    "parquet": Format(parquet.write, parquet.ParquetReader(), parquet.paths, parquet.OWN_COLUMNS),
 }
 
-__all__ = ["FORMATS", "Format", "ShardReader", "ShardWriter", "open_format"]
+__all__ = ["FORMATS", "Contents", "Format", "ShardPaths", "ShardReader", "ShardWriter", "open_format"]
 
 
 def open_format(name: str) -> Format:

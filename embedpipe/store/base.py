@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,26 @@ from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from .rows import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What each sample has beside its metadata. modalities: of image and text, those that were encoded."""
+
+    modalities: tuple[str, ...]
+    text_tokens: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Contents:
+        """As the options of a run say."""
+        sides = (("images", "image"), ("texts", "text"))
+        return cls(tuple(name for option, name in sides if options.get(option, True)), bool(options.get("text_tokens")))
+
+
+class ShardPaths(Protocol):
+    """Says which files a shard with rows has, its rejects' excepted, by their paths inside the output."""
+
+    def __call__(self, number: int, digits: int, contents: Contents) -> set[str]: ...
 
 
 class ShardWriter(Protocol):

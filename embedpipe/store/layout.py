@@ -41,12 +41,12 @@ def errors(number: int, digits: int) -> str:
 FOLDERS = ("img_emb", "text_emb", TEXT_TOKENS, TABLE, METADATA, ERRORS, "manifest")
 
 
-def data_paths(number: int, digits: int) -> set[str]:
-    """Every file that a shard of that number may have, its manifest excepted."""
-    return {
+def data_paths(number: int, digits: int) -> tuple[str, ...]:
+    """Every file that a shard of that number may have, its manifest excepted, in an order that is always the same."""
+    return (
         *(embeddings(modality, number, digits) for modality in MODALITIES),
         *text_tokens(number, digits),
         table(number, digits),
         metadata(number, digits),
         errors(number, digits),
-    }
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
@@ -17,7 +18,8 @@ from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from . import layout
-from .hashed import write_hashed, write_npy, write_parquet
+from .base import Contents
+from .hashed import REMEDY, require_written, write_hashed, write_npy, write_parquet
 from .rejects import write_rejects
 from .rows import HEADERS, NpyRows, Rows
 
@@ -59,71 +61,85 @@ class NpyReader:
 
     def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
         """[n, dim], memory-mapped when `root` is local. Raises DatasetError when it is not what the manifest says."""
-        path = layout.embeddings(modality, manifest.number, digits)
-        if path not in {record.path for record in manifest.files}:
-            return None
-        return _load(files.join(root, path), (manifest.rows_out, manifest.dim))
+        record = manifest.file(layout.embeddings(modality, manifest.number, digits))
+        return _load(root, record, (manifest.rows_out, manifest.dim)) if record is not None else None
 
     def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
         """The same rows, to be read piece by piece. Raises DatasetError when they are not what the manifest says."""
-        path = layout.embeddings(modality, manifest.number, digits)
-        if path not in {record.path for record in manifest.files}:
+        record = manifest.file(layout.embeddings(modality, manifest.number, digits))
+        if record is None:
             return None
-        rows = NpyRows(files.join(root, path))
+        require_written(root, record)
+        rows = NpyRows(files.join(root, record.path))
         if rows.shape != (manifest.rows_out, manifest.dim):
             raise DatasetError(
                 f"{rows.location}: shape {rows.shape}, but its manifest says {(manifest.rows_out, manifest.dim)}",
-                _remedy(),
+                REMEDY,
             )
         return rows
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
         """The states of each caption's tokens. Raises DatasetError when lengths and states do not fit each other."""
-        states, lengths = layout.text_tokens(manifest.number, digits)
-        if not {states, lengths} & {record.path for record in manifest.files}:
+        states, lengths = (manifest.file(path) for path in layout.text_tokens(manifest.number, digits))
+        if states is None or lengths is None:
             return None
-        values = _load(files.join(root, states), (manifest.tokens, manifest.token_width))
-        counts = np.array(_load(files.join(root, lengths), (manifest.rows_out,)))
+        values = _load(root, states, (manifest.tokens, manifest.token_width))
+        counts = np.array(_load(root, lengths, (manifest.rows_out,)))
         if counts.dtype != np.int32 or counts.min(initial=1) < 1 or counts.sum(dtype=np.int64) != len(values):
             raise DatasetError(
-                f"{files.join(root, lengths)}: the lengths do not add up to the {len(values)} token states", _remedy()
+                f"{files.join(root, lengths.path)}: the lengths do not add up to the {len(values)} token states", REMEDY
             )
         return RaggedRows.packed(values, counts)
 
     def metadata(
         self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
     ) -> pa.Table:
-        """The metadata rows. Raises DatasetError when they are not as many as the manifest says."""
-        location = files.join(root, layout.metadata(manifest.number, digits))
+        """The metadata rows. Raises DatasetError when they are not what the manifest says."""
+        record = manifest.file(layout.metadata(manifest.number, digits))
+        if record is None:
+            raise DatasetError(f"{root}: the manifest of shard {manifest.number} lists no metadata", REMEDY)
+        location = files.join(root, record.path)
+        require_written(root, record)
         try:
             with files.reading(location) as stream:
-                table = pq.read_table(stream, columns=list(columns) if columns is not None else None)
-        except (OSError, pa.ArrowException) as problem:
-            raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
+                wanted = list(columns) if columns is not None else None
+                table = pq.read_table(stream, columns=wanted, page_checksum_verification=True)
+        except (OSError, pa.ArrowException, InputError) as problem:
+            raise DatasetError(f"{location}: cannot be read: {problem}", REMEDY) from problem
         if table.num_rows != manifest.rows_out:
-            raise DatasetError(
-                f"{location}: {table.num_rows} rows, but its manifest says {manifest.rows_out}", _remedy()
-            )
+            raise DatasetError(f"{location}: {table.num_rows} rows, but its manifest says {manifest.rows_out}", REMEDY)
+        if missing := [name for name in columns or () if name not in table.column_names]:
+            raise DatasetError(f"{location}: has no column {', '.join(missing)}", REMEDY)
         return table
 
 
-def _load(location: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """An .npy of that shape, memory-mapped when it is local. Raises DatasetError when it is no such thing."""
+def _load(root: str, record: FileRecord, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An .npy of that shape, memory-mapped when it is local. Raises DatasetError when it is no such thing.
+
+    Of a local file its size and its ends are looked at, of any other one, which is read as a whole, its checksum.
+    """
+    location = files.join(root, record.path)
     array: np.ndarray
     try:
         if files.is_local(location):
+            require_written(root, record)
             with HEADERS:
                 array = np.load(files.local_path(location), mmap_mode="r", allow_pickle=False)
         else:
-            data = io.BytesIO(files.read_bytes(location))
+            data = files.read_bytes(location)
+            if hashlib.sha256(data).hexdigest() != record.sha256:
+                raise DatasetError(f"{location}: its checksum does not match: its bytes were changed", REMEDY)
             with HEADERS:
-                array = np.load(data, allow_pickle=False)
+                array = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError, InputError) as problem:
-        raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
+        raise DatasetError(f"{location}: cannot be read: {problem}", REMEDY) from problem
     if array.shape != shape:
-        raise DatasetError(f"{location}: shape {array.shape}, but its manifest says {shape}", _remedy())
+        raise DatasetError(f"{location}: shape {array.shape}, but its manifest says {shape}", REMEDY)
     return array
 
 
-def _remedy() -> str:
-    return "Run `embedpipe verify` to see which shards are bad"
+def paths(number: int, digits: int, contents: Contents) -> set[str]:
+    """The files that a shard with rows has, its rejects' excepted."""
+    found = {layout.metadata(number, digits)}
+    found |= {layout.embeddings(modality, number, digits) for modality in contents.modalities}
+    return found | set(layout.text_tokens(number, digits)) if contents.text_tokens else found

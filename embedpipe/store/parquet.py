@@ -25,7 +25,8 @@ from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from . import layout
-from .hashed import write_hashed
+from .base import Contents
+from .hashed import REMEDY, require_written, write_hashed
 from .rejects import write_rejects
 from .rows import ParquetRows, Rows
 
@@ -61,7 +62,7 @@ def save(
     What is None gets no column. No metadata column may be called like one of the others.
     """
     about = metadata.schema
-    options = {"use_dictionary": about.names, "write_statistics": about.names}
+    options = {"use_dictionary": about.names, "write_statistics": about.names, "write_page_checksum": True}
     compression = dict.fromkeys(about.names, "snappy")
     first = _group(arrays, metadata, text_tokens, 0)
     with pq.ParquetWriter(stream, first.schema, compression=compression, **options) as writer:
@@ -121,9 +122,7 @@ class ParquetReader:
         rows = ParquetRows(location, name)
         if rows.shape[1] != manifest.dim:
             rows.close()
-            raise DatasetError(
-                f"{location}: {name} is {rows.shape[1]} wide, its manifest says {manifest.dim}", _remedy()
-            )
+            raise DatasetError(f"{location}: {name} is {rows.shape[1]} wide, its manifest says {manifest.dim}", REMEDY)
         return rows
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
@@ -144,7 +143,7 @@ class ParquetReader:
         counts = np.concatenate(lengths)
         if counts.min(initial=1) < 1 or counts.sum(dtype=np.int64) != len(out):
             raise DatasetError(
-                f"{location}: the lengths do not add up to the {len(out)} token states of its manifest", _remedy()
+                f"{location}: the lengths do not add up to the {len(out)} token states of its manifest", REMEDY
             )
         return RaggedRows.packed(out, counts)
 
@@ -154,11 +153,11 @@ class ParquetReader:
         """The metadata rows, without the embeddings. Raises DatasetError when there is no file."""
         with _opened(root, manifest, digits) as (location, file):
             if file is None:
-                raise DatasetError(f"{location}: not listed in its manifest", _remedy())
+                raise DatasetError(f"{location}: not listed in its manifest", REMEDY)
             there = [name for name in file.schema_arrow.names if name not in OWN_COLUMNS]
             missing = [name for name in columns or () if name not in there]
             if missing:
-                raise DatasetError(f"{location}: has no column {', '.join(missing)}", _remedy())
+                raise DatasetError(f"{location}: has no column {', '.join(missing)}", REMEDY)
             return file.read(columns=list(columns) if columns is not None else there)
 
 
@@ -167,19 +166,21 @@ def _opened(root: str, manifest: ShardManifest, digits: int) -> Iterator[tuple[s
     """(where a shard's file is, the file; None where the manifest lists none). What goes wrong is a DatasetError."""
     path = layout.table(manifest.number, digits)
     location = files.join(root, path)
-    if path not in {record.path for record in manifest.files}:
+    record = manifest.file(path)
+    if record is None:
         yield location, None
         return
+    require_written(root, record)
     try:
         with files.reading(location) as stream:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
             if file.metadata.num_rows != manifest.rows_out:
                 raise DatasetError(
-                    f"{location}: {file.metadata.num_rows} rows, but its manifest says {manifest.rows_out}", _remedy()
+                    f"{location}: {file.metadata.num_rows} rows, but its manifest says {manifest.rows_out}", REMEDY
                 )
             yield location, file
     except (OSError, pa.ArrowException, InputError) as problem:
-        raise DatasetError(f"{location}: cannot be read: {problem}", _remedy()) from problem
+        raise DatasetError(f"{location}: cannot be read: {problem}", REMEDY) from problem
 
 
 def _groups(file: pq.ParquetFile, name: str, location: str) -> Iterator[pa.Array]:
@@ -187,14 +188,14 @@ def _groups(file: pq.ParquetFile, name: str, location: str) -> Iterator[pa.Array
     for group in range(file.num_row_groups):
         for chunk in file.read_row_group(group, columns=[name]).column(0).chunks:
             if chunk.null_count:
-                raise DatasetError(f"{location}: {chunk.null_count} rows of {name} are null", _remedy())
+                raise DatasetError(f"{location}: {chunk.null_count} rows of {name} are null", REMEDY)
             yield chunk
 
 
 def _room(kind: pa.DataType | None, rows: int | None, width: int | None, what: str) -> np.ndarray:
     """An array for `rows` lists of that type. Raises DatasetError when they are not as wide as the manifest says."""
     if rows is None or kind is None or not pa.types.is_fixed_size_list(kind) or kind.list_size != width:
-        raise DatasetError(f"{what}: of type {kind}, but its manifest says {rows} rows, {width} wide", _remedy())
+        raise DatasetError(f"{what}: of type {kind}, but its manifest says {rows} rows, {width} wide", REMEDY)
     return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
 
 
@@ -202,10 +203,11 @@ def _numbers(lists: pa.FixedSizeListArray, location: str) -> np.ndarray:
     """[n, width] of n lists, a view into Arrow's memory."""
     numbers = lists.flatten()
     if numbers.null_count:
-        raise DatasetError(f"{location}: {numbers.null_count} numbers are null", _remedy())
+        raise DatasetError(f"{location}: {numbers.null_count} numbers are null", REMEDY)
     found: np.ndarray = numbers.to_numpy(zero_copy_only=True).reshape(len(lists), lists.type.list_size)
     return found
 
 
-def _remedy() -> str:
-    return "Run `embedpipe verify` to see which shards are bad"
+def paths(number: int, digits: int, contents: Contents) -> set[str]:
+    """The files that a shard with rows has, its rejects' excepted."""
+    return {layout.table(number, digits)}

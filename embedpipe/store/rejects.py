@@ -10,7 +10,7 @@ from ..errors import DatasetError, InputError
 from ..manifest import FileRecord, ShardManifest
 from ..types import EmbeddingShard
 from . import layout
-from .hashed import write_parquet
+from .hashed import REMEDY, require_written, write_parquet
 
 _SCHEMA = pa.schema(
     [
@@ -35,15 +35,21 @@ def write_rejects(root: str, shard: EmbeddingShard, source: str, digits: int) ->
 
 
 def read_rejects(root: str, manifest: ShardManifest, digits: int) -> pa.Table:
-    """The rejects of a committed shard, in input order. Raises DatasetError when they cannot be read."""
-    path = layout.errors(manifest.number, digits)
-    if path not in {record.path for record in manifest.files}:
+    """The rejects of a shard, in input order. Raises DatasetError when they are not what the manifest says."""
+    record = manifest.file(layout.errors(manifest.number, digits))
+    if record is None:
         return _SCHEMA.empty_table()
-    location = files.join(root, path)
+    location = files.join(root, record.path)
+    require_written(root, record)
     try:
         with files.reading(location) as stream:
-            return pq.read_table(stream)
+            table = pq.read_table(stream, page_checksum_verification=True)
     except (OSError, pa.ArrowException, InputError) as problem:
+        raise DatasetError(f"{location}: cannot be read: {problem}", REMEDY) from problem
+    if table.num_rows != manifest.rows_rejected or not table.schema.equals(_SCHEMA):
         raise DatasetError(
-            f"{location}: cannot be read: {problem}", "Run `embedpipe verify` to see which shards are bad"
-        ) from problem
+            f"{location}: {table.num_rows} rows of {', '.join(table.column_names)}, "
+            f"but its manifest says {manifest.rows_rejected} rejects",
+            REMEDY,
+        )
+    return table

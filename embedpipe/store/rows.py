@@ -209,7 +209,8 @@ class ParquetRows:
         self._column = column
         self._open = contextlib.ExitStack()
         with self._ours():
-            self._file = pq.ParquetFile(self._open.enter_context(files.reading(location)))
+            stream = self._open.enter_context(files.reading(location))
+            self._file = pq.ParquetFile(stream, page_checksum_verification=True)
         if column not in self._file.schema_arrow.names:
             self.close()
             raise DatasetError(f"{location}: has no column {column!r}", "Say which column holds the embeddings")

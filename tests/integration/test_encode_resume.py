@@ -109,7 +109,7 @@ def assert_finished(out, undisturbed):
     assert shards.tree(out) == undisturbed
     keys = [key for path in sorted(out.glob("metadata/*")) for key in pq.read_table(path)["key"].to_pylist()]
     assert keys == [f"{i:05d}" for i in range(SHARDS * PER_SHARD)]
-    assert verify(str(out)).whole
+    assert verify(str(out), shards.DEEP).whole
 
 
 def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(source, tiny_model, undisturbed, tmp_path):
@@ -128,7 +128,7 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(source, tiny
                     os.waitpid(pid, 0)
                     break
             moments.append(len(list(out.glob("manifest/*.json"))))
-            assert verify(str(out)).whole, "what is committed is whole at any moment"
+            assert verify(str(out), shards.DEEP).whole, "what is committed is whole at any moment"
         assert ended(fork(command(source, out, tiny_model, 1))) == 0
         assert_finished(out, undisturbed)
     assert len(set(moments)) > 2, "the moments were not random"
@@ -172,7 +172,7 @@ def test_two_workers_killed_and_interrupted_and_one_of_them_killed_write_the_sam
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     until(lambda: group_is_empty(pid))  # workers notice that their parent is gone
-    assert verify(str(out)).whole
+    assert verify(str(out), shards.DEEP).whole
 
     (out / "manifest" / "00000.json").unlink()
     pid = fork(arguments, str(said))
@@ -182,7 +182,7 @@ def test_two_workers_killed_and_interrupted_and_one_of_them_killed_write_the_sam
     assert "Traceback" not in said.read_text()
     until(lambda: group_is_empty(pid))
     assert not [path for path in out.rglob("*") if ".tmp-" in path.name]
-    assert verify(str(out)).whole
+    assert verify(str(out), shards.DEEP).whole
 
     for number in range(3):
         (out / "manifest" / f"{number:05d}.json").unlink(missing_ok=True)
@@ -224,7 +224,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_what_is_committed_whole(
     assert re.search(r" shards? (are|is) left, about [\d.]+ \w+ more are needed, .* are free", said.read_text())
     assert said.read_text().count("\n") == 1
     assert not [path for path in out.rglob("*") if ".tmp-" in path.name]
-    report = verify(str(out))
+    report = verify(str(out), shards.DEEP)
     assert report.whole
     assert report.missing > 0
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)

@@ -30,6 +30,7 @@ from embedpipe.lock import exclusive
 from embedpipe.read import open_reader
 from embedpipe.read.grouping import SampleRules
 from tests import web
+from tests.shards import DEEP
 
 HERE = ("127.0.0.1",)
 
@@ -200,7 +201,7 @@ def test_other_readers_read_it(story):
 def test_verify_finds_it_whole(story):
     from embedpipe.verify import verify
 
-    assert verify(str(story[0] / "out")).whole
+    assert verify(str(story[0] / "out"), DEEP).whole
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from embedpipe.fetch import FetchConfig, duplicates, fetch
 from embedpipe.verify import verify
 from tests import web
 from tests.integration.test_fetch import shard_bytes, table_of
+from tests.shards import DEEP
 
 HERE = ("127.0.0.1",)
 
@@ -89,7 +90,7 @@ def test_a_url_is_asked_for_once_and_every_pair_is_kept(site, tmp_path):
                 assert tar.getmember(f"{row['key']}.jpg").offset_data == row["offset"]
     assert sum(step.rows for step in seen) == report.rows
     assert sum(step.rejected for step in seen) == report.rows - report.succeeded
-    assert verify(out).whole
+    assert verify(out, DEEP).whole
     # A shard that is fetched again, and one that is new, find the firsts where they are.
     expected = shard_bytes(out)
     manifest.retract(out, 1, 5)
@@ -122,7 +123,7 @@ def test_dropped_duplicates_are_the_later_ones_however_they_arrive(site, tmp_pat
     assert report.failed == {"duplicate": 5}
     assert sum(step.rejected for step in seen) == 5
     assert len(images_of(out)) == 4
-    assert verify(out).whole
+    assert verify(out, DEEP).whole
     expected = shard_bytes(out)
     for number in (1, 2):
         manifest.retract(out, number, 5)

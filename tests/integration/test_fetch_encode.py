@@ -10,6 +10,7 @@ from embedpipe.load import EmbeddingDataset
 from embedpipe.verify import verify
 from tests import web
 from tests.integration.test_fetch import table_of
+from tests.shards import DEEP
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_rows_and_keys_agree_from_the_table_to_the_embeddings(site, tmp_path, ti
         assert len(encoded) == len(fetched)
         for name in ("key", "caption", "url", "sha256", "width", "height", "n"):
             assert encoded.column(name).to_pylist() == [row[name] for row in fetched]
-        assert verify(str(shards)).whole
-        assert verify(str(emb)).whole
+        assert verify(str(shards), DEEP).whole
+        assert verify(str(emb), DEEP).whole
         return len(fetched)
 
     before = agree()

@@ -80,7 +80,7 @@ def test_every_stem_is_one_row_with_its_caption_fields_or_failure(photos, tmp_pa
     assert {name: first.metadata[name] for name in ("n", "tags", "source_width", "bad", "url")} == {
         "n": 1, "tags": ["x"], "source_width": 5, "bad": None, "url": "a.jpg",
     }  # fmt: skip
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
 
 
 def test_it_goes_on_grows_and_refuses_what_changed(photos, tmp_path):
@@ -112,7 +112,7 @@ def test_retries_take_images_again(photos, tmp_path):
     photo(photos, "z.jpg", 9, "last")
     grown = fetch(str(photos), out, chosen)
     assert (grown.rows, grown.succeeded) == (first.rows + 1, first.succeeded + 1)
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
 
 
 def test_what_a_folder_holds(photos, tmp_path):

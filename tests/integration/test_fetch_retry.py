@@ -20,6 +20,7 @@ from embedpipe.types import SourceShard
 from embedpipe.verify import verify
 from tests import web
 from tests.integration.test_fetch import shard_bytes, table_of
+from tests.shards import DEEP
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_what_failed_is_fetched_into_new_shards_until_nothing_is_left(site, tmp_
     keys = keys_in_tars(out)
     assert len(set(keys)) == len(keys) == 5
     assert keys == [row["key"] for row in rows if row["status"] == "success"]
-    assert verify(out).whole
+    assert verify(out, DEEP).whole
 
     # Nothing but what cannot change is left of 5xx: nothing happens.
     whole = shard_bytes(out)

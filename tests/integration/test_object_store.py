@@ -8,8 +8,11 @@ import pytest
 from embedpipe import files
 from embedpipe.errors import DatasetError, InputError, StorageFailed
 from embedpipe.load import EmbeddingDataset, EmbeddingLoader
+from embedpipe.merge import merge
+from embedpipe.verify import VerifyConfig, verify
 from tests import embeddings, foreign, objectstore
 from tests.objectstore import Fault
+from tests.shards import DEEP
 
 ROWS = 60
 VALUES = np.random.default_rng(0).standard_normal((ROWS, 8))
@@ -101,7 +104,7 @@ def test_a_file_that_is_gone_or_torn_there_is_named(store, tmp_path):
     dataset = EmbeddingDataset(there)
     image = f"{there}/img_emb/img_emb_00001.npy"
     files.write_bytes(image, files.read_bytes(image)[:-3])
-    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: 605 bytes, but its header promises 30 rows in 608"):
+    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: 605 bytes, but its manifest says 608"):
         list(dataset.batches(9))
     files.remove(image)
     with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: cannot be read: .*no such file"):
@@ -121,3 +124,46 @@ def test_the_command_line_says_it_in_one_line(places, store, embedpipe):
     assert told.exit_code == 1
     assert told.stderr.count("\n") == 1
     assert told.stderr.startswith(f"error: {places[1]}/manifest/00002.json: the storage failed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["503", "cut", "refuse"])
+def test_verify_ends_with_the_file_where_the_store_fails_and_drops_nothing(places, store, how):
+    _, there = places
+    assert verify(there, DEEP).whole
+    for where in ("embedpipe.json", "manifest/00001.json", "00001.npy" if there.endswith("npy") else "00001.parquet"):
+        store.fail(Fault(where, how))
+        with pytest.raises(StorageFailed, match=f"s3://bucket/.*{where}: the storage failed"):
+            verify(there, VerifyConfig(deep=True, repair=True))
+        store.heal()
+    assert verify(there, DEEP).committed == 3
+
+
+def test_a_damaged_shard_there_is_found_and_dropped(store, tmp_path):
+    there = store.upload(embeddings.write_dataset(tmp_path, VALUES, -VALUES, 3), "damaged")
+    image = f"{there}/img_emb/img_emb_00001.npy"
+    whole = files.read_bytes(image)
+    files.write_bytes(image, whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert verify(there).whole
+    report = verify(there, VerifyConfig(deep=True, repair=True))
+    assert ([fault.number for fault in report.faults], report.dropped) == ([1], (1,))
+    left = verify(there, DEEP)
+    assert (left.whole, left.committed, left.missing) == (True, 2, 1)
+    assert len(EmbeddingDataset(there)) == 40
+
+
+@pytest.mark.slow
+def test_data_sets_are_merged_from_there_to_there(store, tmp_path):
+    parts = [
+        store.upload(embeddings.write_dataset(tmp_path / name, VALUES, -VALUES, 2), f"merge/{name}/emb")
+        for name in ("a", "b")
+    ]
+    out = "s3://bucket/merged"
+    store.fail(Fault("b/emb/img_emb/img_emb_00001", "cut"))
+    with pytest.raises(StorageFailed, match="img_emb_00001.npy: the storage failed"):
+        merge(parts, out)
+    store.heal()
+    assert verify(out, DEEP).whole
+    assert merge(parts, out).rows == 2 * ROWS
+    assert verify(out, DEEP).whole
+    assert EmbeddingDataset(out).metadata[ROWS]["src_shard"] == "b/emb/00000.tar"

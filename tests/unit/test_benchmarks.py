@@ -20,6 +20,7 @@ from benchmarks import (
     photos,
     report,
     vectors,
+    verify_speed,
 )
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks read /proc")
@@ -165,6 +166,15 @@ def test_dedup_scale(arguments, tmp_path):
     (written,) = results.glob("dedup_scale_*.md")
     assert "| 3,000 |" in written.read_text()
     assert "| 2,000 | 1,000 of 1,000 |" in written.read_text()
+
+
+@pytest.mark.slow
+def test_verify_speed(arguments, tmp_path):
+    results = arguments("--counts", 200, "--dim", 8, "--rounds", 1, "--work", tmp_path / "work")
+    verify_speed.main()
+    (written,) = results.glob("verify_speed_*.md")
+    for format in ("npy", "parquet"):
+        assert f"| {format} | 200 | deep, 2 workers |" in written.read_text()
 
 
 def test_planted_copies_are_judged_by_what_they_go_back_to(photo_folder, tmp_path):

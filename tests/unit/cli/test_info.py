@@ -1,12 +1,15 @@
 """`embedpipe info`: what is in an output, for people and for machines."""
 
 import json
+from html.parser import HTMLParser
+
+import pytest
 
 from tests import shards
 
 
 def test_it_tells_counts_model_and_columns(embedpipe, encoded, tiny_model):
-    (encoded / "manifest" / "00002.json").unlink()
+    shards.forget(encoded, 2)
     told = json.loads(embedpipe("info", encoded, "--json").stdout)
     assert (told["shards"], told["planned"], told["rows"], told["rejected"]) == (2, 3, 14, 0)
     assert told["encoder"]["model"] == tiny_model
@@ -29,18 +32,17 @@ def test_damage_is_one_line(embedpipe, encoded, tmp_path):
 
 
 def test_similarities_are_drawn_and_rejects_are_told_of_an_output_that_still_grows(embedpipe, encoded):
-    (encoded / "manifest" / "00002.json").unlink()
+    shards.forget(encoded, 2)
     spread = json.loads(embedpipe("info", encoded, "--json").stdout)["similarity"]
     assert len(spread["bins"]) == 10
     assert sum(spread["bins"]) == 14
     assert spread["least"] <= spread["p05"] <= spread["p95"] <= spread["most"]
     shown = embedpipe("info", encoded).stdout
-    bars = [line for line in shown.splitlines() if " to " in line]
+    bars = [line for line in shown.partition("norm of the image embeddings")[0].splitlines() if " to " in line]
     assert [int(line.split()[-1]) for line in bars] == spread["bins"]
     assert max(line.count("█") for line in bars) == 40
     assert "2 of 3, unfinished" in shown
-    for path in (encoded / "manifest").iterdir():
-        path.unlink()
+    shards.forget(encoded, 0, 1)
     nothing_yet = embedpipe("info", encoded)
     assert nothing_yet.exit_code == 0
     assert "0 of 3, unfinished" in nothing_yet.stdout
@@ -58,3 +60,114 @@ def test_rejects_are_told_by_class(embedpipe, tmp_path, encode_config):
         "caption_missing": 1,
         "image_undecodable": 1,
     }
+
+
+HOSTILE = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=y>"
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.tags, self.outside, self.said = [], [], []
+        self.feed(data.decode())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        named = dict(attributes)
+        self.outside += [
+            v for k, v in named.items() if k in ("src", "href") and not v.startswith("data:image/jpeg;base64,")
+        ]
+        self.outside += [k for k in named if k.startswith("on")]
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+@pytest.fixture
+def hostile(tmp_path, encode_config):
+    """A data set whose captions, keys and fields are HTML."""
+    from embedpipe.encode.job import encode
+
+    members = shards.samples(3)
+    for i in range(4):
+        members += [(f"{i}<b>.jpg", shards.jpeg(i)), (f"{i}<b>.txt", HOSTILE.encode())]
+    members += [("<i>.jpg", b"x"), ("<i>.txt", b"c")]
+    encode(shards.write_tar(tmp_path / "in" / "<u>.tar", members), str(tmp_path / "emb"), encode_config())
+    return tmp_path / "emb"
+
+
+def test_the_page_has_everything_in_it_and_nothing_of_a_caption_acts(embedpipe, hostile, tmp_path):
+    result = embedpipe("info", hostile, "--html", tmp_path / "page.html", "--samples", 4)
+    assert result.exit_code == 0, result.stderr
+    page = Page((tmp_path / "page.html").read_bytes())
+    assert page.outside == []
+    assert not {"script", "i", "b>", "link", "iframe"} & set(page.tags)
+    assert page.tags.count("img") == 12
+    assert page.tags.count("svg") == 4  # similarity, two norms, captions
+    said = " ".join(page.said)
+    assert HOSTILE in said
+    assert "image_undecodable" in said
+    assert "the bytes are no image that Pillow can read" in said
+    assert "<i>" in said
+    for heading in ("lowest similarity", "highest similarity", "at random"):
+        assert f"Samples: {heading}" in said
+    told = json.loads(embedpipe("info", hostile, "--json").stdout)
+    assert f"{told['similarity']['least']:.3f}" in said
+    assert f"{told['similarity']['most']:.3f}" in said
+
+
+def test_the_page_is_made_where_pictures_are_gone_or_moved(embedpipe, hostile, tmp_path):
+    (tmp_path / "in").rename(tmp_path / "moved")
+    page = tmp_path / "page.html"
+    assert embedpipe("info", hostile, "--html", page).exit_code == 0
+    assert "<img" not in page.read_text()
+    assert "no picture" in page.read_text()
+    assert embedpipe("info", hostile, "--html", page, "--images", tmp_path / "moved" / "<u>.tar").exit_code == 0
+    assert "<img" in page.read_text()
+    assert embedpipe("info", hostile, "--html", page, "--images", tmp_path / "no").exit_code == 1
+    assert embedpipe("info", hostile, "--html", tmp_path / "no" / "deeper" / "page.html").exit_code == 0
+
+
+def test_a_page_of_image_shards_shows_pictures_and_failures(embedpipe, tmp_path):
+    shards.write_files(tmp_path / "photos", [*shards.samples(7), ("bad.jpg", b"x"), ("bad.txt", HOSTILE.encode())])
+    fetched = embedpipe("fetch", tmp_path / "photos", tmp_path / "shards", "--samples-per-shard", 4)
+    assert fetched.exit_code == 0, fetched.stderr
+    result = embedpipe("info", tmp_path / "shards", "--html", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    page = Page((tmp_path / "page.html").read_bytes())
+    assert page.outside == []
+    assert page.tags.count("img") == 7
+    said = " ".join(page.said)
+    assert shards.caption(0) in said
+    assert "for example" in said
+
+
+def test_norms_and_captions_are_told(embedpipe, encoded):
+    told = json.loads(embedpipe("info", encoded, "--json").stdout)
+    for modality in ("image", "text"):
+        norm = told["norms"][modality]
+        assert norm["n"] == 21
+        assert 0.999 < norm["least"] <= norm["most"] < 1.001
+    lengths = [len(shards.caption(i)) for i in range(21)]
+    assert (told["captions"]["least"], told["captions"]["most"]) == (min(lengths), max(lengths))
+    shown = embedpipe("info", encoded).stdout
+    assert "image norm" in shown
+    assert "caption length" in shown
+
+
+def test_a_large_data_set_is_looked_at_by_samples(tmp_path):
+    import numpy as np
+
+    from embedpipe.info import describe, spread
+    from tests.embeddings import write_dataset
+
+    rng = np.random.default_rng(0)
+    folder = write_dataset(tmp_path / "emb", rng.normal(size=(70 * 40, 4)), rng.normal(size=(70 * 40, 4)), shards=70)
+    found = describe(folder)
+    assert found.norms["image"].n == 64 * 40
+    assert found.similarity.n == 70 * 40
+    assert spread(np.array([])) is None
+    one = spread(np.full(5, 0.25))
+    assert (one.bins, one.least, one.most) == ((5,), 0.25, 0.25)

@@ -57,7 +57,7 @@ def test_mistakes_are_one_line(embedpipe, encoded, other_model, tmp_path):
 
 
 def test_an_index_older_than_the_data_is_refused(embedpipe, indexed):
-    (indexed / "manifest" / "00002.json").unlink()
+    shards.forget(indexed, 2)
     result = embedpipe("search", indexed, "x")
     assert result.exit_code == 1
     assert "the data set has changed since" in result.stderr
@@ -144,6 +144,7 @@ def test_a_caption_cannot_do_harm(embedpipe, encoded, tmp_path):
     table = pq.read_table(place)
     at = table.schema.get_field_index("caption")
     pq.write_table(table.set_column(at, table.schema.field(at), [[hostile] * len(table)]), place)
+    shards.record_anew(encoded, 0, place)
     for name in ("out.png", "out.html"):
         result = embedpipe("search", encoded, "--exact", "--key", "00003", "-k", 3, "--save", tmp_path / name)
         assert result.exit_code == 0, result.stderr

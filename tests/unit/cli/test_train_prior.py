@@ -14,6 +14,7 @@ from embedpipe_cli.main import cli
 from safetensors.numpy import load_file
 
 from tests.embeddings import write_dataset
+from tests.shards import record_anew
 
 SETTINGS = {
     "train.steps": 60,
@@ -150,6 +151,7 @@ def test_rows_that_are_not_unit_vectors_are_counted_and_refused(tmp_path):
     rows = np.load(path)
     rows[:3] *= 2
     np.save(path, rows)
+    record_anew(tmp_path / "emb", 0, path)
     outcome = run("train-prior", folder, tmp_path / "out", "--set", "train.batch_size=8")
     assert "3 image rows are not of norm 1 (norms from 2 to 2)" in str(outcome.exception)
     assert "--normalise" in str(outcome.exception)

@@ -15,7 +15,7 @@ from embedpipe.errors import DatasetError, InputError, RunMismatch
 from embedpipe.load import EmbeddingDataset, EmbeddingLoader, hash_split, splits
 from embedpipe.load.ahead import ahead
 from embedpipe.load.halves import all_finite, widen
-from tests import embeddings
+from tests import embeddings, shards
 
 ROWS = 23
 VALUES = np.random.default_rng(0).standard_normal((ROWS, 6))
@@ -272,6 +272,8 @@ def test_numbers_of_another_type_are_never_taken_for_what_they_are_not(tmp_path,
     monkeypatch.setattr("embedpipe.load.loader._HELD_IN_MEMORY_BYTES", 0)
     dataset = EmbeddingDataset(embeddings.write_dataset(tmp_path, VALUES, VALUES, 4))
     np.save(tmp_path / "img_emb" / "img_emb_00001.npy", np.zeros((6, 6), np.float32))
+    shards.record_anew(tmp_path, 1, tmp_path / "img_emb" / "img_emb_00001.npy")
+    dataset = EmbeddingDataset(str(tmp_path))
     for read in (
         lambda: list(dataset.batches(4)),
         lambda: list(islice(EmbeddingLoader(dataset, None, 4).batches(), 6)),
@@ -286,10 +288,13 @@ def test_the_error_of_a_file_that_is_gone_names_it(tmp_path, monkeypatch):
     (tmp_path / "img_emb" / "img_emb_00002.npy").write_bytes(
         (tmp_path / "img_emb" / "img_emb_00002.npy").read_bytes()[:-5]
     )
+    with pytest.raises(DatasetError, match=r"img_emb_00002\.npy: 195 bytes, but its manifest says 200"):
+        list(islice(EmbeddingLoader(dataset, None, 4).batches(), 6))
+    shards.record_anew(tmp_path, 2, tmp_path / "img_emb" / "img_emb_00002.npy")
     with pytest.raises(
         DatasetError, match=re.escape("img_emb_00002.npy: 195 bytes, but its header promises 6 rows in 200")
     ):
-        list(islice(EmbeddingLoader(dataset, None, 4).batches(), 6))
+        list(islice(EmbeddingLoader(EmbeddingDataset(str(tmp_path)), None, 4).batches(), 6))
     with pytest.raises(DatasetError, match=r"img_emb_00002\.npy"):
         list(dataset.batches(7))
     (tmp_path / "img_emb" / "img_emb_00002.npy").unlink()

@@ -184,9 +184,7 @@ def test_without_image_shards_cosines_decide_and_it_is_said(tmp_path):
 
 def test_auto_leaves_distant_image_shards_alone(tmp_path):
     place, _ = near_rows(tmp_path)
-    card = json.loads((tmp_path / "emb" / "embedpipe.json").read_text())
-    card["source"] = "s3://bucket/shards"
-    (tmp_path / "emb" / "embedpipe.json").write_text(json.dumps(card))
+    shards.edit(tmp_path / "emb" / "embedpipe.json", source="s3://bucket/shards")
     plan = plan_dedup(place)
     assert plan.confirmed_by == "none"
     assert "s3://bucket/shards is not on this machine; --confirm pictures" in plan.why

@@ -14,6 +14,7 @@ from embedpipe.load import EmbeddingDataset, EmbeddingLoader
 from embedpipe.manifest import EMBEDDINGS, RunCard, ShardManifest
 from embedpipe.store import open_format
 from embedpipe.types import EmbeddingShard, SourceShard
+from tests import shards
 
 DIM = 4
 SPEC = PreprocessSpec((8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", "squash", 0)
@@ -144,11 +145,14 @@ def test_damage_is_named_when_it_is_met(tmp_path):
     (tmp_path / "metadata" / "metadata_00001.parquet").write_bytes(b"PAR1")
     dataset = EmbeddingDataset(root)
     assert dataset.image[2][0] == 2
-    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: shape \(4, 4\)"):
+    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: 160 bytes, but its manifest says 168"):
         dataset.image[3]
-    with pytest.raises(DatasetError, match=r"text_emb_00001\.npy: cannot be read"):
+    shards.record_anew(tmp_path, 1, tmp_path / "img_emb" / "img_emb_00001.npy")
+    with pytest.raises(DatasetError, match=r"img_emb_00001\.npy: shape \(4, 4\)"):
+        EmbeddingDataset(root).image[3]
+    with pytest.raises(DatasetError, match=r"text_emb_00001\.npy: 0 bytes"):
         dataset.text[3]
-    with pytest.raises(DatasetError, match=r"metadata_00001\.parquet: cannot be read"):
+    with pytest.raises(DatasetError, match=r"metadata_00001\.parquet: 4 bytes"):
         dataset.keys()
     (tmp_path / "text_emb" / "text_emb_00001.npy").unlink()
     with pytest.raises(DatasetError, match=r"text_emb_00001\.npy: cannot be read"):

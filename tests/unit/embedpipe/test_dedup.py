@@ -167,6 +167,7 @@ def with_hashes(folder, hashes, **options):
         table = pq.read_table(path)
         column = pa.array([hashes.get(row) for row in range(shard.start, shard.stop)], pa.string())
         pq.write_table(table.set_column(table.schema.get_field_index("sha256"), "sha256", column), path)
+        shards.record_anew(place, int(path.stem[-5:]), path)
     return place, pairs
 
 
@@ -285,17 +286,16 @@ def test_bad_data_is_named(tmp_path):
     array = np.load(path)
     array[4, 2] = np.nan
     np.save(path, array)
+    shards.record_anew(tmp_path / "emb", 1, path)
     with pytest.raises(DatasetError, match=r"the image embedding of row 14 \(00001.tar 000014\) is not finite.*verify"):
         dedup(place, str(tmp_path / "out"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DatasetError, match="img_emb_00001.npy: cannot be read.*verify"):
+    with pytest.raises(DatasetError, match="img_emb_00001.npy: 100 bytes, but its manifest says .*verify"):
         dedup(place, str(tmp_path / "out"))
     path.unlink()
     with pytest.raises(DatasetError, match="img_emb_00001.npy: cannot be read.*verify"):
         dedup(place, str(tmp_path / "out"))
-    card = json.loads((tmp_path / "emb" / "embedpipe.json").read_text())
-    card["encoder"]["weights_sha256"] = "1" * 64
-    (tmp_path / "emb" / "embedpipe.json").write_text(json.dumps(card))
+    shards.edit(tmp_path / "emb" / "embedpipe.json", lambda run: run["encoder"].update(weights_sha256="1" * 64))
     with pytest.raises(DatasetError, match="shard 0 was made by another encoder.*verify"):
         dedup(place, str(tmp_path / "out"))
 

@@ -97,7 +97,7 @@ def test_rows_are_in_input_order_and_rejects_keep_their_reason(tmp_path, encode_
     assert (entry.rows_in, entry.rows_out, entry.rows_rejected) == (8, 3, 5)
     assert entry.rejects == {"caption_missing": 1, "duplicate_key": 1, "image_empty": 1, "image_undecodable": 2}
     assert entry.source_sha256 == files.sha256(source)
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
 
 
 def test_metadata_says_what_was_encoded(encoded_once):
@@ -127,7 +127,7 @@ def test_a_shard_of_rejects_alone_has_no_arrays(tmp_path, encode_config):
         assert len(list((out / folder).iterdir())) == 1, folder
     assert [entry.rows_out for entry in manifest.read_manifests(str(out), 5)] == [2, 0, 0]
     assert [r["error_class"] for r in rows(out, "errors", 1)] == ["image_undecodable", "caption_missing"]
-    assert verify(str(out)).whole
+    assert verify(str(out), shards.DEEP).whole
     assert len(EmbeddingDataset(str(out))) == 2
 
 
@@ -202,7 +202,7 @@ def test_one_side_alone(tmp_path, encode_config):
         assert dataset.keys() == keys
         assert (dataset.image is not None, dataset.text is not None) == columns
         assert dataset.column("similarity").null_count == 3
-        assert verify(out).whole
+        assert verify(out, shards.DEEP).whole
     with pytest.raises(InputError, match="nothing to encode"):
         encode(source, str(tmp_path / "none"), encode_config(stage={"texts": False, "images": False}))
 
@@ -221,7 +221,7 @@ def test_an_output_in_memory_reads_back(encoded_once, encode_config):
     source, out = encoded_once
     place = f"memory://{uuid.uuid4().hex}/emb"
     encode(source, place, encode_config())
-    assert verify(place).whole
+    assert verify(place, shards.DEEP).whole
     here, there = EmbeddingDataset(out), EmbeddingDataset(place)
     assert there.keys() == here.keys()
     assert np.array_equal(there.image[:], here.image[:])
@@ -242,7 +242,7 @@ def test_the_float32_output_is_float32(tmp_path, encode_config):
         shards.write_tar(tmp_path / "a.tar", shards.samples(2)), str(tmp_path / "emb"), encode_config(dtype="float32")
     )
     assert np.load(tmp_path / "emb" / "img_emb" / "img_emb_00000.npy").dtype == np.float32
-    assert verify(str(tmp_path / "emb")).whole
+    assert verify(str(tmp_path / "emb"), shards.DEEP).whole
 
 
 # The same command again.
@@ -297,7 +297,7 @@ def test_files_of_shards_that_were_never_committed_are_swept(run, encode_config)
         "mine.npy",
     ]
     assert not (out / "metadata" / "metadata_00001.parquet").exists()
-    assert verify(str(out)).whole
+    assert verify(str(out), shards.DEEP).whole
 
 
 def test_a_touched_shard_with_the_same_bytes_is_accepted(run, encode_config):
@@ -329,7 +329,7 @@ def test_a_shard_that_changed_before_it_was_encoded_is_encoded_as_it_is(run, enc
     shards.write_tar(source / "00001.tar", shards.samples(3, first=50))
     assert encode(str(source), str(out), encode_config()).report.rows == 3
     assert [row["key"] for row in rows(out, "metadata", 1)] == ["00050", "00051", "00052"]
-    assert verify(str(out)).whole
+    assert verify(str(out), shards.DEEP).whole
     assert encode(str(source), str(out), encode_config()).report.tasks == 0
 
 
@@ -355,7 +355,7 @@ def test_a_vanished_tar_is_told_and_its_embeddings_are_kept(run, encode_config):
     path.write_bytes(path.read_bytes()[:-1])
     encode(str(source), str(out), encode_config())
     assert (out / "img_emb" / "img_emb_00000.npy").exists()
-    assert [fault.number for fault in verify(str(out)).faults] == [0]
+    assert [fault.number for fault in verify(str(out), shards.DEEP).faults] == [0]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_each_side_alone_needs_nothing_of_the_other(kind, side, tmp_path, encode
         assert not there or np.abs(array.read() - truth.read()).max() < 1e-3
     for name, there in (("sha256", images), ("width", images), ("caption", texts), ("number", True), ("label", True)):
         assert made.column(name).to_pylist() == (expected.column(name).to_pylist() if there else [None] * COUNT), name
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -86,7 +86,7 @@ def test_a_table_that_cannot_be_read_is_set_aside_and_encoded_once_it_is_repaire
     assert aside.task.name == "0.parquet"
     assert "0.parquet: cannot be read as parquet" in aside.reason
     assert report.rows == 4
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
     (tmp_path / "in" / "0.parquet").write_bytes(whole)
     report = encode(str(tmp_path / "in"), out, encode_config())
     assert (report.already, report.rows, report.set_aside) == (2, 6, ())

@@ -60,7 +60,7 @@ def test_a_hopeless_run_stops_between_shards_and_keeps_what_it_has(workers, bad_
     assert f"{out}/errors" in caught.value.remedy
     done = manifest.committed_numbers(out)
     assert 2 <= len(done) < 4, "the first shard is within the limit"
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
     with pytest.raises(TooManyRejects):
         encode(bad_source, out, encode_config(max_rejects=RejectLimit(9)))
     assert manifest.committed_numbers(out) == done, "the same limit stops at once"
@@ -127,7 +127,7 @@ def test_a_full_disk_says_how_much_is_needed(committed, tmp_path, encode_config,
     else:
         assert truth / 3 < needed(caught.value) < truth * 3
     assert manifest.committed_numbers(out) == list(range(committed))
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
 
 
 def test_a_disk_that_is_full_from_the_start_says_so(tmp_path, encode_config, filling):

@@ -49,7 +49,7 @@ def test_shards_that_are_no_longer_there_go_with_the_rest(encoded_once, encoded,
     report = encode(str(tmp_path / "in"), str(encoded), encode_config(overwrite=True))
     assert (report.planned, report.vanished, report.rows) == (1, (), 2)
     assert len(list(encoded.glob("*/*.npy"))) == 2
-    assert verify(str(encoded)).whole
+    assert verify(str(encoded), shards.DEEP).whole
 
 
 def test_killed_at_any_removal_it_leaves_what_the_next_run_accepts(
@@ -79,7 +79,7 @@ def test_killed_at_any_removal_it_leaves_what_the_next_run_accepts(
             break
         left = 1000
         if (out / "embedpipe.json").exists():
-            assert verify(str(out)).whole
+            assert verify(str(out), shards.DEEP).whole
             again = Path(shutil.copytree(out, tmp_path / f"{moment}-same"))
             encode(encoded_once[0], str(again), encode_config())
             assert shards.tree(again) == first

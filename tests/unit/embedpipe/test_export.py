@@ -149,7 +149,7 @@ def test_a_torn_missing_or_nonfinite_array_is_named(tmp_path, to):
     array = place / "img_emb" / "img_emb_00001.npy"
     whole = array.read_bytes()
     array.write_bytes(whole[:-3])
-    with pytest.raises(DatasetError, match=r"img_emb_00001.npy: cannot be read.*embedpipe verify"):
+    with pytest.raises(DatasetError, match=r"img_emb_00001.npy: \d+ bytes, but its manifest says.*embedpipe verify"):
         embedpipe.export(emb, str(tmp_path / "out"), config(to))
     array.unlink()
     with pytest.raises(DatasetError, match=r"img_emb_00001.npy.*embedpipe verify"):
@@ -158,15 +158,18 @@ def test_a_torn_missing_or_nonfinite_array_is_named(tmp_path, to):
     metadata = place / "metadata" / "metadata_00002.parquet"
     table = metadata.read_bytes()
     metadata.write_bytes(table[:200])
-    with pytest.raises(DatasetError, match=r"metadata_00002.parquet: cannot be read.*embedpipe verify"):
+    with pytest.raises(
+        DatasetError, match=r"metadata_00002.parquet: 200 bytes, but its manifest says.*embedpipe verify"
+    ):
         embedpipe.export(emb, str(tmp_path / "out"), config(to))
     metadata.write_bytes(table)
     rows = np.load(place / "text_emb" / "text_emb_00003.npy")
     rows[3, 4] = np.nan
     np.save(place / "text_emb" / "text_emb_00003.npy", rows)
+    shards.record_anew(place, 3, place / "text_emb" / "text_emb_00003.npy")
     with pytest.raises(DatasetError, match=r"00003.tar, row 3 \(key 000026\): its text embedding .*not finite.*--keys"):
-        embedpipe.export(emb, str(tmp_path / "out"), config(to))
-    assert len(journal.committed(str(tmp_path / "out"))) == 3
+        embedpipe.export(emb, str(tmp_path / "again"), config(to))
+    assert len(journal.committed(str(tmp_path / "again"))) == 3
 
 
 @pytest.mark.parametrize("to", EXPORTS)
@@ -432,6 +435,7 @@ def test_aligned_refuses_an_embedding_that_would_pass_for_a_gap(tmp_path, encode
     zeros = np.load(f"{emb}/img_emb/img_emb_00000.npy")
     zeros[1] = 0
     np.save(f"{emb}/img_emb/img_emb_00000.npy", zeros)
+    shards.record_anew(emb, 0, f"{emb}/img_emb/img_emb_00000.npy")
     with pytest.raises(DatasetError, match="image embedding of key 000000001 is all zeros"):
         embedpipe.export(emb, str(tmp_path / "out"), ExportConfig("aligned"))
 

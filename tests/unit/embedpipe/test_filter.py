@@ -166,7 +166,7 @@ def test_bad_input_and_bad_places(data, encoded, tmp_path):
     with pytest.raises(OutputUnwritable):
         filter(data, str(tmp_path / "file"), config)
     (tmp_path / "emb" / "metadata" / "metadata_00001.parquet").write_bytes(b"torn")
-    with pytest.raises(DatasetError, match="metadata_00001.parquet: cannot be read.*verify"):
+    with pytest.raises(DatasetError, match="metadata_00001.parquet: 4 bytes, but its manifest says .*verify"):
         filter(str(encoded), str(tmp_path / "out"), config)
 
 

@@ -14,6 +14,7 @@ from embedpipe.index.card import card_path, indexed_shards
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
 from tests import clusters
+from tests.shards import record_anew
 
 SIZES = {0: 300, 1: 250, 2: 280}
 IVF = IndexConfig(kind="ivf")
@@ -301,6 +302,7 @@ def test_a_row_that_is_not_finite_is_named(root):
     rows = np.load(place)
     rows[17, 3] = np.nan
     np.save(place, rows)
+    record_anew(root, 1, place)
     for kind in ("ivf", "flat"):
         with pytest.raises(DatasetError, match=r"shard 1, row 17: the image embedding holds a NaN.*embedpipe encode"):
             build_index(root, IndexConfig(kind=kind))
@@ -383,5 +385,6 @@ def test_copies_of_a_row_do_not_count_against_recall(tmp_path):
     same = np.load(Path(root) / "img_emb" / "img_emb_00000.npy")
     same[:] = same[0]
     np.save(Path(root) / "img_emb" / "img_emb_00000.npy", same)
+    record_anew(root, 0, Path(root) / "img_emb" / "img_emb_00000.npy")
     card = build_index(root, IVF)
     assert min(card.recall.values()) >= 0.95

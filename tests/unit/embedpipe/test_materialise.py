@@ -45,7 +45,7 @@ def test_every_file_holds_the_chosen_rows(source, tmp_path):
     for name in before.column_names():
         assert after.column(name).to_pylist() == before.column(name).take(rows).to_pylist()
     assert after.card == before.card
-    assert verify(out).whole
+    assert verify(out, shards.DEEP).whole
     build_index(out)
     entries = {entry.number: entry for entry in after.manifests}
     assert sorted(entries) == [0, 1, 2, 3]
@@ -108,7 +108,7 @@ def test_a_selection_of_a_selection(source, tmp_path):
     numbers = EmbeddingDataset(str(tmp_path / "b")).column("number").to_pylist()
     assert numbers == [n for n in EmbeddingDataset(str(tmp_path / "a")).column("number").to_pylist() if n > 3]
     assert len(numbers) == report.kept
-    assert verify(str(tmp_path / "b")).whole
+    assert verify(str(tmp_path / "b"), shards.DEEP).whole
     assert json.loads((tmp_path / "b" / "embedpipe.json").read_text())["options"]["selection"]["made_by"] == "filter"
 
 
@@ -116,4 +116,4 @@ def test_dedup_materialises_too(source, tmp_path):
     twice = shutil.copytree(source[1], tmp_path / "emb")
     report = dedup(str(twice), str(tmp_path / "out"), DedupConfig(threshold=0.5, confirm="none", materialise=True))
     assert len(EmbeddingDataset(str(tmp_path / "out"))) == report.kept < report.rows
-    assert verify(str(tmp_path / "out")).whole
+    assert verify(str(tmp_path / "out"), shards.DEEP).whole

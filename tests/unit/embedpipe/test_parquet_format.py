@@ -16,7 +16,6 @@ from embedpipe.load import EmbeddingDataset, EmbeddingLoader
 from embedpipe.store import parquet
 from embedpipe.verify import verify
 from tests import shards
-from tests.unit.embedpipe.test_text_tokens import _record_anew as record_anew
 
 TOKENS = {"text_tokens": True}
 
@@ -67,7 +66,7 @@ def test_everything_else_is_as_in_npy(both):
         assert other.column(name).equals(npy.column(name)), name
     assert other.rows([20, 3]) == npy.rows([20, 3])
     assert np.array_equal(npy.image.read(), other.image.read())
-    assert verify(both[2]).whole
+    assert verify(both[2], shards.DEEP).whole
     told, expected = describe(both[2]), describe(both[1])
     assert (told.rows, told.rejects, told.similarity, told.tokens) == (21, *_of(expected))
     batches = [next(EmbeddingLoader(dataset, np.arange(21), 8).batches(5)) for dataset in (npy, other)]
@@ -97,7 +96,7 @@ def test_float32_for_readers_that_know_no_float16(tmp_path, encode_config):
     encode(source, str(tmp_path / "emb"), encode_config(format="parquet", dtype="float32", stage=TOKENS))
     dataset = EmbeddingDataset(str(tmp_path / "emb"))
     assert dataset.image[:].dtype == dataset.text_tokens[0].dtype == np.float32
-    assert verify(dataset.path).whole
+    assert verify(dataset.path, shards.DEEP).whole
 
 
 @pytest.mark.parametrize("stage", [{"images": False}, {"texts": False}])
@@ -109,7 +108,7 @@ def test_one_side_alone(stage, tmp_path, encode_config):
     )
     dataset = EmbeddingDataset(str(tmp_path / "emb"))
     assert (dataset.image is None, dataset.text is None) == ("images" in stage, "texts" in stage)
-    assert verify(dataset.path).whole
+    assert verify(dataset.path, shards.DEEP).whole
 
 
 def test_more_rows_than_a_row_group(both, tmp_path, encode_config, monkeypatch):
@@ -174,7 +173,7 @@ def test_damage_is_a_clear_error_or_other_numbers_and_verify_finds_all_of_it(see
     place = rng.randrange(len(data) - 3000, len(data)) if seed % 2 else rng.randrange(len(data))
     data[place] ^= 1 << rng.randrange(8)
     path.write_bytes(data if seed % 5 else data[:place])
-    assert {fault.number for fault in verify(str(mine)).faults} == {seed % 3}
+    assert {fault.number for fault in verify(str(mine), shards.DEEP).faults} == {seed % 3}
     dataset = EmbeddingDataset(str(mine))
     for ask in (lambda: dataset.image[:], lambda: dataset.text_tokens[:], dataset.keys, lambda: dataset.rows([0, 20])):
         try:
@@ -207,8 +206,8 @@ def with_tokens(table, change):
 def test_a_file_of_another_make_is_a_fault(change, said, mine):
     path = mine / "embeddings" / "embeddings_00001.parquet"
     pq.write_table(change(pq.read_table(path)), path)
-    record_anew(mine, 1, path)
-    faults = verify(str(mine)).faults
+    shards.record_anew(mine, 1, path)
+    faults = verify(str(mine), shards.DEEP).faults
     assert {fault.number for fault in faults} == {1}
     assert any(said in fault.what for fault in faults), faults
 

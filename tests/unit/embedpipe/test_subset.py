@@ -11,6 +11,7 @@ from embedpipe import subset
 from embedpipe.errors import DatasetError, InputError
 from embedpipe.load import EmbeddingDataset
 from tests import embeddings
+from tests.shards import record_anew
 
 ROWS = 23
 
@@ -86,6 +87,7 @@ def test_a_key_of_several_shards_is_not_guessed(tmp_path):
         path = tmp_path / "emb" / "metadata" / f"metadata_0000{number}.parquet"
         table = pq.read_table(path)
         pq.write_table(table.set_column(0, "key", pa.array(["a", "b"])), path)
+        record_anew(tmp_path / "emb", number, path)
     dataset = EmbeddingDataset(place)
     (tmp_path / "keys.txt").write_text("b\n")
     with pytest.raises(InputError, match="several rows of the key b.*Name the source shard"):

@@ -1,7 +1,6 @@
 """Token states from encoder to disk and back: what is refused, swept, found damaged, and told."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import warnings
@@ -166,7 +165,7 @@ def test_files_of_a_shard_that_is_not_committed_do_not_stay(once, mine, encode_c
     assert there == sorted(["lengths.npy", *kept])
     encode(str(source), str(mine), encode_config(overwrite=True))
     assert [path.name for path in (mine / "text_tokens").iterdir()] == ["lengths.npy"]
-    assert verify(str(mine)).whole
+    assert verify(str(mine), shards.DEEP).whole
 
 
 def test_with_and_without_are_two_runs(once, mine, encode_config, encoded_once):
@@ -178,13 +177,17 @@ def test_with_and_without_are_two_runs(once, mine, encode_config, encoded_once):
 
 def test_outputs_of_before_are_read_and_go_on(encoded_once, encoded, encode_config):
     """As versions without this option wrote them: no word of it in any file."""
+    newer = ("tokens", "token_width", "pending", "merged", "self_sha256")
     for path in (encoded / "embedpipe.json", *encoded.glob("manifest/*.json")):
         document = json.loads(path.read_text())
         assert "text_tokens" not in document.get("options", {})
-        path.write_text(json.dumps({k: v for k, v in document.items() if k not in ("tokens", "token_width")}))
+        for record in document.get("files", ()):
+            del record["ends_sha256"]
+        path.write_text(json.dumps({k: v for k, v in document.items() if k not in newer}))
+    assert len(EmbeddingDataset(str(encoded)).image[:]) == 21
     (encoded / "manifest" / "00002.json").unlink()
     assert encode(encoded_once[0], str(encoded), encode_config()).report.tasks == 1
-    assert verify(str(encoded)).whole
+    assert verify(str(encoded), shards.DEEP).whole
     assert EmbeddingDataset(str(encoded)).text_tokens is None
 
 
@@ -206,24 +209,28 @@ def test_lengths_that_do_not_fit_are_a_fault_that_names_the_shard(mine):
         path = mine / "text_tokens" / "lengths_00001.npy"
         whole = path.read_bytes()
         np.save(path, damage(np.load(path)))
-        _record_anew(mine, 1, path)
-        (fault,) = verify(str(mine)).faults
+        shards.record_anew(mine, 1, path)
+        (fault,) = verify(str(mine), shards.DEEP).faults
         assert (fault.number, "lengths_00001.npy" in fault.what) == (1, True)
         with pytest.raises(DatasetError, match=r"lengths_00001\.npy"):
             EmbeddingDataset(str(mine)).text_tokens[7]
         path.write_bytes(whole)
-        _record_anew(mine, 1, path)
-    assert verify(str(mine)).whole
+        shards.record_anew(mine, 1, path)
+    assert verify(str(mine), shards.DEEP).whole
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"tokens": 3}, "shape"), ({"token_width": 5}, "shape"), ({"files": []}, "no text tokens")],
+    [
+        ({"tokens": 3}, "shape"),
+        ({"token_width": 5}, "text tokens are 5 wide, but embedpipe.json says 32"),
+        ({"files": []}, "text_tokens/text_tokens_00001.npy: not listed in the manifest"),
+    ],
 )
 def test_a_manifest_that_says_otherwise_is_a_fault(change, said, mine):
     path = mine / "manifest" / "00001.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    faults = verify(str(mine)).faults
+    shards.edit(path, **change)
+    faults = verify(str(mine), shards.DEEP).faults
     assert {fault.number for fault in faults} == {1}
     assert any(said in fault.what for fault in faults)
 
@@ -236,19 +243,8 @@ def test_damaged_files_are_found(name, damage, mine):
     path.unlink()
     if damage != "gone":
         path.write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
-    (fault,) = verify(str(mine)).faults
+    (fault,) = verify(str(mine), shards.DEEP).faults
     assert (fault.number, path.name in fault.what) == (2, True)
-
-
-def _record_anew(root, number, path):
-    """Let the manifest say of a file what it is now: only its meaning is wrong."""
-    place = root / "manifest" / f"{number:05d}.json"
-    document = json.loads(place.read_text())
-    for record in document["files"]:
-        if record["path"].endswith(path.name):
-            data = path.read_bytes()
-            record["bytes"], record["sha256"] = len(data), hashlib.sha256(data).hexdigest()
-    place.write_text(json.dumps(document))
 
 
 def test_what_a_full_disk_still_needs_counts_them(once):

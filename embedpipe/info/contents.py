@@ -1,0 +1,169 @@
+"""What is in an output of ours: counts, sizes, rejects by reason, similarities, who made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import files, manifest
+from ..errors import InputError
+from ..fetch.outcome import HostFailures
+from ..fetch.report import worst_hosts
+from ..load import EmbeddingDataset
+from ..manifest import EMBEDDINGS, IMAGE_SHARDS
+from ..progress import Listener, Progress, silent
+
+_BINS = 10
+# Norms and captions are looked at in blocks of rows from shards evenly spread: enough for a histogram, however large
+# the data set is.
+_SHARDS_LOOKED_AT = 64
+_ROWS_OF_EACH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How some numbers are spread: count, mean, the 5th, 50th and 95th percentile, and counts in ten equal bins.
+
+    The bins reach from `least` to `most`, the smallest and the largest number; there is one where all are equal.
+    """
+
+    n: int
+    mean: float
+    p05: float
+    p50: float
+    p95: float
+    least: float
+    most: float
+    bins: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputInfo:
+    """What `info` tells. encoder, similarity, norms, captions and columns are None or empty for image shards.
+
+    norms: lengths of the embeddings by modality, and captions: characters in a caption, both of a sample of rows.
+    merged: the data sets that this one was put together of.
+
+    tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
+    """
+
+    path: str
+    format: str
+    shards: int
+    planned: int
+    rows: int
+    rejected: int
+    rejects: dict[str, int]
+    retried: int
+    hosts: tuple[HostFailures, ...]
+    bytes: int
+    encoder: dict[str, Any] | None
+    fingerprint: str
+    tokens: int | None
+    token_width: int | None
+    columns: tuple[str, ...]
+    similarity: Spread | None
+    norms: dict[str, Spread]
+    captions: Spread | None
+    merged: tuple[str, ...]
+    options: dict[str, Any]
+    versions: dict[str, str]
+
+
+def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> OutputInfo:
+    """Look at an output of `encode`, `merge` or `fetch`, finished or not, or at a data set of others.
+
+    Raises InputError or DatasetError.
+
+    most_hosts: of image shards, name so many hosts with the most failed urls; reads all their tables.
+    """
+    if not files.exists(path):
+        raise InputError(f"{path}: no such folder", "Check the path")
+    run = manifest.read_run(path)
+    dataset = EmbeddingDataset(path) if run is None or run.format == EMBEDDINGS else None
+    if run is None:
+        assert dataset is not None
+        run = dataset.run
+    entries = list(dataset.manifests if dataset is not None else manifest.read_manifests(path, run.shard_digits))
+    total = manifest.totals(entries)
+    return OutputInfo(
+        path=path,
+        format=run.format,
+        shards=len(entries),
+        planned=len(run.plan),
+        rows=total.succeeded,
+        rejected=sum(total.failed.values()),
+        rejects=total.failed,
+        retried=total.retried,
+        hosts=worst_hosts(path, run, most_hosts) if run.format == IMAGE_SHARDS and most_hosts and entries else (),
+        bytes=sum(entry.bytes() for entry in entries),
+        encoder=run.encoder.facts() | {"model": run.encoder.model, "pretrained": run.encoder.pretrained}
+        if run.encoder is not None
+        else None,
+        fingerprint=run.encoder.fingerprint() if run.encoder is not None else "",
+        tokens=sum(entry.tokens or 0 for entry in entries) if run.token_width is not None else None,
+        token_width=run.token_width,
+        columns=dataset.column_names() if dataset is not None else tuple(run.columns),
+        similarity=_similarity(dataset, listen) if dataset is not None else None,
+        norms=_norms(dataset) if dataset is not None else {},
+        captions=_captions(dataset) if dataset is not None else None,
+        merged=tuple(part.path for part in run.merged),
+        options=run.options,
+        versions=run.versions,
+    )
+
+
+def _similarity(dataset: EmbeddingDataset, listen: Listener) -> Spread | None:
+    listen(Progress(planned=len(dataset.shards)))
+    parts = []
+    for number, shard in enumerate(dataset.shards):
+        parts.append(dataset.metadata(number, ("similarity",)).column(0).drop_null().to_numpy())
+        listen(Progress(rows=shard.stop - shard.start, tasks=1))
+    return spread(np.concatenate(parts)) if parts else None
+
+
+def _norms(dataset: EmbeddingDataset) -> dict[str, Spread]:
+    found: dict[str, Spread] = {}
+    for modality, column in (("image", dataset.image), ("text", dataset.text)):
+        if column is not None and len(dataset):
+            rows = [dataset.array(number, modality)[chosen].astype(np.float32) for number, chosen in _sample(dataset)]
+            lengths = spread(np.linalg.norm(np.concatenate(rows), axis=1))
+            if lengths is not None:
+                found[modality] = lengths
+    return found
+
+
+def _captions(dataset: EmbeddingDataset) -> Spread | None:
+    lengths = [
+        len(caption)
+        for number, rows in _sample(dataset)
+        for caption in dataset.metadata(number, ("caption",)).column(0)[rows].to_pylist()
+        if caption is not None
+    ]
+    return spread(np.array(lengths, np.float64))
+
+
+def _sample(dataset: EmbeddingDataset) -> Iterator[tuple[int, slice]]:
+    """(place of a shard, rows of it), always the same ones."""
+    count = len(dataset.shards)
+    for number in np.unique(np.linspace(0, max(0, count - 1), min(count, _SHARDS_LOOKED_AT)).astype(int)).tolist():
+        shard = dataset.shards[number]
+        first = max(0, (shard.stop - shard.start - _ROWS_OF_EACH) // 2)
+        yield number, slice(first, first + _ROWS_OF_EACH)
+
+
+def spread(values: np.ndarray) -> Spread | None:
+    """How finite numbers are spread, None where there are none."""
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not len(values):
+        return None
+    p05, p50, p95 = (float(p) for p in np.percentile(values, [5, 50, 95]))
+    least, most = float(values.min()), float(values.max())
+    # Numbers that are all but equal, as norms are, cannot be told apart by ten bins of doubles.
+    counts = (
+        [len(values)] if np.isclose(least, most, rtol=1e-9, atol=0) else np.histogram(values, _BINS, (least, most))[0]
+    )
+    return Spread(len(values), float(values.mean()), p05, p50, p95, least, most, tuple(int(count) for count in counts))

@@ -1,0 +1,145 @@
+"""Samples of an output to look at: pictures with what is said of them, and rejects with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from .. import files, manifest
+from ..load import EmbeddingDataset
+from ..load.stored import stored_pictures
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..store.rejects import read_rejects
+
+_EXAMPLES_OF_A_CLASS = 5
+# Shards that are looked through for examples; a class of which none is found there is told without.
+_SHARDS_WITH_REJECTS = 32
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One sample: where it is from, its caption, its similarity (None where there is none), its encoded picture."""
+
+    shard: str
+    key: str
+    caption: str | None
+    similarity: float | None
+    picture: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One sample that did not pass, or one url that was not fetched. what: its key or its url."""
+
+    shard: str
+    what: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """samples: by heading. rejects: some of each error class."""
+
+    samples: dict[str, tuple[Shown, ...]] = field(default_factory=dict)
+    rejects: dict[str, tuple[Rejected, ...]] = field(default_factory=dict)
+
+
+def look_at(path: str, count: int = 12, images: str | None = None) -> Gallery:
+    """`count` samples each of the lowest and the highest similarity and at random, and examples of rejects.
+
+    images: where the image shards that an embedding data set was made of are now; else where they were is looked.
+    Raises InputError when there is nothing at `images`, or nothing at `path`, and DatasetError.
+    """
+    run = manifest.read_run(path)
+    if run is None or run.format == EMBEDDINGS:
+        dataset = EmbeddingDataset(path)
+        rejects = _rejects(path, run, dataset.manifests) if run is not None else {}
+        return Gallery(_of_dataset(dataset, count, images), rejects)
+    entries = list(manifest.read_manifests(path, run.shard_digits))
+    return Gallery({"at random": tuple(_of_shards(path, run, entries, 2 * count))}, _failures(path, run, entries))
+
+
+def _of_dataset(dataset: EmbeddingDataset, count: int, images: str | None) -> dict[str, tuple[Shown, ...]]:
+    if not len(dataset):
+        return {}
+    similarity = dataset.column("similarity").to_numpy().astype(np.float32)
+    order = np.argsort(similarity, kind="stable")
+    order = order[np.isfinite(similarity[order])]
+    random = np.sort(np.random.default_rng(_SEED).choice(len(dataset), min(count, len(dataset)), replace=False))
+    chosen = {"lowest similarity": order[:count], "highest similarity": order[::-1][:count], "at random": random}
+    rows = {row: None for rows in chosen.values() for row in rows.tolist()}
+    said = dict(zip(rows, dataset.rows(list(rows), ("src_shard", "key", "caption")), strict=True))
+    pictures = stored_pictures(dataset, [(str(row["src_shard"]), str(row["key"])) for row in said.values()], images)
+
+    def shown(row: int) -> Shown:
+        shard, key, caption = (said[row][name] for name in ("src_shard", "key", "caption"))
+        alike = float(similarity[row]) if np.isfinite(similarity[row]) else None
+        return Shown(str(shard), str(key), _optional(caption), alike, pictures.get((str(shard), str(key))))
+
+    return {heading: tuple(map(shown, rows.tolist())) for heading, rows in chosen.items() if len(rows)}
+
+
+def _optional(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _of_shards(path: str, run: RunCard, entries: Sequence[ShardManifest], count: int) -> Iterator[Shown]:
+    """Stored pictures of image shards, by their offset in the tar, from shards chosen at random."""
+    filled = [entry for entry in entries if entry.rows_out]
+    rng = np.random.default_rng(_SEED)
+    chosen = rng.permutation(len(filled))[:count].tolist()
+    each = -(-count // max(1, len(chosen)))
+    for place in sorted(chosen):
+        name = manifest.shard_name(filled[place].number, run.shard_digits)
+        columns = ["key", "caption", "status", "bytes", "offset"]
+        rows = [row for row in _table(path, f"{name}.parquet", columns) if row["status"] == "success"]
+        with files.reading(files.join(path, f"{name}.tar")) as stream:
+            for row in (rows[i] for i in sorted(rng.choice(len(rows), min(each, len(rows)), replace=False))):
+                stream.seek(row["offset"])
+                yield Shown(f"{name}.tar", row["key"], row["caption"], None, stream.read(row["bytes"]))
+
+
+def _table(path: str, name: str, columns: list[str]) -> list[dict[str, Any]]:
+    with files.reading(files.join(path, name)) as stream:
+        rows: list[dict[str, Any]] = pq.read_table(stream, columns=columns).to_pylist()
+    return rows
+
+
+def _rejects(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict[str, tuple[Rejected, ...]]:
+    found: dict[str, list[Rejected]] = {}
+    for entry in _with_rejects(entries):
+        for row in read_rejects(path, entry, run.shard_digits).to_pylist():
+            _add(found, row["error_class"], Rejected(row["src_shard"], row["key"], row["message"] or ""))
+    return {name: tuple(some) for name, some in found.items()}
+
+
+def _failures(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict[str, tuple[Rejected, ...]]:
+    found: dict[str, list[Rejected]] = {}
+    for entry in _with_rejects(entries):
+        name = manifest.shard_name(entry.number, run.shard_digits)
+        for row in _table(path, f"{name}.parquet", ["url", "status", "error_class", "error_message"]):
+            if row["status"] == "failed":
+                _add(found, row["error_class"], Rejected(name, row["url"] or "", row["error_message"] or ""))
+    return {name: tuple(some) for name, some in found.items()}
+
+
+def _with_rejects(entries: Sequence[ShardManifest]) -> Sequence[ShardManifest]:
+    """Some shards that have rejects, every class in one of them as far as that goes."""
+    wanted = {name for entry in entries for name in entry.rejects}
+    chosen = []
+    for entry in entries:
+        if entry.rejects.keys() & wanted:
+            chosen.append(entry)
+            wanted -= {name for name, count in entry.rejects.items() if count >= _EXAMPLES_OF_A_CLASS}
+    return chosen[:_SHARDS_WITH_REJECTS]
+
+
+def _add(found: dict[str, list[Rejected]], name: str, example: Rejected) -> None:
+    examples = found.setdefault(name, [])
+    if len(examples) < _EXAMPLES_OF_A_CLASS:
+        examples.append(example)

@@ -1,0 +1,91 @@
+"""`info --html`: what is in an output, on one page that can be sent to somebody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..images.html import document, histogram, picture, table, text
+from .contents import OutputInfo, Spread
+from .gallery import Gallery, Shown
+
+_STYLE = """
+.spreads { display: flex; flex-wrap: wrap; gap: 0 48px; }
+.spreads section { width: 480px; }
+.grid { display: flex; flex-wrap: wrap; gap: 16px; }
+.grid div { width: 192px; overflow-wrap: anywhere; font-size: 12px; }
+.grid img { max-width: 192px; display: block; margin-bottom: 4px; }
+.quiet { color: #777; }
+"""
+
+
+def info_page(found: OutputInfo, gallery: Gallery, kind: str, meanings: Mapping[str, str]) -> bytes:
+    """The page, pictures included. kind: what the output is called. meanings: of error classes."""
+    parts = [table(("", ""), _facts(found, kind))]
+    spreads = [("similarity of image and text", found.similarity, "all rows that have one")]
+    spreads += [(f"norm of the {name} embeddings", norm, "a sample of rows") for name, norm in found.norms.items()]
+    spreads += [("characters in a caption", found.captions, "a sample of rows")]
+    drawn = "\n".join(_spread(name, values, of) for name, values, of in spreads if values is not None)
+    parts.append(f'<div class="spreads">\n{drawn}\n</div>')
+    if found.rejects:
+        parts.append(_rejects(found, gallery, meanings))
+    if found.hosts:
+        rows = [
+            (host.host, host.failed, ", ".join(f"{n} {c:,}" for n, c in host.classes.items())) for host in found.hosts
+        ]
+        parts.append("<h2>Hosts that failed most</h2>" + table(("host", "failed", "because"), rows))
+    parts += [_grid(heading, samples) for heading, samples in gallery.samples.items() if samples]
+    return document(found.path, "\n".join(parts), _STYLE)
+
+
+def _facts(found: OutputInfo, kind: str) -> list[tuple[str, object]]:
+    facts: list[tuple[str, object]] = [
+        ("what", kind),
+        ("shards", f"{found.shards:,} of {found.planned:,}" + ", unfinished" * (found.shards < found.planned)),
+        ("rows", f"{found.rows:,}"),
+        ("rejected", f"{found.rejected:,}"),
+        ("size", f"{found.bytes / 1e6:,.1f} MB"),
+    ]
+    if found.encoder is not None:
+        facts.append(("model", f"{found.encoder['model']} {found.encoder['pretrained']}".strip()))
+        facts.append(("embeddings", f"{found.encoder['dim']} × {found.encoder['dtype']}, {found.encoder['precision']}"))
+        facts.append(("fingerprint", found.fingerprint))
+    if found.tokens is not None:
+        facts.append(("text tokens", f"{found.tokens:,} × {found.token_width}"))
+    if found.merged:
+        facts.append(("merged of", ", ".join(found.merged)))
+    if found.columns:
+        facts.append(("columns", ", ".join(found.columns)))
+    return facts
+
+
+def _spread(name: str, values: Spread, of: str) -> str:
+    said = (
+        f"{values.n:,} rows ({of}): mean {values.mean:.6g}, 5% {values.p05:.6g}, half {values.p50:.6g}, "
+        f"95% {values.p95:.6g}, from {values.least:.6g} to {values.most:.6g}"
+    )
+    drawn = histogram(values.least, values.most, values.bins)
+    return f"<section><h2>{text(name.capitalize())}</h2>\n{drawn}\n<p>{text(said)}</p></section>"
+
+
+def _rejects(found: OutputInfo, gallery: Gallery, meanings: Mapping[str, str]) -> str:
+    counts = sorted(found.rejects.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(name, count, meanings.get(name, "")) for name, count in counts]
+    parts = ["<h2>Rejected because</h2>", table(("class", "samples", "which means"), rows)]
+    for name, _ in counts:
+        if some := gallery.rejects.get(name):
+            lines = [(each.shard, each.what, each.message) for each in some]
+            parts.append(f"<h3>{text(name)}, for example</h3>{table(('shard', 'which', 'message'), lines)}")
+    return "\n".join(parts)
+
+
+def _grid(heading: str, samples: tuple[Shown, ...]) -> str:
+    cells = "\n".join(
+        f"<div>{picture(each.picture)}{_alike(each)}{text(each.caption or '')}"
+        f'<br><span class="quiet">{text(each.shard)} {text(each.key)}</span></div>'
+        for each in samples
+    )
+    return f'<h2>Samples: {text(heading)}</h2>\n<div class="grid">\n{cells}\n</div>'
+
+
+def _alike(sample: Shown) -> str:
+    return f"<b>{sample.similarity:.3f}</b> " if sample.similarity is not None else ""

@@ -1,0 +1,211 @@
+"""The merge job: plan which shard of which data set gets which number, find what is missing, take it over."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .. import files, manifest
+from ..errors import InputError, RunMismatch
+from ..execute import SetAside, Task, open_executor
+from ..lock import exclusive
+from ..manifest import EMBEDDINGS, RunCard
+from ..plan import grow
+from ..progress import Listener, Progress, TaskReport, silent
+from ..store.leftovers import sweep_leftovers, sweep_temporaries
+from ..types import SourceShard
+from .parts import Part, changed_columns, merged_options, open_parts, unified_columns
+from .work import MergeWork, Taken
+
+_ANOTHER = "Merge into another folder"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeConfig:
+    """Everything `merge` can be told. workers: processes that take shards over."""
+
+    workers: int = 1
+    executor: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What a merge comes to: the run card of the merged data set, and the shards to take over.
+
+    prefixes: what the names of each data set's shards begin with, by its path. columns: what becomes of metadata
+    columns that are not the same everywhere. unfinished: data sets that have planned shards which are not made yet.
+    """
+
+    run: RunCard
+    tasks: tuple[Task, ...]
+    prefixes: dict[str, str]
+    columns: dict[str, str]
+    unfinished: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a run of `merge` did. See `MergePlan`; already: shards that were there before; report: what this run added.
+
+    redone: shards that were there with files missing or cut. set_aside: shards that could not be taken over, and why.
+    """
+
+    planned: int
+    already: int
+    rows: int
+    rejected: int
+    prefixes: dict[str, str]
+    columns: dict[str, str]
+    unfinished: tuple[str, ...]
+    redone: tuple[str, ...]
+    report: TaskReport
+    set_aside: tuple[SetAside, ...]
+    seconds: float
+
+
+def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, listen: Listener = silent) -> MergeReport:
+    """Put the embedding data sets `paths` together into `out`, shard by shard; run again, it goes on.
+
+    Raises InputError, DatasetError (a shard is damaged: it is never taken over), RunMismatch (they do not belong
+    together, or `out` was made in another way), OutputBusy, OutputUnwritable, DiskFull.
+    """
+    config = config or MergeConfig()
+    begun = time.perf_counter()
+    plan_merge(paths, out)  # what cannot be is refused before a folder is made
+    with exclusive(out):
+        found = plan_merge(paths, out)
+        redone = _retract_damaged(out, found.run.shard_digits)
+        committed = set(manifest.committed_numbers(out))
+        todo = [task for task in found.tasks if task.number not in committed]
+        sweep_temporaries(out)
+        sweep_leftovers(out, found.run.shard_digits, [task.number for task in todo])
+        manifest.write_run(out, manifest.with_pending(out, found.run))
+        listen(Progress(planned=len(todo), planned_rows=sum(task.payload.entry.rows_out for task in todo)))
+        outcome = open_executor(config.executor, config.workers).run(MergeWork(out, found.run), todo, listen)
+        sweep_temporaries(out)
+        manifest.settle(out)
+        total = manifest.totals(manifest.read_manifests(out, found.run.shard_digits))
+    return MergeReport(
+        planned=len(found.run.plan),
+        already=len(committed),
+        rows=total.succeeded,
+        rejected=sum(total.failed.values()),
+        prefixes=found.prefixes,
+        columns=found.columns,
+        unfinished=found.unfinished,
+        redone=redone,
+        report=outcome.report,
+        set_aside=outcome.set_aside,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def plan_merge(paths: Sequence[str], out: str) -> MergePlan:
+    """What `merge` would do, without doing it. Raises as `merge` does."""
+    if len(paths) < 2:
+        raise InputError(
+            "merge needs two data sets or more", "Name them all, and the folder for what comes of them last"
+        )
+    if files.absolute(out).rstrip("/") in {files.absolute(path).rstrip("/") for path in paths}:
+        raise InputError(f"{out}: is one of the data sets to merge", "Name another folder as the last one")
+    previous = _previous(out)
+    parts = open_parts(paths)
+    if previous is not None:
+        parts = _continued(out, previous, parts)
+    shards = [(part, source, entry) for part in parts for source, entry in part.shards()]
+    change = grow(previous.plan if previous is not None else (), [source for _, source, _ in shards])
+    columns = previous.columns if previous is not None else unified_columns(parts)
+    number_of = {shard.name: number for number, shard in enumerate(change.shards)}
+    tasks = [
+        Task(
+            number_of[source.name],
+            source.name,
+            Taken(part.path, part.run.shard_digits, part.run.columns, entry, source),
+        )
+        for part, source, entry in shards
+    ]
+    if previous is not None:
+        _require_unchanged(out, previous.shard_digits, tasks)
+    return MergePlan(
+        run=_run_card(parts, previous, change.shards, columns),
+        tasks=tuple(sorted(tasks, key=lambda task: task.number)),
+        prefixes={part.path: part.prefix for part in parts},
+        columns=changed_columns(parts, columns),
+        unfinished=tuple(part.path for part in parts if len(part.manifests) < len(part.run.plan)),
+    )
+
+
+def _previous(out: str) -> RunCard | None:
+    run = manifest.read_run(out)
+    if run is None:
+        if manifest.committed_numbers(out):
+            raise RunMismatch(f"{out}: has manifests but no embedpipe.json", _ANOTHER)
+        return None
+    if run.format != EMBEDDINGS or not run.merged or "selection" in run.options:
+        raise RunMismatch(f"{out}: holds something that merge did not make", _ANOTHER)
+    return run
+
+
+def _continued(out: str, previous: RunCard, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts in the order of before, new ones behind. Raises RunMismatch where this is not the same merge, grown."""
+    now = {part.path: part for part in parts}
+    for before in previous.merged:
+        if before.path not in now:
+            raise RunMismatch(
+                f"{out}: was merged of {before.path}, too, which is not among the data sets given now",
+                "Give it as well, or merge into another folder",
+            )
+        if before.prefix != now[before.path].prefix:
+            raise RunMismatch(
+                f"{out}: shards of {before.path} are called {before.prefix or 'as they were'} there, "
+                f"and with these data sets they would be called {now[before.path].prefix or 'as they are'}",
+                _ANOTHER,
+            )
+    known = [before.path for before in previous.merged]
+    assert previous.encoder is not None
+    first = parts[0].run.encoder
+    assert first is not None
+    manifest.refuse_difference(out, previous.encoder.facts(), first.facts(), "encoder", _ANOTHER)
+    manifest.refuse_difference(out, previous.options, merged_options(parts[0]), "set of options", _ANOTHER)
+    return (*(now[path] for path in known), *(part for part in parts if part.path not in known))
+
+
+def _run_card(
+    parts: Sequence[Part], previous: RunCard | None, plan: tuple[SourceShard, ...], columns: dict[str, str]
+) -> RunCard:
+    records = tuple(part.record() for part in parts)
+    if previous is not None:
+        return dataclasses.replace(previous, plan=plan, merged=records)
+    first = parts[0].run
+    return RunCard(
+        format=EMBEDDINGS,
+        options=merged_options(parts[0]),
+        plan=plan,
+        columns=columns,
+        encoder=first.encoder,
+        shard_digits=max(5, len(str(10 * len(plan)))),
+        versions=first.versions,
+        token_width=first.token_width,
+        merged=records,
+    )
+
+
+def _require_unchanged(out: str, digits: int, tasks: Sequence[Task]) -> None:
+    """Raise RunMismatch where a data set holds another shard under a name that was taken over before."""
+    committed = set(manifest.committed_numbers(out))
+    for task in tasks:
+        if task.number in committed:
+            before = manifest.read_manifest(out, task.number, digits)
+            now = task.payload.entry
+            if (before.source_sha256, before.rows_out) != (now.source_sha256, now.rows_out):
+                raise RunMismatch(f"{out}: {task.name} changed in {task.payload.path} since it was merged", _ANOTHER)
+
+
+def _retract_damaged(out: str, digits: int) -> tuple[str, ...]:
+    """Forget shards whose files are gone or of another size; their names."""
+    bad = [entry for entry in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, entry)]
+    for entry in bad:
+        manifest.retract(out, entry.number, digits)
+    return tuple(entry.source.name for entry in bad)

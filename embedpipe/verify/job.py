@@ -1,0 +1,208 @@
+"""The verify job: list what lies there once, hand shards to workers, put together what they found."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from .. import files, manifest
+from ..errors import DatasetError, InputError
+from ..execute import Outcome, Task, open_executor
+from ..lock import exclusive
+from ..manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard
+from ..progress import Listener, Progress, silent
+from ..store import open_format
+from .listing import shard_paths, stored_files
+from .work import FAULT, LEFTOVER, UNREAD, VerifyWork
+
+KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards"}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyConfig:
+    """Everything `verify` can be told.
+
+    deep: read everything and check every checksum, number and row. repair: drop the shards that are bad, so that the
+    command which made them makes them again. workers: processes that check shards.
+    """
+
+    deep: bool = False
+    repair: bool = False
+    workers: int = 1
+    executor: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong with one shard (or, number None, with the output as a whole).
+
+    proven: whether the file is damaged for sure; one that cannot be read may be whole, and is never dropped.
+    """
+
+    number: int | None
+    name: str
+    what: str
+    proven: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found.
+
+    missing: planned shards that are not committed yet (not a fault: the run may still go on). leftovers: files that
+    belong to no committed shard (no fault: a killed run leaves such). dropped: shards that `repair` dropped.
+    """
+
+    path: str
+    format: str
+    deep: bool
+    planned: int
+    committed: int
+    missing: int
+    rows: int
+    rejected: int
+    bytes: int
+    faults: tuple[Fault, ...]
+    leftovers: tuple[str, ...]
+    dropped: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was wrong with what is committed, before any repair."""
+        return not self.faults
+
+
+def verify(path: str, config: VerifyConfig | None = None, listen: Listener = silent) -> VerifyReport:
+    """Check an output of `encode`, `merge` or `fetch`.
+
+    Raises InputError or DatasetError when it is no such thing or its embedpipe.json is damaged; then nothing can be
+    said of its shards, and nothing is dropped. Raises StorageFailed when a remote file system fails on the way, and
+    with `repair` OutputBusy and OutputUnwritable.
+    """
+    config = config or VerifyConfig()
+    run = _require_run(path)
+    with exclusive(path) if config.repair else contextlib.nullcontext():
+        report = _check(path, run, config, listen)
+        return _repair(path, run, report) if config.repair and report.faults else report
+
+
+def _require_run(path: str) -> RunCard:
+    if not files.exists(path):
+        raise InputError(f"{path}: no such folder", "Check the path")
+    run = manifest.read_run(path)
+    if run is None:
+        raise DatasetError(f"{path}: no embedpipe.json in it", "Give a folder written by `embedpipe encode` or `fetch`")
+    if run.format not in KINDS:
+        raise DatasetError(f"{path}: embedpipe.json says that it holds {run.format!r}", "Upgrade embedpipe")
+    if run.format == EMBEDDINGS:
+        open_format(str(run.options.get("format", "npy")))
+        if run.encoder is None:
+            raise DatasetError(f"{path}: embedpipe.json names no encoder", "Make the data set again in another folder")
+    return run
+
+
+def _check(path: str, run: RunCard, config: VerifyConfig, listen: Listener) -> VerifyReport:
+    numbers = manifest.committed_numbers(path)
+    there = stored_files(path, run)
+    tasks = [Task(number, _name(run, number), _take(there, run, number)) for number in numbers]
+    listen(Progress(planned=len(tasks)))
+    outcome = open_executor(config.executor, config.workers).run(VerifyWork(path, run, config.deep), tasks, listen)
+    lost = manifest.lost_numbers(run, numbers)
+    notes = outcome.report.notes
+    leftovers = (*there, *(note.text for note in notes if note.kind == LEFTOVER))
+    return VerifyReport(
+        path=path,
+        format=run.format,
+        deep=config.deep,
+        planned=len(run.plan),
+        committed=len(numbers),
+        missing=len(set(range(len(run.plan))).difference(numbers, lost)),
+        rows=outcome.report.rows,
+        rejected=outcome.report.rejected,
+        bytes=outcome.report.bytes,
+        faults=(*_run_faults(path, run, lost, config.deep), *_shard_faults(run, outcome)),
+        leftovers=tuple(sorted(leftovers)),
+    )
+
+
+def _name(run: RunCard, number: int) -> str:
+    return run.plan[number].name if number < len(run.plan) else ""
+
+
+def _take(there: dict[str, int], run: RunCard, number: int) -> Mapping[str, int]:
+    """The files that lie where the shard has its own, its manifest left out; all are taken out of `there`."""
+    mine = {path: there.pop(path) for path in shard_paths(run, number) if path in there}
+    return {path: size for path, size in mine.items() if not path.startswith("manifest/")}
+
+
+def _shard_faults(run: RunCard, outcome: Outcome) -> Iterator[Fault]:
+    for note in sorted(outcome.report.notes, key=lambda note: note.number):
+        if note.kind in (FAULT, UNREAD):
+            yield Fault(note.number, _name(run, note.number), note.text, note.kind == FAULT)
+    for aside in outcome.set_aside:
+        yield Fault(aside.task.number, aside.task.name, f"could not be checked: {aside.reason}", proven=False)
+
+
+def _run_faults(path: str, run: RunCard, lost: Iterable[int], deep: bool) -> Iterator[Fault]:
+    """What is wrong with the output as a whole, and shards of which not even a manifest is left."""
+    names = [shard.name for shard in run.plan]
+    if len(set(names)) < len(names):
+        yield Fault(None, "", "the plan in embedpipe.json names an input shard twice")
+    for number in lost:
+        yield Fault(
+            number, _name(run, number), f"manifest/{manifest.shard_name(number, run.shard_digits)}.json: missing"
+        )
+    if deep and run.format == IMAGE_SHARDS:
+        yield from _retry_faults(path, run)
+    if deep and run.format == EMBEDDINGS:
+        yield from _index_faults(path)
+
+
+def _retry_faults(path: str, run: RunCard) -> Iterator[Fault]:
+    """The lists of failed rows that rounds of retries took: part of the input, and kept in the output."""
+    for entry in run.options.get("inputs", ()):
+        if not isinstance(entry, dict) or not isinstance(entry.get("retry"), int) or not entry["retry"]:
+            continue
+        kind, _, checksum = str(entry.get("identity", "")).partition(":")
+        if kind == "sha256":
+            name = f"retry/{entry['retry']:05d}.parquet"
+            yield from _checksum_fault(path, name, checksum, "it says which urls were tried again")
+
+
+def _index_faults(path: str) -> Iterator[Fault]:
+    """Indexes that lie beside the shards: each card `index/X.json` with a checksum, and the file that it names."""
+    there = files.sizes(files.join(path, "index"))
+    for name in sorted(name for name in there if name.endswith(".json")):
+        try:
+            card = json.loads(files.read_bytes(files.join(path, "index", name)))
+        except ValueError as problem:
+            yield Fault(None, "", f"index/{name}: damaged: not JSON ({problem}). `embedpipe index` makes it again")
+            continue
+        if isinstance(card, dict) and isinstance(card.get("sha256"), str):
+            file = str(card.get("file", f"{name.removesuffix('.json')}.faiss"))
+            yield from _checksum_fault(path, f"index/{file}", card["sha256"], "`embedpipe index` makes it again")
+
+
+def _checksum_fault(path: str, name: str, checksum: str, remark: str) -> Iterator[Fault]:
+    try:
+        if files.sha256(files.join(path, name)) != checksum:
+            yield Fault(None, "", f"{name}: the checksum does not match: its bytes were changed; {remark}")
+    except InputError:
+        yield Fault(None, "", f"{name}: missing; {remark}")
+    except OSError as problem:
+        yield Fault(None, "", f"{name}: cannot be read: {problem}", proven=False)
+
+
+def _repair(path: str, run: RunCard, report: VerifyReport) -> VerifyReport:
+    """Drop the shards that are proven to be damaged. They become pending first, so that none is missed as lost."""
+    numbers = sorted({fault.number for fault in report.faults if fault.number is not None and fault.proven})
+    planned = {number for number in numbers if number < len(run.plan)}
+    noted = manifest.with_pending(path, run)
+    pending = sorted(planned.union(noted.pending or ()))
+    manifest.write_run(path, dataclasses.replace(run, pending=tuple(pending)))
+    for number in numbers:
+        manifest.retract(path, number, run.shard_digits)
+    return dataclasses.replace(report, dropped=tuple(numbers))
