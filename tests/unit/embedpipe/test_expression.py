@@ -28,7 +28,9 @@ def mask(text):
 def sqlite_says(text):
     with sqlite3.connect(":memory:") as base:
         base.execute("pragma case_sensitive_like = on")
-        base.create_function("lower", 1, lambda text: None if text is None else text.lower())  # its own knows ASCII only
+        base.create_function(
+            "lower", 1, lambda text: None if text is None else text.lower()
+        )  # its own knows ASCII only
         names = ", ".join(f'"{name}"' for name in COLUMNS)
         base.execute(f"create table rows (place, {names})")
         rows = zip(range(5), *(column.to_pylist() for column in COLUMNS.values()), strict=True)
