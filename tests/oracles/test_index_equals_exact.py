@@ -5,6 +5,7 @@ import pytest
 
 from embedpipe.index import IndexConfig, build_index, search
 from embedpipe.load import EmbeddingDataset
+from tests import shards
 from tests.unit.embedpipe.test_dataset import CARD, write
 
 
@@ -28,7 +29,9 @@ def test_the_nearest_rows_are_the_nearest(modality, encoded):
 def test_rows_of_one_score_are_all_found(tmp_path):
     root = write(str(tmp_path), [4, 3])
     for number, size in ((0, 4), (1, 3)):
-        np.save(tmp_path / "img_emb" / f"img_emb_{number:05d}.npy", np.tile(np.float16([1, 0, 0, 0]), (size, 1)))
+        path = tmp_path / "img_emb" / f"img_emb_{number:05d}.npy"
+        np.save(path, np.tile(np.float16([1, 0, 0, 0]), (size, 1)))
+        shards.record_anew(tmp_path, number, path)
     build_index(root)
     hits = search(EmbeddingDataset(root), np.float32([1, 0, 0, 0]), 7)
     assert sorted(hit.row for hit in hits) == list(range(7))

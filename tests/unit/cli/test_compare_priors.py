@@ -17,6 +17,7 @@ from dalle2_core.presets import prior_preset
 from dalle2_core.priors import PRIORS, load_prior
 from dalle2_core.types import PriorBatch
 from embedpipe.errors import DatasetError, RunMismatch
+from tests import shards
 from tests.embeddings import write_dataset
 
 SETTINGS = {
@@ -121,6 +122,7 @@ def damage(folder, side, rows, value):
     array = np.load(path)
     array[rows] = array[rows] * value
     np.save(path, array)
+    shards.record_anew(folder, 0, path)
 
 
 @pytest.fixture
