@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import click
 from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 
 _PLAIN_EVERY_S = 5.0
+_WORTH_SAYING_S = 1.5
 
 
 def print_json(value: Any) -> None:
@@ -77,6 +79,7 @@ class ProgressView:
         self.task_unit = task_unit
         self.verbose = verbose
         self.note = ""
+        self.doing = ""
         self.spent_s: dict[str, float] = {}
         self.tasks: int | None = None
         self.planned_rows: int | None = None
@@ -95,6 +98,9 @@ class ProgressView:
         self.bytes += step.bytes
         self.done += step.tasks
         self.spent_s = add_seconds(self.spent_s, step.spent_s)
+        if step.doing or self.rows:
+            self.doing = step.doing
+            self.show_doing()
         if self.verbose and step.finished is not None:
             self.line(finished_line(step.finished, self.unit))
         self.show()
@@ -120,6 +126,8 @@ class ProgressView:
 
     def text(self) -> str:
         """Where the job is, in one line."""
+        if self.doing:
+            return self.doing
         tasks = f"{self.done:,}/{self.tasks:,} {self.task_unit}, " if self.tasks is not None else ""
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
         if self.rejects:
@@ -138,6 +146,9 @@ class ProgressView:
     def show(self) -> None:
         """Bring the display up to date."""
 
+    def show_doing(self) -> None:
+        """Tell what goes on, or went on until now: there may be nothing else to show for a while."""
+
     def close(self) -> None:
         """End the display."""
 
@@ -146,11 +157,22 @@ class _PlainView(ProgressView):
     def __init__(self, what: str, unit: str, task_unit: str, verbose: bool = False) -> None:
         super().__init__(what, unit, task_unit, verbose)
         self._shown = time.monotonic()
+        self._soon = threading.Timer(0, lambda: None)
 
     def show(self) -> None:
         if time.monotonic() - self._shown >= _PLAIN_EVERY_S:
             self._shown = time.monotonic()
             click.echo(f"{self.what}: {self.text()}{self.left()}", err=True)
+
+    def show_doing(self) -> None:
+        self._soon.cancel()
+        if self.doing:
+            self._soon = threading.Timer(_WORTH_SAYING_S, self.line, [f"{self.what}: {self.doing}"])
+            self._soon.daemon = True
+            self._soon.start()
+
+    def close(self) -> None:
+        self._soon.cancel()
 
 
 class _TerminalView(ProgressView):

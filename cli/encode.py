@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import debug_option, dry_run_option, json_option, max_rejects_option, verbose_option
+from embedpipe.wording import counted
+
+from .options import (
+    debug_option,
+    dry_run_option,
+    json_option,
+    max_rejects_option,
+    too_many_rejects,
+    verbose_option,
+)
 
 if TYPE_CHECKING:
     from embedpipe.progress import RejectLimit
@@ -188,7 +197,8 @@ def command(
     else:
         _print(out, report)
     # Over the whole output: a bad data set stays bad when the command is run again and finds nothing left to do.
-    if report.set_aside or (max_rejects is not None and max_rejects(report.rejected, report.rows + report.rejected)):
+    too_many = too_many_rejects(max_rejects, report.rejected, report.rows + report.rejected)
+    if report.set_aside or too_many:
         ctx.exit(EXIT_REJECTS)
 
 
@@ -203,12 +213,21 @@ def _print(out: str, report: Any) -> None:
     for given_up in report.set_aside:
         click.echo(f"warning: {given_up.task.name} was set aside: {given_up.reason}", err=True)
     if not done.tasks and not report.set_aside:
-        click.echo(f"{out}: nothing to do, all {report.already} shards are encoded")
+        click.echo(f"{out}: nothing to do, {counted(report.already, 'shard')} encoded already")
         return
-    already = f" ({report.already} shards were there already)" if report.already else ""
+    already = f" ({report.already:,} encoded before)" if report.already else ""
     rate = f"{report.samples_per_s:,.1f}/s"
-    click.echo(f"{out}: {done.rows:,} rows in {done.tasks} shards{already}, {display.seconds(report.seconds)}, {rate}")
+    rows = f"{counted(done.rows, 'row')} in {counted(done.tasks, 'shard')}{already}"
+    click.echo(f"{out}: {rows}, {display.seconds(report.seconds)}, {rate}")
     if report.time_share:
         click.echo(f"time: {display.shares(report.time_share)}")
     if done.rejects:
         display.table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
+    if torn := done.rejects.get("shard_truncated"):
+        click.echo(
+            f"warning: {counted(torn, 'input shard')} cut short or damaged; what came before is encoded, {out}/errors "
+            "names them",
+            err=True,
+        )
+    if done.rejects.get("caption_missing", 0) > done.rows:
+        click.echo("note: most samples have no caption; --no-text encodes images without", err=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, dry_run_option, json_option
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def _run(emb: str, out: str, config: ExportConfig, dry_run: bool, as_json: bool)
         return
     already = f" ({report.already:,} of them were there already)" if report.already else ""
     click.echo(
-        f"{out}: {report.rows:,} rows in {report.parts:,} parts{already}, {report.files:,} files, "
-        f"{report.bytes / 1e6:,.1f} MB, {display.seconds(report.seconds)}"
+        f"{out}: {counted(report.rows, 'row')} in {counted(report.parts, 'part')}{already}, "
+        f"{counted(report.files, 'file')}, {report.bytes / 1e6:,.1f} MB, {display.seconds(report.seconds)}"
     )
     click.echo(f"opened by {report.opened_by}")

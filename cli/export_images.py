@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from embedpipe.wording import counted
+
 
 def run(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, as_json: bool) -> None:
     """Write the image shards of the rows of `emb` that `keys` names (None: all). data: where the input is now."""
@@ -26,4 +28,5 @@ def run(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, a
         display.print_json(report)
         return
     already = f" ({report.already:,} of them were there already)" if report.already else ""
-    click.echo(f"{out}: {report.rows:,} samples in {report.shards:,} shards{already}, {report.bytes / 1e6:,.1f} MB")
+    size = f"{report.bytes / 1e6:,.1f} MB"
+    click.echo(f"{out}: {counted(report.rows, 'sample')} in {counted(report.shards, 'shard')}{already}, {size}")

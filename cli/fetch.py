@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import debug_option, debugging, dry_run_option, json_option, max_rejects_option
+from embedpipe.wording import counted
+
+from .options import debug_option, debugging, dry_run_option, json_option, max_rejects_option, too_many_rejects
+
+if TYPE_CHECKING:
+    from embedpipe.progress import RejectLimit
 
 
 @click.command()
@@ -131,7 +135,7 @@ def command(
     allow_hosts: tuple[str, ...],
     retry_failed: bool,
     only: str | None,
-    max_rejects: Callable[[int, int], bool] | None,
+    max_rejects: RejectLimit | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -195,7 +199,7 @@ def command(
         display.print_json(report)
     else:
         _print(out, report, room.ERROR_CLASSES)
-    if max_rejects is not None and max_rejects(report.rows - report.succeeded, report.rows):
+    if too_many_rejects(max_rejects, report.rows - report.succeeded, report.rows):
         ctx.exit(EXIT_REJECTS)
 
 
@@ -227,17 +231,20 @@ def _print(out: str, report: Any, meanings: dict[str, str]) -> None:
     from . import display
 
     if report.shards_redone:
-        click.echo(f"warning: {report.shards_redone} shards had lost files and were fetched again", err=True)
-    counts = f"{report.succeeded:,} of {report.rows:,} images in {report.shards} shards, {report.bytes / 1e6:,.1f} MB"
+        click.echo(f"warning: {counted(report.shards_redone, 'shard')} had lost files and came anew", err=True)
+    shards = counted(report.shards, "shard")
+    counts = f"{report.succeeded:,} of {report.rows:,} images in {shards}, {report.bytes / 1e6:,.1f} MB"
     if not report.shards_now:
         click.echo(f"{out}: nothing to do, finished: {counts}")
     else:
-        click.echo(f"{out}: {counts}; {report.shards_now} shards now, {display.seconds(report.seconds)}")
+        click.echo(f"{out}: {counts}; {counted(report.shards_now, 'shard')} now, {display.seconds(report.seconds)}")
+    if report.rows and not report.succeeded:
+        click.echo("warning: not one image was fetched", err=True)
     if report.caption_column is None:
         click.echo("without captions: the table has no column `caption` (choose one with --caption-col)")
     if report.failed:
         worst_first = sorted(report.failed.items(), key=lambda item: (-item[1], item[0]))
-        display.table(["failed", "urls", "because"], [(name, count, meanings[name]) for name, count in worst_first])
+        display.table(["failed", "rows", "because"], [(name, count, meanings[name]) for name, count in worst_first])
     display.worst_hosts(report.hosts)
     if report.report is not None:
         click.echo(f"report: {report.report}")

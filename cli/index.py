@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, dry_run_option, json_option
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def _print_plan(emb: str, modality: str, memory: str, plan: BuildPlan) -> None:
         ("action", plan.action),
         ("because", plan.why),
         ("index", f"{plan.kind.factory}, {modality}, {plan.rows:,} rows, about {plan.index_bytes / 2**20:,.0f} MiB"),
-        ("rows to add", f"{added:,} in {len(plan.add):,} shards, committed about every {plan.part_rows:,}"),
+        ("rows to add", f"{added:,} in {counted(len(plan.add), 'shard')}, committed about every {plan.part_rows:,}"),
         ("trained on", f"{plan.kind.training_rows:,} rows"),
         ("memory, recall", f"{memory}, {plan.recall:g}"),
         ("found rows are compared again", "yes, by their stored embeddings" if plan.kind.candidates else "no"),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, dry_run_option, json_option, verbose_option
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def _print(out: str, report: MergeReport) -> None:
         click.echo(f"column {name}: {what}")
     already = f" ({report.already} were there already)" if report.already else ""
     click.echo(
-        f"{out}: {report.rows:,} rows and {report.rejected:,} rejects in {report.planned} shards{already}, "
+        f"{out}: {counted(report.rows, 'row')} and {counted(report.rejected, 'reject')} in "
+        f"{counted(report.planned, 'shard')}{already}, "
         f"{display.seconds(report.seconds)}"
     )

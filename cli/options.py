@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from embedpipe.progress import RejectLimit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -67,6 +70,15 @@ def max_rejects_option(early: str = "") -> Callable[[_Command], _Command]:
     return click.option(
         "--max-rejects", type=Share(), metavar="N|P%", help=" ".join(filter(None, (said, early, "Default: no limit.")))
     )
+
+
+def too_many_rejects(limit: RejectLimit | None, rejected: int, total: int) -> bool:
+    """Whether more were rejected than --max-rejects allows; says so on stderr."""
+    if limit is None or not limit(rejected, total):
+        return False
+    share = f" ({rejected / total:.1%})" if total else ""
+    click.echo(f"too many rejects: {rejected:,} of {total:,}{share}, and --max-rejects allows {limit}", err=True)
+    return True
 
 
 def verbose_option(what: str) -> Callable[[_Command], _Command]:

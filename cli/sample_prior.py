@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, dry_run_option, json_option
 
 
@@ -63,4 +65,7 @@ def command(
         display.print_json(report)
         return
     already = f" ({report.already} were there already)" if report.already else ""
-    click.echo(f"{out}: {report.rows:,} rows in {report.shards} shards{already}, {display.seconds(report.seconds)}")
+    click.echo(
+        f"{out}: {counted(report.rows, 'row')} in {counted(report.shards, 'shard')}{already}, "
+        f"{display.seconds(report.seconds)}"
+    )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, json_option
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ def _answer_many(found: Iterator[Answer], save: str | None, as_json: bool) -> No
         if as_json:
             display.print_json({"hits": hits, "saved": save})
         else:
-            click.echo(f"results: {save}, {hits:,} hits")
+            click.echo(f"results: {save}, {counted(hits, 'hit')}")
         return
     for number, (text, these) in enumerate(found):
         if as_json:

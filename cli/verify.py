@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, json_option
 
 if TYPE_CHECKING:
@@ -57,13 +59,14 @@ def _print(report: VerifyReport) -> None:
 
     click.echo(
         f"{report.path}: {KINDS[report.format]}, {report.committed:,} of {report.planned:,} shards, "
-        f"{report.rows:,} rows, {report.rejected:,} rejected, {report.bytes / 1e6:,.1f} MB"
+        f"{counted(report.rows, 'row')}, {report.rejected:,} rejected, {report.bytes / 1e6:,.1f} MB"
     )
     if report.missing:
-        click.echo(f"{report.missing} planned shards are not made yet; the command that began them goes on with them")
+        click.echo(f"{counted(report.missing, 'planned shard')} not made yet; the command that began them goes on")
     if report.leftovers:
         shown = ", ".join(report.leftovers[:3]) + ", …" * (len(report.leftovers) > 3)
-        click.echo(f"{len(report.leftovers)} files belong to no shard ({shown}); the next run removes what is its own")
+        some = counted(len(report.leftovers), "file")
+        click.echo(f"{some} of no shard ({shown}); the next run removes what is its own")
     for fault in report.faults[:_MOST_SHOWN]:
         where = f"bad shard {fault.number} ({fault.name or 'unknown'}): " if fault.number is not None else ""
         click.echo(f"{where}{fault.what}")
@@ -78,6 +81,5 @@ def _print(report: VerifyReport) -> None:
     if report.whole:
         click.echo("whole" if report.deep else "whole, by counts and sizes; --deep reads everything")
     else:
-        count = len(report.faults)
         remedy = "" if report.dropped else "; --repair drops bad shards, so that they are made again"
-        click.echo(f"{count} fault{'s' * (count != 1)}{remedy}")
+        click.echo(f"{counted(len(report.faults), 'fault')}{remedy}")

@@ -100,6 +100,8 @@ def _same(stored: Any, value: Any) -> bool:
 
 def _fit(value: Any, kind: str) -> Any:
     """`value` as a value of that type, or None where something of it would be lost."""
+    if value is None:
+        return None
     if kind == "string":
         text = value if isinstance(value, str) else _json(value)
         return text if _storable(text) else None

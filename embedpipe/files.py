@@ -308,6 +308,10 @@ def unwritable(location: str, problem: OSError) -> OutputUnwritable:
             f"{location}: no space left on the device",
             "What is committed is whole. Free some space and run the same command again",
         )
+    if problem.errno in (errno.EEXIST, errno.ENOTDIR):
+        return OutputUnwritable(
+            f"{location}: a file is there, or on the way to it, where a folder is needed", "Give another output folder"
+        )
     return OutputUnwritable(
         f"{location}: cannot write: {problem.strerror or problem}",
         "Give another output folder, or make this one writable",

@@ -50,7 +50,8 @@ def exclusive(root: str) -> Iterator[None]:
 def _owner(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
-        minutes = (time.time() - owner["since"]) / 60
-        return f"process {owner['pid']} on {owner['host']} for {minutes:.0f} min"
+        seconds = max(0, round(time.time() - owner["since"]))
+        age = f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+        return f"process {owner['pid']} on {owner['host']} for {age}"
     except (ValueError, KeyError, TypeError):
         return "another process"

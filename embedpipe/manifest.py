@@ -313,5 +313,5 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value) if value is not None else "not set"
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

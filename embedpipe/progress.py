@@ -67,7 +67,8 @@ class Progress:
     """A step forward: rows done and rejected, tasks finished, and where the time went (s), all since the last one.
 
     planned: how many tasks there are in all, said once when it is known; planned_rows: rows, where they are known.
-    finished: the task that this step ends. rejects: `rejected` by error class, where it is told. bytes: that came in.
+    doing: what goes on before there are rows to count, such as loading a model. finished: the task that this step ends.
+    rejects: `rejected` by error class, where it is told. bytes: that came in.
     """
 
     rows: int = 0
@@ -75,6 +76,7 @@ class Progress:
     tasks: int = 0
     planned: int | None = None
     planned_rows: int | None = None
+    doing: str = ""
     rejects: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
     spent_s: dict[str, float] = field(default_factory=dict)

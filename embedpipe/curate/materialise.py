@@ -19,6 +19,7 @@ from ..store import open_format
 from ..store.leftovers import sweep_temporaries
 from ..store.rejects import read_rejects
 from ..types import EmbeddingShard, Reject
+from ..wording import counted
 from .blocks import in_order
 
 SELECTION = "selection"
@@ -49,6 +50,14 @@ def refuse_other_output(dataset: EmbeddingDataset, out: str, run: RunCard | None
         what = "is the data set itself" if itself else f"holds {there.format} already"
         raise RunMismatch(f"{out}: {what}", "Give another output folder")
     if run is not None:
+        before, now = there.options[SELECTION], run.options[SELECTION]
+        if before != now:
+            same = "" if before["data"] == now["data"] else " of other data"
+            raise RunMismatch(
+                f"{out}: holds another selection: {counted(before['rows'], 'row')}{same}, made by "
+                f"`embedpipe {before['made_by']}`; now it would be {now['rows']:,}",
+                "Give another output folder",
+            )
         manifest.refuse_difference(out, there.options, run.options, "selection", "Give another output folder")
 
 

@@ -25,6 +25,7 @@ from ..read import Reader, SampleRules, open_reader
 from ..store import open_format
 from ..store.leftovers import sweep_leftovers, sweep_temporaries
 from ..types import Sample, SourceShard
+from ..wording import counted
 from . import load_encoder
 from .base import Encoder, EncoderConfig
 from .discard import discard
@@ -126,6 +127,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         devices = _devices(config)
         before = None if config.overwrite else found
         config = _settled(config, before, devices[0])
+        listen(Progress(doing=f"loading {config.encoder.model}"))
         # On a worker's device also where this process only asks for the card: the precision depends on the device.
         encoder = load_encoder(config.encoder, devices[0])
         run = _run_card(out, before, change, encoder, config, reader)
@@ -143,7 +145,8 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         watch = Watch(listen, out, config.max_rejects, committed.values())
         try:
             manifest.write_run(out, manifest.with_pending(out, run))
-            watch(Progress(planned=len(todo)))
+            loading = f"{counted(len(devices), 'worker')} loading {config.encoder.model}" if len(devices) > 1 else ""
+            watch(Progress(planned=len(todo), doing=loading))
             outcome = open_executor(config.executor, len(devices)).run(work, todo, watch)
             # What workers left that were killed and replaced, or not.
             sweep_temporaries(out)
@@ -303,7 +306,7 @@ def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequenc
     if unreadable and len(unreadable) == len(shards):
         raise unreadable[0]
     raise EmptyInput(
-        f"no usable sample in {len(shards)} shard{'s' * (len(shards) != 1)}",
+        f"no usable sample in {counted(len(shards), 'shard')}",
         "A sample needs an image and a caption (.txt, or a field of .json named by --caption-key); "
         "--no-text and --no-image ask for less",
     )

@@ -214,7 +214,9 @@ def _model_name(config: EncoderConfig) -> str:
     if config.pretrained != RANDOM and not Path(config.pretrained).is_file() and config.pretrained.lower() not in tags:
         raise ModelError(
             f"{model}: no pretrained tag or checkpoint file {config.pretrained!r}",
-            did_you_mean(config.pretrained, tags) if tags else "This model has no tags: give a checkpoint file",
+            did_you_mean(config.pretrained, [*tags, RANDOM])
+            if tags
+            else "This model has no tags: give a checkpoint file, or `random`",
         )
     return model
 

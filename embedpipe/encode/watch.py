@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ..errors import TooManyRejects
 from ..manifest import ShardManifest
 from ..progress import Listener, Progress, RejectLimit, add_counts
+from ..wording import counted
 
 
 class Watch:
@@ -49,6 +50,7 @@ class Watch:
             reasons = ", ".join(f"{count:,} {name}" for name, count in worst)
             raise TooManyRejects(
                 f"{self._out}: {rejected:,} of the first {self._total:,} samples were rejected ({reasons}), "
-                f"far more than --max-rejects {self._limit}; {self._left} shards are left",
+                f"{'far ' * self._limit.percent}more than --max-rejects {self._limit}; "
+                f"{counted(self._left, 'shard')} left",
                 f"Look at {self._out}/errors; what is committed is kept. A higher limit goes on from here",
             )

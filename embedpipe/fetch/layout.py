@@ -127,4 +127,5 @@ def choose(table: pa.Schema, url_col: str, caption_col: str | None, where: str) 
 
 def _require(names: Sequence[str], name: str, where: str, option: str) -> None:
     if name not in names:
-        raise InputError(f"{where}: no column {name!r}", f"{did_you_mean(name, names)} Choose with {option}")
+        near = did_you_mean(name, names)
+        raise InputError(f"{where}: no column {name!r}", f"{near}{'.' * (not near.endswith('?'))} Choose with {option}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .. import files
 from ..errors import InputError
 from ..load import EmbeddingDataset
+from ..wording import counted
 from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
 from .kinds import KINDS, Kind, choose, parse_bytes
 from .opened import index_faults
@@ -102,7 +103,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
         return _plan(BUILD, why, chosen, want, (), dataset, config, None)
     if not add and not gone and config.recall in (None, card.recall_target):
         return _plan(NOTHING, "it is up to date", kept, (), (), dataset, config, card)
-    said = [f"{len(add)} shards to add"] * bool(add) + [f"shards {_listed(gone)} to forget"] * bool(gone)
+    said = [f"{counted(len(add), 'shard')} to add"] * bool(add) + [f"shards {_listed(gone)} to forget"] * bool(gone)
     why = ", ".join(said) or f"recall {config.recall} is asked for now, not {card.recall_target:g}"
     return _plan(ADD, why, kept, add, gone, dataset, config, card)
 

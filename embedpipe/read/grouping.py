@@ -177,7 +177,7 @@ def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
             if raw_caption is None:
                 return reject("caption_too_large", f"the .txt member is larger than {MAX_CAPTION_BYTES} bytes")
             try:
-                caption = raw_caption.decode("utf-8-sig")
+                caption = raw_caption.decode("utf-8-sig").rstrip("\r\n")  # an editor's, not the caption's
             except UnicodeDecodeError as problem:
                 return reject("caption_encoding", f"the caption is not UTF-8: {problem.reason} at {problem.start}")
         else:

@@ -73,7 +73,7 @@ def _damage_told(location: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as problem:
         raise InputError(
-            f"{location}: cannot be read as parquet: {problem}", "Repair the file or take it away"
+            f"{location}: cannot be read as parquet: {str(problem).rstrip('.')}", "Repair the file or take it away"
         ) from problem
 
 

@@ -41,7 +41,11 @@ class VerifyWork:
         notes = [Note(entry.number, LEFTOVER, path) for path in sorted(there.keys() - listed)]
         notes += self._notes(entry, there)
         return TaskReport(
-            tasks=1, rows=entry.rows_out, rejected=entry.rows_rejected, bytes=entry.bytes(), notes=tuple(notes)
+            tasks=1,
+            rows=entry.rows_out,
+            rejected=entry.rows_rejected - sum(entry.retried.values()),  # those have a row in a later shard
+            bytes=entry.bytes(),
+            notes=tuple(notes),
         )
 
     def _notes(self, entry: ShardManifest, there: Mapping[str, int]) -> list[Note]:

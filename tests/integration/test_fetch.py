@@ -270,7 +270,7 @@ def test_outputs_that_are_not_ours_or_not_free_or_not_writable(tmp_path):
         fetch(urls, str(theirs))
     with exclusive(str(tmp_path / "busy")), pytest.raises(OutputBusy, match=f"process {os.getpid()}"):
         fetch(urls, str(tmp_path / "busy"))
-    with pytest.raises(OutputUnwritable, match="cannot write"):
+    with pytest.raises(OutputUnwritable, match="a file is there"):
         fetch(urls, str(tmp_path / "t.csv" / "out"))
 
 
@@ -387,8 +387,10 @@ def test_a_disk_that_takes_no_more_is_one_line(paced):
 def test_too_many_rejects_exit_with_3(tmp_path):
     urls = refused_urls(tmp_path / "t.csv", 4)
     run = command(urls, tmp_path / "out", "--max-rejects", "50%")
-    stdout, _ = run.communicate(timeout=60)
+    stdout, stderr = run.communicate(timeout=60)
     assert run.returncode == 3
+    assert "warning: not one image was fetched" in stderr
+    assert "too many rejects: 4 of 4 (100.0%), and --max-rejects allows 50%" in stderr
     assert "0 of 4 images" in stdout
     assert "refused_address" in stdout
     again = command(urls, tmp_path / "out")

@@ -90,7 +90,9 @@ def test_what_failed_is_fetched_into_new_shards_until_nothing_is_left(site, tmp_
     keys = keys_in_tars(out)
     assert len(set(keys)) == len(keys) == 5
     assert keys == [row["key"] for row in rows if row["status"] == "success"]
-    assert verify(out, DEEP).whole
+    checked = verify(out, DEEP)
+    assert checked.whole
+    assert (checked.rows, checked.rejected) == (5, 2), "as fetch and info count them"
 
     # Nothing but what cannot change is left of 5xx: nothing happens.
     whole = shard_bytes(out)

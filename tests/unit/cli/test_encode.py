@@ -5,6 +5,7 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+from embedpipe_cli import display
 
 from tests import shards
 
@@ -27,7 +28,7 @@ def source(tmp_path):
 def test_it_tells_what_was_done_and_what_was_rejected(encode, source, tmp_path):
     result = encode(source, tmp_path / "emb")
     assert result.exit_code == 0, result.stderr
-    assert "9 rows in 1 shards" in result.stdout
+    assert "9 rows in 1 shard," in result.stdout
     assert "image_undecodable" in result.stdout
     again = encode(source, tmp_path / "emb")
     assert again.exit_code == 0
@@ -47,6 +48,26 @@ def test_too_many_rejects_are_exit_code_3_also_when_there_is_nothing_left_to_do(
     again = encode(source, tmp_path / "emb", "--max-rejects", limit)
     assert again.exit_code == code
     assert "nothing to do" in again.stdout
+    said = f"too many rejects: 1 of 10 (10.0%), and --max-rejects allows {limit}"
+    assert (said in again.stderr) is (code == 3)
+
+
+def test_a_file_that_is_no_tar_is_warned_of(encode, source, tmp_path):
+    (source / "1.tar").write_text("<html>not found</html>")
+    result = encode(source, tmp_path / "emb")
+    assert result.exit_code == 0
+    assert "warning: 1 input shard cut short or damaged" in result.stderr
+
+
+def test_samples_without_captions_are_explained(encode, tmp_path):
+    members = [member for member in shards.samples(5) if not member[0].endswith((".txt", ".json"))]
+    shards.write_tar(tmp_path / "in" / "0.tar", [*members, *shards.samples(1, first=5)])
+    assert "--no-text encodes images without" in encode(tmp_path / "in", tmp_path / "emb").stderr
+
+
+def test_it_says_that_the_model_is_being_loaded(encode, source, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(display, "_WORTH_SAYING_S", 0.001)
+    assert f"encode: loading {tiny_model}\n" in encode(source, tmp_path / "emb").stderr
 
 
 def test_a_dry_run_changes_nothing(encode, source, tmp_path):
@@ -97,7 +118,7 @@ def test_wrong_places_are_one_line_and_exit_code_1(encode, source, tmp_path, oth
         (encode(tmp_path / "no", tmp_path / "x"), "no: no such file or folder"),
         (encode(tmp_path / "empty", tmp_path / "x"), "no images in it"),
         (encode(tmp_path / "file", tmp_path / "x"), "no usable sample"),
-        (encode(source, tmp_path / "file"), "cannot write"),
+        (encode(source, tmp_path / "file"), "a file is there"),
         (encode(source, tmp_path / "x", model="ViT-B-33"), "no model 'ViT-B-33'"),
         (encode(source, tmp_path / "emb", model=other_model), "was made with another encoder"),
         (encode(source, tmp_path / "emb", "--caption-key", "alt"), 'caption_key was "caption", now "alt"'),
@@ -169,4 +190,4 @@ def test_columns_of_a_table_are_named_by_options(encode, tmp_path):
     assert encode(tmp_path / "t.parquet", tmp_path / "emb", *options).exit_code == 0
     assert pq.read_table(tmp_path / "emb" / "metadata" / "metadata_00000.parquet")["key"].to_pylist() == ["a", "b", "c"]
     refused = encode(tmp_path / "t.parquet", tmp_path / "emb", *options[:4])
-    assert 'key_column was "id", now null' in refused.stderr
+    assert 'key_column was "id", now not set' in refused.stderr

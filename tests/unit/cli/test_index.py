@@ -33,7 +33,7 @@ def test_it_says_what_it_made_and_how_well_it_finds(embedpipe, root):
     assert again.stderr == ""
     assert json.loads(again.stdout)["rows"] == 500
     clusters.write(root, {0: 200, 1: 300, 2: 100})
-    assert embedpipe("index", root).stderr == f"{root}: 1 shards to add: RR32,IVF16,RaBitQ\n"
+    assert embedpipe("index", root).stderr == f"{root}: 1 shard to add: RR32,IVF16,RaBitQ\n"
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(embedpipe, root):

@@ -120,3 +120,9 @@ def test_a_url_that_cannot_be_stored_is_none():
     assert optional_string("http://x") == "http://x"
     assert optional_string(3) is None
     assert optional_string("\ud800") is None
+
+
+def test_what_is_not_there_is_null_in_columns_of_any_type():
+    columns = {"text": "string", "list": "string", "number": "int64", "flag": "bool"}
+    row = split_row(dict.fromkeys(columns), columns, {})
+    assert row == {**dict.fromkeys(columns), EXTRA: None}

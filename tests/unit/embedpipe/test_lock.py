@@ -30,7 +30,7 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_and_told_who_holds_the_output(tmp_path, holder):
     with (
-        pytest.raises(OutputBusy, match=rf"in use by process {holder.pid} on .* for 0 min"),
+        pytest.raises(OutputBusy, match=rf"in use by process {holder.pid} on .* for \d+ s"),
         exclusive(str(tmp_path / "out")),
     ):
         pass

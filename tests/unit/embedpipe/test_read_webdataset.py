@@ -431,3 +431,10 @@ def test_a_reader_reads_the_same_twice_and_survives_pickling(tmp_path):
     copy = pickle.loads(pickle.dumps(reader))
     assert copy == reader
     assert shards.read(copy) == shards.read(reader) == shards.read(reader)
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b"\n\n"])
+def test_the_line_break_at_a_files_end_is_not_the_captions(ending, tmp_path):
+    data = shards.tar_bytes([("a.jpg", shards.jpeg()), ("a.txt", b" two\nlines " + ending)])
+    ((sample,), _) = read_bytes(data, tmp_path)
+    assert sample.caption == " two\nlines "
