@@ -21,7 +21,7 @@ def test_damage_is_exit_code_1_and_names_the_shard(embedpipe, encoded):
     result = embedpipe("verify", encoded)
     assert result.exit_code == 1
     assert "bad shard 1 (00001.tar): text_emb/text_emb_00001.npy: 0 bytes" in result.stdout
-    assert "1 planned shards are not made yet" in result.stdout
+    assert "1 planned shard not made yet" in result.stdout
     machine = embedpipe("verify", encoded, "--json")
     assert machine.exit_code == 1
     told = json.loads(machine.stdout)

@@ -90,7 +90,7 @@ def test_an_output_of_other_rows_is_refused_and_left_alone(source, tmp_path, enc
     filter(source[1], str(out), NONE_OF_THE_SECOND)
     before = shards.tree(out)
     other = FilterConfig(where=("number % 3 = 2",))
-    with pytest.raises(RunMismatch, match="another selection: selection.rows"):
+    with pytest.raises(RunMismatch, match="another selection: 4 rows"):
         filter(source[1], str(out), other)
     with pytest.raises(RunMismatch, match='another selection: selection.made_by was "filter"'):
         dedup(source[1], str(out), DedupConfig(confirm="none"))
