@@ -55,7 +55,7 @@ def refuse_other_output(dataset: EmbeddingDataset, out: str, run: RunCard | None
             same = "" if before["data"] == now["data"] else " of other data"
             raise RunMismatch(
                 f"{out}: holds another selection: {counted(before['rows'], 'row')}{same}, made by "
-                f"`embedpipe {before['made_by']}`; now it would be {now['rows']:,}",
+                f"`embedpipe {before['made_by']}`; now it would be {now['rows']:,}, by {now['made_by']}",
                 "Give another output folder",
             )
         manifest.refuse_difference(out, there.options, run.options, "selection", "Give another output folder")
