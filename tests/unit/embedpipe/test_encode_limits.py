@@ -52,9 +52,7 @@ def bad_source(tmp_path):
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_hopeless_run_stops_between_shards_and_keeps_what_it_has(workers, bad_source, tmp_path, encode_config):
     out = str(tmp_path / "emb")
-    said = (
-        r"of the first \d+ samples were rejected \(\d+ image_undecodable\), far more than --max-rejects 9; \d shards?"
-    )
+    said = r"of the first \d+ samples were rejected \(\d+ image_undecodable\), more than --max-rejects 9; \d shards?"
     with pytest.raises(TooManyRejects, match=said) as caught:
         encode(bad_source, out, encode_config(max_rejects=RejectLimit(9), workers=workers))
     assert f"{out}/errors" in caught.value.remedy

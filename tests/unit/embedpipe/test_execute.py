@@ -121,7 +121,8 @@ def test_what_a_worker_had_in_hand_beside_a_deadly_task_is_done(workers, tmp_pat
     outcome = ProcessExecutor(workers).run(Ahead(str(tmp_path)), tasks(*payloads), silent)
     assert sorted(aside.task.number for aside in outcome.set_aside) == [1, 4]
     assert outcome.report.tasks == 5
-    assert [times_begun(tmp_path, i) for i in (1, 4)] == [3, 3]
+    begun = [times_begun(tmp_path, i) for i in (1, 4)]
+    assert all(times in (2, 3) for times in begun), "it may have been in hand, not begun, when the one before it died"
     assert multiprocessing.active_children() == []
 
 

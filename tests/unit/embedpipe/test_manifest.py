@@ -133,7 +133,7 @@ def test_a_difference_names_each_entry_with_both_values():
     said = str(caught.value)
     assert said.startswith("out: was made with another set of options: ")
     assert "a was 1, now 2" in said
-    assert "gone was true, now null" in said
+    assert "gone was true, now not set" in said
     assert "deep" not in said
     assert "pppp…pppp" in said
     manifest.refuse_difference("out", old, dict(old), "set of options")

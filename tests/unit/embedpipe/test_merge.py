@@ -133,7 +133,7 @@ def test_columns_become_what_one_encode_would_have_made_of_them(tmp_path):
     [
         ({"weights": "1" * 64}, 'another encoder than .*/a: weights_sha256 is "1111.*, not "0000'),
         ({"format": "parquet"}, 'another set of options than .*/a: format is "parquet", not "npy"'),
-        ({"tokens": False}, "text_tokens is false, not true; token_width is null, not 4"),
+        ({"tokens": False}, "text_tokens is false, not true; token_width is not set, not 4"),
     ],
 )
 def test_what_does_not_belong_together_is_refused_with_what_differs(options, said, tmp_path):
