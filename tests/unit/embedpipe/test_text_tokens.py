@@ -171,7 +171,7 @@ def test_files_of_a_shard_that_is_not_committed_do_not_stay(once, mine, encode_c
 def test_with_and_without_are_two_runs(once, mine, encode_config, encoded_once):
     with pytest.raises(RunMismatch, match="text_tokens was true, now not set"):
         encode(once[0], str(mine), encode_config())
-    with pytest.raises(RunMismatch, match="text_tokens was null, now true"):
+    with pytest.raises(RunMismatch, match="text_tokens was not set, now true"):
         encode(encoded_once[0], encoded_once[1], encode_config(stage=TOKENS))
 
 
