@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dalle2_core.towers import CLIP, OpenClipAdapter
     from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.types import PriorBatch
+    from dalle2_core.vae import VQGanVAE
 
 __all__ = [
     "CLIP",
@@ -38,6 +39,7 @@ __all__ = [
     "PriorBatch",
     "StageConfig",
     "Unet",
+    "VQGanVAE",
     "interpolations",
     "load_prior",
     "slerp",
@@ -61,6 +63,7 @@ _HOMES = {
     "PriorBatch": "dalle2_core.types",
     "StageConfig": "dalle2_core.stage_config",
     "Unet": "dalle2_core.networks.unet",
+    "VQGanVAE": "dalle2_core.vae",
     "interpolations": "dalle2_core.manipulations",
     "load_prior": "dalle2_core.priors",
     "slerp": "dalle2_core.manipulations",
