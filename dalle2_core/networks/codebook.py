@@ -164,7 +164,7 @@ def _nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     at_once = max(1, _DISTANCES_AT_ONCE // len(codes))
     with torch.autocast(vectors.device.type, enabled=False):
         return torch.cat(
-            [torch.addmm(squares, part, codes.T, alpha=-2).argmin(dim=1) for part in vectors.split(at_once)]
+            [torch.addmm(squares, part, codes.T, alpha=-2).argmin(dim=1) for part in torch.split(vectors, at_once)]
         )
 
 
