@@ -36,10 +36,12 @@ def gradient_penalty(judge: Callable[[Tensor], Tensor], images: Tensor, weight: 
     """weight (|∇ judge| - 1)² at each of the images. After Gulrajani et al. 1704.00028, equation 3."""
     images = images.detach().requires_grad_(True)
     (slope,) = torch.autograd.grad(judge(images).sum(), images, create_graph=True)
-    return weight * (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square()
+    steepness: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
+    return weight * (steepness - 1).square()
 
 
 def adaptive_weight(of_reconstruction: Tensor, of_fooling: Tensor) -> Tensor:
     """The fooling loss's weight, from both losses' gradients in the decoder's last layer. 2012.09841, equation 7."""
-    sizes = [torch.linalg.vector_norm(it) for it in (of_reconstruction, of_fooling)]
-    return (sizes[0] / (sizes[1] + _DELTA)).clamp(max=_HIGHEST_WEIGHT)
+    likeness: Tensor = torch.linalg.vector_norm(of_reconstruction)
+    fooling: Tensor = torch.linalg.vector_norm(of_fooling)
+    return (likeness / (fooling + _DELTA)).clamp(max=_HIGHEST_WEIGHT)

@@ -224,8 +224,8 @@ class VQGanVAETrainer:
         return train_vae(
             self.vae,
             stream,
-            self.valid_images.split(_AT_ONCE),
-            self.train_images[:MOST_IMAGES_TO_MEASURE].split(_AT_ONCE),
+            torch.split(self.valid_images, _AT_ONCE),
+            torch.split(self.train_images[:MOST_IMAGES_TO_MEASURE], _AT_ONCE),
             Run(Path(self.config.results_folder)),
             config,
             OptimConfig(lr=self.config.lr, betas=self.config.betas, weight_decay=self.config.wd),
