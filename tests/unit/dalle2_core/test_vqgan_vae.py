@@ -141,25 +141,28 @@ def test_the_discriminator_waits_for_its_step():
 
 
 def test_a_loop_of_ones_own_by_the_published_names():
-    model = vae()
-    codes = model.codebook.codes.clone()
-    first, second = (torch.optim.Adam(side.parameters(), 2e-3) for side in (model, model.discriminator))
-    losses = []
-    for _ in range(4):
-        loss, made = model(pictures(), return_loss=True, return_recons=True)
-        first.zero_grad()
-        loss.backward()
-        assert model.discriminator.to_logits.weight.grad is None
-        first.step()
-        losses.append(float(loss.detach()))
-        assert made.shape == (6, 3, 16, 16)
-        second.zero_grad()
-        judging = model(pictures(), return_discr_loss=True, add_gradient_penalty=False)
-        judging.backward()
-        second.step()
-    assert losses[-1] < losses[0]
+    model, x = vae(), pictures() * 2 - 1
+    codes, weights = model.codebook.codes.clone(), model.decoder[-1].weight.clone()
+    loss, made = model(pictures(), return_loss=True, return_recons=True)
+    made = made * 2 - 1
+    assert float(model.fooling_weight) > 0
+    by_hand = (made - x).abs().mean() - model.fooling_weight * model.discriminator(made).mean()
+    torch.testing.assert_close(loss, by_hand)  # the first batch passes unquantised: no commitment
+    loss.backward()
+    assert model.discriminator.to_logits.weight.grad is None
+    torch.optim.Adam(model.parameters()).step()
     assert not torch.equal(model.codebook.codes, codes)
-    assert model(pictures()).shape == (6, 3, 16, 16)
+    assert not torch.equal(model.decoder[-1].weight, weights)
+
+    model.zero_grad()
+    judging, made = model(pictures(), return_discr_loss=True, add_gradient_penalty=False, return_recons=True)
+    real, fake = model.discriminator(x), model.discriminator(made * 2 - 1)
+    torch.testing.assert_close(judging, (F.relu(1 - real) + F.relu(1 + fake)).mean())
+    judging.backward()
+    assert model.decoder[-1].weight.grad is None
+    assert float(model.discriminator.to_logits.weight.grad.abs().sum()) > 0
+    assert float(model(pictures(), return_discr_loss=True).detach()) > float(judging.detach())
+    torch.testing.assert_close(model(pictures()), made)
 
 
 def test_grey_images_and_a_perceptual_loss(tmp_path):
