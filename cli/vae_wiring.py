@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from dalle2_core.conditions import DecoderBatch
+from dalle2_core.files import sha256
 from dalle2_core.training import Processes, Run, StepReport
 from dalle2_core.training.vae_training import MOST_IMAGES_TO_MEASURE, train_vae
 from dalle2_core.vae import VQGanVAE
@@ -21,7 +23,7 @@ from embedpipe import files
 from embedpipe.card import PreprocessSpec
 from embedpipe.errors import InputError
 from embedpipe.load import rows_of
-from embedpipe.load.pictures import PictureOptions, Pictures, batched, open_pictures
+from embedpipe.load.pictures import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
@@ -35,6 +37,7 @@ VAE_RUN = "vae"
 _CACHE = "cache"
 _MOST_ROWS_TO_JUDGE = 500
 _ROWS_AT_ONCE = 32
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,10 @@ def train_vae_on(
             "recipe": dataclasses.asdict(recipe),
             "split": dataclasses.asdict(split),
             "data": data,
-            "perceptual": source.vgg is not None,
+            "vgg_sha256": None if source.vgg is None else sha256(Path(source.vgg)),
             "pictures": pictures.fingerprint,
         }
-        shaping = {name: facts[name] for name in ("split", "perceptual", "pictures")}
+        shaping = {name: facts[name] for name in ("split", "vgg_sha256", "pictures")}
         start, stop = together.share(recipe.train.batch_size)
 
         def stream(step: int) -> Iterator[DecoderBatch]:
@@ -165,12 +168,14 @@ def _decoded(
     preparing: Callable[[str], AbstractContextManager[Listener]],
     together: Processes,
 ) -> Pictures:
-    """The pictures, decoded by the first process; the others find them done."""
+    """The pictures, decoded by the first process; the others wait for them."""
     cache = files.join(out, _CACHE)
     if together.is_first:
         with preparing("decode") as listener:
-            open_pictures(data, cache, options, listener)
-    together.wait()
+            return open_pictures(data, cache, options, listener)
+    # Not by `together.wait`: what processes say to each other has time limits, and decoding may take hours.
+    while not pictures_are_decoded(data, cache, options):
+        time.sleep(_LOOK_EVERY_S)
     return open_pictures(data, cache, options, silent)
 
 

@@ -84,20 +84,21 @@ def open_pictures(data: str, cache: str, options: PictureOptions, listener: List
     They are decoded anew when the input or the options have changed, or a file of the cache is not whole.
     Raises InputError, EmptyInput, DiskFull.
     """
-    rules = SampleRules(caption_key=options.caption_key, need_caption=options.need_caption)
-    reader = open_reader(data, rules, options.input)
+    reader = _reader(data, options)
     shards = reader.shards(())
-    identity = {
-        "format_version": _FORMAT_VERSION,
-        "options": options.shaping(),
-        "shards": [[shard.name, shard.bytes, shard.modified] for shard in shards],
-    }
+    identity = _identity(shards, options)
     marker = _read_marker(cache)
-    if marker is None or marker["identity"] != json.loads(json.dumps(identity)):
+    if marker is None or marker["identity"] != identity:
         files.remove(files.join(cache, _MARKER))
         marker = {"identity": identity, **_decode_all(data, reader, shards, cache, options, listener)}
         files.write_bytes(files.join(cache, _MARKER), json.dumps(marker, indent=1).encode())
     return _open(cache, marker, options)
+
+
+def pictures_are_decoded(data: str, cache: str, options: PictureOptions) -> bool:
+    """Whether `open_pictures` would find them done: for processes that leave the decoding to another."""
+    marker = _read_marker(cache)
+    return marker is not None and marker["identity"] == _identity(_reader(data, options).shards(()), options)
 
 
 def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -117,6 +118,21 @@ def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ..
     array: np.ndarray = np.load(files.local_path(location), mmap_mode="r")
     assert array.shape == shape, f"{location} is {array.shape}, not {shape}"
     return array
+
+
+def _reader(data: str, options: PictureOptions) -> Reader:
+    rules = SampleRules(caption_key=options.caption_key, need_caption=options.need_caption)
+    return open_reader(data, rules, options.input)
+
+
+def _identity(shards: list[SourceShard], options: PictureOptions) -> Any:
+    """What must be the same for a cache to be used, as JSON gives it back."""
+    identity = {
+        "format_version": _FORMAT_VERSION,
+        "options": options.shaping(),
+        "shards": [[shard.name, shard.bytes, shard.modified] for shard in shards],
+    }
+    return json.loads(json.dumps(identity))
 
 
 def _read_marker(cache: str) -> dict[str, Any] | None:

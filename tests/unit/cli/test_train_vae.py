@@ -123,18 +123,55 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(vae, data, tmp_path):
     assert same(weights(out), weights(vae[0]))
 
 
-def test_taken_in_parts_it_is_the_same_training(data, tmp_path):
-    logged = {}
-    for parts in (1, 2):
-        brief = ["--steps", "6", "--set", "train.log_every=1", "--set", f"train.accumulate={parts}"]
-        result_of("train-vae", data, tmp_path / str(parts), *TINY, *brief)
-        lines = (tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()
-        logged[parts] = [json.loads(line) for line in lines if '"train"' in line]
-    assert len(logged[1]) == 6
-    assert "judging" in logged[1][-1]
-    for one, two in zip(logged[1], logged[2], strict=True):
-        for name in one.keys() & {"reconstruction", "commitment", "judging", "fooling_weight"}:
-            assert two[name] == pytest.approx(one[name], rel=0.02, abs=1e-4), (name, one["step"])
+BY_STEP = ["--steps", "6", "--set", "train.log_every=1"]
+
+
+def trained_lines(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if '"train"' in line]
+
+
+def assert_same_training(one, other):
+    """Losses of every step, the discriminator's among them, but for rounding."""
+    assert len(one) == len(other) == 6
+    assert "judging" in one[-1]
+    for mine, theirs in zip(one, other, strict=True):
+        for name in mine.keys() & {"reconstruction", "commitment", "judging", "fooling_weight"}:
+            assert theirs[name] == pytest.approx(mine[name], rel=0.02, abs=1e-4), (name, mine["step"])
+
+
+@pytest.fixture(scope="module")
+def by_step(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("by_step") / "vae"
+    result_of("train-vae", data, out, *TINY, *BY_STEP)
+    return trained_lines(out)
+
+
+def test_taken_in_parts_it_is_the_same_training(by_step, data, tmp_path):
+    result_of("train-vae", data, tmp_path / "vae", *TINY, *BY_STEP, "--set", "train.accumulate=2")
+    assert_same_training(by_step, trained_lines(tmp_path / "vae"))
+
+
+@pytest.mark.slow
+def test_two_processes_are_the_same_training(by_step, data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "--local-addr",
+        "127.0.0.1",
+        "-m",
+        "embedpipe_cli",
+        "train-vae",
+        data,
+        str(tmp_path / "vae"),
+        *TINY,
+        *BY_STEP,
+        "--json",
+    ]
+    loopback = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=loopback)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6
+    assert_same_training(by_step, trained_lines(tmp_path / "vae"))
 
 
 def test_a_folder_of_images_without_captions(tmp_path):
