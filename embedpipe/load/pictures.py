@@ -41,7 +41,7 @@ class PictureOptions:
     preprocess: the model's input. split_column: metadata field that names each row's split; None for a hash of
     (source shard, key) that holds out `valid_share`. caption_key: the .json field with the caption where no .txt is.
     input: webdataset, folder or auto. max_pixels: larger pictures are rejected unread. need_caption: pictures without
-    one are rejected; else they have an empty one.
+    one are rejected; else captions are not read, and are empty.
     """
 
     preprocess: PreprocessSpec

@@ -147,6 +147,7 @@ def by_step(data, tmp_path_factory):
     return trained_lines(out)
 
 
+@pytest.mark.slow
 def test_taken_in_parts_it_is_the_same_training(by_step, data, tmp_path):
     result_of("train-vae", data, tmp_path / "vae", *TINY, *BY_STEP, "--set", "train.accumulate=2")
     assert_same_training(by_step, trained_lines(tmp_path / "vae"))
