@@ -1,12 +1,14 @@
-"""Losses between a discriminator and what it judges, as functions of its logits [b, …]; each gives [b] or a scalar."""
+"""Losses between a discriminator and what it judges, as functions of its logits [b, …]; and how much they weigh."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dalle2_core.together import Together
 
 # Esser et al. 2012.09841, equation 7, and the bound of their code.
 _DELTA, _HIGHEST_WEIGHT = 1e-6, 1e4
@@ -45,3 +47,32 @@ def adaptive_weight(of_reconstruction: Tensor, of_fooling: Tensor) -> Tensor:
     likeness: Tensor = torch.linalg.vector_norm(of_reconstruction)
     fooling: Tensor = torch.linalg.vector_norm(of_fooling)
     return (likeness / (fooling + _DELTA)).clamp(max=_HIGHEST_WEIGHT)
+
+
+class Balance(nn.Module):
+    """The weight of fooling against likeness: measured in each step, applied in the next.
+
+    Gradients add up over parts of a batch and over processes, their quotient does not: so it is taken at the end of a
+    step, by `settle`. 0 until the first.
+    """
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(()))
+        self._slopes: tuple[Tensor, Tensor] | None = None
+
+    def measure(self, likeness: Tensor, fooling: Tensor, last: Tensor, rows: int) -> None:
+        """Add this part's gradients in `last`, the decoder's last layer. Both losses are means over `rows` rows."""
+        slopes = [torch.autograd.grad(it, last, retain_graph=True)[0].float() * rows for it in (likeness, fooling)]
+        before = self._slopes or (torch.zeros_like(slopes[0]), torch.zeros_like(slopes[1]))
+        self._slopes = before[0] + slopes[0], before[1] + slopes[1]
+
+    @torch.no_grad()
+    def settle(self, together: Together) -> None:
+        """Take the quotient of what was measured since the last call, by all processes."""
+        if self._slopes is not None:
+            likeness, fooling = (together.total(it) for it in self._slopes)
+            self.weight.copy_(adaptive_weight(likeness, fooling))
+            self._slopes = None

@@ -6,7 +6,7 @@ latents before they are quantised, and quantising belongs to the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle2_core.adversarial import (
-    adaptive_weight,
-    gradient_penalty,
-    hinge_fool,
-    hinge_judge,
-    logistic_fool,
-    logistic_judge,
-)
+from dalle2_core.adversarial import Balance, gradient_penalty, hinge_fool, hinge_judge, logistic_fool, logistic_judge
 from dalle2_core.conditions import DecoderBatch
 from dalle2_core.draws import Draws, uniform
 from dalle2_core.errors import ConfigError, ShapeError
@@ -68,7 +61,6 @@ class VQGanVAE(nn.Module):
     latent_mean: Tensor
     latent_std: Tensor
     steps: Tensor
-    fooling_weight: Tensor
 
     def __init__(
         self, *, dim: int, image_size: int, vgg: nn.Module | Path | str | None = None, **keywords: Any
@@ -107,14 +99,12 @@ class VQGanVAE(nn.Module):
             revive_below=config.vq_revive_below,
         )
         self.discriminator = Discriminator(config) if config.use_vgg_and_gan else None
+        self.balance = Balance()
         # Not a child: its weights are neither trained nor saved.
         self._vgg = () if vgg is None else (vgg_from(vgg),)
         self.register_buffer("latent_mean", torch.zeros(self.latent_channels))
         self.register_buffer("latent_std", torch.ones(self.latent_channels))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("fooling_weight", torch.zeros(()))
-        # Gradients in the decoder's last layer, of likeness and of fooling, summed over the rows of a step.
-        self._slopes: tuple[Tensor, Tensor] | None = None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -150,8 +140,8 @@ class VQGanVAE(nn.Module):
         if terms.fooling is not None:
             self._measure(terms, len(pixels))
             judging = self._judging(pixels, terms.made.detach())
-            loss = loss + self.fooling_weight * terms.fooling + judging
-            parts |= {"fooling": terms.fooling, "judging": judging, "fooling_weight": self.fooling_weight}
+            loss = loss + self.balance.weight * terms.fooling + judging
+            parts |= {"fooling": terms.fooling, "judging": judging, "fooling_weight": self.balance.weight}
             every = config.apply_grad_penalty_every
             if every and int(self.steps) % every == 0:
                 loss = loss + gradient_penalty(self._judge, pixels).mean()
@@ -161,10 +151,7 @@ class VQGanVAE(nn.Module):
     def settle(self, together: Together) -> None:
         """End a step: the codes follow what was seen, and the weight of fooling is measured. See `Settling`."""
         self.codebook.settle(together)
-        if self._slopes is not None:
-            likeness, fooling = (together.total(it) for it in self._slopes)
-            self.fooling_weight.copy_(adaptive_weight(likeness, fooling))
-            self._slopes = None
+        self.balance.settle(together)
         self.steps += 1
 
     def forward(
@@ -231,7 +218,7 @@ class VQGanVAE(nn.Module):
         """Read what `save` wrote. Raises CheckpointError if it is not a whole one of this format."""
         settings = read_settings(folder, KIND, "an autoencoder")
         with settings_of(folder):
-            vae = cls.from_config(vae_from_json(settings["vae"]), vgg)
+            vae = cls.from_config(from_keywords(VaeConfig, "vae", settings["vae"]), vgg)
         read_weights(folder, vae)
         return vae.to(device)
 
@@ -270,26 +257,18 @@ class VQGanVAE(nn.Module):
         return judge(judged_real, judged_fake).mean()
 
     def _measure(self, terms: _Terms, rows: int) -> None:
-        """Add this part's gradients in the decoder's last layer to the step's."""
-        if not (self.training and torch.is_grad_enabled()):
-            return
-        assert terms.fooling is not None
-        last: Tensor = self.decoder[-1].weight  # type: ignore[assignment]
-        slopes = [
-            torch.autograd.grad(it, last, retain_graph=True)[0].float() * rows for it in (terms.likeness, terms.fooling)
-        ]
-        before = self._slopes or (torch.zeros_like(slopes[0]), torch.zeros_like(slopes[1]))
-        self._slopes = before[0] + slopes[0], before[1] + slopes[1]
+        if self.training and torch.is_grad_enabled() and terms.fooling is not None:
+            last: Tensor = self.decoder[-1].weight  # type: ignore[assignment]
+            self.balance.measure(terms.likeness, terms.fooling, last, rows)
 
     def _own_loss(self, pixels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         terms = self._terms(pixels, draws)
         loss = terms.likeness + self.config.vq_commitment_weight * terms.commitment
-        if terms.fooling is not None:
-            self._measure(terms, len(pixels))
+        self._measure(terms, len(pixels))
         if self.training and torch.is_grad_enabled():
             self.settle(Alone())
         if terms.fooling is not None:
-            loss = loss + self.fooling_weight.clone() * terms.fooling
+            loss = loss + self.balance.weight.clone() * terms.fooling
         return loss, terms.made
 
     def _own_judging(self, pixels: Tensor, add_gradient_penalty: bool) -> tuple[Tensor, Tensor]:
@@ -325,8 +304,3 @@ class VQGanVAE(nn.Module):
             )
         if not bool(torch.isfinite(pixels).all()):
             raise ShapeError("images hold NaN or infinity")
-
-
-def vae_from_json(values: Mapping[str, Any]) -> VaeConfig:
-    """What `dataclasses.asdict` made of a VaeConfig, read back."""
-    return from_keywords(VaeConfig, "vae", values)

@@ -62,7 +62,7 @@ def test_the_loss_is_the_sum_of_its_parts_and_each_side_gets_its_own_gradient(ke
         model.zero_grad()
         step_of(model, step)
     model.zero_grad()
-    weight = float(model.fooling_weight)
+    weight = float(model.balance.weight)
     assert weight > 0
     x = pictures() * 2 - 1
     model.loss(DecoderBatch(pictures()), draws(step=2)).loss.backward()
@@ -101,7 +101,7 @@ def test_the_weight_of_fooling_is_the_quotient_of_gradients_by_hand():
     (of_error,) = torch.autograd.grad((made - x).abs().mean(), last, retain_graph=True)
     (of_fooling,) = torch.autograd.grad(-again.discriminator(made).mean(), last)
     expected = of_error.square().sum().sqrt() / (of_fooling.square().sum().sqrt() + 1e-6)
-    torch.testing.assert_close(model.fooling_weight, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(model.balance.weight, expected, atol=1e-6, rtol=1e-4)
     assert float(adaptive_weight(torch.ones(3), torch.zeros(3))) == 1e4
 
 
@@ -145,8 +145,8 @@ def test_a_loop_of_ones_own_by_the_published_names():
     codes, weights = model.codebook.codes.clone(), model.decoder[-1].weight.clone()
     loss, made = model(pictures(), return_loss=True, return_recons=True)
     made = made * 2 - 1
-    assert float(model.fooling_weight) > 0
-    by_hand = (made - x).abs().mean() - model.fooling_weight * model.discriminator(made).mean()
+    assert float(model.balance.weight) > 0
+    by_hand = (made - x).abs().mean() - model.balance.weight * model.discriminator(made).mean()
     torch.testing.assert_close(loss, by_hand)  # the first batch passes unquantised: no commitment
     loss.backward()
     assert model.discriminator.to_logits.weight.grad is None
