@@ -30,6 +30,19 @@ from dalle2_core.types import StepLoss
 from dalle2_core.vae_config import VaeConfig
 
 KIND = "vqgan-vae"
+# DALLE2-pytorch hands on what begins with `encdec_` to the network; its README leaves that out.
+_OF_NETWORK = frozenset(
+    (
+        "layer_mults",
+        "num_resnet_blocks",
+        "resnet_groups",
+        "first_conv_kernel_size",
+        "use_attn",
+        "attn_dim_head",
+        "attn_heads",
+        "attn_dropout",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +86,11 @@ class VQGanVAE(nn.Module):
             vgg: for a perceptual loss, see `dalle2_core.perceptual.vgg_from`. None: without one. Neither trained nor
                 saved.
         """
-        plain = {name.removeprefix("encdec_"): value for name, value in keywords.items()}
-        self._set(from_keywords(VaeConfig, "VQGanVAE", {"dim": dim, "image_size": image_size, **plain}), vgg)
+        for name in _OF_NETWORK & {it.removeprefix("encdec_") for it in keywords if it.startswith("encdec_")}:
+            if name in keywords:
+                raise TypeError(f"VQGanVAE is given {name} twice, with and without encdec_")
+            keywords[name] = keywords.pop(f"encdec_{name}")
+        self._set(from_keywords(VaeConfig, "VQGanVAE", {"dim": dim, "image_size": image_size, **keywords}), vgg)
 
     @classmethod
     def from_config(cls, config: VaeConfig, vgg: nn.Module | Path | str | None = None) -> VQGanVAE:

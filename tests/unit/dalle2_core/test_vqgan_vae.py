@@ -290,6 +290,10 @@ def test_an_unknown_keyword_names_the_near_ones():
         vae(vq_codebook_sise=3)
     plain = {name: value for name, value in SMALL.items() if name != "layer_mults"}
     assert VQGanVAE(**plain, encdec_layer_mults=(1, 3)).config.widths == (8, 8, 24)
+    with pytest.raises(TypeError, match="given layer_mults twice"):
+        vae(encdec_layer_mults=(1, 3))
+    with pytest.raises(TypeError, match="has no keyword 'encdec_dim'"):
+        vae(encdec_dim=3)
 
 
 @pytest.mark.parametrize(
