@@ -33,6 +33,7 @@ COMMANDS = (
     "export",
     "train-clip",
     "train-prior",
+    "train-vae",
     "evaluate",
     "sample-prior",
     "convert",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dalle2_core.autoencoder import Autoencoder
+    from dalle2_core.autoencoders import load_autoencoder
     from dalle2_core.conditions import DecoderBatch, DecoderCondition
     from dalle2_core.decoder import Decoder
     from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from dalle2_core.stage_config import LowresConfig, StageConfig
     from dalle2_core.towers import CLIP, OpenClipAdapter
     from dalle2_core.training.trainer import DiffusionPriorTrainer
+    from dalle2_core.training.vae_training import VQGanVAETrainer
     from dalle2_core.types import PriorBatch
+    from dalle2_core.vae import VQGanVAE
 
 __all__ = [
     "CLIP",
@@ -38,7 +41,10 @@ __all__ = [
     "PriorBatch",
     "StageConfig",
     "Unet",
+    "VQGanVAE",
+    "VQGanVAETrainer",
     "interpolations",
+    "load_autoencoder",
     "load_prior",
     "slerp",
     "text_diff",
@@ -61,7 +67,10 @@ _HOMES = {
     "PriorBatch": "dalle2_core.types",
     "StageConfig": "dalle2_core.stage_config",
     "Unet": "dalle2_core.networks.unet",
+    "VQGanVAE": "dalle2_core.vae",
+    "VQGanVAETrainer": "dalle2_core.training.vae_training",
     "interpolations": "dalle2_core.manipulations",
+    "load_autoencoder": "dalle2_core.autoencoders",
     "load_prior": "dalle2_core.priors",
     "slerp": "dalle2_core.manipulations",
     "text_diff": "dalle2_core.manipulations",

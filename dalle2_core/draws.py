@@ -87,6 +87,15 @@ def coin(probability: float, draws: Draws, device: torch.device) -> bool:
     return float(tossed) < probability
 
 
+def common_seed(draws: Draws, device: torch.device) -> int:
+    """A seed in [0, 2^62) that all rows share."""
+
+    def draw(generator: torch.Generator | None) -> Tensor:
+        return torch.randint(2**62, (), generator=generator, device=device)
+
+    return int(draws.in_common(draw) if isinstance(draws, RowDraws) else draw(draws))
+
+
 def derived_seed(*what: int | str) -> int:
     """A seed in [0, 2^63) that depends on all of these and on nothing else."""
     digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=8).digest()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dalle2_core.draws import Draws
 from dalle2_core.errors import ShapeError
+from dalle2_core.together import Together
 
 SelfBatch = TypeVar("SelfBatch", bound="Batch")
 AnyBatch = TypeVar("AnyBatch", bound="Batch", contravariant=True)
@@ -51,6 +52,14 @@ class Trainable(Protocol[AnyBatch]):
     """
 
     def loss(self, batch: AnyBatch, draws: Draws) -> StepLoss: ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A `Trainable` that also changes by other means than gradients: by what it saw in a step's forward passes."""
+
+    def settle(self, together: Together) -> None:
+        """Called once after every optimizer step, by all processes. Afterwards all hold the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,10 @@ def as_image(tokens: Tensor, like: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-query attention of every pixel to every other, with a null key, added to its input."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, cosine_sim: bool) -> None:
+    def __init__(self, dim: int, heads: int, dim_head: int, cosine_sim: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = dropout
         self.cosine_sim = cosine_sim
         self.scale = COSINE_SCALE if cosine_sim else dim_head**-0.5
         self.norm = LayerNorm(dim)
@@ -53,6 +54,7 @@ class SelfAttention(nn.Module):
             q_BHNE,
             k_BKE[:, None].expand(-1, self.heads, -1, -1),
             v_BKE[:, None].expand(-1, self.heads, -1, -1),
+            dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,
         )
         return as_image(self.to_out(out_BHNE.transpose(1, 2).flatten(2)), image) + image

@@ -6,6 +6,7 @@ time's embedding and becomes tokens besides, to which the blocks attend.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,9 @@ class Unet(nn.Module):
     def __init__(self, dim: int, **keywords: Any) -> None:
         """Keywords: the fields of UnetConfig. An unknown one is a TypeError that names the near ones."""
         super().__init__()
+        if "sparse_attn_window" in keywords:  # in a script of DALLE2-pytorch's README, which shall run as it is
+            del keywords["sparse_attn_window"]
+            warnings.warn("sparse_attn_window changes nothing: DALLE2-pytorch never read it either", stacklevel=2)
         config = from_keywords(UnetConfig, "Unet", {"dim": dim, **keywords})
         self.config = config
         make = _Parts(config)

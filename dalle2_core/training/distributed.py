@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented there
 
 from dalle2_core.errors import ConfigError
@@ -65,6 +65,10 @@ class Processes:
         names = sorted(numbers)
         sums = torch.tensor([numbers[name] for name in names], dtype=torch.float64, device=self.device)
         return dict(zip(names, self._accelerator.reduce(sums, "sum").tolist(), strict=True))
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of a tensor on `device`, which has the same shape in each."""
+        return tensor if self.world == 1 else cast("Tensor", self._accelerator.reduce(tensor, "sum"))
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank; plain values that can be pickled."""

@@ -17,7 +17,7 @@ from dalle2_core.training.distributed import Processes
 from dalle2_core.training.optim import OptimConfig
 from dalle2_core.training.randomness import seeded_layers, step_draws
 from dalle2_core.training.state import TrainState
-from dalle2_core.types import Batch, StepLoss
+from dalle2_core.types import Batch, Settling, StepLoss
 
 _ADVICE = "the last checkpoint is intact. Look at those rows, or lower optim.lr"
 
@@ -104,6 +104,8 @@ def take_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
+    if isinstance(state.model, Settling):
+        state.model.settle(together)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
     state.step = step

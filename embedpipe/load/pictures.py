@@ -40,7 +40,8 @@ class PictureOptions:
 
     preprocess: the model's input. split_column: metadata field that names each row's split; None for a hash of
     (source shard, key) that holds out `valid_share`. caption_key: the .json field with the caption where no .txt is.
-    input: webdataset, folder or auto. max_pixels: larger pictures are rejected unread.
+    input: webdataset, folder or auto. max_pixels: larger pictures are rejected unread. need_caption: pictures without
+    one are rejected; else captions are not read, and are empty.
     """
 
     preprocess: PreprocessSpec
@@ -49,6 +50,14 @@ class PictureOptions:
     caption_key: str = "caption"
     input: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
+    need_caption: bool = True
+
+    def shaping(self) -> dict[str, Any]:
+        """What decides the rows, as plain values. The usual need of captions is absent: older caches go on without."""
+        values = dataclasses.asdict(self)
+        if self.need_caption:
+            del values["need_caption"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +84,21 @@ def open_pictures(data: str, cache: str, options: PictureOptions, listener: List
     They are decoded anew when the input or the options have changed, or a file of the cache is not whole.
     Raises InputError, EmptyInput, DiskFull.
     """
-    rules = SampleRules(caption_key=options.caption_key)
-    reader = open_reader(data, rules, options.input)
+    reader = _reader(data, options)
     shards = reader.shards(())
-    identity = {
-        "format_version": _FORMAT_VERSION,
-        "options": dataclasses.asdict(options),
-        "shards": [[shard.name, shard.bytes, shard.modified] for shard in shards],
-    }
+    identity = _identity(shards, options)
     marker = _read_marker(cache)
-    if marker is None or marker["identity"] != json.loads(json.dumps(identity)):
+    if marker is None or marker["identity"] != identity:
         files.remove(files.join(cache, _MARKER))
         marker = {"identity": identity, **_decode_all(data, reader, shards, cache, options, listener)}
         files.write_bytes(files.join(cache, _MARKER), json.dumps(marker, indent=1).encode())
     return _open(cache, marker, options)
+
+
+def pictures_are_decoded(data: str, cache: str, options: PictureOptions) -> bool:
+    """Whether `open_pictures` would find them done: for processes that leave the decoding to another."""
+    marker = _read_marker(cache)
+    return marker is not None and marker["identity"] == _identity(_reader(data, options).shards(()), options)
 
 
 def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -110,6 +120,21 @@ def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ..
     return array
 
 
+def _reader(data: str, options: PictureOptions) -> Reader:
+    rules = SampleRules(caption_key=options.caption_key, need_caption=options.need_caption)
+    return open_reader(data, rules, options.input)
+
+
+def _identity(shards: list[SourceShard], options: PictureOptions) -> Any:
+    """What must be the same for a cache to be used, as JSON gives it back."""
+    identity = {
+        "format_version": _FORMAT_VERSION,
+        "options": options.shaping(),
+        "shards": [[shard.name, shard.bytes, shard.modified] for shard in shards],
+    }
+    return json.loads(json.dumps(identity))
+
+
 def _read_marker(cache: str) -> dict[str, Any] | None:
     location = files.join(cache, _MARKER)
     if not files.exists(location):
@@ -128,7 +153,7 @@ def _read_marker(cache: str) -> dict[str, Any] | None:
 def _decode_all(
     data: str, reader: Reader, shards: list[SourceShard], cache: str, options: PictureOptions, listener: Listener
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(options), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(options.shaping(), sort_keys=True).encode())
     listener(Progress(planned=len(shards)))
     writer = _Writer(options)
     with files.writing(files.join(cache, _PIXELS)) as stream:
@@ -140,7 +165,8 @@ def _decode_all(
             listener(Progress(tasks=1))
         if not writer.rows["key"]:
             why = ", ".join(f"{name} {count}" for name, count in writer.rejects.most_common(3)) or "no samples"
-            raise EmptyInput(f"{data}: not one picture with a caption ({why})", "Look at the input")
+            what = "picture with a caption" if options.need_caption else "picture"
+            raise EmptyInput(f"{data}: not one {what} ({why})", "Look at the input")
         pixels_bytes = stream.tell()
     table = io.BytesIO()
     pq.write_table(pa.table(writer.rows), table)
@@ -166,13 +192,12 @@ class _Writer:
             self.rejects[sample.error_class] += 1
             return False
         assert sample.image is not None
-        assert sample.caption is not None
         decoded = decode(sample.image, self._options.preprocess, self._options.max_pixels)
         if isinstance(decoded, Undecodable):
             self.rejects[decoded.error_class] += 1
             return False
         pixels.write(decoded.pixels.numpy().tobytes())
-        values = (sample.key, shard, sample.caption, self._split(sample, shard))
+        values = (sample.key, shard, sample.caption or "", self._split(sample, shard))
         for column, value in zip(self.rows.values(), values, strict=True):
             column.append(value)
         return True

@@ -101,6 +101,15 @@ def test_every_setting_of_the_decoder_is_documented():
     assert missing == []
 
 
+def test_every_setting_of_the_autoencoder_is_documented():
+    from dalle2_core.training.vae_training import VaeTrainerConfig
+    from dalle2_core.vae_config import VaeConfig
+
+    page = (ROOT / "docs" / "latent.md").read_text()
+    fields = [field.name for kind in (VaeConfig, VaeTrainerConfig) for field in dataclasses.fields(kind)]
+    assert [name for name in fields if f"`{name}`" not in page and name != "betas"] == []
+
+
 def shown_commands():
     for page in PAGES:
         for line in page.read_text().splitlines():

@@ -10,7 +10,7 @@ from embedpipe.card import PreprocessSpec
 from embedpipe.errors import EmptyInput, InputError
 from embedpipe.images.decode import decode
 from embedpipe.load import pictures as module
-from embedpipe.load.pictures import PictureOptions, cached_rows, open_pictures
+from embedpipe.load.pictures import PictureOptions, cached_rows, open_pictures, pictures_are_decoded
 from tests import shards
 
 SPEC = PreprocessSpec((16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", "shortest", 0)
@@ -145,3 +145,22 @@ def test_rows_that_could_not_be_made_leave_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cached_rows(str(tmp_path / "rows.npy"), half(), (5, 3), "float32")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_without_captions_are_taken_where_none_are_needed(tmp_path, cache):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for place in range(3):
+        (folder / f"{place}.png").write_bytes(shards.png(place))
+    (folder / "1.txt").write_text("a caption")
+    with_captions = PictureOptions(SPEC)
+    assert len(open_pictures(str(folder), cache, with_captions)) == 1
+    assert len(open_pictures(str(folder), cache, PictureOptions(SPEC, need_caption=False))) == 3
+    assert "need_caption" not in with_captions.shaping()  # caches from before there was a choice stay good
+
+
+def test_another_process_sees_when_they_are_decoded(data, cache):
+    assert not pictures_are_decoded(data, cache, OPTIONS)
+    open_pictures(data, cache, OPTIONS)
+    assert pictures_are_decoded(data, cache, OPTIONS)
+    assert not pictures_are_decoded(data, cache, PictureOptions(SPEC, split_column="label", max_pixels=5))

@@ -1,0 +1,34 @@
+"""Every autoencoder that a folder can hold, by the kind that its config.json names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dalle2_core import vae
+from dalle2_core.autoencoder import Autoencoder, check_autoencoder
+from dalle2_core.diffusers_vae import DiffusersAutoencoder, diffusers_class
+from dalle2_core.errors import CheckpointError
+from dalle2_core.saved import read_kind
+
+Load = Callable[[Path, torch.device | str], Autoencoder]
+
+AUTOENCODERS: dict[str, Load] = {vae.KIND: vae.VQGanVAE.load}
+
+
+def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder in a folder, which may be one of diffusers.
+
+    Raises CheckpointError if there is none, ConfigError if it is not finished.
+    """
+    if diffusers_class(folder) is not None:
+        return DiffusersAutoencoder.load(folder, device)
+    kind = read_kind(folder)
+    if kind not in AUTOENCODERS:
+        known = f"known: {', '.join(sorted(AUTOENCODERS))}" if AUTOENCODERS else "this version knows none"
+        raise CheckpointError(f"{folder}: holds a {kind!r}, which is no autoencoder; {known}")
+    autoencoder = AUTOENCODERS[kind](Path(folder), device)
+    check_autoencoder(autoencoder)
+    return autoencoder
