@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dalle2_core.stage import DecoderStage
     from dalle2_core.stage_config import LowresConfig, StageConfig
     from dalle2_core.towers import CLIP, OpenClipAdapter
+    from dalle2_core.training.decoder_trainer import DecoderTrainer
     from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.training.vae_training import VQGanVAETrainer
     from dalle2_core.types import PriorBatch
@@ -33,6 +34,7 @@ __all__ = [
     "DecoderBatch",
     "DecoderCondition",
     "DecoderStage",
+    "DecoderTrainer",
     "DiffusionPrior",
     "DiffusionPriorNetwork",
     "DiffusionPriorTrainer",
@@ -59,6 +61,7 @@ _HOMES = {
     "DecoderBatch": "dalle2_core.conditions",
     "DecoderCondition": "dalle2_core.conditions",
     "DecoderStage": "dalle2_core.stage",
+    "DecoderTrainer": "dalle2_core.training.decoder_trainer",
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
     "DiffusionPriorTrainer": "dalle2_core.training.trainer",

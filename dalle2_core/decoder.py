@@ -100,6 +100,19 @@ class Decoder(nn.Module):
             image_embed: [b, d], L2-normalised. text_encodings: [b, l, t]; text_mask: [b, l] bool.
             generator: on the stage's device; None draws from torch's global one.
         """
+        stage, batch = self.training_batch(image, text, image_embed, text_encodings, text_mask, unet_number)
+        return stage.loss(batch, generator).loss
+
+    def training_batch(
+        self,
+        image: Tensor,
+        text: Tensor | None = None,
+        image_embed: Tensor | None = None,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        unet_number: int | None = None,
+    ) -> tuple[DecoderStage, DecoderBatch]:
+        """The stage that `forward` trains with these arguments, and the batch for it, embedded where it must be."""
         if unet_number is None and len(self.stages) > 1:
             raise ConfigError(f"say which stage is trained: unet_number, 1 to {len(self.stages)}")
         stage = self.stage(unet_number or 1)
@@ -109,7 +122,7 @@ class Decoder(nn.Module):
         if text_encodings is None and text is not None and network.cond_on_text_encodings:
             embedded = self._embedder("texts").embed_text(text)
             text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
-        return stage.loss(DecoderBatch(image, image_embed, text_encodings, text_mask), generator).loss
+        return stage, DecoderBatch(image, image_embed, text_encodings, text_mask)
 
     def stage(self, number: int) -> DecoderStage:
         """Stage `number`, from 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -193,6 +194,14 @@ class DecoderStage(nn.Module):
             stage = cls(unet, stage_from_json(settings["stage"]), vae)
         read_weights(folder, unet)
         return stage.to(device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DecoderStage:
+        """Weights of its own (a moving average is one), and the same autoencoder, which nobody changes."""
+        memo.update({id(held): held for held in self._frozen})
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DecoderStage:
         """As torch's; the autoencoder, which is no child, moves along."""

@@ -20,6 +20,7 @@ class TrainConfig:
     accumulate: parts that each process takes its rows through one after the other, for want of memory.
     seed: of the data order, the noise and the dropout.
     log_every: one line of means over that many steps. evaluate_every: besides, after the last step.
+    show_every: of pictures to look at, and after the last step; None takes evaluate_every.
     save_every: besides, after the last step, after an evaluation that is the best so far and on Ctrl-C.
     keep: newest checkpoints kept; the best one is kept besides.
     ema_decay: of the moving average of the weights, warmed up; None for no average.
@@ -41,11 +42,14 @@ class TrainConfig:
     best_is: Literal["lowest", "highest"] = "lowest"
     precision: Literal["float32", "bfloat16"] = "float32"
     loggers: tuple[str, ...] = ()
+    show_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.show_every is not None and self.show_every < 1:
+            raise ConfigError(f"train.show_every is {self.show_every}; it must be 1 or more, or None")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1), or None for no average")
         if self.best_is not in ("lowest", "highest"):

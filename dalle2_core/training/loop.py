@@ -40,6 +40,7 @@ def train(
     optim: OptimConfig,
     *,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    show: Callable[[Any, int], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     processes: Processes | None = None,
 ) -> TrainState:
@@ -56,6 +57,8 @@ def train(
         evaluate: given a model in eval mode, without gradients, returns numbers for the log. It must hold
             `config.best_metric`. The first process calls it twice: with the averaged weights, which decide what is
             best, and with the trained ones.
+        show: given the averaged model in eval mode, without gradients, and the step, leaves something to look at. The
+            first process calls it every `config.show_every` steps; for a step from which a run resumes, again.
         on_step: called after every step.
         processes: None takes those that torchrun started, or this one alone.
 
@@ -101,11 +104,13 @@ def train(
                     for kind, numbers in judged.items():
                         logs.write(kind, state.step, state.samples, numbers)
                     state.evaluated_step = state.step
+            if show is not None and together.is_first and _shows(state.step, config):
+                _show(state, show, config, device)
             saves = state.step > saved_step and (is_last or state.step % config.save_every == 0)
             if together.is_first and (is_best or saves):
                 checkpoints.save(state)
                 saved_step = state.step
-            if evaluates or saves:
+            if evaluates or saves or _shows(state.step, config):
                 together.wait()
             if is_last:
                 break
@@ -167,6 +172,19 @@ def _evaluate(
     return judged
 
 
+def _shows(step: int, config: TrainConfig) -> bool:
+    """Whether pictures are due: after the last step, and at every interval from its first end on."""
+    return step > 0 and (step >= config.steps or step % (config.show_every or config.evaluate_every) == 0)
+
+
+def _show(state: TrainState, show: Callable[[Any, int], None], config: TrainConfig, device: torch.device) -> None:
+    """As `_evaluate`, of the averaged model, for what it leaves behind."""
+    state.averaged.eval()
+    with torch.no_grad(), seeded_layers(config.seed, state.step, device, "show"):
+        show(state.averaged, state.step)
+    state.model.train()
+
+
 def _note_best(state: TrainState, numbers: Mapping[str, float], config: TrainConfig) -> bool:
     value = numbers[config.best_metric]
     sign = 1.0 if config.best_is == "highest" else -1.0
@@ -184,6 +202,7 @@ def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, An
         "log_every",
         "evaluate_every",
         "save_every",
+        "show_every",
         "keep",
         "best_metric",
         "best_is",
