@@ -39,8 +39,8 @@ _KIND = "decoder-trainer"
 class DecoderTrainer(nn.Module):
     """An optimizer, a schedule and a moving average for each stage of a decoder.
 
-    Gradients of several calls for a stage before its `update` add up; stages may take turns as one likes. Under torchrun
-    every process calls it with as many rows of its own, and together they train as one that is given all rows.
+    Gradients of several calls for a stage before its `update` add up; stages may take turns as one likes. Under
+    torchrun every process calls it with as many rows of its own, and together they train as one that is given all rows.
     """
 
     def __init__(self, decoder: Decoder, accelerator: Any = None, **keywords: Any) -> None:

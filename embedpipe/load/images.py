@@ -1,0 +1,234 @@
+"""Training images with their embeddings: streamed from image shards, decoded on threads, in an exact order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..card import PreprocessSpec
+from ..errors import DatasetError, InputError
+from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ..types import EmbeddingBatch, Sample
+from .ahead import ahead
+from .dataset import EmbeddingDataset
+from .image_order import StreamedOrder
+from .join import Join, JoinedShard
+
+WINDOW_ROWS = 4096
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How images become pixels. size: height and width, px: the shorter side is resized to it, the centre is cut out.
+
+    threads: that decode. max_pixels: no larger image is decoded. window_rows: how many encoded images are mixed at a
+    time, and held (twice); it decides the order.
+    """
+
+    size: int
+    threads: int = 4
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    window_rows: int = WINDOW_ROWS
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """For `images.decode`."""
+        return PreprocessSpec((self.size, self.size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Images, uint8 [b, 3, size, size], and what is stored of them: row i of both is the same sample."""
+
+    pixels: np.ndarray
+    embeddings: EmbeddingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """An image as stored, and the row it belongs to."""
+
+    row: int
+    key: str
+    shard: str
+    data: bytes
+
+
+class ImageLoader:
+    """Batches of images and embeddings for rank r of w, in an order that is a function of (seed, step) alone.
+
+    `loader.batches(step)` → this rank's share of the global batches `step`, `step + 1`, …, without end. The stream of
+    global batches is the same for every `world`. Every rank reads all shards, and decodes its own images.
+
+    tokens: hand out the states of the captions' tokens, too. Raises DatasetError for an image that has changed since
+    the join, or does not decode, naming its shard and key.
+    """
+
+    def __init__(
+        self,
+        dataset: EmbeddingDataset,
+        join: Join,
+        options: ImageOptions,
+        batch_size: int,
+        seed: int,
+        *,
+        tokens: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < world or not 0 <= rank < world:
+            raise InputError(f"rank {rank} of {world} and a global batch of {batch_size} rows")
+        self._dataset = dataset
+        self._join = join
+        self._options = options
+        self._batch_size = batch_size
+        self._share = rank * batch_size // world, (rank + 1) * batch_size // world
+        self._tokens = dataset.require_text_tokens() if tokens else None
+        sizes = [len(shard.rows) for shard in join.shards]
+        self._bounds = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        if not self._bounds[-1]:
+            raise InputError(f"{dataset.path}: no rows to draw from", "Give more image shards")
+        self._order = StreamedOrder(self._bounds, seed, options.window_rows)
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return self._order.total
+
+    def batches(self, step: int = 0) -> Iterator[ImageBatch]:
+        """This rank's rows of the global batches from `step` on."""
+        return ahead(self._batches(step * self._batch_size), _BATCHES_AHEAD)
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 [batch_size]: the rows of the whole global batch `step`, without reading an image."""
+        first, found = step * self._batch_size, np.full(self._batch_size, -1, np.int64)
+        every = np.concatenate([shard.rows for shard in self._join.shards])
+        for window in self._order.windows(first):
+            inside = window.positions < first + self._batch_size
+            found[window.positions[inside] - first] = every[window.places[inside]]
+            if (found >= 0).all():
+                break
+        return found
+
+    def all(self) -> Iterator[ImageBatch]:
+        """All rows once, in the order in which they lie, a batch at a time (the last may be smaller)."""
+        everything = np.arange(self._order.total)
+        with _Shards(self._join) as shards, ThreadPoolExecutor(self._options.threads) as pool:
+            for start in range(0, len(everything), self._batch_size):
+                yield self._decoded(self._read(shards, everything[start : start + self._batch_size]), pool)
+
+    def _batches(self, position: int) -> Generator[ImageBatch, None, None]:
+        size = self._share[1] - self._share[0]
+        waiting: list[_Encoded] = []
+        with ThreadPoolExecutor(self._options.threads, thread_name_prefix="decode") as pool:
+            for window in ahead(self._windows(position), 1):
+                waiting += window
+                while len(waiting) >= size:
+                    batch, waiting = waiting[:size], waiting[size:]
+                    yield self._decoded(batch, pool)
+
+    def _windows(self, position: int) -> Generator[list[_Encoded], None, None]:
+        """This rank's images of each window, in the order of the stream."""
+        first, last = self._share
+        with _Shards(self._join) as shards:
+            for window in self._order.windows(position):
+                inside = (window.positions - position) % self._batch_size
+                mine = np.flatnonzero((inside >= first) & (inside < last))
+                found = self._read(shards, window.places[mine])
+                yield [found[place] for place in np.argsort(window.positions[mine])]
+
+    def _read(self, shards: _Shards, places: np.ndarray) -> list[_Encoded]:
+        """The images at those places (ascending), as they are stored."""
+        owners = np.searchsorted(self._bounds, places, side="right") - 1
+        shards.keep(set(owners.tolist()))
+        return [
+            shards.image(int(owner), int(place - self._bounds[owner]))
+            for owner, place in zip(owners, places, strict=True)
+        ]
+
+    def _decoded(self, batch: Sequence[_Encoded], pool: ThreadPoolExecutor) -> ImageBatch:
+        pixels = np.stack(list(pool.map(self._pixels, batch)))
+        rows = np.array([image.row for image in batch], np.int64)
+        states, mask = self._tokens.batch(rows) if self._tokens is not None else (None, None)
+        embeddings = EmbeddingBatch(
+            image=self._dataset.require("image")[rows].astype(np.float32),
+            text=None,
+            text_tokens=None if states is None else states.astype(np.float32),
+            text_mask=mask,
+            rows=rows,
+        )
+        return ImageBatch(pixels, embeddings)
+
+    def _pixels(self, image: _Encoded) -> np.ndarray:
+        decoded = decode(image.data, self._options.preprocess, self._options.max_pixels)
+        if isinstance(decoded, Undecodable):
+            raise DatasetError(
+                f"{image.shard}: the image of {image.key} (row {image.row} of {self._dataset.path}) does not decode: "
+                f"{decoded.message}",
+                "Leave that row out with `embedpipe filter`, or raise --max-pixels if it is too large",
+            )
+        found: np.ndarray = decoded.pixels.numpy()
+        return found
+
+
+class _Shards:
+    """Shards being read from front to back, each by an iterator of its own; one that has to go back begins again."""
+
+    def __init__(self, join: Join) -> None:
+        self._join = join
+        self._open: dict[int, _OpenShard] = {}
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keep(set())
+
+    def keep(self, wanted: set[int]) -> None:
+        """Close all shards but those."""
+        for number in self._open.keys() - wanted:
+            self._open.pop(number).close()
+
+    def image(self, number: int, place: int) -> _Encoded:
+        """The image at a place of a shard."""
+        shard = self._open.get(number)
+        if shard is None or place < shard.next_place:
+            if shard is not None:
+                shard.close()
+            shard = self._open[number] = _OpenShard(self._join, self._join.shards[number])
+        return shard.image(place)
+
+
+class _OpenShard:
+    """One shard, read as far as `next_place` of its joined rows."""
+
+    def __init__(self, join: Join, shard: JoinedShard) -> None:
+        self._shard = shard
+        self._samples = join.reader.read(shard.shard, hashlib.sha256())
+        self.next_place = 0
+
+    def close(self) -> None:
+        """Close its file."""
+        close = getattr(self._samples, "close", None)
+        if close is not None:
+            close()
+
+    def image(self, place: int) -> _Encoded:
+        """Read on to the image at `place`."""
+        shard, key, sha256 = self._shard, self._shard.keys[place], self._shard.sha256[place]
+        self.next_place = place + 1
+        for sample in self._samples:
+            if not isinstance(sample, Sample) or sample.key != key or sample.image is None:
+                continue
+            if sha256 and hashlib.sha256(sample.image).hexdigest() != sha256:
+                break
+            return _Encoded(int(shard.rows[place]), key, shard.shard.name, sample.image)
+        raise DatasetError(
+            f"{shard.shard.name}: the image of {key} is no longer there, or another one: the shard has changed since "
+            "the training began",
+            "Run the same command again",
+        )
