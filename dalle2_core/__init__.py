@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dalle2_core.autoencoders import load_autoencoder
     from dalle2_core.conditions import DecoderBatch, DecoderCondition
     from dalle2_core.decoder import Decoder
+    from dalle2_core.decoders import load_decoder
     from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
     from dalle2_core.networks.unet import Unet
@@ -47,6 +48,7 @@ __all__ = [
     "VQGanVAETrainer",
     "interpolations",
     "load_autoencoder",
+    "load_decoder",
     "load_prior",
     "slerp",
     "text_diff",
@@ -74,6 +76,7 @@ _HOMES = {
     "VQGanVAETrainer": "dalle2_core.training.vae_training",
     "interpolations": "dalle2_core.manipulations",
     "load_autoencoder": "dalle2_core.autoencoders",
+    "load_decoder": "dalle2_core.decoders",
     "load_prior": "dalle2_core.priors",
     "slerp": "dalle2_core.manipulations",
     "text_diff": "dalle2_core.manipulations",

@@ -15,11 +15,10 @@ from dalle2_core.conditions import DecoderBatch, DecoderCondition
 from dalle2_core.decoder_keywords import DecoderKeywords, as_tuple, padded
 from dalle2_core.draws import Draws
 from dalle2_core.errors import ConfigError, ShapeError
-from dalle2_core.files import disk_errors, write_json
 from dalle2_core.images import as_floats, check_images, resized
 from dalle2_core.keywords import from_keywords
 from dalle2_core.networks.unet import Unet
-from dalle2_core.saved import FORMAT_VERSION, read_settings, settings_of
+from dalle2_core.saved import read_settings, settings_of, write_settings
 from dalle2_core.stage import DecoderStage
 from dalle2_core.stage_sampling import Inpainting, SamplingConfig, StageSampler
 from dalle2_core.types import Towers
@@ -245,12 +244,9 @@ class Decoder(nn.Module):
         """Write stage-1, stage-2, … as `DecoderStage.save` does, and config.json last."""
         folder = Path(folder)
         for number, stage in enumerate(self.cascade, 1):
-            stage.save(folder / _stage_name(number))
+            stage.save(stage_folder(folder, number))
         # Last: without it the folder is no decoder.
-        with disk_errors(folder):
-            write_json(
-                folder / "config.json", {"kind": KIND, "format_version": FORMAT_VERSION, "stages": len(self.stages)}
-            )
+        write_settings(folder, KIND, {"stages": len(self.stages)})
 
     @classmethod
     def load(
@@ -271,7 +267,7 @@ class Decoder(nn.Module):
             count = int(settings["stages"])
         vaes = padded(as_tuple(vae), count, "autoencoders")
         stages = [
-            DecoderStage.load(folder / _stage_name(number), device, vae=one) for number, one in enumerate(vaes, 1)
+            DecoderStage.load(stage_folder(folder, number), device, vae=one) for number, one in enumerate(vaes, 1)
         ]
         return cls.from_stages(stages, clip)
 
@@ -338,5 +334,6 @@ def _rows(given: DecoderCondition, image: Tensor | None, batch_size: int) -> int
     return batch_size
 
 
-def _stage_name(number: int) -> str:
-    return f"stage-{number}"
+def stage_folder(folder: Path, number: int) -> Path:
+    """Where in a decoder's folder a stage is, counted from 1."""
+    return folder / f"stage-{number}"

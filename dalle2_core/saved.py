@@ -21,7 +21,15 @@ def write_model(folder: Path | str, kind: str, settings: Mapping[str, Any], tens
     folder = Path(folder)
     try:
         write_tensors(folder / _WEIGHTS, tensors)
-        write_json(folder / _CONFIG, {"kind": kind, "format_version": FORMAT_VERSION, **settings})
+    except OSError as problem:
+        raise CheckpointError(f"{folder}: could not be written ({problem.strerror or problem})") from problem
+    write_settings(folder, kind, settings)
+
+
+def write_settings(folder: Path | str, kind: str, settings: Mapping[str, Any]) -> None:
+    """Write config.json alone, whole: of what consists of other folders. Raises CheckpointError as `write_model`."""
+    try:
+        write_json(Path(folder) / _CONFIG, {"kind": kind, "format_version": FORMAT_VERSION, **settings})
     except OSError as problem:
         raise CheckpointError(f"{folder}: could not be written ({problem.strerror or problem})") from problem
 

@@ -166,7 +166,9 @@ def _rows_of(dataset: EmbeddingDataset, place: int) -> dict[str, _Rows]:
     for name in dict.fromkeys(names):
         mine = [i for i, it in enumerate(names) if it == name]
         numbers = [index[i] if index[i] is not None else i for i in mine]
-        found[name] = _Rows(np.array(mine, np.int64) + first, [keys[i] for i in mine], [hashes[i] for i in mine], numbers)
+        found[name] = _Rows(
+            np.array(mine, np.int64) + first, [keys[i] for i in mine], [hashes[i] for i in mine], numbers
+        )
     return found
 
 
@@ -249,7 +251,9 @@ def _refuse(emb: str, data: str, counts: JoinCounts, drop: bool) -> None:
     if counts.shard_missing:
         said += f" ({counts.shard_missing:,} of them are of source shards that are not there)"
     if not counts.joined:
-        raise InputError(f"{emb}: not one of {counts.rows:,} rows has its image: {said}", "Give the shards it was made of")
+        raise InputError(
+            f"{emb}: not one of {counts.rows:,} rows has its image: {said}", "Give the shards it was made of"
+        )
     if said and not drop:
         raise DatasetError(
             f"{emb}: of {counts.rows:,} rows {said}; {counts.joined:,} have their image",

@@ -1,0 +1,54 @@
+"""What a stage makes of held-out rows, to look at and to score; it needs no other stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dalle2_core.cascade import chunks
+from dalle2_core.conditions import DecoderBatch, DecoderCondition
+from dalle2_core.draws import RowDraws, derived_seed
+from dalle2_core.images import as_floats, resized
+from dalle2_core.stage import DecoderStage
+from dalle2_core.stage_sampling import SamplingConfig, StageSampler
+
+
+def true_images(stage: DecoderStage, batch: DecoderBatch) -> Tensor:
+    """The batch's images at the stage's size: [b, c, s, s] in [0, 1]."""
+    return resized(as_floats(batch.images), stage.config.image_size)
+
+
+def smaller_images(stage: DecoderStage, batch: DecoderBatch) -> Tensor | None:
+    """What an upsampler starts from, made of the true images: [b, c, l, l] in [0, 1]; None for a first stage."""
+    lowres = stage.config.lowres
+    return None if lowres is None else resized(as_floats(batch.images), lowres.size)
+
+
+@torch.no_grad()
+def stage_samples(
+    stage: DecoderStage,
+    batches: Iterable[DecoderBatch],
+    *,
+    seed: int = 0,
+    cond_scale: float = 1.0,
+    max_batch_size: int | None = None,
+) -> Tensor:
+    """Images [n, c, s, s] in [0, 1] that the stage makes of what these rows say, on the CPU.
+
+    An upsampler starts from the true images made small, so that only its own mistakes are seen. What is drawn for a row
+    depends on the seed and its place among all rows. max_batch_size: rows computed at once. Raises ConfigError for a
+    guidance that the stage was not trained for.
+    """
+    sampler = StageSampler(stage, SamplingConfig(cond_scale=cond_scale))
+    made, done = [], 0
+    for batch in batches:
+        for start, stop in chunks(len(batch), max_batch_size):
+            part = batch.part(start, stop).to(stage.device)
+            draws = RowDraws(derived_seed(seed, "stage samples"), done, len(part), stage.device)
+            given = DecoderCondition.of(part.image_embed, part.text_tokens, part.text_mask)
+            condition = stage.condition_for(given, smaller_images(stage, part), draws)
+            made.append(sampler.sample(condition, draws, len(part), start=None, known=None).cpu())
+            done += len(part)
+    return torch.cat(made)
