@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ def resolve(preset: _Config, config_file: str | None, settings: Sequence[str]) -
     """
     assert dataclasses.is_dataclass(preset)
     assert not isinstance(preset, type)
-    values = dataclasses.asdict(preset)
+    values = _with_lists(dataclasses.asdict(preset))
     if config_file is not None:
         _overlay(values, _read(config_file), config_file)
     for setting in settings:
@@ -63,14 +64,44 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
     return {path[0]: _nested(path[1:], value) if len(path) > 1 else value}
 
 
+def _with_lists(values: Any) -> Any:
+    """Tuples of groups as lists, whose groups can be changed; other values as they are."""
+    if isinstance(values, dict):
+        return {name: _with_lists(value) for name, value in values.items()}
+    if isinstance(values, tuple) and values and all(isinstance(value, dict) for value in values):
+        return [_with_lists(value) for value in values]
+    return values
+
+
 def _overlay(values: dict[str, Any], changes: dict[str, Any], source: str, path: str = "") -> None:
     for name, value in changes.items():
         full = f"{path}{name}"
         if name not in values:
             raise click.UsageError(f"{source}: no setting {full!r}. {did_you_mean(name, values)}")
-        if isinstance(values[name], dict) and isinstance(value, dict):
+        if isinstance(values[name], list) and isinstance(value, dict | list):
+            values[name] = _overlaid_list(values[name], value, source, full)
+        elif isinstance(values[name], dict) and isinstance(value, dict):
             _overlay(values[name], value, source, f"{full}.")
-        elif isinstance(values[name], dict):
-            raise click.UsageError(f"{source}: {full} is a group. It holds {', '.join(values[name])}")
+        elif isinstance(values[name], dict | list):
+            holds = ", ".join(values[name]) if isinstance(values[name], dict) else _numbers(values[name])
+            raise click.UsageError(f"{source}: {full} is a group. It holds {holds}")
         else:
             values[name] = value
+
+
+def _overlaid_list(groups: list[Any], changes: dict[str, Any] | list[Any], source: str, path: str) -> list[Any]:
+    """Groups of a list, numbered from 1, some changed by number. A list says how many there are; the last repeats."""
+    if isinstance(changes, list):
+        groups = [copy.deepcopy(groups[min(place, len(groups) - 1)]) for place in range(len(changes))]
+        changes = {str(number): value for number, value in enumerate(changes, 1)}
+    for name, value in changes.items():
+        if not name.isdecimal() or not 1 <= int(name) <= len(groups):
+            raise click.UsageError(f"{source}: no setting '{path}.{name}'. {path} holds {_numbers(groups)}")
+        if not isinstance(value, dict):
+            raise click.UsageError(f"{source}: {path}.{name} is a group. It holds {', '.join(groups[0])}")
+        _overlay(groups[int(name) - 1], value, source, f"{path}.{name}.")
+    return groups
+
+
+def _numbers(groups: list[Any]) -> str:
+    return f"1 to {len(groups)}"

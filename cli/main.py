@@ -34,6 +34,7 @@ COMMANDS = (
     "train-clip",
     "train-prior",
     "train-vae",
+    "train-decoder",
     "evaluate",
     "sample-prior",
     "convert",

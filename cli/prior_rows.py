@@ -10,28 +10,14 @@ import torch
 
 from dalle2_core.presets import PriorRecipe
 from dalle2_core.types import PriorBatch
-from embedpipe.errors import DatasetError, InputError
+from embedpipe.errors import InputError
 from embedpipe.load import EmbeddingDataset, RaggedColumn
 from embedpipe.types import EmbeddingBatch
 
-_NORM_TOLERANCE = 0.01
-_SMALLEST_NORM = 1e-6
-# All rows are looked at before the first step up to this size, a matter of seconds; beyond, as they are read.
-_MOST_BYTES_TO_SCAN = 16 << 30
-_ROWS_AT_ONCE = 1 << 14
+from .row_policy import RowPolicy
+
 # Rows whose token states are padded together where all rows of a split are looked at.
 _ROWS_WITH_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class RowPolicy:
-    """What becomes of rows that no prior should see. By default they are counted and refused.
-
-    normalise: bring every row to norm 1. drop_nonfinite: leave out rows with NaN or infinity, or of zeros alone.
-    """
-
-    normalise: bool = False
-    drop_nonfinite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +29,8 @@ class PriorRows:
     tokens: RaggedColumn | None = None
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
-        """`rows`, or those of them that are finite where the policy drops the others.
-
-        Raises DatasetError that counts what is wrong and names the option that accepts it.
-        """
-        card = self.dataset.card
-        size = len(rows) * card.dim * 2 * np.dtype(card.dtype).itemsize
-        if size > _MOST_BYTES_TO_SCAN and not self.policy.drop_nonfinite:
-            return rows
-        whole = np.ones(len(rows), bool)
-        off: dict[str, list[np.ndarray]] = {"text": [], "image": []}
-        broken = dict.fromkeys(off, 0)
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
-            for side in off:
-                norms = _norms(self.dataset.require(side)[part].astype(np.float32))
-                usable = norms > _SMALLEST_NORM
-                broken[side] += int((~usable).sum())
-                whole[start : start + len(part)] &= usable
-                off[side].append(norms[usable & (np.abs(norms - 1) > _NORM_TOLERANCE)])
-        if not self.policy.drop_nonfinite:
-            _refuse_broken(self.dataset.path, broken)
-        if not self.policy.normalise:
-            _refuse_off(self.dataset.path, {side: np.concatenate(norms) for side, norms in off.items() if norms})
-        return rows[whole]
+        """See `RowPolicy.checked`, of both sides."""
+        return self.policy.checked(self.dataset, rows, ("text", "image"))
 
     def pairs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Text and image embeddings of some rows, float32 [n, d]. Raises DatasetError, see `checked`."""
@@ -94,14 +58,8 @@ class PriorRows:
         )
 
     def _checked_pair(self, text: np.ndarray, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        norms = {"text": _norms(text), "image": _norms(image)}
-        _refuse_broken(self.dataset.path, {side: int((it <= _SMALLEST_NORM).sum()) for side, it in norms.items()})
-        if self.policy.normalise:
-            text, image = text / norms["text"][:, None], image / norms["image"][:, None]
-        else:
-            off = {side: it[np.abs(it - 1) > _NORM_TOLERANCE] for side, it in norms.items()}
-            _refuse_off(self.dataset.path, off)
-        return torch.from_numpy(text), torch.from_numpy(image)
+        taken = self.policy.taken(self.dataset.path, {"text": text, "image": image})
+        return torch.from_numpy(taken["text"]), torch.from_numpy(taken["image"])
 
 
 def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy) -> PriorRows:
@@ -133,29 +91,3 @@ def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe) -> RaggedColumn:
             f"Give --set network.max_text_len={longest}",
         )
     return column
-
-
-def _norms(rows: np.ndarray) -> np.ndarray:
-    """float32 [n]; 0 for a row with NaN or infinity."""
-    squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    return np.sqrt(np.where(np.isfinite(squares), squares, 0.0)).astype(np.float32)
-
-
-def _refuse_broken(path: str, counts: dict[str, int]) -> None:
-    if any(counts.values()):
-        found = " and ".join(f"{count:,} {side}" for side, count in counts.items() if count)
-        raise DatasetError(
-            f"{path}: {found} rows hold NaN or infinity, or zeros alone",
-            "Give --drop-nonfinite to leave them out; `embedpipe verify` says whether they were damaged",
-        )
-
-
-def _refuse_off(path: str, norms: dict[str, np.ndarray]) -> None:
-    off = {side: it for side, it in norms.items() if len(it)}
-    if off:
-        found = " and ".join(f"{len(it):,} {side}" for side, it in off.items())
-        least, most = min(it.min() for it in off.values()), max(it.max() for it in off.values())
-        raise DatasetError(
-            f"{path}: {found} rows are not of norm 1 (norms from {least:.3g} to {most:.3g})",
-            "Give --normalise to bring them to it, or encode them again",
-        )

@@ -20,8 +20,9 @@ from embedpipe.errors import DatasetError, InputError, RunMismatch
 from embedpipe.load import EmbeddingDataset, rows_of, splits
 from embedpipe.load.split import TRAIN
 
-from .prior_rows import PriorRows, RowPolicy
+from .prior_rows import PriorRows
 from .provenance import read_run
+from .row_policy import RowPolicy
 
 PRIOR_RUN = "prior"
 

@@ -78,8 +78,8 @@ def command(
     from . import display, wiring
     from .config import resolve
     from .evaluate import show
-    from .prior_rows import RowPolicy
     from .prior_scores import evaluate_priors
+    from .row_policy import RowPolicy
 
     short = [f"train.{name}={value}" for name, value in (("steps", steps), ("seed", seed)) if value is not None]
     short += [f"train.loggers={json.dumps(loggers)}"] if loggers else []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from dalle2_core.errors import NonFiniteLoss
 from dalle2_core.presets import PriorRecipe
 from dalle2_core.prior_base import Prior
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
@@ -26,12 +24,13 @@ from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
 from embedpipe.manifest import refuse_difference
 
-from .prior_rows import PriorRows, RowPolicy, open_rows
+from .nonfinite import naming_rows
+from .prior_rows import PriorRows, open_rows
 from .prior_scores import MOST_ROWS_TO_FIT, PRIOR_RUN, some_of, watch
 from .provenance import RUN_FILE, read_run, write_run
+from .row_policy import RowPolicy
 
 _MOST_ROWS_TO_WATCH = 1000
-_NOT_FINITE = "nonfinite_batch.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,13 @@ def _learn(
         EmbeddingLoader, seen.dataset, rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens
     )
     mine = loader(rank=together.rank, world=together.world)
-    with _naming_rows(str(run.folder), seen, loader, together):
+
+    def rows_of_step(step: int) -> np.ndarray:
+        found = next(loader().batches(step)).rows
+        assert found is not None
+        return found
+
+    with naming_rows(str(run.folder), seen.dataset, rows_of_step, together):
         state = train(
             cast("Trainable[PriorBatch]", prior),
             lambda step: map(seen.prior_batch, mine.batches(step)),
@@ -192,24 +197,6 @@ def _refuse_few(emb: str, rows: Mapping[str, np.ndarray], recipe: PriorRecipe) -
 def _fitted(prior: Prior) -> list[torch.Tensor]:
     """What a prior in closed form has instead of parameters."""
     return [] if isinstance(prior, Trainable) else [it for it in prior.buffers() if it is not None]
-
-
-@contextlib.contextmanager
-def _naming_rows(
-    out: str, seen: PriorRows, loader: Callable[[], EmbeddingLoader], together: Processes
-) -> Iterator[None]:
-    """When a loss is not finite, leave the rows of its batch in a file and say so."""
-    try:
-        yield
-    except NonFiniteLoss as problem:
-        if together.is_first:
-            rows = next(loader().batches(problem.step - 1)).rows
-            assert rows is not None
-            found = seen.dataset.rows([int(row) for row in rows], ("src_shard", "key"))
-            named = [{"row": int(row), **columns} for row, columns in zip(rows, found, strict=True)]
-            content = json.dumps({"step": problem.step, "rows": named}, indent=1) + "\n"
-            files.write_bytes(files.join(out, _NOT_FINITE), content.encode())
-        raise NonFiniteLoss(f"{problem}. The rows of that batch: {Path(out) / _NOT_FINITE}", problem.step) from problem
 
 
 def _describes(facts: dict[str, Any]) -> dict[str, Any]:

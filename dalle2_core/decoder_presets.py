@@ -215,7 +215,6 @@ def paper() -> DecoderRecipe:
         ema_decay=0.9999,
         precision="bfloat16",
     )
-    upsampler = {"lowres_cond": True, "attend_at_middle": False}
     return DecoderRecipe(
         (
             StageRecipe(
@@ -225,13 +224,13 @@ def paper() -> DecoderRecipe:
                 train,
             ),
             StageRecipe(
-                UnetConfig(dim=320, dim_mults=(1, 2, 3, 4), **upsampler),
+                UnetConfig(dim=320, dim_mults=(1, 2, 3, 4), lowres_cond=True, attend_at_middle=False),
                 StageConfig(256, LowresConfig(64), timesteps=1000, sample_timesteps=27, random_crop_size=64),
                 optim,
                 replace(train, steps=1_000_000, batch_size=1024),
             ),
             StageRecipe(
-                UnetConfig(dim=192, dim_mults=(1, 1, 2, 2, 4, 4), **upsampler),
+                UnetConfig(dim=192, dim_mults=(1, 1, 2, 2, 4, 4), lowres_cond=True, attend_at_middle=False),
                 StageConfig(
                     1024,
                     LowresConfig(256, degradation="bsr"),

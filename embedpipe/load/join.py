@@ -1,8 +1,8 @@
 """Which image belongs to which row: image shards joined with an embedding data set by (source shard, key).
 
 Never by position: members and shards may lie in another order than when they were encoded, and some may be gone. A
-shard that is as it was when it was encoded (name, size and change mark) needs no look: the data set knows what is in it.
-Others are read once, and what they hold is kept in a cache.
+shard that is as it was when it was encoded (name, size and change mark) needs no look: the data set knows what is in
+it. Others are read once, and what they hold is kept in a cache.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def _listed(reader: Reader, shard: SourceShard, cache: str) -> _Listed:
     if files.exists(location):
         table = pq.read_table(io.BytesIO(files.read_bytes(location)))
         repeated = int((table.schema.metadata or {}).get(b"repeated", b"0"))
-        return _Listed(*(table.column(name).to_pylist() for name in ("key", "sha256", "index")), repeated)
+        keys, hashes, index = (table.column(name).to_pylist() for name in ("key", "sha256", "index"))
+        return _Listed(keys, hashes, index, repeated)
     listed = _read(reader, shard)
     schema = _LISTED.with_metadata({"repeated": str(listed.repeated)})
     columns = {"key": listed.keys, "sha256": listed.sha256, "index": listed.index}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from embedpipe_cli import prior_rows, wiring
+from embedpipe_cli import prior_rows, row_policy, wiring
 from embedpipe_cli.main import cli
-from embedpipe_cli.prior_rows import RowPolicy
 from embedpipe_cli.prior_scores import evaluate_priors, predict
+from embedpipe_cli.row_policy import RowPolicy
 
 from dalle2_core.errors import NonFiniteLoss
 from dalle2_core.presets import prior_preset
@@ -154,7 +154,7 @@ def test_bad_rows_are_counted_and_the_options_that_accept_them_named(damaged, tm
 
 
 def test_data_too_large_to_scan_is_checked_batch_by_batch(damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(prior_rows, "_MOST_BYTES_TO_SCAN", 100)
+    monkeypatch.setattr(row_policy, "_MOST_BYTES_TO_SCAN", 100)
     seen = prior_rows.open_rows(damaged, prior_preset("tiny"), RowPolicy())
     assert len(seen.checked(np.arange(100))) == 100
     with pytest.raises(DatasetError, match="1 text rows hold NaN"):

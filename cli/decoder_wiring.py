@@ -1,0 +1,351 @@
+"""`train-decoder`: images and embeddings on disk (`embedpipe`) train the stages of a decoder (`dalle2_core`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle2_core.autoencoder import Autoencoder
+from dalle2_core.autoencoders import load_autoencoder
+from dalle2_core.decoder import stage_folder
+from dalle2_core.decoder_presets import DecoderRecipe
+from dalle2_core.decoders import VAE, finish_decoder
+from dalle2_core.files import sha256
+from dalle2_core.stage import DecoderStage
+from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from embedpipe import files
+from embedpipe.errors import InputError, RunMismatch
+from embedpipe.load import rows_of, splits
+from embedpipe.load.join import JoinCounts
+from embedpipe.load.split import TRAIN, VALID
+from embedpipe.lock import exclusive
+from embedpipe.manifest import refuse_difference
+from embedpipe.progress import Listener
+
+from .decoder_rows import DecoderRows, ImageSource, open_embeddings, open_images
+from .decoder_scores import StageJudge
+from .image_features import open_features
+from .nonfinite import naming_rows
+from .prior_scores import some_of
+from .provenance import RUN_FILE, read_run, write_run
+from .row_policy import RowPolicy
+from .wiring import SplitConfig
+
+STAGE_RUN = "decoder-stage"
+_MADE_BY = "train-decoder"
+_MOST_ROWS_TO_WATCH = 512
+_MOST_BYTES_TO_WATCH = 256 << 20
+_VAE_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeConfig:
+    """How stages are judged on the way. features: `encoder`, an encoder's folder or `inception:FILE`; None: no scores.
+
+    scored, shown: rows sampled for scores and for grids. cond_scale: of guidance in sampling.
+    """
+
+    features: str | None = None
+    scored: int = 64
+    shown: int = 8
+    cond_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderJob:
+    """What to train, on what, where to.
+
+    data: image shards; emb: their embeddings; out: the decoder's folder. stages: numbers of those to train, from 1;
+    empty for all. vaes: folders of autoencoders for the first stages.
+    """
+
+    data: str
+    emb: str
+    out: str
+    recipe: DecoderRecipe
+    stages: tuple[int, ...] = ()
+    vaes: tuple[str, ...] = ()
+    split: SplitConfig = field(default_factory=SplitConfig)
+    source: ImageSource = field(default_factory=ImageSource)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def numbers(self) -> tuple[int, ...]:
+        """The stages to train, in order. Raises ConfigError for one that is not there."""
+        for number in self.stages:
+            self.recipe.part(number)
+        return tuple(sorted(set(self.stages))) or tuple(range(1, len(self.recipe.stages) + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What the training of one stage did. best_step: the weights that were kept; metrics: of its last evaluation."""
+
+    stage: int
+    folder: str
+    image_size: int
+    steps: int
+    best_step: int
+    parameters: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOutcome:
+    """What train-decoder did. complete: all stages are there, so that `out` is a decoder. dropped: not finite rows."""
+
+    out: str
+    complete: bool
+    train_rows: int
+    valid_rows: int
+    dropped: int
+    join: JoinCounts
+    stages: tuple[StageOutcome, ...]
+
+
+Training = Callable[[int, int], AbstractContextManager[Callable[[StepReport], None] | None]]
+"""(number of a stage, rows of a step) → the display of its steps."""
+
+
+def train_decoder(
+    job: DecoderJob,
+    device: str,
+    preparing: Callable[[str], AbstractContextManager[Listener]],
+    training: Training,
+    processes: Processes | None = None,
+) -> DecoderOutcome | None:
+    """Train the stages that `job` names, one after the other; run again, it goes on.
+
+    Under torchrun every process calls it; all but the first return None.
+
+    Raises InputError, DatasetError (images and rows that do not fit, see `JoinCounts`; rows that are not finite or not
+    of norm 1), ConfigError (stages that do not fit each other, the data or their autoencoders), RunMismatch,
+    CheckpointError (`out` holds another run, the disk is full), NonFiniteLoss (its rows are named in a file).
+    """
+    if not files.is_local(job.out):
+        raise InputError(f"{job.out}: training writes to a local folder", "Give a path on this machine")
+    together = processes or join_processes(device)
+    if together.world > 1:
+        device = str(together.device)
+    dataset, token_width = open_embeddings(job.emb, job.recipe)
+    vaes = _autoencoders(job, device)
+    stages = {
+        number: job.recipe.build(number, dataset.card.dim, token_width, vaes[number - 1]) for number in job.numbers()
+    }
+    for number in stages:
+        _refuse_neighbours(job, number, dataset.card.fingerprint())
+
+    seen = _join(job, dataset, together, preparing)
+    names = splits(dataset, job.split.column, job.split.valid_share)
+    there = {name: np.intersect1d(rows_of(names, name, job.emb), seen.join.rows) for name in (TRAIN, VALID)}
+    good = job.source.rows.checked(dataset, np.sort(np.concatenate(list(there.values()))), ("image",))
+    rows = {name: np.intersect1d(found, good, assume_unique=True) for name, found in there.items()}
+    _refuse_few(job, rows)
+
+    outcomes = []
+    for number in list(stages):
+        with training(number, job.recipe.part(number).train.batch_size) as on_step:
+            outcome = _train_stage(job, number, stages.pop(number), seen, rows, device, on_step, together)
+        if outcome is not None:
+            outcomes.append(outcome)
+    if not together.is_first:
+        return None
+    return DecoderOutcome(
+        out=job.out,
+        complete=finish_decoder(job.out, len(job.recipe.stages)),
+        train_rows=len(rows[TRAIN]),
+        valid_rows=len(rows[VALID]),
+        dropped=sum(len(there[name]) - len(rows[name]) for name in rows),
+        join=seen.join.counts,
+        stages=tuple(outcomes),
+    )
+
+
+def _join(
+    job: DecoderJob, dataset: Any, together: Processes, preparing: Callable[[str], AbstractContextManager[Listener]]
+) -> DecoderRows:
+    """Images and rows; the first process reads what must be read, the others take it from the cache."""
+    cache = files.join(job.out, "join")
+    if not together.is_first:
+        together.wait()
+        return open_images(job.data, dataset, job.source, cache)
+    with preparing("join") as listener:
+        seen = open_images(job.data, dataset, job.source, cache, listener)
+    together.wait()
+    return seen
+
+
+def _train_stage(
+    job: DecoderJob,
+    number: int,
+    stage: DecoderStage,
+    seen: DecoderRows,
+    rows: dict[str, np.ndarray],
+    device: str,
+    on_step: Callable[[StepReport], None] | None,
+    together: Processes,
+) -> StageOutcome | None:
+    recipe, folder = job.recipe.part(number), str(stage_folder(Path(job.out), number))
+    size, tokens = stage.config.image_size, stage.unet.config.cond_on_text_encodings
+    facts = _facts(job, number, stage, seen, rows)
+    with exclusive(folder) if together.is_first else contextlib.nullcontext():
+        run = Run(Path(folder), describes=_describes(facts))
+        if together.is_first:
+            _refuse_another_run(folder, facts)
+        together.wait()
+        judge = _judge(job, number, seen, rows[VALID], size, tokens, device) if together.is_first else None
+        loader = seen.loader(
+            rows[TRAIN], size, recipe.train.batch_size, recipe.train.seed, tokens, together.rank, together.world
+        )
+        stage.to(device)
+        with naming_rows(folder, seen.dataset, loader.rows, together):
+            state = train(
+                stage,
+                lambda step: map(seen.batch, loader.batches(step)),
+                run,
+                recipe.train,
+                recipe.optim,
+                evaluate=None if judge is None else judge.evaluate,
+                show=None if judge is None else judge.show,
+                on_step=on_step if together.is_first else None,
+                processes=together,
+            )
+        if judge is None:
+            return None
+        best_step = load_trained(stage, run.checkpoints, "best")
+        stage.eval()
+        if number <= len(job.vaes):
+            _keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
+        write_run(folder, STAGE_RUN, facts | {"best_step": best_step})
+        stage.save(folder)
+        metrics = judge.evaluate(stage)
+    return StageOutcome(
+        stage=number,
+        folder=folder,
+        image_size=size,
+        steps=state.step,
+        best_step=best_step,
+        parameters=sum(weight.numel() for weight in stage.parameters()),
+        metrics=metrics,
+    )
+
+
+def _judge(
+    job: DecoderJob, number: int, seen: DecoderRows, valid: np.ndarray, size: int, tokens: bool, device: str
+) -> StageJudge:
+    most = min(_MOST_ROWS_TO_WATCH, max(2, _MOST_BYTES_TO_WATCH // (3 * size * size)))
+    recipe = job.recipe.part(number)
+    batches = list(seen.in_order(some_of(valid, most), size, recipe.train.batch_size, tokens))
+    features = None if job.judge.features is None else open_features(job.judge.features, seen.dataset, device)
+    return StageJudge(
+        str(stage_folder(Path(job.out), number)),
+        batches,
+        job.judge.shown,
+        job.judge.scored,
+        recipe.train.seed,
+        features,
+        job.judge.cond_scale,
+    )
+
+
+def _autoencoders(job: DecoderJob, device: str) -> list[Autoencoder | None]:
+    """One for each stage, None where it works in pixels."""
+    count = len(job.recipe.stages)
+    if len(job.vaes) > count:
+        raise InputError(f"{len(job.vaes)} autoencoders for {count} stages", "Give --vae once for each latent stage")
+    loaded = [load_autoencoder(folder, device) for folder in job.vaes]
+    return [*loaded, *[None] * (count - len(loaded))]
+
+
+def _keep_autoencoder(source: Path, folder: Path) -> None:
+    """A copy beside the stage's weights, so that its folder is all that the stage needs."""
+    inside = folder / VAE
+    inside.mkdir(parents=True, exist_ok=True)
+    for name in reversed(_VAE_FILES):
+        with files.writing(str(inside / name)) as stream, (source / name).open("rb") as original:
+            shutil.copyfileobj(original, stream)
+
+
+def _facts(
+    job: DecoderJob, number: int, stage: DecoderStage, seen: DecoderRows, rows: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    vae = job.vaes[number - 1] if number <= len(job.vaes) else None
+    card = seen.dataset.card
+    return {
+        "stage": number,
+        "stages": len(job.recipe.stages),
+        "recipe": dataclasses.asdict(job.recipe.part(number)),
+        "network": dataclasses.asdict(stage.unet.config),
+        "diffusion": dataclasses.asdict(stage.config),
+        "split": dataclasses.asdict(job.split),
+        "rows": dataclasses.asdict(job.source.rows),
+        "data": job.data,
+        "embeddings": job.emb,
+        "encoder": dataclasses.asdict(card),
+        "fingerprint": card.fingerprint(),
+        "vae": None if vae is None else _autoencoder_sha256(Path(vae)),
+        "join": dataclasses.asdict(seen.join.counts),
+        "train_rows": len(rows[TRAIN]),
+        "valid_rows": len(rows[VALID]),
+        # The order in which images lie decides the order of training.
+        "order_sha256": hashlib.sha256(b"".join(it.rows.tobytes() for it in seen.join.shards)).hexdigest(),
+    }
+
+
+def _autoencoder_sha256(folder: Path) -> str:
+    return hashlib.sha256("".join(sha256(folder / name) for name in _VAE_FILES).encode()).hexdigest()
+
+
+def _describes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a stage's run to be continued, besides the training settings."""
+    names = ("stage", "network", "diffusion", "split", "rows", "fingerprint", "vae", "train_rows", "order_sha256")
+    return {name: facts[name] for name in names if name != "rows" or facts[name] != dataclasses.asdict(RowPolicy())}
+
+
+def _refuse_another_run(folder: str, facts: dict[str, Any]) -> None:
+    """Raise RunMismatch where a finished stage was another; checkpoints are the training's own to compare."""
+    if files.exists(files.join(folder, RUN_FILE)):
+        found = read_run(folder, STAGE_RUN, _MADE_BY)
+        refuse_difference(folder, _describes(found), _describes(facts), "recipe or data")
+
+
+def _refuse_neighbours(job: DecoderJob, number: int, fingerprint: str) -> None:
+    """Raise RunMismatch if a finished stage beside this one does not fit it: of another encoder, or of another size."""
+    for other in range(1, len(job.recipe.stages) + 1):
+        folder = str(stage_folder(Path(job.out), other))
+        if other == number or not files.exists(files.join(folder, RUN_FILE)):
+            continue
+        found = read_run(folder, STAGE_RUN, _MADE_BY)
+        if found["fingerprint"] != fingerprint:
+            raise RunMismatch(
+                f"{folder}: trained on embeddings of another encoder than {job.emb} holds",
+                "Give embeddings of the same encoder, or another output folder",
+            )
+        size, wanted = found["diffusion"]["image_size"], job.recipe.part(other).stage.image_size
+        if size != wanted:
+            raise RunMismatch(
+                f"{folder}: makes images of {size} pixels, but the recipe's stage {other} makes {wanted}",
+                "Give the sizes that it was trained for, or another output folder",
+            )
+
+
+def _refuse_few(job: DecoderJob, rows: dict[str, np.ndarray]) -> None:
+    for number in job.numbers():
+        batch_size = job.recipe.part(number).train.batch_size
+        if batch_size > len(rows[TRAIN]):
+            raise InputError(
+                f"{job.emb}: {len(rows[TRAIN])} training rows are fewer than stage {number}'s batch of {batch_size}",
+                f"Give --set stages.{number}.train.batch_size={max(1, len(rows[TRAIN]) // 4)}",
+            )
+    if len(rows[VALID]) < 2:
+        raise InputError(
+            f"{job.emb}: {len(rows[VALID])} held-out rows; two or more are needed", "Give a larger --valid-share"
+        )

@@ -1,0 +1,197 @@
+"""`embedpipe train-decoder`"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import config_options, debug_option, dry_run_option, json_option, split_options
+
+if TYPE_CHECKING:
+    from dalle2_core.training import StepReport
+
+    from .decoder_wiring import DecoderOutcome
+
+
+class Several(click.ParamType):
+    """Values with commas between them, such as 64,256: one for all stages, or one for each."""
+
+    name = "value,…"
+
+    def __init__(self, kind: type[int] | type[str]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A tuple."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(self.kind(part.strip()) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: write numbers with commas between them, such as 64,256", param, ctx)
+        if any(isinstance(it, int) and it < 1 for it in found):
+            self.fail(f"{value!r}: every number must be 1 or more", param, ctx)
+        return found
+
+
+@click.command()
+@click.argument("data")
+@click.argument("emb")
+@click.argument("out")
+@click.option("--preset", default="tiny", show_default=True, help="tiny (32, 64 px), base (64, 256) or paper.")
+@click.option(
+    "--sizes", type=Several(int), help="Pixels a side that each stage makes, e.g. 64,256; how many there are."
+)
+@click.option("--dims", type=Several(int), help="Width of each stage's network, or of all.")
+@click.option("--timesteps", type=Several(int), help="Noise levels of each stage, or of all.")
+@click.option("--objective", type=Several(str), help="What each stage's network predicts: v, x0, noise or flow.")
+@config_options
+@click.option("--stage", "stages", type=click.IntRange(1), multiple=True, help="Train this stage alone. Repeatable.")
+@click.option(
+    "--vae", "vaes", multiple=True, metavar="FOLDER", help="Autoencoder of the first stage (again: of the second …)."
+)
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps of each stage.")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows of a step, of each stage, over all processes.")
+@click.option("--seed", type=click.IntRange(0), help="Of weights, order, noise and dropout, of each stage.")
+@click.option("--sample-every", type=click.IntRange(1), help="Steps between sample grids. Default: as it is evaluated.")
+@click.option("--log", "loggers", multiple=True, metavar="NAME", help="tensorboard or wandb, besides metrics.jsonl.")
+@split_options
+@click.option(
+    "--features",
+    metavar="WHAT",
+    help="Score samples by similarity, FID and KID: `encoder` (EMB's own), an encoder's folder, or inception:FILE.",
+)
+@click.option("--score-rows", type=click.IntRange(2), default=64, show_default=True, help="Held-out rows scored.")
+@click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Guidance of samples; 1 is none.")
+@click.option(
+    "--drop-unjoined", is_flag=True, help="Leave out rows whose image is missing or another, instead of refusing them."
+)
+@click.option("--normalise", is_flag=True, help="Bring rows that are not of norm 1 to it, instead of refusing them.")
+@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or infinity, instead of refusing them.")
+@click.option("--decode-threads", type=click.IntRange(1), default=4, show_default=True, help="Threads that decode.")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="No larger image is decoded."
+)
+@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU; under torchrun, one each.")
+@dry_run_option
+@json_option
+@debug_option
+def command(data: str, emb: str, out: str, **options: Any) -> None:
+    """Train a decoder (image embedding → image): a cascade of stages, each trained by itself.
+
+    DATA are the image shards that EMB was encoded from; each image is found by its source shard and key. No CLIP is
+    loaded. OUT gets a folder for each stage (weights, checkpoints, metrics.jsonl, curves.png, sample grids), and is a
+    decoder once all are there. The same command again resumes, bit for bit on a CPU. torchrun starts it on several
+    devices; stages can be trained by several commands at the same time.
+
+    \b
+    embedpipe train-decoder shards emb decoder
+    embedpipe train-decoder shards emb decoder --sizes 64,256 --dims 128,64 --stage 2
+    embedpipe train-decoder shards emb decoder --set stages.1.optim.lr=1e-4 --features encoder
+    torchrun --nproc-per-node 8 -m embedpipe_cli train-decoder shards emb decoder --preset base
+    """
+    from dalle2_core.decoder_presets import decoder_preset
+    from dalle2_core.training import join_processes
+
+    from . import decoder_wiring, display, wiring
+    from .config import resolve
+    from .decoder_rows import ImageSource
+    from .row_policy import RowPolicy
+
+    recipe = decoder_preset(options["preset"]).changed(
+        sizes=options["sizes"] or (),
+        dims=options["dims"] or (),
+        timesteps=options["timesteps"] or (),
+        objectives=options["objective"] or (),
+    )
+    recipe = resolve(recipe, options["config_file"], [*options["settings"], *_short(options, len(recipe.stages))])
+    job = decoder_wiring.DecoderJob(
+        data,
+        emb,
+        out,
+        recipe,
+        options["stages"],
+        options["vaes"],
+        wiring.SplitConfig(options["split_column"], options["valid_share"]),
+        ImageSource(
+            options["drop_unjoined"],
+            options["decode_threads"],
+            options["max_pixels"],
+            RowPolicy(options["normalise"], options["drop_nonfinite"]),
+        ),
+        decoder_wiring.JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
+    )
+    numbers = job.numbers()
+    if options["dry_run"]:
+        display.print_json({"train": numbers, **display.plain(recipe)})
+        return
+    device = options["device"] or wiring.default_device()
+    together = join_processes(device)
+
+    @contextlib.contextmanager
+    def training(number: int, batch_size: int) -> Iterator[Callable[[StepReport], None] | None]:
+        if not together.is_first:
+            yield None
+            return
+        with display.progress(f"train-decoder stage {number}", "samples", "steps") as view:
+            yield lambda report: view.at_step(report.step, report.steps, batch_size, report.loss)
+
+    outcome = decoder_wiring.train_decoder(job, device, display.progress, training, together)
+    if outcome is None:
+        return
+    if options["as_json"]:
+        display.print_json(outcome)
+    else:
+        _print(outcome)
+
+
+def _short(options: dict[str, Any], count: int) -> Sequence[str]:
+    """The options that stand for a setting of every stage, as --set writes them."""
+    values = {
+        "steps": options["steps"],
+        "batch_size": options["batch_size"],
+        "seed": options["seed"],
+        "show_every": options["sample_every"],
+        "loggers": json.dumps(options["loggers"]) if options["loggers"] else None,
+    }
+    return [
+        f"stages.{number}.train.{name}={value}"
+        for number in range(1, count + 1)
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _print(outcome: DecoderOutcome) -> None:
+    from . import display
+
+    join = outcome.join
+    if outcome.dropped:
+        click.echo(f"warning: {outcome.dropped:,} rows that are not finite were left out", err=True)
+    left_out = [
+        f"{count:,} {what}"
+        for count, what in (
+            (join.image_missing, "without an image"),
+            (join.image_changed, "with another image than was encoded"),
+            (join.row_repeated, "with a key that is not theirs alone"),
+        )
+        if count
+    ]
+    if left_out:
+        click.echo(f"warning: rows left out: {', '.join(left_out)}", err=True)
+    click.echo(
+        f"{outcome.out}: trained on {outcome.train_rows:,} images, {outcome.valid_rows:,} are held out; "
+        f"{join.image_unused:,} images have no row"
+    )
+    names = list(dict.fromkeys(name for stage in outcome.stages for name in stage.metrics))
+    rows = [
+        (it.stage, it.image_size, it.parameters, it.steps, it.best_step, *(it.metrics.get(name) for name in names))
+        for it in outcome.stages
+    ]
+    display.table(["stage", "px", "parameters", "steps", "best step", *names], rows)
+    if not outcome.complete:
+        click.echo(f"{outcome.out} is no decoder yet: train its other stages, too, with --stage")
