@@ -1,5 +1,6 @@
 """The decoder as its users see it."""
 
+import copy
 import json
 
 import pytest
@@ -282,6 +283,9 @@ def test_a_stage_can_work_in_scaled_latents(tmp_path):
     assert float((filled - pictures())[:, :, :8].abs().max()) <= 1 / 255
     decoder.double()
     assert vae.weight.dtype == torch.float64  # it moves with its stage
+    copied = copy.deepcopy(decoder.stage(1))
+    assert copied.vae is copied.space.autoencoder is vae, "a copy, such as an average, shares it"
+    assert copied.unet.to_out.weight is not decoder.stage(1).unet.to_out.weight
     decoder.float().save(tmp_path)
     with pytest.raises(ConfigError, match="works in latents; give its autoencoder"):
         Decoder.load(tmp_path)
