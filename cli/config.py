@@ -36,7 +36,7 @@ def resolve(preset: _Config, config_file: str | None, settings: Sequence[str]) -
         return pydantic.TypeAdapter(type(preset)).validate_python(values)
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise click.UsageError(f"{where}: {message}" if where else message) from problem
 

@@ -3,112 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dalle2_core.autoencoder import Autoencoder
 from dalle2_core.autoencoders import load_autoencoder
 from dalle2_core.decoder import stage_folder
-from dalle2_core.decoder_presets import DecoderRecipe
-from dalle2_core.decoders import VAE, finish_decoder
-from dalle2_core.files import sha256
+from dalle2_core.decoders import finish_decoder
 from dalle2_core.stage import DecoderStage
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from dalle2_core.training.stage_pictures import check_guidance
 from embedpipe import files
-from embedpipe.errors import InputError, RunMismatch
-from embedpipe.load import rows_of, splits
-from embedpipe.load.join import JoinCounts
+from embedpipe.errors import InputError
+from embedpipe.load import EmbeddingDataset, rows_of, splits
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
-from embedpipe.manifest import refuse_difference
 from embedpipe.progress import Listener
 
-from .decoder_rows import DecoderRows, ImageSource, open_embeddings, open_images
+from .decoder_job import DecoderJob, DecoderOutcome, StageOutcome
+from .decoder_rows import DecoderRows, open_embeddings, open_images
+from .decoder_runs import STAGE_RUN, described, facts_of, keep_autoencoder, refuse_another_run, refuse_neighbours
 from .decoder_scores import StageJudge
 from .image_features import open_features
 from .nonfinite import naming_rows
 from .prior_scores import some_of
-from .provenance import RUN_FILE, read_run, write_run
-from .row_policy import RowPolicy
-from .wiring import SplitConfig
+from .provenance import write_run
 
-STAGE_RUN = "decoder-stage"
-_MADE_BY = "train-decoder"
 _MOST_ROWS_TO_WATCH = 512
 _MOST_BYTES_TO_WATCH = 256 << 20
-_VAE_FILES = ("config.json", "model.safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeConfig:
-    """How stages are judged on the way. features: `encoder`, an encoder's folder or `inception:FILE`; None: no scores.
-
-    scored, shown: rows sampled for scores and for grids. cond_scale: of guidance in sampling.
-    """
-
-    features: str | None = None
-    scored: int = 64
-    shown: int = 8
-    cond_scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderJob:
-    """What to train, on what, where to.
-
-    data: image shards; emb: their embeddings; out: the decoder's folder. stages: numbers of those to train, from 1;
-    empty for all. vaes: folders of autoencoders for the first stages.
-    """
-
-    data: str
-    emb: str
-    out: str
-    recipe: DecoderRecipe
-    stages: tuple[int, ...] = ()
-    vaes: tuple[str, ...] = ()
-    split: SplitConfig = field(default_factory=SplitConfig)
-    source: ImageSource = field(default_factory=ImageSource)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-
-    def numbers(self) -> tuple[int, ...]:
-        """The stages to train, in order. Raises ConfigError for one that is not there."""
-        for number in self.stages:
-            self.recipe.part(number)
-        return tuple(sorted(set(self.stages))) or tuple(range(1, len(self.recipe.stages) + 1))
-
-
-@dataclass(frozen=True, slots=True)
-class StageOutcome:
-    """What the training of one stage did. best_step: the weights that were kept; metrics: of its last evaluation."""
-
-    stage: int
-    folder: str
-    image_size: int
-    steps: int
-    best_step: int
-    parameters: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderOutcome:
-    """What train-decoder did. complete: all stages are there, so that `out` is a decoder. dropped: not finite rows."""
-
-    out: str
-    complete: bool
-    train_rows: int
-    valid_rows: int
-    dropped: int
-    join: JoinCounts
-    stages: tuple[StageOutcome, ...]
 
 
 Training = Callable[[int, int], AbstractContextManager[Callable[[StepReport], None] | None]]
@@ -140,8 +65,9 @@ def train_decoder(
     stages = {
         number: job.recipe.build(number, dataset.card.dim, token_width, vaes[number - 1]) for number in job.numbers()
     }
-    for number in stages:
-        _refuse_neighbours(job, number, dataset.card.fingerprint())
+    for number, stage in stages.items():
+        check_guidance(stage, job.judge.cond_scale)
+        refuse_neighbours(job, number, dataset.card.fingerprint())
 
     seen = _join(job, dataset, together, preparing)
     names = splits(dataset, job.split.column, job.split.valid_share)
@@ -170,7 +96,10 @@ def train_decoder(
 
 
 def _join(
-    job: DecoderJob, dataset: Any, together: Processes, preparing: Callable[[str], AbstractContextManager[Listener]]
+    job: DecoderJob,
+    dataset: EmbeddingDataset,
+    together: Processes,
+    preparing: Callable[[str], AbstractContextManager[Listener]],
 ) -> DecoderRows:
     """Images and rows; the first process reads what must be read, the others take it from the cache."""
     cache = files.join(job.out, "join")
@@ -195,11 +124,11 @@ def _train_stage(
 ) -> StageOutcome | None:
     recipe, folder = job.recipe.part(number), str(stage_folder(Path(job.out), number))
     size, tokens = stage.config.image_size, stage.unet.config.cond_on_text_encodings
-    facts = _facts(job, number, stage, seen, rows)
+    facts = facts_of(job, number, stage, seen, rows)
     with exclusive(folder) if together.is_first else contextlib.nullcontext():
-        run = Run(Path(folder), describes=_describes(facts))
+        run = Run(Path(folder), describes=described(facts))
         if together.is_first:
-            _refuse_another_run(folder, facts)
+            refuse_another_run(folder, facts)
         together.wait()
         judge = _judge(job, number, seen, rows[VALID], size, tokens, device) if together.is_first else None
         loader = seen.loader(
@@ -223,7 +152,7 @@ def _train_stage(
         best_step = load_trained(stage, run.checkpoints, "best")
         stage.eval()
         if number <= len(job.vaes):
-            _keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
+            keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
         write_run(folder, STAGE_RUN, facts | {"best_step": best_step})
         stage.save(folder)
         metrics = judge.evaluate(stage)
@@ -263,78 +192,6 @@ def _autoencoders(job: DecoderJob, device: str) -> list[Autoencoder | None]:
         raise InputError(f"{len(job.vaes)} autoencoders for {count} stages", "Give --vae once for each latent stage")
     loaded = [load_autoencoder(folder, device) for folder in job.vaes]
     return [*loaded, *[None] * (count - len(loaded))]
-
-
-def _keep_autoencoder(source: Path, folder: Path) -> None:
-    """A copy beside the stage's weights, so that its folder is all that the stage needs."""
-    inside = folder / VAE
-    inside.mkdir(parents=True, exist_ok=True)
-    for name in reversed(_VAE_FILES):
-        with files.writing(str(inside / name)) as stream, (source / name).open("rb") as original:
-            shutil.copyfileobj(original, stream)
-
-
-def _facts(
-    job: DecoderJob, number: int, stage: DecoderStage, seen: DecoderRows, rows: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    vae = job.vaes[number - 1] if number <= len(job.vaes) else None
-    card = seen.dataset.card
-    return {
-        "stage": number,
-        "stages": len(job.recipe.stages),
-        "recipe": dataclasses.asdict(job.recipe.part(number)),
-        "network": dataclasses.asdict(stage.unet.config),
-        "diffusion": dataclasses.asdict(stage.config),
-        "split": dataclasses.asdict(job.split),
-        "rows": dataclasses.asdict(job.source.rows),
-        "data": job.data,
-        "embeddings": job.emb,
-        "encoder": dataclasses.asdict(card),
-        "fingerprint": card.fingerprint(),
-        "vae": None if vae is None else _autoencoder_sha256(Path(vae)),
-        "join": dataclasses.asdict(seen.join.counts),
-        "train_rows": len(rows[TRAIN]),
-        "valid_rows": len(rows[VALID]),
-        # The order in which images lie decides the order of training.
-        "order_sha256": hashlib.sha256(b"".join(it.rows.tobytes() for it in seen.join.shards)).hexdigest(),
-    }
-
-
-def _autoencoder_sha256(folder: Path) -> str:
-    return hashlib.sha256("".join(sha256(folder / name) for name in _VAE_FILES).encode()).hexdigest()
-
-
-def _describes(facts: dict[str, Any]) -> dict[str, Any]:
-    """What must stay the same for a stage's run to be continued, besides the training settings."""
-    names = ("stage", "network", "diffusion", "split", "rows", "fingerprint", "vae", "train_rows", "order_sha256")
-    return {name: facts[name] for name in names if name != "rows" or facts[name] != dataclasses.asdict(RowPolicy())}
-
-
-def _refuse_another_run(folder: str, facts: dict[str, Any]) -> None:
-    """Raise RunMismatch where a finished stage was another; checkpoints are the training's own to compare."""
-    if files.exists(files.join(folder, RUN_FILE)):
-        found = read_run(folder, STAGE_RUN, _MADE_BY)
-        refuse_difference(folder, _describes(found), _describes(facts), "recipe or data")
-
-
-def _refuse_neighbours(job: DecoderJob, number: int, fingerprint: str) -> None:
-    """Raise RunMismatch if a finished stage beside this one does not fit it: of another encoder, or of another size."""
-    for other in range(1, len(job.recipe.stages) + 1):
-        folder = str(stage_folder(Path(job.out), other))
-        if other == number or not files.exists(files.join(folder, RUN_FILE)):
-            continue
-        found = read_run(folder, STAGE_RUN, _MADE_BY)
-        if found["fingerprint"] != fingerprint:
-            raise RunMismatch(
-                f"{folder}: trained on embeddings of another encoder than {job.emb} holds",
-                "Give embeddings of the same encoder, or another output folder",
-            )
-        size, wanted = found["diffusion"]["image_size"], job.recipe.part(other).stage.image_size
-        if size != wanted:
-            raise RunMismatch(
-                f"{folder}: makes images of {size} pixels, but the recipe's stage {other} makes {wanted}",
-                "Give the sizes that it was trained for, or another output folder",
-            )
 
 
 def _refuse_few(job: DecoderJob, rows: dict[str, np.ndarray]) -> None:

@@ -74,13 +74,14 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="embedpipe")
 def cli() -> None:
-    """Image-text data from a list of URLs to CLIP embeddings on disk, and from those to a trained unCLIP prior.
+    """Image-text data from URLs to CLIP embeddings on disk, and from those to a trained unCLIP prior and decoder.
 
     \b
     embedpipe demo                       the whole story, offline, in minutes
     embedpipe fetch urls.parquet shards  a url table → image shards
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai
     embedpipe train-prior emb prior
+    embedpipe train-decoder shards emb decoder
 
     Every command, run again, goes on where it stopped.
     """

@@ -14,7 +14,7 @@ from .options import config_options, debug_option, dry_run_option, json_option, 
 if TYPE_CHECKING:
     from dalle2_core.training import StepReport
 
-    from .decoder_wiring import DecoderOutcome
+    from .decoder_job import DecoderOutcome
 
 
 class Several(click.ParamType):
@@ -99,6 +99,7 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
 
     from . import decoder_wiring, display, wiring
     from .config import resolve
+    from .decoder_job import DecoderJob, JudgeConfig
     from .decoder_rows import ImageSource
     from .row_policy import RowPolicy
 
@@ -109,7 +110,7 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
         objectives=options["objective"] or (),
     )
     recipe = resolve(recipe, options["config_file"], [*options["settings"], *_short(options, len(recipe.stages))])
-    job = decoder_wiring.DecoderJob(
+    job = DecoderJob(
         data,
         emb,
         out,
@@ -123,7 +124,7 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
             options["max_pixels"],
             RowPolicy(options["normalise"], options["drop_nonfinite"]),
         ),
-        decoder_wiring.JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
+        JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
     )
     numbers = job.numbers()
     if options["dry_run"]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader, Foreign
+    from .load.images import ImageLoader, ImageOptions
+    from .load.join import join_images
+    from .load.stored import open_source
     from .merge import MergeConfig
     from .predict import predict_images
     from .subset import read_subset, write_subset
@@ -41,6 +44,8 @@ _HOMES = {
     "ExportConfig": "export",
     "FetchConfig": "fetch",
     "FilterConfig": "curate",
+    "ImageLoader": "load.images",
+    "ImageOptions": "load.images",
     "IndexConfig": "index",
     "Searcher": "index",
     "Foreign": "load",
@@ -53,6 +58,8 @@ _HOMES = {
     "describe": "info",
     "export_images": "curate",
     "filter": "curate",
+    "join_images": "load.join",
+    "open_source": "load.stored",
     "plan_index": "index",
     "predict_images": "predict",
     "query_encoder": "index",
@@ -72,6 +79,8 @@ __all__ = [
     "FetchConfig",
     "FilterConfig",
     "Foreign",
+    "ImageLoader",
+    "ImageOptions",
     "IndexConfig",
     "MergeConfig",
     "Searcher",
@@ -83,6 +92,8 @@ __all__ = [
     "describe",
     "export_images",
     "filter",
+    "join_images",
+    "open_source",
     "plan_index",
     "predict_images",
     "query_encoder",

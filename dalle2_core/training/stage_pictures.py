@@ -26,6 +26,11 @@ def smaller_images(stage: DecoderStage, batch: DecoderBatch) -> Tensor | None:
     return None if lowres is None else resized(as_floats(batch.images), lowres.size)
 
 
+def check_guidance(stage: DecoderStage, cond_scale: float) -> None:
+    """Raises ConfigError if the stage will not have been trained for guidance of that scale."""
+    StageSampler(stage, SamplingConfig(cond_scale=cond_scale))
+
+
 @torch.no_grad()
 def stage_samples(
     stage: DecoderStage,

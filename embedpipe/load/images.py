@@ -12,6 +12,7 @@ import numpy as np
 from ..card import PreprocessSpec
 from ..errors import DatasetError, InputError
 from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ..read.base import NoDigest
 from ..types import EmbeddingBatch, Sample
 from .ahead import ahead
 from .dataset import EmbeddingDataset
@@ -119,7 +120,9 @@ class ImageLoader:
         everything = np.arange(self._order.total)
         with _Shards(self._join) as shards, ThreadPoolExecutor(self._options.threads) as pool:
             for start in range(0, len(everything), self._batch_size):
-                yield self._decoded(self._read(shards, everything[start : start + self._batch_size]), pool)
+                places = everything[start : start + self._batch_size]
+                shards.keep(set(self._owners(places).tolist()))
+                yield self._decoded(self._read(shards, places), pool)
 
     def _batches(self, position: int) -> Generator[ImageBatch, None, None]:
         size = self._share[1] - self._share[0]
@@ -138,17 +141,22 @@ class ImageLoader:
             for window in self._order.windows(position):
                 inside = (window.positions - position) % self._batch_size
                 mine = np.flatnonzero((inside >= first) & (inside < last))
+                # Another rank's shards, too: the next window may go on in them.
+                shards.keep(set(self._owners(window.places).tolist()))
                 found = self._read(shards, window.places[mine])
                 yield [found[place] for place in np.argsort(window.positions[mine])]
 
     def _read(self, shards: _Shards, places: np.ndarray) -> list[_Encoded]:
         """The images at those places (ascending), as they are stored."""
-        owners = np.searchsorted(self._bounds, places, side="right") - 1
-        shards.keep(set(owners.tolist()))
         return [
             shards.image(int(owner), int(place - self._bounds[owner]))
-            for owner, place in zip(owners, places, strict=True)
+            for owner, place in zip(self._owners(places), places, strict=True)
         ]
+
+    def _owners(self, places: np.ndarray) -> np.ndarray:
+        """The number of the shard of each place."""
+        owners: np.ndarray = np.searchsorted(self._bounds, places, side="right") - 1
+        return owners
 
     def _decoded(self, batch: Sequence[_Encoded], pool: ThreadPoolExecutor) -> ImageBatch:
         pixels = np.stack(list(pool.map(self._pixels, batch)))
@@ -208,7 +216,7 @@ class _OpenShard:
 
     def __init__(self, join: Join, shard: JoinedShard) -> None:
         self._shard = shard
-        self._samples = join.reader.read(shard.shard, hashlib.sha256())
+        self._samples = join.reader.read(shard.shard, NoDigest())
         self.next_place = 0
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from .. import files
 from ..errors import DatasetError, InputError
 from ..progress import Listener, Progress, silent
 from ..read import Reader
+from ..read.base import NoDigest
 from ..types import Reject, Sample, SourceShard
 from .dataset import EmbeddingDataset
 
@@ -232,7 +233,7 @@ def _read(reader: Reader, shard: SourceShard) -> _Listed:
     hashes: list[str | None] = []
     index: list[int] = []
     repeated = 0
-    for sample in reader.read(shard, hashlib.sha256()):
+    for sample in reader.read(shard, NoDigest()):
         if isinstance(sample, Sample) and sample.image is not None:
             keys.append(sample.key)
             hashes.append(hashlib.sha256(sample.image).hexdigest())

@@ -86,6 +86,14 @@ def test_every_training_setting_is_documented():
     assert missing == []
 
 
+def test_every_count_of_a_join_is_documented():
+    from embedpipe.load.join import JoinCounts
+
+    page = (ROOT / "docs" / "training.md").read_text()
+    counts = [field.name for field in dataclasses.fields(JoinCounts)]
+    assert [name for name in counts if name not in ("rows", "joined") and f"`{name}`" not in page] == []
+
+
 def test_every_setting_of_the_decoder_is_documented():
     from dalle2_core.decoder_keywords import DecoderKeywords
     from dalle2_core.networks.unet_config import UnetConfig

@@ -58,3 +58,36 @@ def test_a_bad_file_is_named(tmp_path, text, said):
         resolve(Outer(), str(place), [])
     with pytest.raises(click.UsageError, match="no such file|No such file"):
         resolve(Outer(), str(tmp_path / "none.json"), [])
+
+
+@dataclass(frozen=True)
+class Listed:
+    parts: tuple[Inner, ...] = (Inner(), Inner(lr=0.2))
+
+
+def test_lists_of_groups_are_counted_from_one(tmp_path):
+    assert resolve(Listed(), None, ["parts.2.lr=0.5"]) == Listed((Inner(), Inner(lr=0.5)))
+    place = tmp_path / "c.json"
+    place.write_text(json.dumps({"parts": [{}, {"name": "sgd"}, {"lr": 1}]}))
+    found = resolve(Listed(), str(place), ["parts.1.lr=9"])
+    assert found == Listed((Inner(lr=9), Inner(lr=0.2, name="sgd"), Inner(lr=1))), "the last is repeated"
+    place.write_text(json.dumps({"parts": [{"lr": 4}]}))
+    assert resolve(Listed(), str(place), []) == Listed((Inner(lr=4),))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("parts.3.lr=1", "no setting 'parts.3'. parts holds 1 to 2"),
+        ("parts.0.lr=1", "no setting 'parts.0'"),
+        ("parts.one.lr=1", "no setting 'parts.one'"),
+        ("parts.2.lrr=1", "no setting 'parts.2.lrr'. Did you mean lr?"),
+        ("parts.2=5", "parts.2 is a group. It holds lr, name, betas"),
+        ("parts=5", "parts is a group. It holds 1 to 2"),
+        ("parts.2.lr=fast", "parts.2.lr: "),
+    ],
+)
+def test_mistakes_in_lists_are_named(setting, said):
+    with pytest.raises(click.UsageError) as caught:
+        resolve(Listed(), None, [setting])
+    assert said in caught.value.message

@@ -1,0 +1,102 @@
+"""The run folder of a decoder's stage: what made it, and whether it may be continued or stand beside another."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle2_core.decoder import stage_folder
+from dalle2_core.decoders import VAE
+from dalle2_core.files import sha256
+from dalle2_core.stage import DecoderStage
+from embedpipe import files
+from embedpipe.errors import RunMismatch
+from embedpipe.load.split import TRAIN, VALID
+from embedpipe.manifest import refuse_difference
+
+from .decoder_job import DecoderJob
+from .decoder_rows import DecoderRows
+from .provenance import RUN_FILE, read_run
+from .row_policy import RowPolicy
+
+STAGE_RUN = "decoder-stage"
+_MADE_BY = "train-decoder"
+_VAE_FILES = ("config.json", "model.safetensors")
+
+
+def facts_of(
+    job: DecoderJob, number: int, stage: DecoderStage, seen: DecoderRows, rows: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """What a stage's run.json says of it, as plain JSON values."""
+    vae = job.vaes[number - 1] if number <= len(job.vaes) else None
+    card = seen.dataset.card
+    return {
+        "stage": number,
+        "stages": len(job.recipe.stages),
+        "recipe": dataclasses.asdict(job.recipe.part(number)),
+        "network": dataclasses.asdict(stage.unet.config),
+        "diffusion": dataclasses.asdict(stage.config),
+        "split": dataclasses.asdict(job.split),
+        "rows": dataclasses.asdict(job.source.rows),
+        "data": job.data,
+        "embeddings": job.emb,
+        "encoder": dataclasses.asdict(card),
+        "fingerprint": card.fingerprint(),
+        "vae": None if vae is None else _autoencoder_sha256(Path(vae)),
+        "join": dataclasses.asdict(seen.join.counts),
+        "train_rows": len(rows[TRAIN]),
+        "valid_rows": len(rows[VALID]),
+        # The order in which images lie decides the order of training.
+        "order_sha256": hashlib.sha256(b"".join(it.rows.tobytes() for it in seen.join.shards)).hexdigest(),
+    }
+
+
+def _autoencoder_sha256(folder: Path) -> str:
+    return hashlib.sha256("".join(sha256(folder / name) for name in _VAE_FILES).encode()).hexdigest()
+
+
+def described(facts: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a stage's run to be continued, besides the training settings."""
+    names = ("stage", "network", "diffusion", "split", "rows", "fingerprint", "vae", "train_rows", "order_sha256")
+    return {name: facts[name] for name in names if name != "rows" or facts[name] != dataclasses.asdict(RowPolicy())}
+
+
+def refuse_another_run(folder: str, facts: dict[str, Any]) -> None:
+    """Raise RunMismatch where a finished stage was another; checkpoints are the training's own to compare."""
+    if files.exists(files.join(folder, RUN_FILE)):
+        found = read_run(folder, STAGE_RUN, _MADE_BY)
+        refuse_difference(folder, described(found), described(facts), "recipe or data")
+
+
+def refuse_neighbours(job: DecoderJob, number: int, fingerprint: str) -> None:
+    """Raise RunMismatch if a finished stage beside this one does not fit it: of another encoder, or of another size."""
+    for other in range(1, len(job.recipe.stages) + 1):
+        folder = str(stage_folder(Path(job.out), other))
+        if other == number or not files.exists(files.join(folder, RUN_FILE)):
+            continue
+        found = read_run(folder, STAGE_RUN, _MADE_BY)
+        if found["fingerprint"] != fingerprint:
+            raise RunMismatch(
+                f"{folder}: trained on embeddings of another encoder than {job.emb} holds",
+                "Give embeddings of the same encoder, or another output folder",
+            )
+        size, wanted = found["diffusion"]["image_size"], job.recipe.part(other).stage.image_size
+        if size != wanted:
+            raise RunMismatch(
+                f"{folder}: makes images of {size} pixels, but the recipe's stage {other} makes {wanted}",
+                "Give the sizes that it was trained for, or another output folder",
+            )
+
+
+def keep_autoencoder(source: Path, folder: Path) -> None:
+    """A copy beside the stage's weights, so that its folder is all that the stage needs."""
+    inside = folder / VAE
+    inside.mkdir(parents=True, exist_ok=True)
+    for name in reversed(_VAE_FILES):
+        with files.writing(str(inside / name)) as stream, (source / name).open("rb") as original:
+            shutil.copyfileobj(original, stream)

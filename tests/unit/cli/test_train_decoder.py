@@ -1,0 +1,313 @@
+"""train-decoder: from image shards and embeddings on disk to a decoder, through the command line."""
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from embedpipe_cli.main import cli
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dalle2_core import load_decoder
+from dalle2_core.autoencoders import AUTOENCODERS
+from dalle2_core.errors import NonFiniteLoss
+from tests import shards as made
+
+SMALL = [
+    "--sizes",
+    "8,16",
+    "--dims",
+    "8",
+    "--timesteps",
+    "20",
+    "--steps",
+    "4",
+    "--batch-size",
+    "6",
+    "--valid-share",
+    "0.2",
+]
+SMALL += ["--device", "cpu", "--decode-threads", "2"]
+for stage in (1, 2):
+    for name, value in {
+        "network.dim_mults": "[1,2]",
+        "network.attn_heads": 2,
+        "network.attn_dim_head": 4,
+        "network.init_cross_embed_kernel_sizes": "[3,5]",
+        "stage.sample_timesteps": 2,
+        "train.save_every": 2,
+        "train.evaluate_every": 4,
+        "train.log_every": 1,
+    }.items():
+        SMALL += ["--set", f"stages.{stage}.{name}={value}"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
+
+
+def result_of(*arguments):
+    """The parsed --json output of a command that must succeed."""
+    outcome = run(*arguments, "--json")
+    assert outcome.exception is None, outcome.exception
+    return json.loads(outcome.stdout)
+
+
+def error_of(*arguments):
+    outcome = run(*arguments)
+    assert outcome.exception is not None
+    message = getattr(outcome.exception, "message", None) or str(outcome.exception)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def decoder(encoded_once, tmp_path_factory):
+    """Both stages, trained by one command, with scores by the encoder of the data."""
+    out = tmp_path_factory.mktemp("decoder") / "decoder"
+    return out, result_of("train-decoder", *encoded_once, out, *SMALL, "--features", "encoder", "--score-rows", 4)
+
+
+def weights(out, stage):
+    return load_file(Path(out) / f"stage-{stage}" / "model.safetensors")
+
+
+def assert_same_weights(one, other, stages=(1, 2)):
+    for stage in stages:
+        ours, theirs = weights(one, stage), weights(other, stage)
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+
+
+def test_a_run_leaves_a_decoder_and_what_made_it(decoder, encoded_once):
+    out, outcome = decoder
+    assert outcome["complete"]
+    assert outcome["join"]["joined"] == 21
+    assert outcome["train_rows"] + outcome["valid_rows"] == 21
+    loaded = load_decoder(out)
+    embeds = torch.nn.functional.normalize(torch.randn(2, loaded.stage(1).unet.config.image_embed_dim), dim=1)
+    assert loaded.sample(image_embed=embeds).shape == (2, 3, 16, 16)
+    for number in (1, 2):
+        folder = out / f"stage-{number}"
+        files = {
+            "config.json",
+            "model.safetensors",
+            "run.json",
+            "metrics.jsonl",
+            "curves.png",
+            "checkpoints",
+            "samples",
+        }
+        assert files <= set(os.listdir(folder))
+        facts = json.loads((folder / "run.json").read_text())
+        assert (facts["kind"], facts["stage"], facts["embeddings"]) == ("decoder-stage", number, encoded_once[1])
+        assert facts["join"]["rows"] == 21
+        kinds = [json.loads(line)["kind"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert kinds.count("train") == 4
+        assert {"valid", "online"} <= set(kinds)
+
+
+def test_grids_show_true_images_beside_what_was_made(decoder):
+    from embedpipe.images.decode import decode
+    from embedpipe.load.images import ImageOptions
+
+    out, _ = decoder
+    with Image.open(io.BytesIO((out / "stage-2" / "samples" / "step-000000004.png").read_bytes())) as grid:
+        assert grid.height == 3 * (96 + 2) + 2, "true images, the smaller ones, the samples"
+        first = np.asarray(grid.crop((2, 2, 98, 98)).resize((16, 16), Image.Resampling.NEAREST))
+    pictures = [decode(made.jpeg(i), ImageOptions(16).preprocess).pixels.numpy().transpose(1, 2, 0) for i in range(21)]
+    assert min(np.abs(first.astype(int) - it).max() for it in pictures) <= 1
+
+
+def test_scores_are_of_samples_and_true_images(decoder):
+    metrics = decoder[1]["stages"][1]["metrics"]
+    assert set(metrics) == {"loss", "fid_encoder", "kid_encoder", "similarity", "similarity_true"}
+    assert metrics["fid_encoder"] > 0
+    assert -1 <= metrics["similarity"] <= 1
+    assert metrics["similarity_true"] > 0.3, "true images are like their embeddings"
+
+
+def test_the_same_command_again_changes_nothing(decoder, encoded_once):
+    out, _ = decoder
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    result_of("train-decoder", *encoded_once, out, *SMALL, "--features", "encoder", "--score-rows", 4)
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
+    message = error_of("train-decoder", *encoded_once, out, *SMALL, "--timesteps", 30)
+    assert "another recipe or data: diffusion.timesteps was 20, now 30" in message
+    message = error_of("train-decoder", *encoded_once, out, *SMALL, "--seed", 1)
+    assert "train.seed is 0 there and 1 here" in message
+
+
+def test_a_stage_trained_alone_is_the_one_of_the_whole_and_plugs_in(decoder, encoded_once, tmp_path):
+    second = result_of("train-decoder", *encoded_once, tmp_path / "apart", *SMALL, "--stage", 2)
+    assert not second["complete"]
+    assert [stage["stage"] for stage in second["stages"]] == [2]
+    assert_same_weights(tmp_path / "apart", decoder[0], stages=(2,))
+    shutil.copytree(decoder[0] / "stage-1", tmp_path / "apart" / "stage-1")
+    assert result_of("train-decoder", *encoded_once, tmp_path / "apart", *SMALL, "--stage", 2)["complete"]
+    assert len(load_decoder(tmp_path / "apart").cascade) == 2
+    assert len(load_decoder(decoder[0] / "stage-1", tmp_path / "apart" / "stage-2").cascade) == 2
+
+
+def test_shards_with_shuffled_members_train_on_the_same_pairs(encoded_once, tmp_path):
+    """And a run that was begun with one order of images is not continued with another."""
+    from embedpipe_cli.decoder_rows import ImageSource, open_embeddings, open_images
+
+    from dalle2_core.decoder_presets import decoder_preset
+
+    source, emb = encoded_once
+    for number in range(3):
+        order = list(range(number * 7, number * 7 + 7))
+        random.Random(number).shuffle(order)
+        made.write_tar(tmp_path / "shards" / f"{number:05d}.tar", [member for i in order for member in made.sample(i)])
+    found = []
+    for data in (source, tmp_path / "shards"):
+        dataset, _ = open_embeddings(emb, decoder_preset("tiny"))
+        seen = open_images(str(data), dataset, ImageSource(), str(tmp_path / "cache"))
+        pairs = {}
+        for batch in seen.in_order(np.arange(21), 8, 5, tokens=False):
+            for image, embed in zip(batch.images, batch.image_embed, strict=True):
+                pairs[embed.numpy().tobytes()] = image.numpy().tobytes()
+        found.append(pairs)
+    assert len(found[0]) == 21
+    assert found[0] == found[1]
+    result_of("train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL, "--stage", 1)
+    assert "order_sha256" in error_of("train-decoder", source, emb, tmp_path / "out", *SMALL, "--stage", 1)
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_it_ends_with_the_same_weights(encoded_once, tmp_path):
+    def command(out):
+        return [sys.executable, "-m", "embedpipe_cli", "train-decoder", *encoded_once, str(out), *SMALL]
+
+    quiet = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(tmp_path / "hit"), **quiet)
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "hit").glob("stage-2/checkpoints/step*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command(tmp_path / "hit"), check=True, **quiet)
+    # The undisturbed twin runs in a process of its own too: torch's thread count decides the last bit.
+    subprocess.run(command(tmp_path / "twin"), check=True, **quiet)
+    assert_same_weights(tmp_path / "hit", tmp_path / "twin")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sizes", "9,16"], ["image_size is 9", "multiple of 2"]),
+        (["--sizes", "16,8"], ["16, 8 do not grow", "small to large"]),
+        (["--sizes", "8,x"], ["8,x", "numbers with commas"]),
+        (["--dims", "8,8,8"], ["dims: 3 values for 2 stages"]),
+        (["--stage", "3"], ["no stage 3", "1 to 2"]),
+        (["--objective", "v,noize"], ["noize", "noise"]),
+        (["--set", "stages.3.train.steps=5"], ["stages.3", "1 to 2"]),
+        (["--set", "stages.1.network.dimm=5"], ["stages.1.network.dimm", "dim"]),
+        (["--set", "stages.1.network.image_embed_dim=7"], ["image_embed_dim is 7", "wide"]),
+        (["--set", "stages.1.network.cond_on_text_encodings=true", "--set", "stages.1.network.text_embed_dim=8"],
+         ["has no text tokens", "--text-tokens"]),
+        (["--batch-size", "1000"], ["fewer than stage 1's batch of 1000", "stages.1.train.batch_size"]),
+        (["--vae", "/nowhere"], ["/nowhere", "no such file"]),
+        (["--preset", "tyni"], ["tiny"]),
+        (["--features", "inception:/nowhere.pth"], ["/nowhere.pth", "no such file"]),
+        (["--cond-scale", "2", "--set", "stages.1.stage.image_cond_drop_prob=0"], ["image_cond_drop_prob above 0"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_before_the_first_step(encoded_once, tmp_path, arguments, words):
+    message = error_of("train-decoder", *encoded_once, tmp_path / "out", *SMALL, *arguments)
+    assert [word for word in words if word not in message] == []
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_stages_of_other_embeddings_or_sizes_are_not_put_together(
+    decoder, encoded_once, tmp_path, encode_config, other_model
+):
+    from embedpipe.encode.job import encode
+
+    shutil.copytree(decoder[0] / "stage-1", tmp_path / "out" / "stage-1")
+    encode(encoded_once[0], str(tmp_path / "other"), encode_config(model=other_model))
+    message = error_of("train-decoder", encoded_once[0], tmp_path / "other", tmp_path / "out", *SMALL, "--stage", 2)
+    assert "embeddings of another encoder" in message
+    message = error_of("train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--sizes", "4,16", "--stage", 2)
+    assert "makes images of 8 pixels, but the recipe's stage 1 makes 4" in message
+
+
+def test_images_that_are_missing_are_counted_and_refused(encoded_once, tmp_path):
+    source, emb = encoded_once
+    for name in ("00000.tar", "00002.tar"):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        shutil.copy2(Path(source) / name, tmp_path / "shards" / name)
+    message = error_of("train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL)
+    assert "of 21 rows 7 have no image" in message
+    assert "--drop-unjoined" in message
+    outcome = result_of(
+        "train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL, "--drop-unjoined", "--stage", 1
+    )
+    assert (outcome["join"]["joined"], outcome["join"]["shard_missing"]) == (14, 7)
+
+
+def test_rows_of_a_loss_that_is_not_finite_are_named(encoded_once, tmp_path, monkeypatch):
+    from dalle2_core.stage import DecoderStage
+
+    whole = DecoderStage.loss
+
+    def broken(self, batch, draws):
+        found = whole(self, batch, draws)
+        return type(found)(found.loss * float("nan")) if self.training else found
+
+    monkeypatch.setattr(DecoderStage, "loss", broken)
+    outcome = run("train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--stage", 1)
+    assert isinstance(outcome.exception, NonFiniteLoss)
+    named = json.loads((tmp_path / "out" / "stage-1" / "nonfinite_batch.json").read_text())
+    assert named["step"] == 1
+    assert len(named["rows"]) == 6
+    assert {"row", "src_shard", "key"} == set(named["rows"][0])
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path):
+    outcome = run("train-decoder", "shards", "emb", tmp_path / "out", *SMALL, "--stage", 2, "--dry-run")
+    plan = json.loads(outcome.stdout)
+    assert plan["train"] == [2]
+    assert [part["stage"]["image_size"] for part in plan["stages"]] == [8, 16]
+    assert [part["train"]["steps"] for part in plan["stages"]] == [4, 4]
+    assert list(tmp_path.iterdir()) == []
+
+
+class Blocks(torch.nn.Module):
+    """An autoencoder whose latents are the means of 2 x 2 pixels."""
+
+    latent_channels, downsampling = 3, 2
+    latent_mean, latent_std = torch.zeros(3), torch.ones(3)
+
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 2)
+
+    def decode(self, latents):
+        return torch.nn.functional.interpolate(latents, scale_factor=2, mode="nearest")
+
+
+def test_a_stage_in_latents_takes_its_autoencoder_along(encoded_once, tmp_path, monkeypatch):
+    monkeypatch.setitem(AUTOENCODERS, "blocks", lambda folder, device: Blocks())
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text('{"kind": "blocks", "format_version": 1}')
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"numbers")
+    arguments = ["train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--vae", tmp_path / "vae"]
+    assert result_of(*arguments)["complete"]
+    shutil.rmtree(tmp_path / "vae")
+    loaded = load_decoder(tmp_path / "out")
+    assert (loaded.stage(1).size, loaded.stage(2).size) == (4, 16)
+    assert loaded.stage(1).vae is not None
+    assert loaded.stage(2).vae is None
