@@ -205,6 +205,25 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(encoded_once, tmp_pa
     assert_same_weights(tmp_path / "hit", tmp_path / "twin")
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += ["--local-addr", "127.0.0.1", "-m", "embedpipe_cli", "train-decoder", *encoded_once]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two"), *SMALL, "--stage", "1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = weights(tmp_path / "two", 1), weights(decoder[0], 1)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -177,3 +177,16 @@ def test_every_window_is_a_mix_of_several_shards_and_every_epoch_holds_all():
     for epoch in stream[: 2 * order.total].reshape(2, -1):
         assert sorted(epoch.tolist()) == list(range(order.total))
     assert np.mean(spread) > 1.5
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path):
+    from tests.embeddings import write_dataset
+
+    samples = [made.sample(0), made.sample(1, picture=b"\xff\xd8\xff no picture"), made.sample(2)]
+    made.write_tar(tmp_path / "shards" / "00000.tar", [member for sample in samples for member in sample])
+    rng = np.random.default_rng(0)
+    keys = ["00000", "00001", "00002"]
+    emb = write_dataset(tmp_path / "emb", rng.normal(size=(3, 8)), rng.normal(size=(3, 8)), shards=1, key=keys)
+    dataset, join = joined(tmp_path / "shards", emb, tmp_path / "cache")
+    with pytest.raises(DatasetError, match=r"00000\.tar: the image of 00001 \(row 1 of .*\) does not decode"):
+        list(loader(dataset, join).all())
