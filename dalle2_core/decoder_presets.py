@@ -69,6 +69,8 @@ class DecoderRecipe:
         given = {name: _spread(name, of_each, count) for name, of_each in values.items() if of_each}
         for name, of_each in given.items():
             stages = [_CHANGES[name](it, value) for it, value in zip(stages, of_each, strict=True)]
+        if sizes:
+            stages = [stages[0], *(_from_size(it, before) for it, before in zip(stages[1:], sizes, strict=False))]
         return DecoderRecipe(tuple(stages))
 
     def fitted(self, number: int, embed_dim: int, token_width: int | None, vae: Autoencoder | None) -> StageRecipe:
@@ -80,30 +82,45 @@ class DecoderRecipe:
         recipe = self.part(number)
         network, config = recipe.network, recipe.stage
         sees = number == 1 if network.cond_on_image_embeds is None else network.cond_on_image_embeds
-        for name, asked, there in (
-            ("image_embed_dim", network.image_embed_dim, embed_dim),
-            ("text_embed_dim", network.text_embed_dim, token_width),
-        ):
-            if asked not in (None, there) and there is not None:
-                raise ConfigError(f"stage {number}: network.{name} is {asked}, but those of the data are {there} wide")
-        lowres = None
-        if number > 1:
-            lowres = replace(config.lowres or LowresConfig(1), size=self.part(number - 1).stage.image_size)
         channels = 3 if vae is None else vae.latent_channels
+        widths = {
+            "channels": (channels, network.channels if network.channels != 3 else None),
+            "channels_out": (channels * (2 if config.learned_variance else 1), network.channels_out),
+            "image_embed_dim": (embed_dim if sees else None, network.image_embed_dim),
+            "text_embed_dim": (token_width if network.cond_on_text_encodings else None, network.text_embed_dim),
+        }
+        for name, (there, asked) in widths.items():
+            if asked is not None and there not in (None, asked):
+                raise ConfigError(f"stage {number}: network.{name} is {asked}, but its data and place ask for {there}")
+        lowres = self._lowres(number)
         return replace(
             recipe,
             stage=replace(config, lowres=lowres),
             network=replace(
                 network,
-                channels=channels,
-                channels_out=channels * (2 if config.learned_variance else 1),
+                **{name: there for name, (there, _) in widths.items()},
                 cond_on_image_embeds=sees,
-                image_embed_dim=embed_dim if sees else None,
-                text_embed_dim=token_width if network.cond_on_text_encodings else None,
                 lowres_cond=lowres is not None,
                 lowres_noise_cond=network.lowres_noise_cond and lowres is not None,
             ),
         )
+
+    def _lowres(self, number: int) -> LowresConfig | None:
+        """What a stage starts from. Raises ConfigError if that is not what the one before makes."""
+        lowres = self.part(number).stage.lowres
+        if number == 1:
+            if lowres is not None:
+                raise ConfigError("stage 1 is the first and starts from noise alone; leave stage.lowres out")
+            return None
+        before = self.part(number - 1).stage.image_size
+        if lowres is None:
+            return LowresConfig(before)
+        if lowres.size != before:
+            raise ConfigError(
+                f"stage {number} starts from an image of {lowres.size} pixels (stage.lowres.size), but stage "
+                f"{number - 1} makes one of {before}; --sizes sets both"
+            )
+        return lowres
 
     def build(
         self, number: int, embed_dim: int, token_width: int | None = None, vae: Autoencoder | None = None
@@ -126,11 +143,18 @@ def _spread(name: str, values: Sequence[Any], count: int) -> list[Any]:
 
 
 def _sized(recipe: StageRecipe, size: int) -> StageRecipe:
-    # The smaller image's size is filled in later; here it must only not be in the way.
+    # The smaller image's size comes later; it must not be in the way.
     lowres = None if recipe.stage.lowres is None else replace(recipe.stage.lowres, size=1)
     crop = recipe.stage.random_crop_size
     cropped = None if crop is None or crop >= size else crop
     return replace(recipe, stage=replace(recipe.stage, image_size=size, lowres=lowres, random_crop_size=cropped))
+
+
+def _from_size(recipe: StageRecipe, before: int) -> StageRecipe:
+    lowres = recipe.stage.lowres
+    if lowres is None or before >= recipe.stage.image_size:
+        return recipe  # The sizes do not grow, which the decoder's recipe refuses.
+    return replace(recipe, stage=replace(recipe.stage, lowres=replace(lowres, size=before)))
 
 
 _CHANGES: dict[str, Any] = {

@@ -235,7 +235,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         (["--objective", "v,noize"], ["noize", "noise"]),
         (["--set", "stages.3.train.steps=5"], ["stages.3", "1 to 2"]),
         (["--set", "stages.1.network.dimm=5"], ["stages.1.network.dimm", "dim"]),
-        (["--set", "stages.1.network.image_embed_dim=7"], ["image_embed_dim is 7", "wide"]),
+        (["--set", "stages.1.network.image_embed_dim=7"], ["image_embed_dim is 7", "ask for"]),
         (["--set", "stages.1.network.cond_on_text_encodings=true", "--set", "stages.1.network.text_embed_dim=8"],
          ["has no text tokens", "--text-tokens"]),
         (["--batch-size", "1000"], ["fewer than stage 1's batch of 1000", "stages.1.train.batch_size"]),
