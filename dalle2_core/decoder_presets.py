@@ -92,13 +92,14 @@ class DecoderRecipe:
         for name, (there, asked) in widths.items():
             if asked is not None and there not in (None, asked):
                 raise ConfigError(f"stage {number}: network.{name} is {asked}, but its data and place ask for {there}")
+        filled: dict[str, Any] = {name: there for name, (there, _) in widths.items()}
         lowres = self._lowres(number)
         return replace(
             recipe,
             stage=replace(config, lowres=lowres),
             network=replace(
                 network,
-                **{name: there for name, (there, _) in widths.items()},
+                **filled,
                 cond_on_image_embeds=sees,
                 lowres_cond=lowres is not None,
                 lowres_noise_cond=network.lowres_noise_cond and lowres is not None,
