@@ -81,7 +81,7 @@ def open_embeddings(emb: str, recipe: DecoderRecipe) -> tuple[EmbeddingDataset, 
             f"{emb}: its image embeddings were predicted by a {dataset.card.predicted_by.kind}, not made of images",
             "Give the data set that they were predicted for",
         )
-    wanted = any(it.network.cond_on_text_encodings for it in recipe.stages)
+    wanted = any(it.reads_text for it in recipe.stages)
     return dataset, _token_width(dataset, recipe) if wanted else None
 
 
@@ -102,7 +102,7 @@ def _token_width(dataset: EmbeddingDataset, recipe: DecoderRecipe) -> int:
     column = dataset.require_text_tokens()
     longest = int(column.lengths().max(initial=0))
     for number, part in enumerate(recipe.stages, 1):
-        if part.network.cond_on_text_encodings and longest > part.network.max_text_len:
+        if part.reads_text and longest > part.network.max_text_len:
             raise InputError(
                 f"{dataset.path}: the longest text has {longest} tokens, but stage {number} takes up to "
                 f"{part.network.max_text_len}",

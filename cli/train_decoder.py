@@ -49,6 +49,7 @@ class Several(click.ParamType):
 @click.option("--dims", type=Several(int), help="Width of each stage's network, or of all.")
 @click.option("--timesteps", type=Several(int), help="Noise levels of each stage, or of all.")
 @click.option("--objective", type=Several(str), help="What each stage's network predicts: v, x0, noise or flow.")
+@click.option("--text-tokens", is_flag=True, help="Tell the first stage the states of the captions' tokens, too.")
 @config_options
 @click.option("--stage", "stages", type=click.IntRange(1), multiple=True, help="Train this stage alone. Repeatable.")
 @click.option(
@@ -159,7 +160,8 @@ def _short(options: dict[str, Any], count: int) -> Sequence[str]:
         "show_every": options["sample_every"],
         "loggers": json.dumps(options["loggers"]) if options["loggers"] else None,
     }
-    return [
+    text = ["stages.1.text_tokens=true"] if options["text_tokens"] else []
+    return text + [
         f"stages.{number}.train.{name}={value}"
         for number in range(1, count + 1)
         for name, value in values.items()

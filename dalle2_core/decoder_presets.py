@@ -27,12 +27,19 @@ class StageRecipe:
 
     What follows from the stage's place and the data is filled in: channels, the smaller image's size, widths of
     embeddings and tokens. network.cond_on_image_embeds None: told the image embedding if it is the first.
+    text_tokens: read the states of the captions' tokens, too (network.cond_on_text_encodings, without their width).
     """
 
     network: UnetConfig
     stage: StageConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    text_tokens: bool = False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether token states are a condition."""
+        return self.text_tokens or self.network.cond_on_text_encodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class DecoderRecipe:
             "channels": (channels, network.channels if network.channels != 3 else None),
             "channels_out": (channels * (2 if config.learned_variance else 1), network.channels_out),
             "image_embed_dim": (embed_dim if sees else None, network.image_embed_dim),
-            "text_embed_dim": (token_width if network.cond_on_text_encodings else None, network.text_embed_dim),
+            "text_embed_dim": (token_width if recipe.reads_text else None, network.text_embed_dim),
         }
         for name, (there, asked) in widths.items():
             if asked is not None and there not in (None, asked):
@@ -101,6 +108,7 @@ class DecoderRecipe:
                 network,
                 **filled,
                 cond_on_image_embeds=sees,
+                cond_on_text_encodings=recipe.reads_text,
                 lowres_cond=lowres is not None,
                 lowres_noise_cond=network.lowres_noise_cond and lowres is not None,
             ),

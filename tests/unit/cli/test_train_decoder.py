@@ -236,8 +236,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         (["--set", "stages.3.train.steps=5"], ["stages.3", "1 to 2"]),
         (["--set", "stages.1.network.dimm=5"], ["stages.1.network.dimm", "dim"]),
         (["--set", "stages.1.network.image_embed_dim=7"], ["image_embed_dim is 7", "ask for"]),
-        (["--set", "stages.1.network.cond_on_text_encodings=true", "--set", "stages.1.network.text_embed_dim=8"],
-         ["has no text tokens", "--text-tokens"]),
+        (["--text-tokens"], ["has no text tokens", "Encode it again with --text-tokens"]),
         (["--batch-size", "1000"], ["fewer than stage 1's batch of 1000", "stages.1.train.batch_size"]),
         (["--vae", "/nowhere"], ["/nowhere", "no such file"]),
         (["--preset", "tyni"], ["tiny"]),
@@ -303,6 +302,19 @@ def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path):
     assert [part["stage"]["image_size"] for part in plan["stages"]] == [8, 16]
     assert [part["train"]["steps"] for part in plan["stages"]] == [4, 4]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_may_read_the_captions_tokens(encoded_once, encode_config, tmp_path):
+    from embedpipe.encode.job import encode
+
+    encode(encoded_once[0], str(tmp_path / "emb"), encode_config(stage={"text_tokens": True}))
+    arguments = ["train-decoder", encoded_once[0], tmp_path / "emb", tmp_path / "out", *SMALL, "--text-tokens"]
+    assert result_of(*arguments)["complete"]
+    first, second = (stage.unet.config for stage in load_decoder(tmp_path / "out").cascade)
+    assert (first.cond_on_text_encodings, second.cond_on_text_encodings) == (True, False)
+    message = error_of(*arguments, "--set", "stages.1.network.max_text_len=2")
+    assert "stage 1 takes up to 2" in message
+    assert "stages.1.network.max_text_len=" in message
 
 
 class Blocks(torch.nn.Module):
