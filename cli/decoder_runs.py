@@ -26,7 +26,6 @@ from .row_policy import RowPolicy
 
 STAGE_RUN = "decoder-stage"
 _MADE_BY = "train-decoder"
-_VAE_FILES = ("config.json", "model.safetensors")
 
 
 def facts_of(
@@ -56,8 +55,13 @@ def facts_of(
     }
 
 
+def _autoencoder_files(folder: Path) -> list[Path]:
+    """What an autoencoder's folder keeps of it, config.json last: weights lie under names of their makers."""
+    return [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
+
+
 def _autoencoder_sha256(folder: Path) -> str:
-    return hashlib.sha256("".join(sha256(folder / name) for name in _VAE_FILES).encode()).hexdigest()
+    return hashlib.sha256("".join(map(sha256, _autoencoder_files(folder))).encode()).hexdigest()
 
 
 def described(facts: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +101,6 @@ def keep_autoencoder(source: Path, folder: Path) -> None:
     """A copy beside the stage's weights, so that its folder is all that the stage needs."""
     inside = folder / VAE
     inside.mkdir(parents=True, exist_ok=True)
-    for name in reversed(_VAE_FILES):
-        with files.writing(str(inside / name)) as stream, (source / name).open("rb") as original:
+    for path in _autoencoder_files(source):
+        with files.writing(str(inside / path.name)) as stream, path.open("rb") as original:
             shutil.copyfileobj(original, stream)
