@@ -11,10 +11,11 @@ import torch
 from dalle2_core.presets import PriorRecipe
 from dalle2_core.types import PriorBatch
 from embedpipe.errors import InputError
-from embedpipe.load import EmbeddingDataset, RaggedColumn
+from embedpipe.load import EmbeddingDataset
 from embedpipe.types import EmbeddingBatch
 
 from .row_policy import RowPolicy
+from .token_states import TokenStates, token_states
 
 # Rows whose token states are padded together where all rows of a split are looked at.
 _ROWS_WITH_TOKENS = 256
@@ -26,7 +27,7 @@ class PriorRows:
 
     dataset: EmbeddingDataset
     policy: RowPolicy
-    tokens: RaggedColumn | None = None
+    tokens: TokenStates | None = None
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """See `RowPolicy.checked`, of both sides."""
@@ -51,10 +52,14 @@ class PriorRows:
         """What a loader gave, for training. Raises DatasetError, see `checked`."""
         assert batch.text is not None
         assert batch.image is not None
+        states, mask = batch.text_tokens, batch.text_mask
+        if states is None and self.tokens is not None:
+            assert batch.rows is not None
+            states, mask = self.tokens.batch(batch.rows)
         return PriorBatch(
             *self._checked_pair(batch.text, batch.image),
-            torch.from_numpy(batch.text_tokens) if batch.text_tokens is not None else None,
-            torch.from_numpy(batch.text_mask) if batch.text_mask is not None else None,
+            torch.from_numpy(states.astype(np.float32, copy=False)) if states is not None else None,
+            torch.from_numpy(mask) if mask is not None else None,
         )
 
     def _checked_pair(self, text: np.ndarray, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,21 +67,22 @@ class PriorRows:
         return torch.from_numpy(taken["text"]), torch.from_numpy(taken["image"])
 
 
-def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy) -> PriorRows:
-    """The data set `emb` for a recipe.
+def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str) -> PriorRows:
+    """The data set `emb` for a recipe. device: of the text tower, where token states are wanted and not stored.
 
-    Raises DatasetError where it has no rows, lacks a side or the token states, InputError where they do not fit.
+    Raises DatasetError where it has no rows or lacks a side, InputError where token states do not fit, ModelError where
+    the text tower is not to be had.
     """
     dataset = EmbeddingDataset(emb)
     dataset.require_rows()
     for side in ("text", "image"):
         dataset.require(side)
-    return PriorRows(dataset, policy, _tokens(dataset, recipe) if recipe.text_tokens else None)
+    return PriorRows(dataset, policy, _tokens(dataset, recipe, device) if recipe.text_tokens else None)
 
 
-def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe) -> RaggedColumn:
-    """The token states. Raises DatasetError where there are none, InputError where the network cannot take them."""
-    column = dataset.require_text_tokens()
+def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe, device: str) -> TokenStates:
+    """The token states. Raises InputError where the network cannot take them."""
+    column = token_states(dataset, device)
     network = recipe.network.for_embeddings(dataset.card.dim)
     if column.width != network.dim:
         raise InputError(
@@ -86,8 +92,7 @@ def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe) -> RaggedColumn:
     longest = int(column.lengths().max(initial=0))
     if longest > network.max_text_len:
         raise InputError(
-            f"{dataset.path}: the longest text has {longest} tokens, but network.max_text_len is "
-            f"{network.max_text_len}",
+            f"{dataset.path}: a text has up to {longest} tokens, but network.max_text_len is {network.max_text_len}",
             f"Give --set network.max_text_len={longest}",
         )
     return column

@@ -23,6 +23,7 @@ from embedpipe.load.split import TRAIN
 from .prior_rows import PriorRows
 from .provenance import read_run
 from .row_policy import RowPolicy
+from .token_states import token_states
 
 PRIOR_RUN = "prior"
 
@@ -102,7 +103,7 @@ def evaluate_priors(
     predictions = {}
     for folder, title in _titles(runs).items():
         prior = load_prior(folder, device).eval()
-        tokens = dataset.require_text_tokens() if runs[folder]["recipe"].get("text_tokens") else None
+        tokens = token_states(dataset, device) if runs[folder]["recipe"].get("text_tokens") else None
         seen = PriorRows(dataset, policy, tokens)
         scale = cond_scale if _can_be_guided(runs[folder]) else 1.0
         predictions[title] = predict(prior, seen.batches(rows), seed, device, scale).cpu()

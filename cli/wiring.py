@@ -87,7 +87,7 @@ def train_prior(
     together = processes or join_processes(device)
     if together.world > 1:
         device = str(together.device)
-    seen = open_rows(emb, recipe, policy or RowPolicy())
+    seen = open_rows(emb, recipe, policy or RowPolicy(), device)
     names = splits(seen.dataset, split.column, split.valid_share)
     there = {name: rows_of(names, name, emb) for name in (TRAIN, VALID)}
     good = seen.checked(np.sort(np.concatenate(list(there.values()))))
@@ -150,7 +150,12 @@ def _learn(
 ) -> int:
     """Train on some rows of the data; the steps that are done then."""
     loader = functools.partial(
-        EmbeddingLoader, seen.dataset, rows, recipe.train.batch_size, recipe.train.seed, recipe.text_tokens
+        EmbeddingLoader,
+        seen.dataset,
+        rows,
+        recipe.train.batch_size,
+        recipe.train.seed,
+        text_tokens=recipe.text_tokens and seen.dataset.text_tokens is not None,
     )
     mine = loader(rank=together.rank, world=together.world)
 

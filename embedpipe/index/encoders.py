@@ -20,7 +20,11 @@ _TEXTS_AT_ONCE = 256
 
 
 def query_encoder(
-    dataset: EmbeddingDataset, model: str | None = None, pretrained: str | None = None, device: str = "cpu"
+    dataset: EmbeddingDataset,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
 ) -> Encoder:
     """The encoder that made `dataset`, loaded from where its card says, or from `model`/`pretrained`.
 
@@ -37,6 +41,8 @@ def query_encoder(
     config = EncoderConfig(
         model=model or card.model,
         pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
+        precision=precision,
+        dtype=card.dtype,
     )
     encoder = load_encoder(config, device)
     if not card.known:

@@ -155,7 +155,7 @@ def test_bad_rows_are_counted_and_the_options_that_accept_them_named(damaged, tm
 
 def test_data_too_large_to_scan_is_checked_batch_by_batch(damaged, tmp_path, monkeypatch):
     monkeypatch.setattr(row_policy, "_MOST_BYTES_TO_SCAN", 100)
-    seen = prior_rows.open_rows(damaged, prior_preset("tiny"), RowPolicy())
+    seen = prior_rows.open_rows(damaged, prior_preset("tiny"), RowPolicy(), "cpu")
     assert len(seen.checked(np.arange(100))) == 100
     with pytest.raises(DatasetError, match="1 text rows hold NaN"):
         seen.pairs(np.arange(5, 6))

@@ -1,11 +1,13 @@
 """A prior that reads the captions' tokens: from encode to evaluate, in both storage formats."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from embedpipe_cli import prior_rows
 
+from embedpipe.encode.job import encode
 from embedpipe.load import EmbeddingDataset, EmbeddingLoader
 from tests import shards
 
@@ -29,8 +31,6 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, encode_config):
     """Format → data set with text tokens."""
-    from embedpipe.encode.job import encode
-
     root = tmp_path_factory.mktemp("tokens")
     source = shards.write_shards(root / "shards", shards=2, per_shard=30)
     for name in ("npy", "parquet"):
@@ -81,10 +81,28 @@ def test_a_network_they_do_not_fit_is_refused_before_training(changes, said, dat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_without_them_says_how_to_get_them(encoded_once, tmp_path, embedpipe):
-    result = embedpipe(
-        "train-prior", encoded_once[1], tmp_path / "out", *settings(**{"train.batch_size": 2}), "--valid-share", 0.4
-    )
+def test_where_neither_they_nor_the_model_are_it_says_how_to_get_them(tmp_path, encode_config, tiny_model, embedpipe):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    source = shards.write_shards(tmp_path / "shards", shards=1, per_shard=9)
+    encode(source, str(tmp_path / "emb"), encode_config(model=str(model)))
+    shutil.rmtree(model)
+    result = embedpipe("train-prior", tmp_path / "emb", tmp_path / "out", *settings(), "--valid-share", 0.4)
     assert result.exit_code == 1
-    assert "has no text tokens" in result.stderr
-    assert "--text-tokens" in result.stderr
+    assert "holds no text tokens, and its model makes none" in result.stderr
+    assert "Encode it again with --text-tokens" in result.stderr
+
+
+def test_without_stored_tokens_the_text_tower_makes_the_same_ones(tmp_path, data, encode_config, embedpipe):
+    bare = tmp_path / "bare"
+    encode(EmbeddingDataset(data["npy"]).run.source, str(bare), encode_config())
+    told = []
+    for emb in (data["npy"], bare):
+        out = tmp_path / f"prior-{len(told)}"
+        words = ("train-prior", emb, out, *settings(**{"network.max_text_len": 77}), "--valid-share", 0.2)
+        trained = embedpipe(*words, "--device", "cpu")
+        assert trained.exit_code == 0, trained.stderr
+        assert ("its text tower makes them anew" in trained.stderr) is (emb == bare)
+        scores = embedpipe("evaluate", out, emb, "--device", "cpu", "--json")
+        told.append(json.loads(scores.stdout)["rows"])
+    for stored, made in zip(*told, strict=True):
+        assert made == pytest.approx(stored, abs=1e-3)
