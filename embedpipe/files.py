@@ -12,10 +12,12 @@ import io
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
@@ -24,6 +26,10 @@ from .errors import DiskFull, EmbedpipeError, InputError, MissingExtra, OutputUn
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 _WILDCARDS = "*?[{"
+_REQUESTS_AT_ONCE = 32
+
+_Item = TypeVar("_Item")
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +129,51 @@ def names(folder: str, suffix: str = "") -> list[str]:
 
 def sizes(folder: str) -> dict[str, int]:
     """Names and sizes of the files directly in `folder`, temporary ones among them, from one listing."""
+    return {name: stat.bytes for name, stat in stats(folder).items()}
+
+
+def each(root: str, read: Callable[[_Item], _Read], items: Iterable[_Item]) -> Iterator[_Read]:
+    """`read` of each item, in order. Where `root` is far away many are asked for at once."""
+    if is_local(root):
+        yield from map(read, items)
+        return
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        asked: deque[Future[_Read]] = deque()
+        try:
+            for item in items:
+                asked.append(pool.submit(read, item))
+                if len(asked) > 2 * _REQUESTS_AT_ONCE:
+                    yield asked.popleft().result()
+            while asked:
+                yield asked.popleft().result()
+        finally:
+            for left in asked:
+                left.cancel()
+
+
+def stats(folder: str) -> dict[str, FileStat]:
+    """Names of the files directly in `folder`, with what `stat` says of each, from one listing."""
     fs, path = _filesystem(folder)
     try:
         if is_local(folder):
             with os.scandir(local_path(folder)) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+            return {name: FileStat(stat.st_size, str(stat.st_mtime_ns)) for name, stat in found}
         with _asking(folder):
-            found = fs.ls(path, detail=True, refresh=True)
+            listed = fs.ls(path, detail=True, refresh=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError as problem:
         raise InputError(f"{folder}: {problem.strerror or problem}", "Check its permissions") from problem
-    kept = [entry for entry in found if entry["type"] == "file"]
-    return {posixpath.basename(str(entry["name"])): int(entry["size"] or 0) for entry in kept}
+    return {
+        posixpath.basename(str(entry["name"])): FileStat(int(entry["size"] or 0), _mark(entry))
+        for entry in listed
+        if entry["type"] == "file"
+    }
+
+
+def _mark(info: dict[str, Any]) -> str:
+    return str(info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or "")
 
 
 def glob(pattern: str) -> list[str]:
@@ -183,8 +221,7 @@ def stat(location: str) -> FileStat:
             info = fs.info(path)
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
-    mark = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
-    return FileStat(int(info["size"]), str(mark))
+    return FileStat(int(info["size"]), _mark(info))
 
 
 def has_size(location: str, size: int) -> bool:
@@ -356,6 +393,22 @@ def _uploading(location: str) -> Iterator[BinaryIO]:
         raise OutputUnwritable(problem.what, problem.remedy) from problem
 
 
+def create(location: str, data: bytes) -> bool:
+    """Write a file whole unless there is one: False then. Of processes that do so at the same time one does it."""
+    fs, path = _filesystem(location)
+    if is_local(location):
+        if exists(location):
+            return False
+        write_bytes(location, data)  # a local output is locked
+        return True
+    try:
+        with _asking(location):
+            fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def write_bytes(location: str, data: bytes) -> Written:
     """Write a file whole."""
     with writing(location) as stream:
@@ -373,14 +426,17 @@ def remove(location: str) -> None:
         raise unwritable(location, problem) from problem
 
 
-def sweep_temporaries(folder: str) -> int:
+def sweep_temporaries(folder: str, ours: Callable[[str], bool] | None = None) -> int:
     """Remove what killed writers left in a local `folder` (not below). Call it only while holding the output's lock.
 
-    Returns how many files were removed.
+    ours: whether a file of that name would be ours, where others write to the folder at the same time. Returns how many
+    files were removed.
     """
     if not is_local(folder) or not local_path(folder).is_dir():
         return 0
     leftovers = [p for p in local_path(folder).iterdir() if _TEMPORARY in p.name and p.is_file()]
+    if ours is not None:
+        leftovers = [path for path in leftovers if ours(path.name.partition(_TEMPORARY)[0])]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)

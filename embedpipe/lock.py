@@ -1,50 +1,180 @@
-"""One writer per output: a lock that ends with its owner, however that dies."""
+"""One writer for each shard of an output: locks that end with their owner, however that dies.
+
+    OUT/.lock            held alone by a run of the whole output, together by runs of parts of it
+    OUT/.lock-3-of-8     held by the run of that part
+    OUT/.lock-plan       held for the moment in which a run of a part reads or writes what all parts share
+
+Object stores have no such locks; there the manifests alone keep two writers from harm (same input and options give the
+same bytes).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from . import files
-from .errors import OutputBusy
+from .errors import InputError, OutputBusy, OutputUnwritable
 
 _LOCK_FILE = ".lock"
+_PLAN_FILE = ".lock-plan"
+_PART_FILE = re.compile(r"\.lock-(\d+)-of-(\d+)")
+_WAIT = "Wait for it to end, or give another output folder"
+# File systems of clusters that are mounted without locks say one of these.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Every `count`th shard of an output, from number `index` on: what one of `count` processes does.
+
+    neighbours: processes of the same job on this machine, which share its devices and cores; neighbour: which of them
+    this one is.
+    """
+
+    index: int
+    count: int
+    neighbours: int = 1
+    neighbour: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise InputError(f"no part {self.index} of {self.count}", f"Parts are 0 to {self.count - 1}")
+
+    def holds(self, number: int) -> bool:
+        """Whether the shard of that number is one of this part."""
+        return number % self.count == self.index
+
+    def overlaps(self, other: Part) -> bool:
+        """Whether some number would be in both."""
+        return (self.index - other.index) % math.gcd(self.count, other.count) == 0
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 @contextlib.contextmanager
 def exclusive(root: str) -> Iterator[None]:
-    """Hold `root` for this process. Raises OutputBusy, naming the owner, while another holds it.
+    """Hold all of `root` for this process. Raises OutputBusy, naming the owner, while another holds it or a part of it.
 
-    The kernel drops the lock with the process, so a killed run leaves nothing to break by hand. Object stores have no
-    such lock; there the manifests alone keep two writers from harm (same input and options give the same bytes).
+    The kernel drops the lock with the process, so a killed run leaves nothing to break by hand.
     """
     if not files.is_local(root):
         yield
         return
-    path = files.local_path(root) / _LOCK_FILE
+    with _opened(root, _LOCK_FILE) as lock:
+        if not _take(root, lock, fcntl.LOCK_EX):
+            raise OutputBusy(f"{root}: in use by {_holder(root, lock)}", _WAIT)
+        _sign(lock)
+        for leftover, _ in _part_files(root):  # of parts that were killed: none runs now
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def claimed(root: str, part: Part) -> Iterator[None]:
+    """Hold a part of `root` for this process; others may hold other parts at the same time.
+
+    Raises OutputBusy, naming the owner, while another holds the same part, one with shards in common, or all of it.
+    """
+    if not files.is_local(root):
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        with planning(root):
+            whole = held.enter_context(_opened(root, _LOCK_FILE))
+            if not _take(root, whole, fcntl.LOCK_SH):
+                raise OutputBusy(f"{root}: in use by {_owner(whole)}", _WAIT)
+            _refuse_overlap(root, part)
+            name = f"{_LOCK_FILE}-{part.index}-of-{part.count}"
+            mine = held.enter_context(_opened(root, name))
+            _take(root, mine, fcntl.LOCK_EX)
+            _sign(mine)
+        try:
+            yield
+        finally:
+            with planning(root):  # nobody opens it in between
+                (files.local_path(root) / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def planning(root: str) -> Iterator[None]:
+    """Be the only part of `root` that reads or writes what all share, waiting for others to be done with that."""
+    if not files.is_local(root):
+        yield
+        return
+    with _opened(root, _PLAN_FILE) as lock:
+        _take(root, lock, fcntl.LOCK_EX, wait=True)
+        yield
+
+
+def _refuse_overlap(root: str, part: Part) -> None:
+    for path, other in _part_files(root):
+        if not part.overlaps(other):
+            continue
+        with _opened(root, path.name) as lock:
+            if not _take(root, lock, fcntl.LOCK_EX):
+                raise OutputBusy(f"{root}: part {part} is in use by {_owner(lock)}, as part {other}", _WAIT)
+
+
+def _part_files(root: str) -> list[tuple[Path, Part]]:
+    found = ((path, _PART_FILE.fullmatch(path.name)) for path in files.local_path(root).iterdir())
+    return [(path, Part(int(name[1]), int(name[2]))) for path, name in found if name and int(name[1]) < int(name[2])]
+
+
+@contextlib.contextmanager
+def _opened(root: str, name: str) -> Iterator[int]:
+    path = files.local_path(root) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as problem:
         raise files.unwritable(root, problem) from problem
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise OutputBusy(
-                f"{root}: in use by {_owner(descriptor)}", "Wait for it to end, or give another output folder"
-            ) from problem
-        os.ftruncate(descriptor, 0)
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(root: str, descriptor: int, how: int, wait: bool = False) -> bool:
+    """Whether the lock was free; with `wait` it is once this returns."""
+    try:
+        fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as problem:
+        if problem.errno not in _NO_LOCKS:
+            raise files.unwritable(root, problem) from problem
+        raise OutputUnwritable(
+            f"{root}: its file system has no locks ({problem.strerror})",
+            "Mount it with them (Lustre: -o flock), or write to another one",
+        ) from problem
+    return True
+
+
+def _sign(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+
+def _holder(root: str, whole: int) -> str:
+    """Who holds `root` or a part of it."""
+    for path, part in _part_files(root):
+        with contextlib.suppress(OutputUnwritable), _opened(root, path.name) as lock:
+            if not _take(root, lock, fcntl.LOCK_EX):
+                return f"{_owner(lock)}, which does part {part} of it"
+    return _owner(whole)
 
 
 def _owner(descriptor: int) -> str:

@@ -216,6 +216,16 @@ def with_pending(root: str, run: RunCard) -> RunCard:
     return dataclasses.replace(run, pending=tuple(sorted(set(range(len(run.plan))).difference(committed))))
 
 
+def is_begun(root: str) -> bool:
+    """Whether there is a run card, whatever it says."""
+    return files.exists(files.join(root, _RUN_FILE))
+
+
+def begin_run(root: str, run: RunCard) -> bool:
+    """Write `embedpipe.json` where there is none; False where another process was faster."""
+    return files.create(files.join(root, _RUN_FILE), _dump(run))
+
+
 def settle(root: str) -> None:
     """Bring `pending` up to date at the end of a run, so that from now on a manifest that vanishes is missed."""
     run = read_run(root)
@@ -279,10 +289,10 @@ def files_are_there(root: str, manifest: ShardManifest) -> bool:
     return all(files.has_size(files.join(root, record.path), record.bytes) for record in manifest.files)
 
 
-def read_manifests(root: str, digits: int) -> Iterator[ShardManifest]:
-    """All committed manifests in ascending order."""
-    for number in committed_numbers(root):
-        yield read_manifest(root, number, digits)
+def read_manifests(root: str, digits: int, numbers: Iterable[int] | None = None) -> Iterator[ShardManifest]:
+    """All committed manifests in ascending order, or those of `numbers` in theirs."""
+    wanted = committed_numbers(root) if numbers is None else numbers
+    yield from files.each(root, lambda number: read_manifest(root, number, digits), wanted)
 
 
 def refuse_difference(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ..errors import TooManyRejects
-from ..manifest import ShardManifest
 from ..progress import Listener, Progress, RejectLimit, add_counts
 from ..wording import counted
+from .committed import Committed
 
 
 class Watch:
@@ -17,19 +15,14 @@ class Watch:
     shards are left: between shards, so that everything that was seen is committed with its reasons.
     """
 
-    def __init__(
-        self, listen: Listener, out: str, limit: RejectLimit | None, committed: Iterable[ShardManifest]
-    ) -> None:
+    def __init__(self, listen: Listener, out: str, limit: RejectLimit | None, committed: Committed) -> None:
         self.rows_seen = 0
         self._listen = listen
         self._out = out
         self._limit = limit
         self._left = 0
-        self._total = 0
-        self._rejects: dict[str, int] = {}
-        for entry in committed:
-            self._total += entry.rows_in
-            self._rejects = add_counts(self._rejects, entry.rejects)
+        self._total = committed.rows + committed.rejected
+        self._rejects = dict(committed.rejects)
 
     def __call__(self, step: Progress) -> None:
         """Take one step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from .. import manifest
+from ..errors import OutputUnwritable
 from ..execute import Desk, Worker
 from ..manifest import RunCard, ShardManifest
 from ..progress import TaskReport
@@ -55,6 +57,11 @@ class EncodeWork:
 
     def start(self, worker: int) -> Worker:
         """Load the encoder on this worker's device; refuse it when it is not the one the run is made with."""
+        if not manifest.is_begun(self._out):
+            raise OutputUnwritable(
+                f"{self._out}: {socket.gethostname()} does not see the output that the run began",
+                "Give a folder that all machines share at the same place, or an object store",
+            )
         torch.set_num_threads(self._threads)
         encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
         manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")

@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from ..errors import InputError, did_you_mean
 from .base import Desk, Executor, Outcome, SetAside, Task, Work, Worker, one_by_one
+from .cluster import Cluster, Room, joined
 from .inline import InlineExecutor
+from .places import Demand, Places, places_here, places_on_cluster
 from .processes import ProcessExecutor
+from .ray import RayExecutor
 
-EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor]] = {
+EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor] | type[RayExecutor]] = {
     "inline": InlineExecutor,
     "processes": ProcessExecutor,
+    "ray": RayExecutor,
 }
 
 __all__ = [
     "EXECUTORS",
+    "Cluster",
+    "Demand",
     "Desk",
     "Executor",
     "Outcome",
+    "Places",
     "SetAside",
     "Task",
     "Work",
     "Worker",
     "one_by_one",
     "open_executor",
+    "open_places",
 ]
 
 
 def open_executor(name: str, workers: int) -> Executor:
-    """The executor called `name` with that many workers; `auto` is inline for one worker and processes for more."""
+    """The executor called `name` with that many workers of one core each; `auto` is inline for one, else processes."""
     if name == "auto":
         name = "inline" if workers == 1 else "processes"
     if name not in EXECUTORS:
         raise InputError(f"no executor {name!r}", did_you_mean(name, EXECUTORS))
     return EXECUTORS[name](workers)
+
+
+@contextlib.contextmanager
+def open_places(name: str, demand: Demand, cluster: Cluster | None = None) -> Iterator[tuple[Executor, Places]]:
+    """The executor called `name`, ready while the block lasts, and where its workers are. See `open_executor`.
+
+    Raises InputError when there is no such executor, no cluster at the address, or less than is asked for.
+    """
+    cluster = cluster or Cluster()
+    if name != "ray":
+        if cluster.address is not None:
+            raise InputError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
+        places = places_here(demand)
+        executor = open_executor(name, len(places.devices))
+        yield executor, places
+        return
+    cores = demand.workers * (demand.threads or 1) if demand.gpus == 0 else 1
+    with joined(cluster, cores):
+        places = places_on_cluster(demand)
+        yield RayExecutor(len(places.devices), cluster, Room(places.threads, places.gpus_each)), places

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..errors import InputError
 from ..progress import Listener, Progress, TaskReport
@@ -92,8 +93,19 @@ class Work(Protocol):
         ...
 
 
+_Made = TypeVar("_Made")
+
+
 class Executor(Protocol):
     """Runs tasks until each is finished or set aside."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """What the executor needs stays up while the block lasts; without it, for each call anew."""
+        ...
+
+    def call(self, function: Callable[..., _Made], *arguments: Any) -> _Made:
+        """`function(*arguments)`, run where a worker would be, on a device like its. Both are picklable."""
+        ...
 
     def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
         """Raises what a worker raised; finished tasks stay finished."""

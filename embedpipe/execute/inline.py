@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..progress import Listener, Progress, Tally, TaskReport
 from .base import Outcome, SetAside, Task, Work
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,14 @@ class InlineExecutor:
     """Runs tasks here. `workers` is accepted for the sake of the others and ignored."""
 
     workers: int = 1
+
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        """See `Executor.ready`."""
+        return contextlib.nullcontext()
+
+    def call(self, function: Callable[..., _Made], *arguments: Any) -> _Made:
+        """See `Executor.call`."""
+        return function(*arguments)
 
     def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
         """See `Executor.run`."""

@@ -7,56 +7,17 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from ..errors import EmbedpipeError, InputError, WorkerDied
-from ..progress import Listener, Progress, Tally, TaskReport
-from .base import Outcome, SetAside, Task, Work
-
-ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Asks:
-    """The worker can take a task; it is sent one, or None when there are no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    number: int
-    step: Progress
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    number: int
-    report: TaskReport
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """The task cannot be done, by an InputError of this text."""
-
-    number: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """The worker raised; `error` is ours, or None for a bug, whose traceback `trace` holds."""
-
-    error: EmbedpipeError | None
-    trace: str
-
-
-class RemoteTraceback(Exception):
-    """The traceback of a worker, as the cause of the error raised here."""
+from ..errors import InputError
+from ..progress import Listener, Progress, TaskReport
+from .base import Outcome, Task, Work
+from .ledger import Hands, Ledger
+from .messages import Asks, Done, Refused, Step, attempt
 
 
 class _ParentGone(BaseException):
@@ -73,7 +34,7 @@ class _PipeDesk:
 
     def next(self) -> Task | None:
         """See `Desk`."""
-        self._send(_Asks())
+        self._send(Asks())
         try:
             task: Task | None = self._connection.recv()
         except (EOFError, OSError) as problem:
@@ -84,15 +45,15 @@ class _PipeDesk:
         """See `Desk`."""
         if os.getppid() != self._parent:
             os._exit(1)
-        self._send(_Step(task.number, step))
+        self._send(Step(task.number, step))
 
     def done(self, task: Task, report: TaskReport) -> None:
         """See `Desk`."""
-        self._send(_Done(task.number, report))
+        self._send(Done(task.number, report))
 
     def refuse(self, task: Task, problem: InputError) -> None:
         """See `Desk`."""
-        self._send(_Refused(task.number, str(problem)))
+        self._send(Refused(task.number, str(problem)))
 
     def _send(self, message: object) -> None:
         try:
@@ -109,7 +70,7 @@ def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None
     desk = _PipeDesk(connection, parent)
     try:
         with contextlib.suppress(_ParentGone, OSError):
-            failed = _attempt(lambda: work.start(worker)(desk))
+            failed = attempt(lambda: work.start(worker)(desk))
             if failed is not None:
                 connection.send(failed)
     finally:
@@ -120,30 +81,16 @@ def _end(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # not at once, so that a half-written file is removed on the way out
 
 
-def _attempt(work: Callable[[], None]) -> _Failed | None:
-    """Do it; returns what was raised: whatever that is, it must reach the parent."""
-    try:
-        work()
-    except EmbedpipeError as problem:
-        return _Failed(problem, traceback.format_exc())
-    except Exception:
-        return _Failed(None, traceback.format_exc())
-    return None
-
-
 @dataclass(slots=True)
 class _Seat:
-    """A worker process, the pipe to it, and the tasks it has in hand with what it said of each.
+    """A worker process, the pipe to it, and the tasks it has in hand."""
 
-    asks: it waits for a task. told: it knows that there are no more.
-    """
-
-    number: int
+    hands: Hands
     process: Any
     connection: Connection
-    in_hand: dict[int, tuple[Task, Tally]] = field(default_factory=dict)
-    asks: bool = False
-    told: bool = False
+
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +99,18 @@ class ProcessExecutor:
 
     workers: int
 
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        """See `Executor.ready`."""
+        return contextlib.nullcontext()
+
+    def call(self, function: Callable[..., _Made], *arguments: Any) -> _Made:
+        """See `Executor.call`."""
+        return function(*arguments)
+
     def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
         """See `Executor.run`."""
-        crew = _Crew(work, tasks, listen)
+        ledger = Ledger(tasks, listen)
+        crew = _Crew(work, ledger)
         try:
             for number in range(min(self.workers, len(tasks))):
                 crew.hire(number)
@@ -162,22 +118,17 @@ class ProcessExecutor:
                 crew.step()
         finally:
             crew.dismiss()
-        return Outcome(crew.total, tuple(crew.set_aside))
+        return ledger.outcome()
 
 
 class _Crew:
-    """The state of one run."""
+    """The worker processes of one run."""
 
-    def __init__(self, work: Work, tasks: Sequence[Task], listen: Listener) -> None:
+    def __init__(self, work: Work, ledger: Ledger) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._work = work
-        self._waiting = deque(tasks)
-        self._deaths: dict[int, int] = {}
-        self._idle_deaths = 0
-        self._listen = listen
+        self._ledger = ledger
         self.seats: dict[Connection, _Seat] = {}
-        self.total = TaskReport()
-        self.set_aside: list[SetAside] = []
 
     def hire(self, number: int) -> None:
         """Start a worker process."""
@@ -195,7 +146,7 @@ class _Crew:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         theirs.close()  # so that reading fails when the worker is gone
-        self.seats[ours] = _Seat(number, process, ours)
+        self.seats[ours] = _Seat(Hands(number), process, ours)
 
     def step(self) -> None:
         """Wait for any worker to say something, and answer."""
@@ -207,72 +158,19 @@ class _Crew:
             except (EOFError, OSError):  # gone, perhaps in the middle of a message
                 self._gone(seat)
                 continue
-            self._hear(seat, message)
-            if seat.asks:
-                self._hand_out(seat)
-
-    def _hear(self, seat: _Seat, message: Any) -> None:
-        if isinstance(message, _Asks):
-            seat.asks = True
-        elif isinstance(message, _Step):
-            self._listen(seat.in_hand[message.number][1].hear(message.step))
-        elif isinstance(message, _Done):
-            _, tally = seat.in_hand.pop(message.number)
-            self.total += message.report
-            self._listen(tally.finish(message.report))
-        elif isinstance(message, _Refused):
-            task, tally = seat.in_hand.pop(message.number)
-            self.set_aside.append(SetAside(task, message.reason))
-            self._listen(tally.give_up(tasks=1))
-        else:
-            assert isinstance(message, _Failed)
-            if message.error is not None:
-                raise message.error from RemoteTraceback(message.trace)
-            last = message.trace.strip().splitlines()[-1]
-            raise WorkerDied(
-                f"worker {seat.number} failed: {last}", "Run with --debug and report it"
-            ) from RemoteTraceback(message.trace)
-
-    def _hand_out(self, seat: _Seat) -> None:
-        """Answer a worker that asks. A task that a worker died on is done alone, so that no other is blamed for it."""
-        suspect = bool(self._waiting) and self._waiting[0].number in self._deaths
-        if seat.in_hand and (suspect or any(number in self._deaths for number in seat.in_hand)):
-            return  # it is answered when its hands are empty
-        task = self._waiting.popleft() if self._waiting else None
-        if task is not None:
-            seat.in_hand[task.number] = (task, Tally(seat.number, task.name))
-        seat.asks, seat.told = False, task is None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
-            seat.connection.send(task)
+            self._ledger.hear(seat.hands, message)
+            answer = self._ledger.answer(seat.hands)
+            if answer is not None:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
+                    seat.connection.send(answer.task)
 
     def _gone(self, seat: _Seat) -> None:
-        """A worker ended: by itself when all is done; else it is replaced, and its tasks go back to the front."""
         del self.seats[seat.connection]
         seat.connection.close()
         seat.process.join()
-        dead = bool(seat.in_hand) or not seat.told
-        if dead:
-            self._died(seat)
-        # Tasks of the dead may come back after others were told that there are no more.
-        idle = any(not other.told and not other.in_hand for other in self.seats.values())
-        if self._waiting and (dead or not idle):
-            self.hire(seat.number)
-
-    def _died(self, seat: _Seat) -> None:
-        how = _exit_reason(seat.process.exitcode)
-        if not seat.in_hand:
-            self._idle_deaths += 1
-            if self._idle_deaths >= ATTEMPTS:
-                raise WorkerDied(
-                    f"workers die before they can start ({how})", "Check memory, or try `--workers 1` to see the cause"
-                )
-        for task, tally in reversed(seat.in_hand.values()):
-            deaths = self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
-            if deaths >= ATTEMPTS:
-                self.set_aside.append(SetAside(task, f"{deaths} workers died on it, the last one {how}"))
-            else:
-                self._waiting.appendleft(task)
-            self._listen(tally.give_up(tasks=int(deaths >= ATTEMPTS)))
+        others = (other.hands for other in self.seats.values())
+        if self._ledger.gone(seat.hands, _exit_reason(seat.process.exitcode), others):
+            self.hire(seat.hands.number)
 
     def dismiss(self) -> None:
         """End whatever still runs: after the last task there is nothing, after an exception all of them."""

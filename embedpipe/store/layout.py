@@ -41,6 +41,12 @@ def errors(number: int, digits: int) -> str:
 FOLDERS = ("img_emb", "text_emb", TEXT_TOKENS, TABLE, METADATA, ERRORS, "manifest")
 
 
+def number_of(name: str) -> int | None:
+    """The number of the shard that a file of this name (in one of FOLDERS) belongs to; None where there is none."""
+    digits = name.partition(".")[0].rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else None
+
+
 def data_paths(number: int, digits: int) -> tuple[str, ...]:
     """Every file that a shard of that number may have, its manifest excepted, in an order that is always the same."""
     return (

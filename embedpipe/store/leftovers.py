@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .. import files
 from . import layout
 
 
-def sweep_temporaries(out: str) -> None:
-    """Remove half-written files. Call it only while holding the lock of `out`."""
+def sweep_temporaries(out: str, holds: Callable[[int], bool] | None = None) -> None:
+    """Remove half-written files. Call it only while holding the lock of `out`, or of the part whose numbers `holds`."""
     for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
-        files.sweep_temporaries(folder)
+        if holds is None:
+            files.sweep_temporaries(folder)
+        else:
+            files.sweep_temporaries(folder, lambda name: (n := layout.number_of(name)) is not None and holds(n))
 
 
 def sweep_leftovers(out: str, digits: int, numbers: Iterable[int]) -> None:
     """Remove data files of shards that are not committed: a reader that pairs files by position would take them."""
-    leftovers = {path for number in numbers for path in layout.data_paths(number, digits)}
-    for folder in layout.FOLDERS:
-        there = {posixpath.join(folder, name) for name in files.names(files.join(out, folder))}
-        for path in sorted(leftovers & there):
-            files.remove(files.join(out, path))
+    gone = set(numbers)
+    for folder in layout.FOLDERS if gone else ():
+        for name in files.names(files.join(out, folder)):
+            number = layout.number_of(name)
+            # Of these names, and no others: a manifest is none, nor is a file that somebody put there.
+            if number in gone and posixpath.join(folder, name) in layout.data_paths(number, digits):
+                files.remove(files.join(out, folder, name))

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .. import files, manifest
 from ..errors import DatasetError, InputError
-from ..execute import Outcome, Task, open_executor
+from ..execute import Cluster, Demand, Outcome, Task, open_places
 from ..lock import exclusive
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard
 from ..progress import Listener, Progress, silent
@@ -26,13 +26,15 @@ class VerifyConfig:
     """Everything `verify` can be told.
 
     deep: read everything and check every checksum, number and row. repair: drop the shards that are bad, so that the
-    command which made them makes them again. workers: processes that check shards.
+    command which made them makes them again. workers: processes that check shards. executor: a name in EXECUTORS or
+    auto; cluster: which one, for ray.
     """
 
     deep: bool = False
     repair: bool = False
     workers: int = 1
     executor: str = "auto"
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def _check(path: str, run: RunCard, config: VerifyConfig, listen: Listener) -> V
     there = stored_files(path, run)
     tasks = [Task(number, _name(run, number), _take(there, run, number)) for number in numbers]
     listen(Progress(planned=len(tasks)))
-    outcome = open_executor(config.executor, config.workers).run(VerifyWork(path, run, config.deep), tasks, listen)
+    with open_places(config.executor, Demand(workers=config.workers, threads=1), config.cluster) as (executor, _):
+        outcome = executor.run(VerifyWork(path, run, config.deep), tasks, listen)
     lost = manifest.lost_numbers(run, numbers)
     notes = outcome.report.notes
     leftovers = (*there, *(note.text for note in notes if note.kind == LEFTOVER))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .. import files, manifest
-from ..errors import DatasetError, InputError
+from ..errors import DatasetError, InputError, StorageFailed
 from ..execute import Task, Worker, one_by_one
 from ..manifest import EMBEDDINGS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Note, TaskReport
@@ -26,7 +27,12 @@ class VerifyWork:
     deep: bool
 
     def start(self, worker: int) -> Worker:
-        """Nothing to get ready."""
+        """Nothing to get ready; but where nothing of the output is seen, all of it would seem to be lost."""
+        if not manifest.is_begun(self.path):
+            raise StorageFailed(
+                f"{self.path}: {socket.gethostname()} does not see it",
+                "Give a folder that all machines share at the same place, or an object store",
+            )
         return one_by_one(self._check)
 
     def _check(self, task: Task, listen: Listener) -> TaskReport:

@@ -1,0 +1,136 @@
+"""What `encode` has to do: input shards and their numbers, held against what an earlier run left in the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from .. import manifest
+from ..card import EncoderCard
+from ..columns import guess
+from ..errors import EmptyInput, InputError, RunMismatch
+from ..manifest import EMBEDDINGS, RunCard
+from ..plan import PlanChange, grow
+from ..read import Reader
+from ..store import open_format
+from ..types import Sample, SourceShard
+from ..wording import counted
+
+_SAMPLES_TO_GUESS_COLUMNS_FROM = 256
+_OTHER_RUN = "Give the same as before, another output folder, or --overwrite to begin again"
+
+
+def plan(out: str, before: RunCard | None, shaping: dict[str, Any], reader: Reader, overwrite: bool) -> PlanChange:
+    """The plan as it is now. Raises RunMismatch for other options than `shaping` or a changed input shard."""
+    if before is None:
+        if manifest.committed_numbers(out):
+            raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
+        return grow((), reader.shards(()))
+    if before.format != EMBEDDINGS:
+        raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
+    if overwrite:
+        return grow((), reader.shards(()))
+    refuse_other_options(out, before, shaping)
+    found = reader.shards(before.plan)
+    change = grow(before.plan, found)
+    if not change.changed:
+        return change
+    committed = set(manifest.committed_numbers(out))
+    renewed = list(change.shards)
+    now = {shard.name: shard for shard in found}
+    for number in change.changed:
+        planned, present = before.plan[number], now[before.plan[number].name]
+        if number in committed:
+            _refuse_other_contents(out, number, before.shard_digits, planned, present, reader)
+        renewed[number] = present
+    return dataclasses.replace(change, shards=tuple(renewed))
+
+
+def refuse_other_options(out: str, before: RunCard, shaping: dict[str, Any]) -> None:
+    """Raise RunMismatch where `out` was made by another command, or under other options."""
+    if made_by := before.options.get("selection", {}).get("made_by"):
+        raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", _OTHER_RUN)
+    if before.merged:
+        parts = ", ".join(part.path for part in before.merged)
+        raise RunMismatch(
+            f"{out}: was put together by `embedpipe merge`", f"Encode into one of {parts}, and merge again"
+        )
+    manifest.refuse_difference(out, before.options, shaping, "set of options", _OTHER_RUN)
+
+
+def _refuse_other_contents(
+    out: str, number: int, digits: int, planned: SourceShard, present: SourceShard, reader: Reader
+) -> None:
+    """A touched or copied input shard is fine as long as its bytes are those that were encoded."""
+    if planned.bytes == present.bytes and planned.members == present.members:
+        digest = hashlib.sha256()
+        for _ in reader.read(present, digest):
+            pass
+        if digest.hexdigest() == manifest.read_manifest(out, number, digits).source_sha256:
+            return
+    raise RunMismatch(
+        f"input shard {planned.name} changed since it was encoded (then {planned.bytes} bytes, now {present.bytes})",
+        f"Encode into another folder, or remove {out}/manifest/{manifest.shard_name(number, digits)}.json to redo it",
+    )
+
+
+def run_card(
+    out: str,
+    before: RunCard | None,
+    change: PlanChange,
+    encoder: tuple[EncoderCard, int | None],
+    shaping: dict[str, Any],
+    reader: Reader,
+) -> RunCard:
+    """The run card of the output as it is to be. encoder: its card, and how wide token states are, if there are any.
+
+    Raises RunMismatch when `before` was made with another encoder, EmptyInput.
+    """
+    card, token_width = encoder
+    if before is not None and before.encoder is not None:
+        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
+        return dataclasses.replace(before, plan=change.shards)
+    return RunCard(
+        format=EMBEDDINGS,
+        options=shaping,
+        plan=change.shards,
+        columns=_guess_columns(change.shards, reader, open_format(shaping["format"]).own_columns),
+        encoder=card,
+        token_width=token_width,
+        shard_digits=max(5, len(str(10 * len(change.shards)))),
+        versions=_versions(),
+    )
+
+
+def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequence[str]) -> dict[str, str]:
+    """Column types from the first samples there are. A field whose name is `taken` is left to the column `extra`.
+
+    Raises EmptyInput when no shard holds a single one, or what is wrong with the first shard when none can be read.
+    """
+    unreadable: list[InputError] = []
+    for shard in shards:
+        arrivals = (arrival for arrival in reader.read(shard, hashlib.sha256()) if isinstance(arrival, Sample))
+        try:
+            rows = [sample.metadata for sample in itertools.islice(arrivals, _SAMPLES_TO_GUESS_COLUMNS_FROM)]
+        except InputError as problem:  # the shard will be set aside; the others may do
+            unreadable.append(problem)
+            continue
+        if rows:
+            return {name: kind for name, kind in guess(rows).items() if name not in taken}
+    if unreadable and len(unreadable) == len(shards):
+        raise unreadable[0]
+    raise EmptyInput(
+        f"no usable sample in {counted(len(shards), 'shard')}",
+        "A sample needs an image and a caption (.txt, or a field of .json named by --caption-key); "
+        "--no-text and --no-image ask for less",
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("embedpipe", "torch", "open_clip_torch", "pillow", "numpy", "pyarrow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,126 @@
+"""Which task is where: handed out one at a time, taken back from the dead, set aside when it killed too many.
+
+The executors whose workers live elsewhere share it; how they reach those is their own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import WorkerDied
+from ..progress import Listener, Tally, TaskReport
+from .base import Outcome, SetAside, Task
+from .messages import Asks, Done, Failed, Message, Refused, RemoteTraceback, Step
+
+ATTEMPTS = 3
+
+
+@dataclass(slots=True)
+class Hands:
+    """The tasks that a worker has in hand, with what it said of each.
+
+    asks: it waits for a task. told: it knows that there are no more.
+    """
+
+    number: int
+    tasks: dict[int, tuple[Task, Tally]] = field(default_factory=dict)
+    asks: bool = False
+    told: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker that asked is told: its next task, or that there are no more."""
+
+    task: Task | None
+
+
+class Ledger:
+    """The tasks of one run."""
+
+    def __init__(self, tasks: Sequence[Task], listen: Listener) -> None:
+        self._waiting = deque(tasks)
+        self._deaths: dict[int, int] = {}
+        self._idle_deaths = 0
+        self._listen = listen
+        self._total = TaskReport()
+        self._set_aside: list[SetAside] = []
+
+    @property
+    def left(self) -> int:
+        """Tasks that nobody has in hand."""
+        return len(self._waiting)
+
+    def outcome(self) -> Outcome:
+        """What was done so far."""
+        return Outcome(self._total, tuple(self._set_aside))
+
+    def hear(self, hands: Hands, message: Message) -> None:
+        """Note what a worker said. Raises what it raised."""
+        if isinstance(message, Asks):
+            hands.asks = True
+        elif isinstance(message, Step):
+            self._listen(hands.tasks[message.number][1].hear(message.step))
+        elif isinstance(message, Done):
+            _, tally = hands.tasks.pop(message.number)
+            self._total += message.report
+            self._listen(tally.finish(message.report))
+        elif isinstance(message, Refused):
+            task, tally = hands.tasks.pop(message.number)
+            self._set_aside.append(SetAside(task, message.reason))
+            self._listen(tally.give_up(tasks=1))
+        else:
+            _raise(hands, message)
+
+    def answer(self, hands: Hands) -> Answer | None:
+        """What to tell a worker now; None where it did not ask or has to wait.
+
+        A task that a worker died on is done alone, so that no other is blamed for it.
+        """
+        suspect = bool(self._waiting) and self._waiting[0].number in self._deaths
+        if not hands.asks or (hands.tasks and (suspect or any(number in self._deaths for number in hands.tasks))):
+            return None  # it is answered when its hands are empty
+        task = self._waiting.popleft() if self._waiting else None
+        if task is not None:
+            hands.tasks[task.number] = (task, Tally(hands.number, task.name))
+        hands.asks, hands.told = False, task is None
+        return Answer(task)
+
+    def gone(self, hands: Hands, how: str, others: Iterable[Hands]) -> bool:
+        """A worker ended: by itself when all is done, else its tasks go back to the front. Whether to replace it.
+
+        how: it ended, in words that follow "the last one". Raises WorkerDied when workers cannot even start.
+        """
+        dead = bool(hands.tasks) or not hands.told
+        if dead:
+            self._died(hands, how)
+        # Tasks of the dead may come back after others were told that there are no more.
+        idle = any(not other.told and not other.tasks for other in others)
+        return bool(self._waiting) and (dead or not idle)
+
+    def _died(self, hands: Hands, how: str) -> None:
+        if not hands.tasks:
+            self._idle_deaths += 1
+            if self._idle_deaths >= ATTEMPTS:
+                raise WorkerDied(
+                    f"workers die before they can start ({how})", "Check memory, or try `--workers 1` to see the cause"
+                )
+        for task, tally in reversed(hands.tasks.values()):
+            deaths = self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
+            if deaths >= ATTEMPTS:
+                self._set_aside.append(SetAside(task, f"{deaths} workers died on it, the last one {how}"))
+            else:
+                self._waiting.appendleft(task)
+            self._listen(tally.give_up(tasks=int(deaths >= ATTEMPTS)))
+        hands.tasks.clear()
+
+
+def _raise(hands: Hands, failed: Failed) -> None:
+    if failed.error is not None:
+        raise failed.error from RemoteTraceback(failed.trace)
+    last = failed.trace.strip().splitlines()[-1]
+    raise WorkerDied(f"worker {hands.number} failed: {last}", "Run with --debug and report it") from RemoteTraceback(
+        failed.trace
+    )

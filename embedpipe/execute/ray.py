@@ -1,0 +1,184 @@
+"""Workers on the machines of a Ray cluster, one actor each; what travels is the number of a shard and a small report.
+
+An actor that dies, whose machine dies, or that falls silent is replaced like a dead process on this machine. Nothing of
+Ray's own retries is used: which task is where is the ledger's, for all executors alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import EmbedpipeError, WorkerDied
+from ..progress import Listener
+from .base import Outcome, Task, Work
+from .cluster import Cluster, Room, joined, library, require_room
+from .ledger import Answer, Hands, Ledger
+from .mailbox import BEAT_S, Left, Mailbox
+from .messages import RemoteTraceback
+
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True, slots=True)
+class RayExecutor:
+    """Runs tasks on `workers` actors of a cluster, each with the `room` it takes."""
+
+    workers: int
+    cluster: Cluster = field(default_factory=Cluster)
+    room: Room = field(default_factory=Room)
+
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        """See `Executor.ready`."""
+        return joined(self.cluster, self.workers * self.room.cpus)
+
+    def call(self, function: Callable[..., _Made], *arguments: Any) -> _Made:
+        """See `Executor.call`."""
+        with self.ready():
+            ray = library()
+            require_room(1, self.room)
+            remote = ray.remote(**_options(self.room), max_retries=0)(_in_folder)
+            try:
+                made: _Made = ray.get(remote.remote(str(Path.cwd()), function, arguments))
+            except ray.exceptions.RayTaskError as problem:
+                if isinstance(problem.cause, EmbedpipeError):
+                    raise problem.cause from RemoteTraceback(str(problem))
+                raise WorkerDied(
+                    f"a worker failed: {_last_line(problem)}", "Run with --debug and report it"
+                ) from RemoteTraceback(str(problem))
+            except ray.exceptions.RayError as problem:
+                raise WorkerDied(
+                    f"a worker ended {_why(problem)}", "Look at the cluster with `ray status`"
+                ) from problem
+        return made
+
+    def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
+        """See `Executor.run`."""
+        ledger = Ledger(tasks, listen)
+        if not tasks:
+            return ledger.outcome()
+        with self.ready():
+            workers = min(self.workers, len(tasks))
+            require_room(workers, self.room)
+            crew = _Crew(work, ledger, self.cluster, self.room)
+            try:
+                for number in range(workers):
+                    crew.hire(number)
+                while not crew.finished():
+                    crew.step()
+            finally:
+                crew.dismiss()
+        return ledger.outcome()
+
+
+def _in_folder(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    with contextlib.suppress(OSError):  # see `Mailbox`
+        os.chdir(folder)
+    return function(*arguments)
+
+
+def _options(room: Room) -> dict[str, Any]:
+    return {"num_cpus": room.cpus, "num_gpus": room.gpus, "scheduling_strategy": "SPREAD"}
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A worker, the question it is asked now, and when it was heard last; None: it has not started."""
+
+    hands: Hands
+    actor: Any
+    question: Any
+    heard: float | None = None
+
+
+class _Crew:
+    """The actors of one run."""
+
+    def __init__(self, work: Work, ledger: Ledger, cluster: Cluster, room: Room) -> None:
+        self._ray = library()
+        self._work = self._ray.put(work)  # once, however many workers there are
+        self._ledger = ledger
+        self._cluster = cluster
+        self._room = room
+        self._seats: dict[Any, _Seat] = {}
+        self._lively = time.monotonic()
+
+    def hire(self, number: int) -> None:
+        """Ask the cluster for a worker; where and when it starts is up to that."""
+        actor_class = self._ray.remote(**_options(self._room), max_restarts=0, max_task_retries=0)(Mailbox)
+        actor = actor_class.remote(self._work, number, str(Path.cwd()), version("embedpipe"), self._cluster.silence_s)
+        self._ask(_Seat(Hands(number), actor, None), None)
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do: a worker that waits for a machine is not waited for."""
+        started = any(seat.heard is not None for seat in self._seats.values())
+        return not started and not self._ledger.left
+
+    def step(self) -> None:
+        """Wait for any worker to say something, and answer; look after those that do not."""
+        ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=BEAT_S)
+        for question in ready:
+            seat = self._seats.pop(question)
+            try:
+                said = self._ray.get(question)
+            except self._ray.exceptions.RayError as problem:
+                self._gone(seat, _why(problem))
+            else:
+                self._hear(seat, said)
+        self._look_after()
+
+    def _hear(self, seat: _Seat, said: Sequence[Any]) -> None:
+        seat.heard = self._lively = time.monotonic()
+        for message in said:
+            if isinstance(message, Left):
+                self._gone(seat, "by itself")
+                return
+            self._ledger.hear(seat.hands, message)
+        self._ask(seat, self._ledger.answer(seat.hands))
+
+    def _ask(self, seat: _Seat, answer: Answer | None) -> None:
+        seat.question = seat.actor.exchange.remote(answer)
+        self._seats[seat.question] = seat
+
+    def _gone(self, seat: _Seat, how: str) -> None:
+        self._ray.kill(seat.actor)
+        if self._ledger.gone(seat.hands, how, (other.hands for other in self._seats.values())):
+            self.hire(seat.hands.number)
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        for seat in list(self._seats.values()):
+            if seat.heard is not None and now - seat.heard > self._cluster.silence_s:
+                del self._seats[seat.question]
+                self._gone(seat, f"silent for {self._cluster.silence_s:.0f} s")
+        if all(seat.heard is None for seat in self._seats.values()) and now - self._lively > self._cluster.start_s:
+            raise WorkerDied(
+                f"no worker could be started for {self._cluster.start_s:.0f} s: the cluster lost the room for one",
+                "What is committed is whole. Look at it with `ray status`, and run the same command again",
+            )
+
+    def dismiss(self) -> None:
+        """End whatever still runs or waits to be started."""
+        for seat in self._seats.values():
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(seat.actor)
+
+
+def _why(problem: Exception) -> str:
+    """How an actor ended, in words that follow "the last one"."""
+    text = str(problem)
+    if "node" in text and "died" in text and "The actor died because its node has died" in text:
+        return "with its machine"
+    if "creation task" in text:
+        return f"before it began: {_last_line(problem)}"
+    return "without a word (out of memory?)"
+
+
+def _last_line(problem: Exception) -> str:
+    return str(problem).strip().splitlines()[-1].strip()
