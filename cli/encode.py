@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from embedpipe.wording import counted
 from .options import (
     debug_option,
     dry_run_option,
+    executor_options,
     json_option,
     max_rejects_option,
     too_many_rejects,
@@ -93,7 +95,15 @@ if TYPE_CHECKING:
     help="As stored.",
 )
 @click.option("--format", "storage", default="npy", show_default=True, help="npy, or parquet: one file for each shard.")
-@click.option("--executor", default="auto", show_default=True, help="inline, processes, or auto.")
+@executor_options
+@click.option(
+    "--shard-of",
+    metavar="I/N|auto",
+    help="Encode every Nth shard, from number I (0 to N-1) on, while other processes encode the others into the same "
+    "OUT. auto: as torchrun, srun or a SLURM job array says.",
+)
+@click.option("--rate", type=float, help="With --dry-run: samples per second of a worker. Default: of earlier shards.")
+@click.option("--price", type=float, help="With --dry-run: what a worker costs in an hour.")
 @click.option(
     "--overwrite",
     is_flag=True,
@@ -133,6 +143,10 @@ def command(
     embedding_dtype: str,
     storage: str,
     executor: str,
+    address: str | None,
+    shard_of: str | None,
+    rate: float | None,
+    price: float | None,
     overwrite: bool,
     max_rejects: RejectLimit | None,
     verbose: bool,
@@ -148,10 +162,15 @@ def command(
     \b
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
     embedpipe encode shards emb --model clip-run --gpus 0 --workers 2
+    embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \
+        --address head:6379 --gpus 64
+    srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
     from embedpipe.encode.base import EncoderConfig
-    from embedpipe.encode.job import EncodeConfig, encode, plan_encode
+    from embedpipe.encode.job import EncodeConfig, encode
+    from embedpipe.encode.launcher import part_of
     from embedpipe.encode.pictures import StageConfig
+    from embedpipe.execute import Cluster
 
     from . import display
     from .main import EXIT_REJECTS
@@ -185,10 +204,11 @@ def command(
         key_column=key_col,
         overwrite=overwrite,
         max_rejects=max_rejects,
+        cluster=Cluster(address),
+        part=part_of(shard_of, os.environ) if shard_of is not None else None,
     )
     if dry_run:
-        change, todo = plan_encode(data, out, config)
-        display.print_json({"shards": len(change.shards), "to_encode": todo, "config": display.plain(config)})
+        _print_plan(data, out, config, rate, price)
         return
     with display.progress("encode", verbose=verbose) as view:
         report = encode(data, out, config, view)
@@ -200,6 +220,25 @@ def command(
     too_many = too_many_rejects(max_rejects, report.rejected, report.rows + report.rejected)
     if report.set_aside or too_many:
         ctx.exit(EXIT_REJECTS)
+
+
+def _print_plan(data: str, out: str, config: Any, rate: float | None, price: float | None) -> None:
+    from embedpipe.encode.forecast import forecast
+    from embedpipe.encode.job import plan_encode
+
+    from . import display
+
+    change, todo = plan_encode(data, out, config)
+    workers = config.gpus or config.workers
+    ahead = forecast(data, out, [change.shards[number] for number in todo], workers, rate, price)
+    display.print_json(
+        {
+            "shards": len(change.shards),
+            "to_encode": todo,
+            "forecast": display.plain(ahead),
+            "config": display.plain(config),
+        }
+    )
 
 
 def _print(out: str, report: Any) -> None:

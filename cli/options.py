@@ -81,6 +81,21 @@ def too_many_rejects(limit: RejectLimit | None, rejected: int, total: int) -> bo
     return True
 
 
+def executor_options(command: _Command) -> _Command:
+    """--executor → `executor`, --address → `address`"""
+    command = click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The head of the Ray cluster. Default: RAY_ADDRESS, or one on this machine for the time of the run.",
+    )(command)
+    return click.option(
+        "--executor",
+        default="auto",
+        show_default=True,
+        help="inline, processes, ray, or auto: inline for one worker, processes for more.",
+    )(command)
+
+
 def verbose_option(what: str) -> Callable[[_Command], _Command]:
     """-v / --verbose → `verbose`. what: what it shows."""
     return click.option("-v", "--verbose", is_flag=True, help=what)

@@ -8,7 +8,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, json_option
+from .options import debug_option, executor_options, json_option
 
 if TYPE_CHECKING:
     from embedpipe.verify import VerifyReport
@@ -25,10 +25,20 @@ _MOST_SHOWN = 20
     help="Drop the bad shards, so that the command that made them makes them again. Their files are removed by that.",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that check shards.")
+@executor_options
 @json_option
 @debug_option
 @click.pass_context
-def command(ctx: click.Context, path: str, deep: bool, repair: bool, workers: int, as_json: bool) -> None:
+def command(
+    ctx: click.Context,
+    path: str,
+    deep: bool,
+    repair: bool,
+    workers: int,
+    executor: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Check that an output of `fetch`, `encode` or `merge` is whole, and say which shard is not.
 
     Without options: manifests, counts and file sizes, in a moment. Shards that are planned and not made yet are no
@@ -38,14 +48,16 @@ def command(ctx: click.Context, path: str, deep: bool, repair: bool, workers: in
     embedpipe verify emb
     embedpipe verify emb --deep --workers 8
     embedpipe verify emb --deep --repair
+    embedpipe verify s3://bucket/emb --deep --workers 64 --executor ray --address head:6379
     """
+    from embedpipe.execute import Cluster
     from embedpipe.verify import VerifyConfig, verify
 
     from . import display
     from .main import EXIT_ERROR
 
     with display.progress("verify", "rows") as view:
-        report = verify(path, VerifyConfig(deep, repair, workers), view)
+        report = verify(path, VerifyConfig(deep, repair, workers, executor, Cluster(address)), view)
     if as_json:
         display.print_json({**display.plain(report), "whole": report.whole})
     else:

@@ -11,6 +11,8 @@ import hashlib
 import io
 import os
 import posixpath
+import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,8 @@ _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 _WILDCARDS = "*?[{"
 _REQUESTS_AT_ONCE = 32
+_TRIES = 5
+_PAUSE_S = 0.1
 
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
@@ -88,7 +92,7 @@ def _asking(location: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, EmbedpipeError):
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, EmbedpipeError):
         raise
     except Exception as problem:  # every backend raises its own, botocore's or aiohttp's for one
         if is_local(location):
@@ -101,26 +105,41 @@ def _asking(location: str) -> Iterator[None]:
         ) from problem
 
 
+def ask(location: str, question: Callable[[], _Read]) -> _Read:
+    """What `question` gives; asked again after a pause where a remote file system fails in a way that may pass.
+
+    The file systems try again by themselves, but not after every failure: not in the middle of an answer, for one.
+    """
+    if is_local(location):
+        return question()
+    for attempt in range(1, _TRIES):
+        try:
+            with _asking(location):
+                return question()
+        except StorageFailed:
+            time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
+    with _asking(location):
+        return question()
+
+
 def exists(location: str) -> bool:
     """Whether a file or a folder is there."""
     fs, path = _filesystem(location)
-    with _asking(location):
-        return bool(fs.exists(path))
+    return bool(ask(location, lambda: fs.exists(path)))
 
 
 def is_folder(location: str) -> bool:
     """Whether `location` is a folder (for object stores: a prefix with something in it)."""
     fs, path = _filesystem(location)
-    with _asking(location):
-        return bool(fs.isdir(path))
+    return bool(ask(location, lambda: fs.isdir(path)))
 
 
 def names(folder: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in `folder` that end in `suffix`; temporary ones are left out."""
     fs, path = _filesystem(folder)
     try:
-        with _asking(folder):
-            entries = fs.ls(path, detail=False, refresh=True) if not is_local(folder) else fs.ls(path, detail=False)
+        anew = {} if is_local(folder) else {"refresh": True}
+        entries = ask(folder, lambda: fs.ls(path, detail=False, **anew))
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = (posixpath.basename(str(entry).rstrip("/")) for entry in entries)
@@ -159,8 +178,7 @@ def stats(folder: str) -> dict[str, FileStat]:
             with os.scandir(local_path(folder)) as entries:
                 found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
             return {name: FileStat(stat.st_size, str(stat.st_mtime_ns)) for name, stat in found}
-        with _asking(folder):
-            listed = fs.ls(path, detail=True, refresh=True)
+        listed = ask(folder, lambda: fs.ls(path, detail=True, refresh=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError as problem:
@@ -182,14 +200,13 @@ def glob(pattern: str) -> list[str]:
     fs, root = _filesystem(fixed)
     _, path = _filesystem(pattern)
     below = len(root.rstrip("/")) + 1
-    return sorted(_below(fixed, str(found)[below:]) for found in fs.glob(path))
+    return sorted(_below(fixed, str(found)[below:]) for found in ask(fixed, lambda: fs.glob(path)))
 
 
 def walk(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of all files in it and below; temporary ones are left out."""
     fs, root = _filesystem(folder)
-    with _asking(folder):
-        found = fs.find(root)
+    found = ask(folder, lambda: fs.find(root))
     below = len(root.rstrip("/")) + 1
     return sorted(name for entry in found if _TEMPORARY not in (name := str(entry)[below:]) and name)
 
@@ -217,8 +234,7 @@ def stat(location: str) -> FileStat:
         if is_local(location):
             found = local_path(location).stat()
             return FileStat(found.st_size, str(found.st_mtime_ns))
-        with _asking(location):
-            info = fs.info(path)
+        info = ask(location, lambda: fs.info(path))
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     return FileStat(int(info["size"]), _mark(info))
@@ -237,8 +253,7 @@ def reading(location: str) -> Iterator[BinaryIO]:
     """A binary stream of a file. Raises InputError when it cannot be opened."""
     fs, path = _filesystem(location)
     try:
-        with _asking(location):
-            stream = fs.open(path, "rb")
+        stream = ask(location, lambda: fs.open(path, "rb"))
     except FileNotFoundError as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     except (PermissionError, IsADirectoryError, NotADirectoryError) as problem:
@@ -270,8 +285,8 @@ class _RemoteStream(io.RawIOBase):
             return int(self._stream.seek(offset, whence))
 
     def read(self, size: int | None = -1) -> bytes:
-        with _asking(self._location):
-            return bytes(self._stream.read(-1 if size is None else size))
+        # A read that fails leaves the stream where it was.
+        return ask(self._location, lambda: bytes(self._stream.read(-1 if size is None else size)))
 
     def readall(self) -> bytes:
         return self.read()
@@ -295,8 +310,7 @@ def read_range(location: str, start: int, stop: int) -> bytes:
                 stream.seek(start)
                 return stream.read(stop - start)
         fs, path = _filesystem(location)
-        with _asking(location):
-            return bytes(fs.cat_file(path, start=start, end=stop))
+        return ask(location, lambda: bytes(fs.cat_file(path, start=start, end=stop)))
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     except (PermissionError, IsADirectoryError) as problem:
@@ -307,8 +321,28 @@ def read_range(location: str, start: int, stop: int) -> bytes:
 
 def read_bytes(location: str) -> bytes:
     """The whole of a file."""
-    with reading(location) as stream:
-        return stream.read()
+    if is_local(location):
+        with reading(location) as stream:
+            return stream.read()
+    found = read_if_there(location)
+    if found is None:
+        raise InputError(f"{location}: no such file", "Check the path")
+    return found
+
+
+def read_if_there(location: str) -> bytes | None:
+    """The whole of a file, None where there is none; of a remote one in one request."""
+    fs, path = _filesystem(location)
+    try:
+        if is_local(location):
+            return local_path(location).read_bytes()
+        return ask(location, lambda: bytes(fs.cat_file(path)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (PermissionError, IsADirectoryError) as problem:
+        raise InputError(
+            f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
+        ) from problem
 
 
 def sha256(location: str) -> str:
@@ -387,8 +421,7 @@ def _uploading(location: str) -> Iterator[BinaryIO]:
     yield spool
     fs, path = _filesystem(location)
     try:
-        with _asking(location):
-            fs.pipe_file(path, spool.getvalue())
+        ask(location, lambda: fs.pipe_file(path, spool.getvalue()))
     except InputError as problem:
         raise OutputUnwritable(problem.what, problem.remedy) from problem
 
@@ -402,10 +435,10 @@ def create(location: str, data: bytes) -> bool:
         write_bytes(location, data)  # a local output is locked
         return True
     try:
-        with _asking(location):
-            fs.pipe_file(path, data, mode="create")
+        ask(location, lambda: fs.pipe_file(path, data, mode="create"))
     except FileExistsError:
-        return False
+        # Perhaps it is ours, and only the answer was lost on its way.
+        return read_if_there(location) == data
     return True
 
 
@@ -420,8 +453,8 @@ def remove(location: str) -> None:
     """Remove a file; that it is not there is fine. Raises OutputUnwritable."""
     fs, path = _filesystem(location)
     try:
-        with contextlib.suppress(FileNotFoundError), _asking(location):
-            fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            ask(location, lambda: fs.rm_file(path))
     except OSError as problem:
         raise unwritable(location, problem) from problem
 

@@ -192,9 +192,8 @@ _REMEDIES: dict[type[Any], str] = {
 def read_run(root: str) -> RunCard | None:
     """The run card of an output, or None where there is none. Raises DatasetError when it is damaged."""
     location = files.join(root, _RUN_FILE)
-    if not files.exists(location):
-        return None
-    return _load(RunCard, location, files.read_bytes(location))
+    data = files.read_if_there(location)
+    return _load(RunCard, location, data) if data is not None else None
 
 
 def require_run(root: str, format: str) -> RunCard:

@@ -3,6 +3,7 @@
 with objectstore.serve() as store:
     store.url("emb")                     # s3://bucket/emb
     store.fail(Fault("img_emb_00001", "cut", after=1))
+    store.fail(Fault("", "any", share=0.05))
     store.heal()
 """
 
@@ -10,6 +11,7 @@ import contextlib
 import http.client
 import http.server
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -17,10 +19,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fsspec
+
+from embedpipe import files
 
 BUCKET = "bucket"
 _MAY_TAKE_S = 60
@@ -30,20 +34,28 @@ _MAY_TAKE_S = 60
 class Fault:
     """What goes wrong with requests whose path holds `where`, after so many of them went well.
 
-    how: `503` (the answer of a store that is too busy), `cut` (half of the body, then the connection is closed) or
-    `refuse` (no answer at all).
+    how: `503` (the answer of a store that is too busy), `cut` (half of the body, then the connection is closed),
+    `refuse` (no answer at all), `lose` (the request is done, and its answer lost), or `any`: one of these at random.
+    share: how many of the requests it strikes.
     """
 
     where: str
     how: str
     after: int = 0
+    share: float = 1.0
     seen: int = 0
+    struck: int = 0
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
 
     def strikes(self, path):
+        """How this request fails; None: it does not."""
         if self.where not in path:
-            return False
+            return None
         self.seen += 1
-        return self.seen > self.after
+        if self.seen <= self.after or self.chance.random() >= self.share:
+            return None
+        self.struck += 1
+        return self.chance.choice(("503", "cut", "refuse", "lose")) if self.how == "any" else self.how
 
 
 class _Proxy(http.server.ThreadingHTTPServer):
@@ -65,18 +77,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _pass_on(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
-        fault = next((f for f in self.server.faults if f.strikes(self.path)), None)
-        if fault is not None and fault.how == "refuse":
+        fault = next((how for f in self.server.faults if (how := f.strikes(self.path))), None)
+        if fault == "refuse":
             self.close_connection = True
             return
-        if fault is not None and fault.how == "503":
+        if fault == "503":
             self._answer(503, [("Content-Type", "application/xml")], b"<Error><Code>SlowDown</Code></Error>")
             return
         connection = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
         connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()
-        self._answer(answer.status, answer.getheaders(), answer.read(), cut=fault is not None and self.command == "GET")
+        body = answer.read()
         connection.close()
+        if fault == "lose":
+            self.close_connection = True
+            return
+        self._answer(answer.status, answer.getheaders(), body, cut=fault == "cut" and self.command == "GET")
 
     def _answer(self, status, headers, body, cut=False):
         self.send_response_only(status)
@@ -166,11 +182,13 @@ def _settings(endpoint):
     import s3fs
 
     retries, s3fs.S3FileSystem.retries = s3fs.S3FileSystem.retries, 2
+    pause_s, files._PAUSE_S = files._PAUSE_S, 0.01
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield
     finally:
         s3fs.S3FileSystem.retries = retries
+        files._PAUSE_S = pause_s
         s3fs.S3FileSystem.clear_instance_cache()
         if before is None:
             del fsspec.config.conf["s3"]

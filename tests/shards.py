@@ -140,11 +140,11 @@ def read(reader, shard=None):
 
 
 def tree(folder, without=()):
-    """Relative path → bytes of all files below a folder but the lock.
+    """Relative path → bytes of all files below a folder but the locks.
 
     `timing_s`, and the checksum over it, are taken out of manifests.
     """
-    without = {".lock", *without}
+    without = {".lock", ".lock-plan", *without}
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         relative = path.relative_to(folder).as_posix()

@@ -140,7 +140,7 @@ def require_room(workers: int, room: Room) -> None:
         cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
         raise InputError(
             f"no room for {workers} worker{'s' * (workers != 1)} of {room} each: the cluster's {len(nodes)} "
-            f"node{'s' * (len(nodes) != 1)} have {cpus} CPUs and {gpus} GPUs together, which makes {places}",
+            f"{'nodes have' if len(nodes) != 1 else 'node has'} {cpus} CPUs and {gpus} GPUs together, which makes {places}",
             "Ask for fewer --workers or --gpus or for fewer --threads, or add nodes",
         )
     until = time.monotonic() + _MAY_TAKE_S  # what a killed run had is given back soon

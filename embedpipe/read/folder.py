@@ -51,7 +51,7 @@ class FolderReader:
             raise InputError(f"{self.data}: no such folder", "Check the path")
         fs, root = fsspec.core.url_to_fs(self.data)
         found = {}
-        for path, info in fs.find(root, detail=True).items():
+        for path, info in files.ask(self.data, lambda: fs.find(root, detail=True)).items():
             relative = str(path)[len(root.rstrip("/")) + 1 :]
             if wanted(relative, split_at_last_dot):
                 mark = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""

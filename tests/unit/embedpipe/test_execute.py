@@ -7,14 +7,21 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from embedpipe.errors import DiskFull, EmbedpipeError, InputError, WorkerDied
-from embedpipe.execute import EXECUTORS, Task, open_executor
-from embedpipe.execute.processes import ProcessExecutor, RemoteTraceback
+from embedpipe.errors import DiskFull, EmbedpipeError, InputError, MissingExtra, WorkerDied
+from embedpipe.execute import EXECUTORS, Cluster, Demand, Task, open_executor, open_places, places
+from embedpipe.execute.cluster import Room, joined
+from embedpipe.execute.ledger import Hands, Ledger
+from embedpipe.execute.mailbox import Left, Mailbox
+from embedpipe.execute.messages import RemoteTraceback
+from embedpipe.execute.processes import ProcessExecutor
+from embedpipe.execute.ray import RayExecutor
 from embedpipe.progress import Progress, TaskReport, silent
+from tests import raycluster
 from tests.works import Ahead, Broken, Doing, LeavingSlowly
 
 
@@ -27,10 +34,34 @@ def times_begun(folder, number):
     return len(path.read_text().split()) if path.exists() else 0
 
 
-@pytest.fixture(params=[(name, workers) for name in EXECUTORS for workers in (1, 2)], ids=str)
+# A cluster takes seconds to start: the slow tests have one for all that is asked of every executor.
+_KINDS = [
+    pytest.param((name, workers), marks=[pytest.mark.slow] * (name == "ray"))
+    for name in EXECUTORS
+    for workers in (1, 2)
+]
+
+
+@pytest.fixture(params=_KINDS, ids=str)
 def executor(request):
     name, workers = request.param
+    if name == "ray":
+        return RayExecutor(workers, Cluster(request.getfixturevalue("cluster").address))
     return open_executor(name, workers)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of one node that this process has joined."""
+    pytest.importorskip("ray")
+    before = dict(os.environ)
+    os.environ.update(raycluster.environment())
+    try:
+        with raycluster.start(1, cpus=2) as running, joined(Cluster(running.address), 1):
+            yield running
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_each_task_is_done_once_and_reports_add_up(executor, tmp_path):
@@ -197,7 +228,9 @@ ORPHANS = """
 import sys
 from embedpipe.execute import Task
 from embedpipe.execute.processes import ProcessExecutor
+from embedpipe.execute.ray import RayExecutor
 from embedpipe.progress import silent
+from tests import raycluster
 from tests.works import Doing
 if __name__ == "__main__":
     ProcessExecutor(2).run(Doing(sys.argv[1]), [Task(i, str(i), "slow") for i in range(500)], silent)
@@ -237,3 +270,128 @@ def test_our_errors_survive_the_way_between_processes():
         assert (type(copy), copy.what, copy.remedy, str(copy)) == (type(error), error.what, error.remedy, str(error))
     assert isinstance(DiskFull("x"), EmbedpipeError)
     assert Progress().tasks == 0
+
+
+@pytest.mark.slow
+def test_ray_sets_a_task_aside_that_kills_three_and_does_the_others(cluster, tmp_path):
+    heard = []
+    executor = RayExecutor(2, Cluster(cluster.address))
+    outcome = executor.run(Ahead(str(tmp_path)), tasks("fine", "die", "fine", "die once", "exit"), heard.append)
+    assert sorted(aside.task.number for aside in outcome.set_aside) == [1, 4]
+    assert all("3 workers died on it" in aside.reason for aside in outcome.set_aside)
+    assert outcome.report.tasks == 3
+    assert [times_begun(tmp_path, i) for i in (1, 3, 4)] == [3, 2, 3]
+    assert sum(step.rows for step in heard) == outcome.report.rows, "what the dead said is taken back"
+
+
+@pytest.mark.slow
+def test_ray_replaces_a_worker_that_falls_silent(cluster, tmp_path):
+    def stop_the_first():
+        while not (begun := list(tmp_path.glob("task-0"))) or not begun[0].read_text().strip():
+            time.sleep(0.05)
+        os.kill(int(begun[0].read_text().split()[0]), signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop_the_first)
+    thread.start()
+    executor = RayExecutor(1, Cluster(cluster.address, silence_s=5))
+    outcome = executor.run(Doing(str(tmp_path)), tasks("slow", "fine"), silent)
+    thread.join()
+    assert (outcome.report.tasks, outcome.set_aside) == (2, ())
+    assert len(set((tmp_path / "task-0").read_text().split())) == 2
+
+
+@pytest.mark.slow
+def test_ray_says_at_once_when_there_is_no_room(cluster, tmp_path):
+    begun = time.monotonic()
+    for workers, room, said in (
+        (3, Room(), "no room for 3 workers of 1 CPU each: the cluster's 1 node has 2 CPUs and 0 GPUs together, which"),
+        (1, Room(cpus=4), "no room for 1 worker of 4 CPUs each"),
+        (1, Room(gpus=1), "no room for 1 worker of 1 CPU and 1 GPU each"),
+    ):
+        with pytest.raises(InputError, match=said):
+            RayExecutor(workers, Cluster(cluster.address), room).run(Doing(str(tmp_path)), tasks(*["fine"] * 3), silent)
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.slow
+def test_what_a_worker_would_see_is_asked_where_it_would_be(cluster):
+    executor = RayExecutor(1, Cluster(cluster.address))
+    assert executor.call(os.getpid) != os.getpid()
+    assert executor.call(os.getcwd) == os.getcwd()
+    with pytest.raises(InputError, match="no executor 'nosuch'"):
+        executor.call(open_executor, "nosuch", 1)
+
+
+@pytest.mark.parametrize("name", ["inline", "processes"])
+def test_here_calls_are_calls(name):
+    assert open_executor(name, 2).call(os.getpid) == os.getpid()
+
+
+def test_without_ray_it_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"the ray executor needs Ray\. pip install .*ray"):
+        RayExecutor(1).run(Doing(str(tmp_path)), tasks("fine"), silent)
+
+
+def test_an_address_is_for_ray():
+    with (
+        pytest.raises(InputError, match="--address is for --executor ray, not processes"),
+        open_places("processes", Demand(workers=2), Cluster("head:6379")),
+    ):
+        pass
+
+
+def test_rays_client_protocol_is_refused():
+    pytest.importorskip("ray")
+    with (
+        pytest.raises(InputError, match="ray://head:10001: Ray's client protocol is not spoken"),
+        joined(Cluster("ray://head:10001"), 1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("demand", "there", "devices", "threads"),
+    [
+        (Demand(gpus=None), 8, [f"cuda:{i}" for i in range(8)], 1),
+        (Demand(gpus=2), 8, ["cuda:0", "cuda:1"], 4),
+        (Demand(gpus=None, neighbours=4, neighbour=3), 8, ["cuda:6", "cuda:7"], 1),
+        (Demand(gpus=1, neighbours=8, neighbour=5), 8, ["cuda:5"], 1),
+        (Demand(gpus=None, neighbours=8, neighbour=5), 1, ["cuda:0"], 1),
+        (Demand(gpus=None, workers=2), 0, ["cpu", "cpu"], 4),
+        (Demand(gpus=0, workers=2, threads=3), 8, ["cpu", "cpu"], 3),
+    ],
+)
+def test_devices_are_shared_out(demand, there, devices, threads, monkeypatch):
+    monkeypatch.setattr(places, "_gpus_here", lambda: there)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    found = places.places_here(demand)
+    assert (list(found.devices), found.threads) == (devices, threads)
+
+
+def test_more_gpus_than_there_are_for_a_process_are_refused(monkeypatch):
+    monkeypatch.setattr(places, "_gpus_here", lambda: 8)
+    with pytest.raises(InputError, match="3 GPUs asked for, 2 found for each of 4 processes"):
+        places.places_here(Demand(gpus=3, neighbours=4))
+
+
+def test_a_mailbox_of_another_version_says_so():
+    box = Mailbox(Doing("."), 0, ".", "0.0.0", 60)
+    (failed,) = box.exchange(None)
+    assert "but the run was begun by 0.0.0" in str(failed.error)
+
+
+def test_a_mailbox_is_a_desk(tmp_path):
+    box = Mailbox(Doing(str(tmp_path)), 0, ".", version("embedpipe"), 60)
+    ledger = Ledger(tasks("fine", "refuse", "fine"), silent)
+    hands, answer = Hands(0), None
+    for _ in range(100):
+        for message in box.exchange(answer):
+            if isinstance(message, Left):
+                break
+            ledger.hear(hands, message)
+        else:
+            answer = ledger.answer(hands)
+            continue
+        break
+    assert (ledger.outcome().report.tasks, len(ledger.outcome().set_aside), ledger.left) == (2, 1, 0)

@@ -1,14 +1,20 @@
 """One writer per output, whatever happened to the one before."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embedpipe.errors import OutputBusy, OutputUnwritable
-from embedpipe.lock import exclusive
+from embedpipe.errors import InputError, OutputBusy, OutputUnwritable
+from embedpipe.lock import Part, claimed, exclusive, planning
 
 HOLDER = """
 import sys, time
@@ -70,3 +76,81 @@ def test_an_output_that_is_a_file_is_unwritable(tmp_path):
 def test_object_stores_need_no_lock():
     with exclusive("memory://locked"), exclusive("memory://locked"):
         pass
+
+
+def test_different_parts_may_be_held_at_once_and_the_same_may_not(tmp_path):
+    root = str(tmp_path)
+    with claimed(root, Part(0, 2)), claimed(root, Part(1, 2)):
+        with pytest.raises(OutputBusy, match=rf"part 1/2 is in use by process {os.getpid()} .*, as part 1/2"):
+            claimed(root, Part(1, 2)).__enter__()
+    with claimed(root, Part(1, 2)):
+        pass
+    assert not list(tmp_path.glob(".lock-*-of-*"))
+
+
+@pytest.mark.parametrize(("one", "other"), [(Part(1, 2), Part(3, 4)), (Part(0, 3), Part(0, 2)), (Part(0, 1), Part(4, 5))])
+def test_parts_with_shards_in_common_exclude_each_other(one, other, tmp_path):
+    with claimed(str(tmp_path), one), pytest.raises(OutputBusy, match=f"part {other} is in use by .*, as part {one}"):
+        claimed(str(tmp_path), other).__enter__()
+
+
+def test_parts_without_shards_in_common_do_not_though_they_are_cut_otherwise(tmp_path):
+    with claimed(str(tmp_path), Part(1, 2)), claimed(str(tmp_path), Part(2, 4)), claimed(str(tmp_path), Part(0, 4)):
+        pass
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_overlap_is_having_a_number_in_common(n, m, data):
+    one = Part(data.draw(st.integers(0, n - 1)), n)
+    other = Part(data.draw(st.integers(0, m - 1)), m)
+    assert one.overlaps(other) == any(one.holds(i) and other.holds(i) for i in range(n * m))
+
+
+def test_a_part_and_the_whole_exclude_each_other(tmp_path):
+    root = str(tmp_path)
+    said = rf"in use by process {os.getpid()} on .* for 0 min, which does part 2/3 of it"
+    with claimed(root, Part(2, 3)), pytest.raises(OutputBusy, match=said):
+        exclusive(root).__enter__()
+    with exclusive(root), pytest.raises(OutputBusy, match=rf"in use by process {os.getpid()}"):
+        claimed(root, Part(2, 3)).__enter__()
+
+
+def test_what_a_killed_part_left_is_no_lock(tmp_path):
+    (tmp_path / ".lock-0-of-2").write_text("{}")
+    (tmp_path / ".lock-7-of-2").write_text("no part at all")
+    with claimed(str(tmp_path), Part(0, 2)):
+        pass
+    (tmp_path / ".lock-1-of-2").write_text("{}")
+    with exclusive(str(tmp_path)):
+        assert not (tmp_path / ".lock-1-of-2").exists()
+
+
+def test_parts_plan_one_after_the_other(tmp_path):
+    order = []
+
+    def plan(name):
+        with planning(str(tmp_path)):
+            order.append(name)
+            time.sleep(0.05)
+            order.append(name)
+
+    threads = [threading.Thread(target=plan, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order[::2] == order[1::2]
+
+
+def test_no_part_lies_outside():
+    with pytest.raises(InputError, match="no part 3 of 3. Parts are 0 to 2"):
+        Part(3, 3)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OutputUnwritable, match="its file system has no locks .*-o flock"):
+        exclusive(str(tmp_path)).__enter__()
