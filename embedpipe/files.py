@@ -436,9 +436,11 @@ def create(location: str, data: bytes) -> bool:
         return True
     try:
         ask(location, lambda: fs.pipe_file(path, data, mode="create"))
-    except FileExistsError:
-        # Perhaps it is ours, and only the answer was lost on its way.
-        return read_if_there(location) == data
+    except (FileExistsError, StorageFailed):  # the latter from stores that say it in other words
+        there = read_if_there(location)
+        if there is None:
+            raise
+        return there == data  # perhaps it is ours, and only the answer was lost on its way
     return True
 
 
