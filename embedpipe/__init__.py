@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .curate import DedupConfig, FilterConfig, dedup, export_images, filter
     from .encode.base import EncoderConfig
-    from .encode.job import EncodeConfig
+    from .encode.forecast import forecast
+    from .encode.job import EncodeConfig, plan_encode
     from .encode.pictures import StageConfig
+    from .execute import Cluster
     from .export import ExportConfig
     from .fetch import FetchConfig
     from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from .load.images import ImageLoader, ImageOptions
     from .load.join import join_images
     from .load.stored import open_source
+    from .lock import Part
     from .merge import MergeConfig
     from .predict import predict_images
     from .subset import read_subset, write_subset
     from .verify import VerifyConfig
 
 _HOMES = {
+    "Cluster": "execute",
     "DedupConfig": "curate",
     "EmbeddingDataset": "load",
     "EmbeddingLoader": "load",
@@ -50,6 +54,7 @@ _HOMES = {
     "Searcher": "index",
     "Foreign": "load",
     "MergeConfig": "merge",
+    "Part": "lock",
     "StageConfig": "encode.pictures",
     "VerifyConfig": "verify",
     "build_index": "index",
@@ -60,6 +65,8 @@ _HOMES = {
     "filter": "curate",
     "join_images": "load.join",
     "open_source": "load.stored",
+    "forecast": "encode.forecast",
+    "plan_encode": "encode.job",
     "plan_index": "index",
     "predict_images": "predict",
     "query_encoder": "index",
@@ -70,6 +77,7 @@ _HOMES = {
 _ROOMS = ("encode", "export", "fetch", "merge", "verify")
 
 __all__ = [
+    "Cluster",
     "DedupConfig",
     "EmbeddingDataset",
     "EmbeddingLoader",
@@ -83,6 +91,7 @@ __all__ = [
     "ImageOptions",
     "IndexConfig",
     "MergeConfig",
+    "Part",
     "Searcher",
     "StageConfig",
     "VerifyConfig",
@@ -94,6 +103,8 @@ __all__ = [
     "filter",
     "join_images",
     "open_source",
+    "forecast",
+    "plan_encode",
     "plan_index",
     "predict_images",
     "query_encoder",

@@ -16,15 +16,9 @@ _ROOT = str(Path(__file__).parents[1])
 
 
 def environment():
-    """What every process that talks to the cluster needs: loopback only, no token, our code on the path."""
+    """What processes of a cluster need besides what `tests.conftest` sets: our code on the path."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), _ROOT]))
-    return {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": path,
-    }
+    return {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 class RunningCluster:

@@ -221,7 +221,7 @@ def _begin(
             return run, change
         now = now or manifest.read_run(out)
         assert now is not None
-        if now.plan != run.plan:
+        if now.plan != run.plan and (found is None or now.plan != found.plan):  # another part made another plan
             change = plan(out, now, config.shaping(), reader, overwrite=False)
         refuse_other_options(out, now, config.shaping())
         run = run_card(out, now, change, facts, config.shaping(), reader)

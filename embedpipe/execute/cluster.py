@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -72,15 +73,15 @@ def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address is None:
         os.environ.setdefault(_ALONE, "0")
-    ray = library()
-    if ray.is_initialized():
-        yield
-        return
-    if address is not None and address.startswith("ray://"):
+    elif address.startswith("ray://"):
         raise InputError(
             f"{address}: Ray's client protocol is not spoken here",
             "Run the command on a machine of the cluster, with --address host:port",
         )
+    ray = library()
+    if ray.is_initialized():
+        yield
+        return
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     with _our_own_signals():
         if address is not None:
@@ -98,8 +99,11 @@ def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
 
 def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
     try:
+        host, colon, port = address.rpartition(":")
+        if colon:  # Ray itself would ask for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _MAY_TAKE_S).close()
         ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as problem:
         said = str(problem).strip().splitlines()
         raise InputError(
             f"{address}: no Ray cluster there that can be joined: {said[0] if said else type(problem).__name__}",

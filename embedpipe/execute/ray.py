@@ -124,7 +124,7 @@ class _Crew:
         """Wait for any worker to say something, and answer; look after those that do not."""
         ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=BEAT_S)
         for question in ready:
-            seat = self._seats.pop(question)
+            seat = self._seats[question]
             try:
                 said = self._ray.get(question)
             except self._ray.exceptions.RayError as problem:
@@ -143,10 +143,12 @@ class _Crew:
         self._ask(seat, self._ledger.answer(seat.hands))
 
     def _ask(self, seat: _Seat, answer: Answer | None) -> None:
+        self._seats.pop(seat.question, None)
         seat.question = seat.actor.exchange.remote(answer)
         self._seats[seat.question] = seat
 
     def _gone(self, seat: _Seat, how: str) -> None:
+        del self._seats[seat.question]
         self._ray.kill(seat.actor)
         if self._ledger.gone(seat.hands, how, (other.hands for other in self._seats.values())):
             self.hire(seat.hands.number)
@@ -155,7 +157,6 @@ class _Crew:
         now = time.monotonic()
         for seat in list(self._seats.values()):
             if seat.heard is not None and now - seat.heard > self._cluster.silence_s:
-                del self._seats[seat.question]
                 self._gone(seat, f"silent for {self._cluster.silence_s:.0f} s")
         if all(seat.heard is None for seat in self._seats.values()) and now - self._lively > self._cluster.start_s:
             raise WorkerDied(

@@ -23,14 +23,8 @@ SHARDS = 10
 
 @pytest.fixture(scope="module")
 def cluster():
-    before = dict(os.environ)
-    os.environ.update(raycluster.environment())
-    try:
-        with raycluster.start(2) as running:
-            yield running
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with raycluster.start(2) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -54,14 +54,8 @@ def executor(request):
 def cluster():
     """A Ray cluster of one node that this process has joined."""
     pytest.importorskip("ray")
-    before = dict(os.environ)
-    os.environ.update(raycluster.environment())
-    try:
-        with raycluster.start(1, cpus=2) as running, joined(Cluster(running.address), 1):
-            yield running
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with raycluster.start(1, cpus=2) as running, joined(Cluster(running.address), 1):
+        yield running
 
 
 def test_each_task_is_done_once_and_reports_add_up(executor, tmp_path):
@@ -280,7 +274,8 @@ def test_ray_sets_a_task_aside_that_kills_three_and_does_the_others(cluster, tmp
     assert sorted(aside.task.number for aside in outcome.set_aside) == [1, 4]
     assert all("3 workers died on it" in aside.reason for aside in outcome.set_aside)
     assert outcome.report.tasks == 3
-    assert [times_begun(tmp_path, i) for i in (1, 3, 4)] == [3, 2, 3]
+    assert [times_begun(tmp_path, i) for i in (1, 3)] == [3, 2]
+    assert times_begun(tmp_path, 4) in (2, 3), "it may have been in hand when the one before it died"
     assert sum(step.rows for step in heard) == outcome.report.rows, "what the dead said is taken back"
 
 
@@ -337,15 +332,6 @@ def test_an_address_is_for_ray():
     with (
         pytest.raises(InputError, match="--address is for --executor ray, not processes"),
         open_places("processes", Demand(workers=2), Cluster("head:6379")),
-    ):
-        pass
-
-
-def test_rays_client_protocol_is_refused():
-    pytest.importorskip("ray")
-    with (
-        pytest.raises(InputError, match="ray://head:10001: Ray's client protocol is not spoken"),
-        joined(Cluster("ray://head:10001"), 1),
     ):
         pass
 
