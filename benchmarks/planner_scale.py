@@ -140,15 +140,22 @@ def main() -> None:
             lines.append(_line(name, count, rounds))
         for folder in (source, out, Path(f"{out}-new")):
             shutil.rmtree(folder, ignore_errors=True)
-    head = ("step", "shards", "seconds", "per shard, µs", "largest size, MiB", "more than at the start, per shard, bytes")
+    head = (
+        "step",
+        "shards",
+        "seconds",
+        "per shard, µs",
+        "largest size, MiB",
+        "more than at the start, per shard, bytes",
+    )
     report.write(
         "planner_scale",
         f"planning and resuming {' and '.join(f'{n:,}' for n in options.counts)} shards of one row",
         [
             report.table(head, lines),
             "plan: list the input, number it, write `embedpipe.json`. hand out: plan, and give every shard to a worker "
-            "that does nothing. resume: read `embedpipe.json`, list the input, read every manifest and look at the size "
-            "of its three files, with one shard left to do. Imports are not in the seconds.",
+            "that does nothing. resume: read `embedpipe.json`, list the input, read every manifest and look at the "
+            "size of its three files, with one shard left to do. Imports are not in the seconds.",
         ],
         started,
         not_measured=[

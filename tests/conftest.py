@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ray reads these when it is imported, whichever test does that first: on loopback alone, without a token, telling nobody.
+# Read when Ray is imported, whichever test does that first: on loopback alone, without a token, telling nobody.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

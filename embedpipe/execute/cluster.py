@@ -22,7 +22,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told of this run, unless the user asked for that
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # a paragraph on the terminal for each worker that ends; ours say it in a line
 }
-# On Linux Ray takes 127.0.0.1 for "whatever address others reach", unless it is told, by this name, that there are none.
+# On Linux Ray takes 127.0.0.1 for "whatever address others reach", unless this name says that there are none.
 _ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
@@ -142,9 +142,10 @@ def require_room(workers: int, room: Room) -> None:
     if places < workers:
         nodes = _nodes()
         cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+        have = "nodes have" if len(nodes) != 1 else "node has"
         raise InputError(
             f"no room for {workers} worker{'s' * (workers != 1)} of {room} each: the cluster's {len(nodes)} "
-            f"{'nodes have' if len(nodes) != 1 else 'node has'} {cpus} CPUs and {gpus} GPUs together, which makes {places}",
+            f"{have} {cpus} CPUs and {gpus} GPUs together, which makes {places}",
             "Ask for fewer --workers or --gpus or for fewer --threads, or add nodes",
         )
     until = time.monotonic() + _MAY_TAKE_S  # what a killed run had is given back soon

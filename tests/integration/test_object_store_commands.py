@@ -105,7 +105,8 @@ def test_parts_on_s3_agree_on_the_plan(store, here, there, faults, encode_config
 def test_verify_and_info_find_what_they_find_here(here, there, faults, embedpipe):
     for arguments in (("verify", "--deep"), ("info",)):
         one, other = (
-            json.loads(embedpipe(arguments[0], f"{root}/emb", *arguments[1:], "--json").stdout) for root in (here, there)
+            json.loads(embedpipe(arguments[0], f"{root}/emb", *arguments[1:], "--json").stdout)
+            for root in (here, there)
         )
         for document in (one, other):
             document.pop("path")
@@ -115,7 +116,9 @@ def test_verify_and_info_find_what_they_find_here(here, there, faults, embedpipe
 
 def test_searches_find_what_they_find_here(here, there, faults, embedpipe, tiny_model):
     one, other = (
-        json.loads(embedpipe("search", f"{root}/emb", "a red bicycle", "--model", tiny_model, "--exact", "--json").stdout)
+        json.loads(
+            embedpipe("search", f"{root}/emb", "a red bicycle", "--model", tiny_model, "--exact", "--json").stdout
+        )
         for root in (here, there)
     )
     assert one == other

@@ -1,6 +1,5 @@
 """encode and verify on a cluster of two nodes, whole, losing a node, and losing the process that began them."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -10,10 +9,13 @@ import pytest
 
 from embedpipe import manifest
 from embedpipe.encode.job import encode
-from embedpipe.execute import Cluster
+from embedpipe.execute import Cluster, Task
 from embedpipe.execute.cluster import joined
+from embedpipe.execute.ray import RayExecutor
+from embedpipe.progress import silent
 from embedpipe.verify import VerifyConfig, verify
 from tests import raycluster, shards
+from tests.works import Doing
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="a cluster on loopback is Linux's")]
@@ -46,13 +48,20 @@ def on(cluster, encode_config):
 
 
 def test_two_nodes_make_what_one_process_makes(source, alone, on, tmp_path):
-    out, heard = tmp_path / "emb", []
-    report = encode(source, str(out), on, heard.append)
+    out = tmp_path / "emb"
+    report = encode(source, str(out), on)
     assert (report.report.tasks, report.rows, report.set_aside) == (SHARDS, SHARDS * 8, ())
     assert shards.tree(out) == alone
-    assert {step.finished.worker for step in heard if step.finished} == {0, 1}
     checked = verify(str(out), VerifyConfig(deep=True, workers=2, executor="ray", cluster=on.cluster))
     assert (checked.whole, checked.committed, checked.rows) == (True, SHARDS, SHARDS * 8)
+
+
+def test_both_nodes_have_a_worker(cluster, tmp_path):
+    """Each has one core, so two workers are one on each."""
+    tasks = [Task(number, str(number), "slow") for number in range(60)]
+    outcome = RayExecutor(2, Cluster(cluster.address)).run(Doing(str(tmp_path)), tasks, silent)
+    assert outcome.report.tasks == 60
+    assert {path.name.split("-")[1] for path in tmp_path.glob("worker-*")} == {"0", "1"}
 
 
 def command(source, out, model, address):
@@ -101,4 +110,3 @@ def test_a_node_that_is_lost_loses_nothing(source, alone, on, cluster, tmp_path)
     assert (report.report.tasks, report.set_aside) == (SHARDS, ())
     assert shards.tree(out) == alone
     cluster.add()
-

@@ -10,7 +10,9 @@ from embedpipe.execute.cluster import Cluster, joined
 def test_an_address_where_nobody_listens_is_told_at_once(address):
     pytest.importorskip("ray")
     with (
-        pytest.raises(InputError, match=f"{address}: no Ray cluster there that can be joined: .*Start one with `ray st"),
+        pytest.raises(
+            InputError, match=f"{address}: no Ray cluster there that can be joined: .*Start one with `ray st"
+        ),
         joined(Cluster(address), 1),
     ):
         pass

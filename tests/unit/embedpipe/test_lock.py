@@ -80,15 +80,17 @@ def test_object_stores_need_no_lock():
 
 def test_different_parts_may_be_held_at_once_and_the_same_may_not(tmp_path):
     root = str(tmp_path)
-    with claimed(root, Part(0, 2)), claimed(root, Part(1, 2)):
-        with pytest.raises(OutputBusy, match=rf"part 1/2 is in use by process {os.getpid()} .*, as part 1/2"):
-            claimed(root, Part(1, 2)).__enter__()
+    said = rf"part 1/2 is in use by process {os.getpid()} .*, as part 1/2"
+    with claimed(root, Part(0, 2)), claimed(root, Part(1, 2)), pytest.raises(OutputBusy, match=said):
+        claimed(root, Part(1, 2)).__enter__()
     with claimed(root, Part(1, 2)):
         pass
     assert not list(tmp_path.glob(".lock-*-of-*"))
 
 
-@pytest.mark.parametrize(("one", "other"), [(Part(1, 2), Part(3, 4)), (Part(0, 3), Part(0, 2)), (Part(0, 1), Part(4, 5))])
+@pytest.mark.parametrize(
+    ("one", "other"), [(Part(1, 2), Part(3, 4)), (Part(0, 3), Part(0, 2)), (Part(0, 1), Part(4, 5))]
+)
 def test_parts_with_shards_in_common_exclude_each_other(one, other, tmp_path):
     with claimed(str(tmp_path), one), pytest.raises(OutputBusy, match=f"part {other} is in use by .*, as part {one}"):
         claimed(str(tmp_path), other).__enter__()
