@@ -182,13 +182,14 @@ def _settings(endpoint):
     import s3fs
 
     retries, s3fs.S3FileSystem.retries = s3fs.S3FileSystem.retries, 2
-    pause_s, files._PAUSE_S = files._PAUSE_S, 0.01
+    before_us = files._TRIES, files._PAUSE_S
+    files._TRIES, files._PAUSE_S = 2, 0.01
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield
     finally:
         s3fs.S3FileSystem.retries = retries
-        files._PAUSE_S = pause_s
+        files._TRIES, files._PAUSE_S = before_us
         s3fs.S3FileSystem.clear_instance_cache()
         if before is None:
             del fsspec.config.conf["s3"]

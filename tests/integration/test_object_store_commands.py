@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from embedpipe_cli.main import EXIT_ERROR
 
-from embedpipe import manifest
+from embedpipe import files, manifest
 from embedpipe.encode.job import encode
 from embedpipe.errors import RunMismatch
 from embedpipe.lock import Part
@@ -43,8 +43,9 @@ def there(store, here):
 
 
 @pytest.fixture
-def faults(store):
-    """All requests fail one time in twenty, in every way there is."""
+def faults(store, monkeypatch):
+    """All requests fail one time in twenty, in every way there is; as many tries as users have."""
+    monkeypatch.setattr(files, "_TRIES", 5)
     fault = Fault("", "any", share=SHARE)
     store.fail(fault)
     yield fault
@@ -70,7 +71,8 @@ def same(url, folder, store, tmp_path, without=("embedpipe.json",)):
 def test_encode_writes_what_it_writes_here(store, here, there, faults, tmp_path, encode_config):
     report = encode(f"{there}/shards", f"{there}/new", encode_config())
     assert (report.report.tasks, report.set_aside) == (20, ())
-    assert faults.struck > 10
+    assert faults.struck > 3
+    assert faults.seen / 20 < 12, "requests for a shard"
     copy = shards.tree(fetched(f"{there}/new", tmp_path / "new"), ["embedpipe.json"])
     mine = shards.tree(here / "emb", ["embedpipe.json"])
     for name in [name for name in copy if name.startswith("manifest/")]:  # the change mark is the store's
@@ -132,11 +134,11 @@ def test_filter_keeps_what_it_keeps_here(store, here, there, faults, embedpipe, 
     told = embedpipe("filter", f"{there}/emb", f"{there}/kept{len(materialise)}", *arguments)
     assert told.exit_code == 0, told.stderr
     assert faults.struck
-    without = ("embedpipe.json", "report.json", "page.html", "cuts.html")
+    without = ("embedpipe.json", "report.json", "examples.html")  # these name the data set
     same(f"{there}/kept{len(materialise)}", tmp_path / "kept", store, tmp_path, without)
 
 
-@pytest.mark.parametrize("to", ["hf", "parquet", "datacomp", "clip-retrieval", "aligned"])
+@pytest.mark.parametrize("to", ["hf", "parquet", "datacomp", "clip-retrieval"])
 def test_exports_are_what_they_are_here(store, here, there, faults, embedpipe, tmp_path, to):
     assert embedpipe("export", f"{here}/emb", tmp_path / to, "--to", to).exit_code == 0
     told = embedpipe("export", f"{there}/emb", f"{there}/export-{to}", "--to", to)
