@@ -149,7 +149,10 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         del encoder
         watch = Watch(listen, out, config.max_rejects, committed)
         try:
-            _note_pending(out, config, bool(committed.redone))
+            if config.part is None:
+                manifest.write_run(out, manifest.with_pending(out, run))
+            else:
+                _note_pending(out, config, bool(committed.redone))
             workers = len(places.devices)
             loading = f"{counted(workers, 'worker')} loading {config.encoder.model}" if workers > 1 else ""
             watch(Progress(planned=len(todo), doing=loading))
@@ -200,10 +203,10 @@ def _begin(
     config: EncodeConfig,
     reader: Reader,
 ) -> tuple[RunCard, PlanChange]:
-    """Write the run card as it is now to be; returns it, and the change of the plan that it holds.
+    """The run card as it is now to be, and the change of the plan that it holds.
 
     seen: the run card there was, and the change of its plan. Of several processes that begin parts of one output, one
-    makes the plan and the others take it as it is.
+    writes it and the others take it as it is; who has all of the output writes it when it is known what is committed.
     """
     found, change = seen
     before = None if config.overwrite else found
@@ -213,7 +216,6 @@ def _begin(
     if config.part is None:
         if found is not None and config.overwrite:
             discard(out, found)  # not earlier: a wrong model name must not cost a data set
-        manifest.write_run(out, manifest.with_pending(out, run))
         return run, change
     with planning(out):
         now = manifest.read_run(out)

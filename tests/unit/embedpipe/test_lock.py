@@ -110,7 +110,7 @@ def test_overlap_is_having_a_number_in_common(n, m, data):
 
 def test_a_part_and_the_whole_exclude_each_other(tmp_path):
     root = str(tmp_path)
-    said = rf"in use by process {os.getpid()} on .* for 0 min, which does part 2/3 of it"
+    said = rf"in use by process {os.getpid()} on .* for \d+ s, which does part 2/3 of it"
     with claimed(root, Part(2, 3)), pytest.raises(OutputBusy, match=said):
         exclusive(root).__enter__()
     with exclusive(root), pytest.raises(OutputBusy, match=rf"in use by process {os.getpid()}"):
