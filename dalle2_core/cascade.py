@@ -14,6 +14,7 @@ from torch import Tensor
 from dalle2_core.conditions import DecoderCondition
 from dalle2_core.draws import RowDraws, derived_seed
 from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.memory import OnSmaller, in_pieces
 from dalle2_core.stage import DecoderStage
 from dalle2_core.stage_sampling import Inpainting, SamplingConfig, StageSampler
 
@@ -40,35 +41,48 @@ class CascadeRun:
     known: Inpainting | None = None
 
 
-def sample_cascade(
-    stages: Sequence[DecoderStage],
-    run: CascadeRun,
-    *,
-    max_batch_size: int | None,
-    device: torch.device | str | None,
-    on_step: OnStep | None,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a run is carried out, which changes no image. See `Decoder.sample`."""
+
+    max_batch_size: int | None = None
+    device: torch.device | str | None = None
+    on_step: OnStep | None = None
+    on_smaller_batch: OnSmaller | None = None
+
+
+def sample_cascade(stages: Sequence[DecoderStage], run: CascadeRun, execution: Execution) -> Tensor:
     """Pixels [b, c, h, w] in [0, 1] of the last stage that runs. See `Decoder.sample`."""
     pixels, noise = run.pixels, run.noise
     for number in run.numbers:
         stage = stages[number - 1]
         # Stages outside, rows inside: however many rows there are, weights move once.
-        with _stage_on(stage, device):
-            count = _Counter(on_step, number)
-            sampler = StageSampler(stage, run.settings[number - 1], count)
-            pieces = list(chunks(run.rows, max_batch_size))
-            count.total = len(pieces) * sampler.evaluations(run.known)
-            made = []
-            for start, stop in pieces:
-                draws = RowDraws(derived_seed(run.seed, "stage", number), start, stop - start, stage.device)
-                lowres = None if pixels is None else pixels[start:stop].to(stage.device)
-                condition = stage.condition_for(run.given.part(start, stop).to(stage.device), lowres, draws)
-                x_T = None if noise is None else noise[start:stop].to(stage.device)
-                known = None if run.known is None else run.known.part(start, stop).to(stage.device)
-                made.append(sampler.sample(condition, draws, stop - start, start=x_T, known=known))
-            pixels, noise = torch.cat(made), None
+        with _stage_on(stage, execution.device):
+            pixels, noise = _sample_stage(stage, number, run, execution, pixels, noise), None
     assert pixels is not None
     return pixels
+
+
+def _sample_stage(
+    stage: DecoderStage, number: int, run: CascadeRun, execution: Execution, pixels: Tensor | None, noise: Tensor | None
+) -> Tensor:
+    """What a stage makes of the pixels of the one before, or, the first, of nothing."""
+    count = _Counter(execution.on_step, number, run.rows, execution.max_batch_size)
+    sampler = StageSampler(stage, run.settings[number - 1], count)
+    count.calls = sampler.evaluations(run.known)
+
+    def make(start: int, stop: int) -> Tensor:
+        count.begin(start, stop)
+        draws = RowDraws(derived_seed(run.seed, "stage", number), start, stop - start, stage.device)
+        lowres = None if pixels is None else pixels[start:stop].to(stage.device)
+        condition = stage.condition_for(run.given.part(start, stop).to(stage.device), lowres, draws)
+        x_T = None if noise is None else noise[start:stop].to(stage.device)
+        known = None if run.known is None else run.known.part(start, stop).to(stage.device)
+        made = sampler.sample(condition, draws, stop - start, start=x_T, known=known)
+        count.finished = count.done
+        return made
+
+    return in_pieces(run.rows, execution.max_batch_size, make, execution.on_smaller_batch)
 
 
 def check_run(stages: Sequence[DecoderStage], run: CascadeRun, max_batch_size: int | None) -> None:
@@ -128,18 +142,22 @@ def settings_for(count: int, **settings: Any) -> list[SamplingConfig]:
     return [SamplingConfig(**{name: values[place] for name, values in spread.items()}) for place in range(count)]
 
 
-def chunks(rows: int, at_once: int | None) -> Iterator[tuple[int, int]]:
-    """Start and stop of pieces of at most `at_once` rows; None takes all together."""
-    size = at_once or rows
-    return ((start, min(start + size, rows)) for start in range(0, rows, size))
-
-
 class _Counter:
-    """Counts the calls of a stage's network, for a progress bar."""
+    """Counts the calls of a stage's network, for a progress bar; those of a piece that is made again count once.
 
-    def __init__(self, on_step: OnStep | None, number: int) -> None:
+    calls: for each piece. finished: for the pieces that are made.
+    """
+
+    def __init__(self, on_step: OnStep | None, number: int, rows: int, at_once: int | None) -> None:
         self.on_step, self.number = on_step, number
-        self.done = self.total = 0
+        self.rows, self.at_once = rows, at_once or rows
+        self.calls = self.finished = self.done = self.total = 0
+
+    def begin(self, start: int, stop: int) -> None:
+        """A piece of rows; after it come others, as large as this one or smaller."""
+        self.at_once = stop - start if stop < self.rows else self.at_once
+        self.done = self.finished
+        self.total = self.finished + self.calls * -(-(self.rows - start) // self.at_once)
 
     def __call__(self) -> None:
         self.done += 1
