@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from dalle2_core.autoencoder import Autoencoder
     from dalle2_core.autoencoders import load_autoencoder
     from dalle2_core.conditions import DecoderBatch, DecoderCondition
+    from dalle2_core.dalle2 import DALLE2
     from dalle2_core.decoder import Decoder
     from dalle2_core.decoders import load_decoder
     from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
     from dalle2_core.networks.unet import Unet
+    from dalle2_core.own_clip import CLIP
     from dalle2_core.prior import DiffusionPrior
     from dalle2_core.priors import load_prior
     from dalle2_core.stage import DecoderStage
     from dalle2_core.stage_config import LowresConfig, StageConfig
-    from dalle2_core.towers import CLIP, OpenClipAdapter
+    from dalle2_core.towers import OpenAIClipAdapter, OpenClipAdapter
     from dalle2_core.training.decoder_trainer import DecoderTrainer
     from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.training.vae_training import VQGanVAETrainer
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLIP",
+    "DALLE2",
     "Autoencoder",
     "Decoder",
     "DecoderBatch",
@@ -40,6 +43,7 @@ __all__ = [
     "DiffusionPriorNetwork",
     "DiffusionPriorTrainer",
     "LowresConfig",
+    "OpenAIClipAdapter",
     "OpenClipAdapter",
     "PriorBatch",
     "StageConfig",
@@ -58,7 +62,8 @@ __all__ = [
 
 _HOMES = {
     "Autoencoder": "dalle2_core.autoencoder",
-    "CLIP": "dalle2_core.towers",
+    "CLIP": "dalle2_core.own_clip",
+    "DALLE2": "dalle2_core.dalle2",
     "Decoder": "dalle2_core.decoder",
     "DecoderBatch": "dalle2_core.conditions",
     "DecoderCondition": "dalle2_core.conditions",
@@ -68,6 +73,7 @@ _HOMES = {
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
     "DiffusionPriorTrainer": "dalle2_core.training.trainer",
     "LowresConfig": "dalle2_core.stage_config",
+    "OpenAIClipAdapter": "dalle2_core.towers",
     "OpenClipAdapter": "dalle2_core.towers",
     "PriorBatch": "dalle2_core.types",
     "StageConfig": "dalle2_core.stage_config",

@@ -8,6 +8,7 @@ Shapes: b batch, h w pixels, l text length, d embedding width, f width of the im
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from dalle2_core.pretrained import load_trunk
 from dalle2_core.types import StepLoss
 
 RECALL_AT = (1, 5, 10)
-_MAX_LOG_SCALE = math.log(100)  # 2103.00020, section 2.5: hotter logits make training unstable
+MAX_LOG_SCALE = math.log(100)  # 2103.00020, section 2.5: hotter logits make training unstable
 _SAME = 1e-6  # cosines of equal captions differ by rounding when they were embedded in different batches
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -112,8 +113,14 @@ def count_cut(tokens: Tensor) -> int:
 def tokenize(captions: Sequence[str], config: ClipConfig) -> Tensor:
     """Captions → [n, l] int32, with open_clip's own BPE; longer ones are cut to the model's context length."""
     context_length = int(config.model["text_cfg"].get("context_length", 77))
-    tokens: Tensor = open_clip.SimpleTokenizer(context_length=context_length)(list(captions))
+    tokens: Tensor = _tokenizer(context_length)(list(captions))
     return tokens.int()
+
+
+@functools.cache
+def _tokenizer(context_length: int) -> Any:
+    # Reading its vocabulary takes most of a second.
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 class TrainableClip(nn.Module):
@@ -148,7 +155,7 @@ class TrainableClip(nn.Module):
     def loss(self, batch: ClipBatch, draws: Draws) -> StepLoss:
         """Symmetric cross-entropy over the pairs of the batch (2103.00020, figure 3)."""
         image, text = self._embed(batch, self.training, draws)
-        scale = self.clip.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
+        scale = self.clip.logit_scale.clamp(max=MAX_LOG_SCALE).exp()
         return StepLoss(self.contrast(image, text, scale), {"logit_scale": float(scale.detach())})
 
     def embed(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -176,11 +183,16 @@ class TrainableClip(nn.Module):
         return (pixels.float() / 255 - self.mean) / self.std
 
     def save_open_clip(self, folder: str | Path) -> None:
-        """Write `open_clip_config.json` and `open_clip_model.safetensors`: open_clip loads `local-dir:folder`."""
-        folder = Path(folder)
-        write_tensors(folder / "open_clip_model.safetensors", self.clip.state_dict())
-        config = {"model_cfg": _plain(self.config.model), "preprocess_cfg": self.config.preprocess}
-        write_json(folder / "open_clip_config.json", config)
+        """See the function of that name."""
+        save_open_clip(self.clip, self.config, folder)
+
+
+def save_open_clip(model: nn.Module, config: ClipConfig, folder: str | Path) -> None:
+    """Write `open_clip_config.json` and `open_clip_model.safetensors`: open_clip loads `local-dir:folder`."""
+    folder = Path(folder)
+    write_tensors(folder / "open_clip_model.safetensors", model.state_dict())
+    content = {"model_cfg": _plain(config.model), "preprocess_cfg": config.preprocess}
+    write_json(folder / "open_clip_config.json", content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from dalle2_core.autoencoder import Autoencoder
-from dalle2_core.cascade import CascadeRun, OnStep, check_cascade, check_run, chunks, sample_cascade, settings_for
+from dalle2_core.cascade import (
+    CascadeRun,
+    Execution,
+    OnStep,
+    check_cascade,
+    check_run,
+    sample_cascade,
+    settings_for,
+)
 from dalle2_core.conditions import DecoderBatch, DecoderCondition
 from dalle2_core.decoder_keywords import DecoderKeywords, as_tuple, padded
 from dalle2_core.draws import Draws
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, check_images, resized
 from dalle2_core.keywords import from_keywords
+from dalle2_core.memory import OnSmaller, in_pieces
 from dalle2_core.networks.unet import Unet
 from dalle2_core.saved import read_settings, settings_of, write_settings
 from dalle2_core.stage import DecoderStage
@@ -154,6 +164,7 @@ class Decoder(nn.Module):
         max_batch_size: int | None = None,
         device: torch.device | str | None = None,
         on_step: OnStep | None = None,
+        on_smaller_batch: OnSmaller | None = None,
     ) -> Tensor:
         """Images [b, c, h, w], floats in [0, 1], of the last stage that ran.
 
@@ -161,7 +172,8 @@ class Decoder(nn.Module):
         it. Settings that may be sequences have one value for each stage; None takes the stage's own.
 
         Args:
-            image: [b, c, h, w] in [0, 1], to start from when start_at_unet_number is above 1.
+            image: [b, c, h, w] in [0, 1], to start from when start_at_unet_number is above 1; [b, d] is taken for the
+                image embedding, which DALLE2-pytorch's own scripts give first.
             image_embed: [b, d], L2-normalised. text: [b, n] token numbers, for `clip`. text_encodings: [b, l, t];
                 text_mask: [b, l] bool.
             batch_size: rows, for a decoder that is told neither.
@@ -171,13 +183,16 @@ class Decoder(nn.Module):
             steps, sampler, eta: of sampling.
             noise: x_T of the first stage that runs, as `invert` gives it.
             generator: on any device; one number from it seeds everything. None: torch's global one.
-            max_batch_size: rows of a stage that are computed at once.
+            max_batch_size: rows of a stage that are computed at once. Where memory runs out, half as many are from then
+                on, which changes no image; on_smaller_batch hears how many, None makes it a warning.
             device: bring each stage there when its turn comes, and back after it. None leaves every stage where it
                 is and moves images only.
             on_step: called after every call of a network.
 
         Raises ShapeError or ConfigError before the first step if anything does not fit.
         """
+        if image is not None and image.ndim == 2 and image_embed is None:
+            image, image_embed = None, image
         numbers = self._numbers(start_at_unet_number, stop_at_unet_number)
         given = self._given(image_embed, text, text_encodings, text_mask)
         rows = _rows(given, image, batch_size)
@@ -200,7 +215,12 @@ class Decoder(nn.Module):
             known=self._known(inpaint_image, inpaint_mask, inpaint_resample_times, rows),
         )
         check_run(self.cascade, run, max_batch_size)
-        return sample_cascade(self.cascade, run, max_batch_size=max_batch_size, device=device, on_step=on_step)
+        return sample_cascade(self.cascade, run, Execution(max_batch_size, device, on_step, on_smaller_batch))
+
+    def check_sampling(self, **settings: Any) -> None:
+        """Raises ConfigError if `sample` would not take these: steps, sampler, eta, cond_scale, text_cond_scale."""
+        for stage, setting in zip(self.cascade, settings_for(len(self.stages), **settings), strict=True):
+            StageSampler(stage, setting)
 
     @torch.no_grad()
     def invert(
@@ -213,6 +233,7 @@ class Decoder(nn.Module):
         steps: int | None = None,
         refinements: int = 1,
         max_batch_size: int | None = None,
+        on_smaller_batch: OnSmaller | None = None,
     ) -> Tensor:
         """x_T from which the first stage makes these images with ddim and eta 0: `sample(noise=…)` takes it.
 
@@ -234,11 +255,12 @@ class Decoder(nn.Module):
         check_run(self.cascade, CascadeRun(rows, [1], given, settings, seed=0), max_batch_size)
         sampler = StageSampler(stage, settings[0])
         pixels = resized(as_floats(image), stage.config.image_size)
-        made = []
-        for start, stop in chunks(rows, max_batch_size):
+
+        def make(start: int, stop: int) -> Tensor:
             condition = stage.condition_for(given.part(start, stop).to(stage.device), None, None)
-            made.append(sampler.invert(condition, pixels[start:stop].to(stage.device), refinements))
-        return torch.cat(made)
+            return sampler.invert(condition, pixels[start:stop].to(stage.device), refinements)
+
+        return in_pieces(rows, max_batch_size, make, on_smaller_batch)
 
     def save(self, folder: Path | str) -> None:
         """Write stage-1, stage-2, … as `DecoderStage.save` does, and config.json last."""
@@ -270,6 +292,25 @@ class Decoder(nn.Module):
             DecoderStage.load(stage_folder(folder, number), device, vae=one) for number, one in enumerate(vaes, 1)
         ]
         return cls.from_stages(stages, clip)
+
+    @contextmanager
+    def one_unet_in_gpu(self, unet_number: int) -> Iterator[None]:
+        """Stage `unet_number` on the GPU inside and the others on the CPU; afterwards all are where they were.
+
+        Without a GPU nothing moves. To sample by turns there is `sample(device=…)`.
+        """
+        stage = self.stage(unet_number)
+        if not torch.cuda.is_available():
+            yield
+            return
+        homes = [it.device for it in self.cascade]
+        try:
+            for it in self.cascade:
+                it.to("cuda" if it is stage else "cpu")
+            yield
+        finally:
+            for it, home in zip(self.cascade, homes, strict=True):
+                it.to(home)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Decoder:
         """As torch's; the CLIP, which is no child, moves along."""

@@ -5,16 +5,16 @@ Names are DALLE2-pytorch's. Frozen in use: embeddings carry no gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle2_core.clip import ClipBatch, ClipConfig, TrainableClip, load_open_clip
+from dalle2_core.clip import load_open_clip
 from dalle2_core.errors import ConfigError, ShapeError
-from dalle2_core.keywords import from_keywords
 from dalle2_core.types import EmbeddedImage, EmbeddedText
 
 
@@ -45,24 +45,28 @@ class OpenClipTowers(nn.Module):
         """text: [b, l] integer tokens of the model's tokenizer."""
         if text.is_floating_point() or text.ndim != 2:
             raise ShapeError(f"text is {text.dtype} {tuple(text.shape)}; give integer tokens [b, l]")
-        seen: list[Tensor] = []
-        hook = self._text_tower.transformer.register_forward_hook(lambda module, inputs, out: seen.append(out))
-        try:
+        embed, states, mask = self._text_states(text)
+        states = states.float().masked_fill(~mask[:, :, None], 0.0)
+        return EmbeddedText(F.normalize(embed.float(), dim=-1), states, mask)
+
+    def _text_states(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [b, d] as the tower gives them, states of all places [b, l, w], and which are real [b, l]."""
+        with last_states(self._text_tower.transformer) as seen:
             embed = self.model.encode_text(text.to(self.mean.device, torch.long))
-        finally:
-            hook.remove()
         states = self._text_tower.ln_final(seen[0])
         # The end token has the largest number; what is behind it is padding, which a causal tower never saw.
         ends = text.to(states.device).argmax(dim=-1, keepdim=True)
-        mask = torch.arange(states.shape[1], device=states.device) <= ends
-        states = states.float().masked_fill(~mask[:, :, None], 0.0)
-        return EmbeddedText(F.normalize(embed.float(), dim=-1), states, mask)
+        return embed, states, torch.arange(states.shape[1], device=states.device) <= ends
 
     @torch.no_grad()
     def embed_image(self, image: Tensor) -> EmbeddedImage:
         """image: [b, 3, h, w], uint8 or float in [0, 1]; brought to the tower's size, its shorter side first."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise ShapeError(f"images are {tuple(image.shape)}; give [b, 3, h, w]")
+        return EmbeddedImage(F.normalize(self.model.encode_image(self._inputs(image)).float(), dim=-1))
+
+    def _inputs(self, image: Tensor) -> Tensor:
+        """What the image tower takes: of its size, less the mean, by the deviation."""
         pixels = image.to(self.mean.device)
         pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         height, width = pixels.shape[2:]
@@ -72,7 +76,18 @@ class OpenClipTowers(nn.Module):
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
             top, left = ((side - self.image_size) // 2 for side in size)
             pixels = pixels[:, :, top : top + self.image_size, left : left + self.image_size]
-        return EmbeddedImage(F.normalize(self.model.encode_image((pixels - self.mean) / self.std).float(), dim=-1))
+        return (pixels - self.mean) / self.std
+
+
+@contextmanager
+def last_states(transformer: Any) -> Iterator[list[Tensor]]:
+    """What a tower's blocks give, [b, l, w], while the block runs."""
+    seen: list[Tensor] = []
+    hook = transformer.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class OpenClipAdapter(OpenClipTowers):
@@ -89,60 +104,9 @@ class OpenClipAdapter(OpenClipTowers):
         self.requires_grad_(False).eval()
 
 
-@dataclass(frozen=True, slots=True)
-class ClipSizes:
-    """The sizes of a CLIP of one's own; the names are DALLE2-pytorch's, whose CLIP was x-clip's."""
+class OpenAIClipAdapter(OpenClipAdapter):
+    """One of OpenAI's models, by its own name: "ViT-B/32", "ViT-L/14", "RN50" …"""
 
-    dim_text: int = 512
-    dim_image: int = 512
-    dim_latent: int = 512
-    num_text_tokens: int = 49408
-    text_enc_depth: int = 6
-    text_seq_len: int = 256
-    text_heads: int = 8
-    visual_enc_depth: int = 6
-    visual_image_size: int = 256
-    visual_patch_size: int = 32
-    visual_heads: int = 8
-
-    def open_clip(self) -> dict[str, Any]:
-        """As open_clip's model configuration."""
-        return {
-            "embed_dim": self.dim_latent,
-            "vision_cfg": {
-                "image_size": self.visual_image_size,
-                "patch_size": self.visual_patch_size,
-                "width": self.dim_image,
-                "layers": self.visual_enc_depth,
-                "head_width": self.dim_image // self.visual_heads,
-            },
-            "text_cfg": {
-                "context_length": self.text_seq_len,
-                "vocab_size": self.num_text_tokens,
-                "width": self.dim_text,
-                "heads": self.text_heads,
-                "layers": self.text_enc_depth,
-            },
-        }
-
-
-class CLIP(OpenClipTowers):
-    """A CLIP with random weights, to be trained: `clip(text, images, return_loss=True)`. Radford et al. 2103.00020."""
-
-    def __init__(self, **keywords: Any) -> None:
-        """Keywords: the fields of ClipSizes. An unknown one is a TypeError that names the near ones."""
-        sizes = from_keywords(ClipSizes, "CLIP", keywords)
-        trainable = TrainableClip(ClipConfig(sizes.open_clip()))
-        super().__init__(trainable.clip, trainable.config.mean, trainable.config.std, sizes.visual_image_size)
-        # In a tuple, so that its weights are not counted twice.
-        self._trainable = (trainable,)
-
-    def forward(self, text: Tensor, image: Tensor, return_loss: bool = True) -> Tensor:
-        """The contrastive loss of the pairs, a scalar; or, without return_loss, their cosines [b].
-
-        text: [b, l] integer tokens. image: [b, 3, h, w], uint8 or float in [0, 1].
-        """
-        if not return_loss:
-            return (self.embed_text(text).text_embed * self.embed_image(image).image_embed).sum(dim=-1)
-        pixels = image if image.dtype == torch.uint8 else (image * 255).round().clamp(0, 255).to(torch.uint8)
-        return self._trainable[0].loss(ClipBatch(pixels, text), None).loss
+    def __init__(self, name: str = "ViT-B/32") -> None:
+        """Raises ConfigError if open_clip does not know or cannot get it."""
+        super().__init__(name.replace("/", "-"), "openai")

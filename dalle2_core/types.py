@@ -5,7 +5,7 @@ Shapes: b batch, d embedding width, l text length, w width of a text token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -168,13 +168,30 @@ class TextCondition:
 class EmbeddedText:
     """What a text tower makes of b texts.
 
-    text_embed: [b, d], L2-normalised. text_encodings: [b, l, w] last hidden states, zero at padding.
-    text_mask: [b, l] bool, True at real tokens.
+    text_embed: [b, d], L2-normalised. text_encodings: [b, l, w] last hidden states, zero at padding, or None.
+    text_mask: [b, l] bool, True at real tokens, or None.
     """
 
     text_embed: Tensor
-    text_encodings: Tensor
-    text_mask: Tensor
+    text_encodings: Tensor | None = None
+    text_mask: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> EmbeddedText:
+        """Rows `start` to `stop`."""
+        return self._each(lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device) -> EmbeddedText:
+        return self._each(lambda tensor: tensor.to(device))
+
+    def repeated(self, times: int) -> EmbeddedText:
+        """Every row `times` times in a row: a a b b …"""
+        return self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> EmbeddedText:
+        there = (self.text_embed, self.text_encodings, self.text_mask)
+        embed, encodings, mask = (None if it is None else change(it) for it in there)
+        assert embed is not None
+        return EmbeddedText(embed, encodings, mask)
 
 
 @dataclass(frozen=True, slots=True)

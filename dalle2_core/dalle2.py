@@ -1,0 +1,351 @@
+"""From texts to images: a prior and a decoder of one CLIP, as one model. Ramesh et al. 2204.06125, section 2."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle2_core.cascade import OnStep
+from dalle2_core.decoder import Decoder
+from dalle2_core.draws import RowDraws, derived_seed
+from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from dalle2_core.files import disk_errors, write_json
+from dalle2_core.keywords import from_keywords
+from dalle2_core.memory import OnSmaller, in_pieces
+from dalle2_core.prior_base import Prior, check_candidates
+from dalle2_core.priors import load_prior
+from dalle2_core.saved import FORMAT_VERSION, read_settings
+from dalle2_core.types import EmbeddedText, Towers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KIND = "dalle2"
+# What `on_step` is told for the prior, in place of the number of a decoder's stage.
+PRIOR = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How images are made of texts. What may be a tuple has one value for each stage of the decoder.
+
+    cond_scale, text_cond_scale: of the decoder's guidance, by image embedding and by text; 1 is none.
+    prior_cond_scale: of the prior's. prior_num_samples: image embeddings drawn for each image, of which the one nearest
+    to the text is decoded; None takes the model's.
+    num_images: for each text, each from an image embedding of its own. best_of: draw so many times as many, and keep
+    those that CLIP finds nearest to the text, the nearest first.
+    seed: of all draws; None draws one. An image depends on the seed, its text and its place alone.
+    steps, sampler, eta: of the decoder. prior_steps, prior_sampler: of the prior. None takes the model's own.
+    max_batch_size: images made at once; None makes all. return_pil_images: a list of them instead of a tensor.
+    """
+
+    cond_scale: float | tuple[float, ...] = 1.0
+    prior_cond_scale: float = 1.0
+    return_pil_images: bool = False
+    text_cond_scale: float | tuple[float | None, ...] | None = None
+    prior_num_samples: int | None = None
+    num_images: int = 1
+    best_of: int = 1
+    seed: int | None = None
+    steps: int | tuple[int | None, ...] | None = None
+    sampler: str | tuple[str | None, ...] | None = None
+    eta: float | tuple[float | None, ...] | None = None
+    prior_steps: int | None = None
+    prior_sampler: str | None = None
+    max_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "best_of"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+    def of_decoder(self) -> dict[str, Any]:
+        """What `Decoder.sample` and `Decoder.check_sampling` take."""
+        names = ("cond_scale", "text_cond_scale", "steps", "sampler", "eta")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Images of texts, those of one text together.
+
+    images: [n, c, h, w] in [0, 1]. image_embed: [n, d], what each was decoded from. text: which text, for each image.
+    scores: [n] cosine of CLIP's embedding of the image with that of the text; None where they were not ranked.
+    """
+
+    images: Tensor
+    image_embed: Tensor
+    text: list[int]
+    scores: Tensor | None = None
+
+    def pil(self) -> list[Image]:
+        """As Pillow's images."""
+        from PIL import Image
+
+        pixels = (self.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(it[..., 0] if it.shape[2] == 1 else it) for it in pixels]
+
+
+class DALLE2(nn.Module):
+    """`dalle2(["a pineapple"], cond_scale=2.0, num_images=4, seed=0)` → images."""
+
+    def __init__(
+        self, prior: Prior, decoder: Decoder, *, clip: Towers | None = None, prior_num_samples: int | None = None
+    ) -> None:
+        """A prior and a decoder that were trained on embeddings of one CLIP.
+
+        clip: embeds texts (and ranks images, for best_of); None takes the prior's, else the decoder's. It is neither
+        saved nor moved. Not needed where embeddings are given. prior_num_samples: see GenerationConfig.
+
+        Raises ConfigError if the two cannot belong together.
+        """
+        super().__init__()
+        _check_pair(prior, decoder)
+        self.prior, self.decoder = prior, decoder
+        self.prior_num_samples = prior_num_samples
+        self._clip = (_one_clip((clip, getattr(prior, "clip", None), decoder.clip)),)
+        if prior_num_samples is not None:
+            check_candidates(prior_num_samples)
+
+    @property
+    def clip(self) -> Towers | None:
+        """What embeds texts, if there is one."""
+        return self._clip[0]
+
+    def forward(
+        self,
+        text: str | Sequence[str] | Tensor | EmbeddedText,
+        *,
+        inpaint_image: Tensor | None = None,
+        inpaint_mask: Tensor | None = None,
+        on_step: OnStep | None = None,
+        on_smaller_batch: OnSmaller | None = None,
+        **keywords: Any,
+    ) -> Tensor | list[Image]:
+        """Images [n, c, h, w] in [0, 1], or a list of Pillow's: always several, those of one text together.
+
+        Args:
+            text: one or several strings; integer tokens [b, l]; or what a CLIP made of them.
+            inpaint_image, inpaint_mask: [b, c, h, w] and [b, h, w], b being the number of texts, or 1: keep the pixels
+                where the mask is True.
+            on_step: called with 0 for the prior, then with each stage's number, and (calls done, calls in all).
+            on_smaller_batch: see `Decoder.sample`.
+            keywords: the fields of GenerationConfig; an unknown one is a TypeError that names the near ones.
+
+        Raises ConfigError or ShapeError before the first step if something does not fit, ShapeError for results that
+        are not finite.
+        """
+        config = from_keywords(GenerationConfig, "DALLE2", keywords)
+        known = inpaint_image, inpaint_mask
+        made = self.generate(self.embed(text), config, known, on_step=on_step, on_smaller_batch=on_smaller_batch)
+        return made.pil() if config.return_pil_images else made.images
+
+    def embed(self, text: str | Sequence[str] | Tensor | EmbeddedText) -> EmbeddedText:
+        """What CLIP makes of texts. Raises ConfigError where there is none, ShapeError if nothing is given."""
+        if isinstance(text, EmbeddedText):
+            return text
+        if self.clip is None:
+            raise ConfigError("neither the prior nor the decoder has a clip to embed texts; give DALLE2(…, clip=…)")
+        if not isinstance(text, Tensor):
+            text = _tokens([text] if isinstance(text, str) else list(text), self.clip)
+        if not len(text):
+            raise ShapeError("there is no text; give one or more")
+        return self.clip.embed_text(text)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text: EmbeddedText,
+        config: GenerationConfig,
+        known: tuple[Tensor | None, Tensor | None] = (None, None),
+        *,
+        on_step: OnStep | None = None,
+        on_smaller_batch: OnSmaller | None = None,
+    ) -> Generated:
+        """What `forward` does, from embedded texts to images with what they were made from.
+
+        known: image and mask for inpainting.
+        """
+        if config.best_of > 1 and self.clip is None:
+            raise ConfigError("best_of ranks images by a clip, and there is none; give DALLE2(…, clip=…)")
+        self.decoder.check_sampling(**config.of_decoder())
+        seed = int(torch.randint(2**62, ())) if config.seed is None else config.seed
+        times = config.num_images * config.best_of
+        repeated = text.repeated(times)
+        image_embed = self._image_embed(repeated, config, seed, on_step, on_smaller_batch)
+        tells_text = any(stage.unet.config.cond_on_text_encodings for stage in self.decoder.cascade)
+        images = self.decoder.sample(
+            image_embed=image_embed,
+            text_encodings=repeated.text_encodings if tells_text else None,
+            text_mask=repeated.text_mask if tells_text else None,
+            inpaint_image=_for_each(known[0], len(text.text_embed), times, "inpaint_image"),
+            inpaint_mask=_for_each(known[1], len(text.text_embed), times, "inpaint_mask"),
+            **config.of_decoder(),
+            generator=torch.Generator().manual_seed(derived_seed(seed, "decoder")),
+            max_batch_size=config.max_batch_size,
+            on_step=on_step,
+            on_smaller_batch=on_smaller_batch,
+        )
+        _check_finite(images, "the decoder made", times)
+        rows = [row for row in range(len(text.text_embed)) for _ in range(times)]
+        made = Generated(images, image_embed, rows)
+        return made if config.best_of == 1 else self._best(made, text.text_embed, config.num_images)
+
+    def _image_embed(
+        self,
+        text: EmbeddedText,
+        config: GenerationConfig,
+        seed: int,
+        on_step: OnStep | None,
+        on_smaller_batch: OnSmaller | None,
+    ) -> Tensor:
+        """The prior's image embeddings [n, d] for n texts."""
+        keywords = self._prior_keywords(config)
+        device = _device_of(self.prior)
+        rows = len(text.text_embed)
+
+        def make(start: int, stop: int) -> Tensor:
+            draws = RowDraws(derived_seed(seed, "prior"), start, stop - start, device)
+            told = text.part(start, stop).to(device)
+            made = self.prior.sample(
+                told.text_embed,
+                text_encodings=told.text_encodings,
+                text_mask=told.text_mask,
+                **keywords,
+                generator=draws,
+            )
+            if on_step is not None:
+                on_step(PRIOR, stop, rows)
+            return made
+
+        _check_finite(text.text_embed, "text embeddings hold", 1)
+        made = in_pieces(rows, config.max_batch_size, make, on_smaller_batch)
+        _check_finite(made, "the prior gave", config.num_images * config.best_of)
+        return made
+
+    def _prior_keywords(self, config: GenerationConfig) -> dict[str, Any]:
+        """What is handed to the prior. Raises ConfigError for what one of its kind does not have."""
+        candidates = self.prior_num_samples if config.prior_num_samples is None else config.prior_num_samples
+        wanted = {
+            "steps": ("prior_steps", config.prior_steps),
+            "sampler": ("prior_sampler", config.prior_sampler),
+            "num_samples_per_batch": ("prior_num_samples", candidates),
+        }
+        takes = inspect.signature(self.prior.sample).parameters
+        given = {name: value for name, (_, value) in wanted.items() if value is not None}
+        for name in given:
+            if name not in takes:
+                raise ConfigError(f"a {self.prior.KIND} has no {wanted[name][0]}; leave it out")
+        return given | {"cond_scale": config.prior_cond_scale}
+
+    def _best(self, made: Generated, text_embed: Tensor, count: int) -> Generated:
+        """The `count` images of each text that are nearest to it, the nearest first."""
+        scores = self.score(made.images, text_embed, made.text)
+        order = scores.view(len(text_embed), -1).argsort(dim=1, descending=True, stable=True)[:, :count]
+        first = torch.arange(len(text_embed))[:, None] * (len(scores) // len(text_embed))
+        rows = (first + order).flatten()
+        where = rows.to(made.images.device)
+        text = [made.text[row] for row in rows.tolist()]
+        return Generated(made.images[where], made.image_embed[rows.to(made.image_embed.device)], text, scores[rows])
+
+    def score(self, images: Tensor, text_embed: Tensor, text: Sequence[int]) -> Tensor:
+        """Cosines [n], on the CPU, of CLIP's embeddings of images [n, c, h, w] with those of their texts."""
+        assert self.clip is not None
+        colours = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        parts = [self.clip.embed_image(part).image_embed.float().cpu() for part in torch.split(colours, 64)]
+        return (torch.cat(parts) * F.normalize(text_embed.float().cpu(), dim=-1)[list(text)]).sum(dim=1)
+
+    def save(self, folder: Path | str) -> None:
+        """Write prior and decoder into folders of these names, and config.json last. The clip is not written."""
+        folder = Path(folder)
+        self.prior.save(folder / "prior")
+        self.decoder.save(folder / "decoder")
+        with disk_errors(folder):
+            content = {"kind": KIND, "format_version": FORMAT_VERSION, "prior_num_samples": self.prior_num_samples}
+            write_json(folder / "config.json", content)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device | str = "cpu", *, clip: Towers | None = None) -> DALLE2:
+        """Read what `save` wrote. Raises CheckpointError if it is not whole."""
+        settings = read_settings(folder, KIND, "a DALLE2")
+        prior, decoder = load_prior(Path(folder) / "prior", device), Decoder.load(Path(folder) / "decoder", device)
+        try:
+            return cls(prior, decoder, clip=clip, prior_num_samples=settings.get("prior_num_samples"))
+        except ConfigError as problem:
+            raise CheckpointError(f"{folder}: {problem}") from problem
+
+
+def _check_pair(prior: Prior, decoder: Decoder) -> None:
+    if not isinstance(prior, Prior) or not isinstance(decoder, Decoder):
+        found = f"{type(prior).__name__} and {type(decoder).__name__}"
+        raise ConfigError(f"DALLE2 takes a prior and a decoder, in that order; it was given {found}")
+    networks = [stage.unet.config for stage in decoder.cascade]
+    takes = {it.image_embed_dim for it in networks if it.sees_image_embed}
+    if not takes:
+        raise ConfigError("this decoder is not conditioned on image embeddings: what a prior predicts would go unseen")
+    gives = getattr(prior, "image_embed_dim", None)
+    if gives is not None and gives not in takes:
+        raise ConfigError(
+            f"the prior predicts image embeddings of {gives} values and the decoder takes {takes.pop()}; "
+            "both must be trained on embeddings of one CLIP"
+        )
+
+
+def _one_clip(found: Sequence[Towers | None]) -> Towers | None:
+    """The first that is there. Raises ConfigError if another one is a different model."""
+    there = [clip for clip in found if clip is not None]
+    for other in there[1:]:
+        if not _same_model(there[0], other):
+            raise ConfigError(
+                "the prior and the decoder have different CLIPs; an embedding of one means nothing to the other"
+            )
+    return there[0] if there else None
+
+
+def _same_model(one: object, other: object) -> bool:
+    if one is other or not (isinstance(one, nn.Module) and isinstance(other, nn.Module)):
+        return True  # what is no module cannot be compared
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(
+        it.shape == right[name].shape and torch.equal(it.cpu(), right[name].cpu()) for name, it in left.items()
+    )
+
+
+def _tokens(texts: list[str], clip: Towers) -> Tensor:
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"a text is {text!r}; give strings, integer tokens [b, l], or an EmbeddedText")
+    tokenizer = getattr(clip, "tokenizer", None)
+    if tokenizer is None:
+        raise ConfigError(f"{type(clip).__name__} has no tokenizer for strings; give integer tokens [b, l]")
+    tokens: Tensor = tokenizer(texts) if texts else torch.zeros(0, 0, dtype=torch.long)
+    return tokens
+
+
+def _for_each(tensor: Tensor | None, texts: int, times: int, what: str) -> Tensor | None:
+    """One row for each image, from one for each text, or one for all."""
+    if tensor is None:
+        return None
+    if len(tensor) not in (1, texts):
+        raise ShapeError(f"{what} has {len(tensor)} rows for {texts} texts; give one for each, or one for all")
+    return tensor.expand(texts, *tensor.shape[1:]).repeat_interleave(times, dim=0)
+
+
+def _check_finite(rows: Tensor, who: str, times: int) -> None:
+    """Raises ShapeError that says which texts are concerned; each has `times` rows."""
+    bad = (~torch.isfinite(rows).flatten(1).all(dim=1)).nonzero().flatten() // times
+    if len(bad):
+        places = ", ".join(map(str, sorted(set(bad.tolist()))[:10]))
+        raise ShapeError(f"{who} NaN or infinity for text {places} (counted from 0); look at the weights and the text")
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
