@@ -116,6 +116,11 @@ class ProgressView:
         self.note = f", loss {loss:.4f}"
         self.show()
 
+    def at_row(self, row: int, planned: int) -> None:
+        """Be at row number `row` of `planned`, whatever was before: a part may be done again."""
+        self.rows, self.planned_rows = row, planned
+        self.show()
+
     def rate(self) -> float:
         """Rows per second since the start."""
         return self.rows / self.seconds()

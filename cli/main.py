@@ -37,6 +37,7 @@ COMMANDS = (
     "train-decoder",
     "evaluate",
     "sample-prior",
+    "generate",
     "convert",
     "models",
     "doctor",

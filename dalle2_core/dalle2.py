@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 KIND = "dalle2"
+_SETTINGS = ("prior_num_samples", "prior_reads_tokens")
 # What `on_step` is told for the prior, in place of the number of a decoder's stage.
 PRIOR = 0
+
+# (images [n, c, h, w], text embeddings [b, d], which text, for each image) → [n] on the CPU, the higher the better
+Score = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +101,27 @@ class DALLE2(nn.Module):
     """`dalle2(["a pineapple"], cond_scale=2.0, num_images=4, seed=0)` → images."""
 
     def __init__(
-        self, prior: Prior, decoder: Decoder, *, clip: Towers | None = None, prior_num_samples: int | None = None
+        self,
+        prior: Prior,
+        decoder: Decoder,
+        *,
+        clip: Towers | None = None,
+        prior_num_samples: int | None = None,
+        prior_reads_tokens: bool = True,
     ) -> None:
         """A prior and a decoder that were trained on embeddings of one CLIP.
 
         clip: embeds texts (and ranks images, for best_of); None takes the prior's, else the decoder's. It is neither
         saved nor moved. Not needed where embeddings are given. prior_num_samples: see GenerationConfig.
+        prior_reads_tokens: give the prior the states of a text's tokens; False for one trained on embeddings alone
+        beside a decoder that reads them.
 
         Raises ConfigError if the two cannot belong together.
         """
         super().__init__()
-        _check_pair(prior, decoder)
+        check_pair(prior, decoder)
         self.prior, self.decoder = prior, decoder
-        self.prior_num_samples = prior_num_samples
+        self.prior_num_samples, self.prior_reads_tokens = prior_num_samples, prior_reads_tokens
         self._clip = (_one_clip((clip, getattr(prior, "clip", None), decoder.clip)),)
         if prior_num_samples is not None:
             check_candidates(prior_num_samples)
@@ -166,14 +178,15 @@ class DALLE2(nn.Module):
         config: GenerationConfig,
         known: tuple[Tensor | None, Tensor | None] = (None, None),
         *,
+        score: Score | None = None,
         on_step: OnStep | None = None,
         on_smaller_batch: OnSmaller | None = None,
     ) -> Generated:
         """What `forward` does, from embedded texts to images with what they were made from.
 
-        known: image and mask for inpainting.
+        known: image and mask for inpainting. score: what best_of ranks images by; None is `self.score`.
         """
-        if config.best_of > 1 and self.clip is None:
+        if config.best_of > 1 and score is None and self.clip is None:
             raise ConfigError("best_of ranks images by a clip, and there is none; give DALLE2(…, clip=…)")
         self.decoder.check_sampling(**config.of_decoder())
         seed = int(torch.randint(2**62, ())) if config.seed is None else config.seed
@@ -196,7 +209,9 @@ class DALLE2(nn.Module):
         _check_finite(images, "the decoder made", times)
         rows = [row for row in range(len(text.text_embed)) for _ in range(times)]
         made = Generated(images, image_embed, rows)
-        return made if config.best_of == 1 else self._best(made, text.text_embed, config.num_images)
+        if config.best_of == 1:
+            return made
+        return _best(made, (score or self.score)(images, text.text_embed, rows), config.num_images)
 
     def _image_embed(
         self,
@@ -210,10 +225,11 @@ class DALLE2(nn.Module):
         keywords = self._prior_keywords(config)
         device = _device_of(self.prior)
         rows = len(text.text_embed)
+        seen = text if self.prior_reads_tokens else EmbeddedText(text.text_embed)
 
         def make(start: int, stop: int) -> Tensor:
             draws = RowDraws(derived_seed(seed, "prior"), start, stop - start, device)
-            told = text.part(start, stop).to(device)
+            told = seen.part(start, stop).to(device)
             made = self.prior.sample(
                 told.text_embed,
                 text_encodings=told.text_encodings,
@@ -245,16 +261,6 @@ class DALLE2(nn.Module):
                 raise ConfigError(f"a {self.prior.KIND} has no {wanted[name][0]}; leave it out")
         return given | {"cond_scale": config.prior_cond_scale}
 
-    def _best(self, made: Generated, text_embed: Tensor, count: int) -> Generated:
-        """The `count` images of each text that are nearest to it, the nearest first."""
-        scores = self.score(made.images, text_embed, made.text)
-        order = scores.view(len(text_embed), -1).argsort(dim=1, descending=True, stable=True)[:, :count]
-        first = torch.arange(len(text_embed))[:, None] * (len(scores) // len(text_embed))
-        rows = (first + order).flatten()
-        where = rows.to(made.images.device)
-        text = [made.text[row] for row in rows.tolist()]
-        return Generated(made.images[where], made.image_embed[rows.to(made.image_embed.device)], text, scores[rows])
-
     def score(self, images: Tensor, text_embed: Tensor, text: Sequence[int]) -> Tensor:
         """Cosines [n], on the CPU, of CLIP's embeddings of images [n, c, h, w] with those of their texts."""
         assert self.clip is not None
@@ -268,8 +274,8 @@ class DALLE2(nn.Module):
         self.prior.save(folder / "prior")
         self.decoder.save(folder / "decoder")
         with disk_errors(folder):
-            content = {"kind": KIND, "format_version": FORMAT_VERSION, "prior_num_samples": self.prior_num_samples}
-            write_json(folder / "config.json", content)
+            settings = {name: getattr(self, name) for name in _SETTINGS}
+            write_json(folder / "config.json", {"kind": KIND, "format_version": FORMAT_VERSION, **settings})
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu", *, clip: Towers | None = None) -> DALLE2:
@@ -277,12 +283,21 @@ class DALLE2(nn.Module):
         settings = read_settings(folder, KIND, "a DALLE2")
         prior, decoder = load_prior(Path(folder) / "prior", device), Decoder.load(Path(folder) / "decoder", device)
         try:
-            return cls(prior, decoder, clip=clip, prior_num_samples=settings.get("prior_num_samples"))
-        except ConfigError as problem:
+            return cls(prior, decoder, clip=clip, **{name: settings[name] for name in _SETTINGS})
+        except (ConfigError, KeyError) as problem:
             raise CheckpointError(f"{folder}: {problem}") from problem
 
 
-def _check_pair(prior: Prior, decoder: Decoder) -> None:
+def _best(made: Generated, scores: Tensor, count: int) -> Generated:
+    """The `count` images of each text with the highest scores [n], the highest first."""
+    texts = len(set(made.text))
+    order = scores.view(texts, -1).argsort(dim=1, descending=True, stable=True)[:, :count]
+    rows = (torch.arange(texts)[:, None] * (len(scores) // texts) + order).flatten()
+    images, embeds = (it[rows.to(it.device)] for it in (made.images, made.image_embed))
+    return Generated(images, embeds, [made.text[row] for row in rows.tolist()], scores[rows])
+
+
+def check_pair(prior: Prior, decoder: Decoder) -> None:
     if not isinstance(prior, Prior) or not isinstance(decoder, Decoder):
         found = f"{type(prior).__name__} and {type(decoder).__name__}"
         raise ConfigError(f"DALLE2 takes a prior and a decoder, in that order; it was given {found}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pydantic
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ class EncoderCard:
     def of_encoder(self) -> EncoderCard:
         """The card of the encoder alone: what a query must be encoded with."""
         return dataclasses.replace(self, predicted_by=None)
+
+
+def card_from(values: Mapping[str, Any]) -> EncoderCard:
+    """What `dataclasses.asdict` made of a card, read back. Raises ValueError if it is none."""
+    return pydantic.TypeAdapter(EncoderCard).validate_python(values)
 
 
 def unknown_card(dim: int, dtype: str, normalised: bool, identity: str, model: str = UNKNOWN) -> EncoderCard:

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from .asked import Asked, answers
     from .build import build_index
     from .card import IndexCard, read_card
-    from .encoders import embed_image, query_encoder
+    from .encoders import embed_image, encoder_of, query_encoder
     from .opened import check_index
     from .plan import BuildPlan, IndexConfig, plan_index
     from .query import Hit, Searcher, row_of_key, search
     from .results import save_results
+    from .tables import read_embeddings, read_queries
 
 _HOMES = {
     "Asked": "asked",
@@ -29,9 +30,12 @@ _HOMES = {
     "build_index": "build",
     "check_index": "opened",
     "embed_image": "encoders",
+    "encoder_of": "encoders",
     "plan_index": "plan",
     "query_encoder": "encoders",
     "read_card": "card",
+    "read_embeddings": "tables",
+    "read_queries": "tables",
     "row_of_key": "query",
     "save_results": "results",
     "search": "query",
@@ -48,9 +52,12 @@ __all__ = [
     "build_index",
     "check_index",
     "embed_image",
+    "encoder_of",
     "plan_index",
     "query_encoder",
     "read_card",
+    "read_embeddings",
+    "read_queries",
     "row_of_key",
     "save_results",
     "search",

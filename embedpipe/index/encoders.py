@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..card import EncoderCard
 from ..errors import InputError, RunMismatch
 from ..load import EmbeddingDataset
 from ..manifest import refuse_difference
@@ -26,18 +27,22 @@ def query_encoder(
     device: str = "cpu",
     precision: str = "auto",
 ) -> Encoder:
-    """The encoder that made `dataset`, loaded from where its card says, or from `model`/`pretrained`.
+    """The encoder that made `dataset`: see `encoder_of`."""
+    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device)
+
+
+def encoder_of(
+    card: EncoderCard, path: str, model: str | None = None, pretrained: str | None = None, device: str = "cpu"
+) -> Encoder:
+    """The encoder of a card, loaded from where it says, or from `model`/`pretrained`. path: whose card it is.
 
     Raises RunMismatch when the model found there is not the one the embeddings were made with, InputError when nobody
     knows which that is.
     """
     from ..encode import EncoderConfig, load_encoder
 
-    card = dataset.card.of_encoder()
     if not card.known and model is None:
-        raise InputError(
-            f"{dataset.path}: which model made it is not known ({card.model})", "Give --model and --pretrained"
-        )
+        raise InputError(f"{path}: which model made it is not known ({card.model})", "Give --model and --pretrained")
     config = EncoderConfig(
         model=model or card.model,
         pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
@@ -48,13 +53,13 @@ def query_encoder(
     if not card.known:
         if encoder.card.dim != card.dim:
             raise RunMismatch(
-                f"{dataset.path}: its rows have {card.dim} values, those of {config.model} {encoder.card.dim}",
+                f"{path}: its rows have {card.dim} values, those of {config.model} {encoder.card.dim}",
                 "Give the model that made them",
             )
         return encoder
     # A query may be computed in another precision than the data: the model is what must be the same.
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
-    refuse_difference(dataset.path, card.facts(), same_format.facts(), "encoder")
+    refuse_difference(path, card.facts(), same_format.facts(), "encoder")
     return encoder
 
 

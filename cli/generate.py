@@ -1,0 +1,179 @@
+"""`embedpipe generate`"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import debug_option, dry_run_option, json_option
+
+if TYPE_CHECKING:
+    from .generation import Made, Watching
+
+_PICTURE = click.Path(dir_okay=False)
+
+
+class ForStages(click.ParamType):
+    """One value, or one for each stage of the decoder separated by commas: 50 or 50,25."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.name = f"{'N' if kind is not str else 'NAME'}[,…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse `50` or `50,25`."""
+        if not isinstance(value, str):
+            return value
+        try:
+            values = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor several separated by commas, one for each stage", param, ctx)
+        return values[0] if len(values) == 1 else values
+
+
+@click.command()
+@click.argument("texts", nargs=-1, metavar="[TEXT]…")
+@click.option("--decoder", required=True, help="A folder written by train-decoder.")
+@click.option("--prior", help="A folder written by train-prior; needed for texts.")
+@click.option("--captions", type=_PICTURE, help="More texts: one a line (.txt) or a column (.csv, .tsv, .parquet).")
+@click.option("--caption-column", "column", help="The column of --captions. Default: query, text or caption.")
+@click.option("--from-image", type=_PICTURE, help="Pictures that share this one's content and style, not its details.")
+@click.option(
+    "--inpaint",
+    type=_PICTURE,
+    nargs=2,
+    metavar="IMAGE MASK",
+    help="Paint IMAGE anew where MASK, of its size, is white: as TEXT says, or so that it fits.",
+)
+@click.option("--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures on the way from A to B.")
+@click.option("--embedding", type=_PICTURE, help="Image embeddings [n, d] of an .npy file; no prior is asked.")
+@click.option("--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each.")
+@click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
+@click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
+@click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
+@click.option("--guidance", type=ForStages(float), default=1.0, show_default=True, help="The decoder's; 1 is none.")
+@click.option("--text-guidance", type=ForStages(float), help="By the text alone, of a decoder that reads it.")
+@click.option("--prior-guidance", type=float, default=1.0, show_default=True, help="The prior's; 1 is none.")
+@click.option("--prior-steps", type=click.IntRange(1), help="Sampling steps of the prior. Default: its own.")
+@click.option("--prior-sampler", help="Of the prior. Default: its own.")
+@click.option("--candidates", type=click.IntRange(1), help="Embeddings the prior draws for each picture; one is kept.")
+@click.option(
+    "--best-of",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Make so many times as many pictures, and keep those that the encoder finds nearest to the text.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures made at once.")
+@click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
+@click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
+@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU.")
+@click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
+@dry_run_option
+@json_option
+@debug_option
+def command(
+    texts: tuple[str, ...],
+    decoder: str,
+    prior: str | None,
+    model: str | None,
+    pretrained: str | None,
+    device: str | None,
+    guidance: Any,
+    text_guidance: Any,
+    prior_guidance: float,
+    candidates: int | None,
+    batch_size: int,
+    out: str,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make pictures of texts: prior, then decoder. Or vary, fill in or interpolate pictures.
+
+    OUT is a grid of all pictures; beside it lie each by itself (out/000-00.png: the text's number, then the picture's)
+    and every setting (out.json). The same command makes the same pictures. Where memory runs out, it goes on with half
+    as many at once.
+
+    \b
+    embedpipe generate "a pineapple" --prior prior --decoder decoder
+    embedpipe generate --captions captions.txt --prior prior --decoder decoder --n 16 --best-of 4 --guidance 2
+    embedpipe generate --from-image photo.jpg --decoder decoder --n 8
+    embedpipe generate "a red hat" --inpaint photo.jpg mask.png --prior prior --decoder decoder
+    embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
+    """
+    from dalle2_core.dalle2 import GenerationConfig
+    from embedpipe.errors import InputError
+
+    from . import display, generation, wiring
+    from .generation_models import Models
+
+    if not out.lower().endswith(".png"):
+        raise click.UsageError(f"--out {out}: the grid is a .png file")
+    names = ("captions", "column", "from_image", "inpaint", "interpolate", "embedding")
+    asked = {name: options.pop(name) or None for name in names}
+    try:
+        request = generation.Request(texts=texts, **asked)
+    except InputError as problem:
+        raise click.UsageError(str(problem)) from problem
+    config = GenerationConfig(
+        cond_scale=guidance,
+        text_cond_scale=text_guidance,
+        prior_cond_scale=prior_guidance,
+        prior_num_samples=candidates,
+        max_batch_size=batch_size,
+        **options,
+    )
+    models = Models(decoder, prior, model, pretrained, device or wiring.default_device())
+    if dry_run:
+        settings = {"settings": dataclasses.asdict(config), "out": out}
+        display.print_json(generation.plan(request, models, config) | settings)
+        return
+    with _watching() as watching:
+        made = generation.generate(request, models, config, watching)
+    report = generation.write(made, out, request, config)
+    if as_json:
+        display.print_json(report)
+    else:
+        _print(made, out)
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Watching]:
+    """A progress bar for each stage, one after the other."""
+    from dalle2_core.dalle2 import PRIOR
+
+    from . import display
+    from .generation import Watching
+
+    with contextlib.ExitStack() as stack:
+        views: dict[int, display.ProgressView] = {}
+
+        def on_step(stage: int, done: int, total: int) -> None:
+            if stage not in views:
+                stack.close()
+                what, unit = ("prior", "embeddings") if stage == PRIOR else (f"decoder stage {stage}", "steps")
+                views[stage] = stack.enter_context(display.progress(what, unit))
+            views[stage].at_row(done, total)
+
+        def on_smaller_batch(size: int) -> None:
+            click.echo(f"out of memory: going on with {size} pictures at once", err=True)
+
+        yield Watching(on_step, on_smaller_batch)
+
+
+def _print(made: Made, out: str) -> None:
+    from . import display
+
+    if made.text is not None and made.scores is not None:
+        rows = []
+        for number, text in enumerate(made.texts):
+            scores = [score for score, row in zip(made.scores, made.text, strict=True) if row == number]
+            rows.append((text, len(scores), sum(scores) / len(scores), max(scores)))
+        display.table(["text", "pictures", "cosine to it, mean", "best"], rows)
+    click.echo(f"{out}: {len(made.images)} pictures; each in {out[: -len('.png')]}/, all settings in its .json")

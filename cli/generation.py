@@ -1,0 +1,348 @@
+"""From texts, pictures and embeddings to pictures: trained runs (`dalle2_core`) and the encoder (`embedpipe`) at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle2_core import Decoder, interpolations, variations
+from dalle2_core.cascade import OnStep
+from dalle2_core.dalle2 import DALLE2, GenerationConfig
+from dalle2_core.draws import derived_seed
+from dalle2_core.memory import OnSmaller, is_out_of_memory
+from dalle2_core.prior_base import Prior
+from dalle2_core.types import EmbeddedText
+from embedpipe.encode import Encoder
+from embedpipe.errors import InputError, ModelError
+from embedpipe.index import embed_image, read_embeddings, read_queries
+
+from .generation_models import Models, Parts, encoded_pictures, open_parts, text_is_read
+from .generation_pictures import known_of, picture_of, write_pictures
+from .provenance import versions
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What pictures are asked of.
+
+    texts: captions. captions, column: a file of more of them, and its column. from_image: a picture to vary. inpaint: a
+    picture and a mask, white where it is painted anew. interpolate: two pictures. embedding: an .npy file of image
+    embeddings. Without a prior, texts are only read by a decoder that is told them besides.
+    """
+
+    texts: tuple[str, ...] = ()
+    captions: str | None = None
+    column: str | None = None
+    from_image: str | None = None
+    inpaint: tuple[str, str] | None = None
+    interpolate: tuple[str, str] | None = None
+    embedding: str | None = None
+
+    def __post_init__(self) -> None:
+        sources = {"--from-image": self.from_image, "--interpolate": self.interpolate, "--embedding": self.embedding}
+        given = [name for name, value in {**sources, "--inpaint": self.inpaint}.items() if value is not None]
+        if len(given) > 1:
+            raise InputError(f"{given[0]} and {given[1]} exclude each other", "Give one of them")
+        if not given and not self.texts and self.captions is None:
+            raise InputError(
+                "nothing is asked for", 'Give a text, --captions, --from-image … For example: "a pineapple"'
+            )
+        if self.column is not None and self.captions is None:
+            raise InputError("--caption-column is only of use with --captions")
+
+    @property
+    def mode(self) -> str:
+        """text, variations, interpolation, embedding or inpainting."""
+        named = {
+            "variations": self.from_image,
+            "interpolation": self.interpolate,
+            "embedding": self.embedding,
+            "inpainting": self.inpaint,
+        }
+        return next((name for name, value in named.items() if value is not None), "text")
+
+    def all_texts(self) -> list[str]:
+        """Those given, then those of the file. Raises InputError if it cannot be read."""
+        if self.captions is None:
+            return list(self.texts)
+        found = read_queries(self.captions, self.column)
+        if isinstance(found, np.ndarray):
+            raise InputError(f"{self.captions}: holds embeddings, not captions", "Give --embedding for these")
+        return [*self.texts, *found]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made, in order.
+
+    labels: for each image, what it is of. text: which of `texts` that was, None where it was no text. scores: cosine of
+    the encoder's embedding of the image with its text's, None where it was no text. facts: of the models.
+    """
+
+    images: Tensor
+    labels: list[str]
+    texts: list[str]
+    text: list[int] | None
+    scores: list[float] | None
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who hears of the steps, and of batches that memory made smaller."""
+
+    on_step: OnStep | None = None
+    on_smaller_batch: OnSmaller | None = None
+
+    def keywords(self) -> dict[str, Any]:
+        """As the models take them."""
+        return {"on_step": self.on_step, "on_smaller_batch": self.on_smaller_batch}
+
+
+def plan(request: Request, models: Models, config: GenerationConfig) -> dict[str, Any]:
+    """What `generate` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
+    parts = open_parts(models, request.mode)
+    texts = request.all_texts()
+    _check(request, parts, config, texts)
+    return {"mode": request.mode, "texts": texts, "images": _count(request, config, texts), **parts.facts}
+
+
+def generate(request: Request, models: Models, config: GenerationConfig, watching: Watching | None = None) -> Made:
+    """Make pictures.
+
+    Raises InputError for what cannot be read or is asked of the wrong models, RunMismatch where prior, decoder and
+    encoder do not belong together, ConfigError or ShapeError where a setting does not fit, ModelError where there is
+    no memory for a single image.
+    """
+    watching = watching or Watching()
+    parts = open_parts(models, request.mode)
+    texts = request.all_texts()
+    _check(request, parts, config, texts)
+    try:
+        return _MODES[request.mode](request, parts, config, texts, watching)
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        raise ModelError(
+            f"{parts.device}: no memory for a single image", "Free some, or give --device cpu or a smaller decoder"
+        ) from problem
+
+
+def _from_texts(request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching) -> Made:
+    encoder = parts.encoder()
+    text = _embedded(encoder, texts, parts)
+    dalle2 = _both(parts)
+    known: tuple[Tensor | None, Tensor | None] = (None, None)
+    if request.inpaint is not None:
+        known = known_of(*request.inpaint, _size(parts.decoder))
+    made = dalle2.generate(text, config, known, score=_score_by(encoder), **watching.keywords())
+    scores = made.scores if made.scores is not None else _score_by(encoder)(made.images, text.text_embed, made.text)
+    labels = [texts[row] for row in made.text]
+    return Made(made.images, labels, texts, made.text, scores.tolist(), parts.facts)
+
+
+def _from_embeddings(
+    request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching
+) -> Made:
+    """Of stored image embeddings, or of the embedding of the picture that is filled in."""
+    known: tuple[Tensor | None, Tensor | None] = (None, None)
+    if request.inpaint is not None:
+        rows = embed_image(parts.encoder(), request.inpaint[0])[None]
+        names = [request.inpaint[0]]
+        known = known_of(*request.inpaint, _size(parts.decoder))
+    else:
+        assert request.embedding is not None
+        rows = read_embeddings(request.embedding)
+        names = [f"{request.embedding}, row {row}" for row in range(len(rows))]
+    embeds = _normalised(rows).repeat_interleave(config.num_images, dim=0)
+    shown = [None if it is None else it.expand(len(embeds), *it.shape[1:]) for it in known]
+    images = parts.decoder.sample(
+        image_embed=embeds,
+        inpaint_image=shown[0],
+        inpaint_mask=shown[1],
+        **_told(parts, texts, len(embeds)),
+        **config.of_decoder(),
+        **_sampling(config, watching),
+    )
+    return Made(images, [name for name in names for _ in range(config.num_images)], texts, None, None, parts.facts)
+
+
+def _variations(request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching) -> Made:
+    assert request.from_image is not None
+    picture = picture_of(request.from_image, _size(parts.decoder))
+    images = variations(
+        parts.decoder,
+        picture,
+        _normalised(embed_image(parts.encoder(), request.from_image)),
+        config.num_images,
+        eta=1.0 if config.eta is None else _one(config.eta),
+        steps=_one(config.steps),
+        cond_scale=config.cond_scale,
+        **_sampling(config, watching),
+    )
+    return Made(images, [request.from_image] * len(images), texts, None, None, parts.facts)
+
+
+def _interpolation(
+    request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching
+) -> Made:
+    assert request.interpolate is not None
+    one, other = request.interpolate
+    encoder, size = parts.encoder(), _size(parts.decoder)
+    shares = np.linspace(0, 1, config.num_images).tolist()
+    images = interpolations(
+        parts.decoder,
+        (picture_of(one, size), picture_of(other, size)),
+        (_normalised(embed_image(encoder, one)), _normalised(embed_image(encoder, other))),
+        shares,
+        steps=_one(config.steps),
+        cond_scale=config.cond_scale,
+        **_sampling(config, watching),
+    )
+    return Made(images, [f"{share:.0%}" for share in shares], texts, None, None, parts.facts)
+
+
+def _inpainting(request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching) -> Made:
+    """What a text says, or, without one, something that fits the picture."""
+    way = _from_texts if texts and parts.prior is not None else _from_embeddings
+    return way(request, parts, config, texts, watching)
+
+
+_MODES = {
+    "text": _from_texts,
+    "variations": _variations,
+    "interpolation": _interpolation,
+    "embedding": _from_embeddings,
+    "inpainting": _inpainting,
+}
+
+
+def _check(request: Request, parts: Parts, config: GenerationConfig, texts: Sequence[str]) -> None:
+    """Whatever can be said before an encoder is loaded and anything is made."""
+    mode = request.mode
+    option = {"variations": "--from-image", "interpolation": "--interpolate", "embedding": "--embedding"}.get(mode)
+    needs_prior = mode == "text" or (mode == "inpainting" and texts and not parts.reads_text)
+    if needs_prior and parts.prior is None:
+        raise InputError("a text needs a prior, which turns it into an image embedding", "Give --prior RUN")
+    if option is not None and texts and not (mode == "embedding" and parts.reads_text):
+        raise InputError(f"{option} takes no text", f"Leave the text, or {option}, out")
+    if config.best_of > 1 and not (texts and parts.prior is not None):
+        raise InputError("--best-of ranks pictures by a text, and there is none", "Leave it out")
+    if mode in ("variations", "interpolation"):
+        _check_noise_modes(str(option), parts, config)
+    if mode == "interpolation" and config.num_images < 2:
+        raise InputError("--interpolate needs two pictures or more to show the way", "Give --n 2 or more")
+    if mode in ("variations", "interpolation", "inpainting") and parts.decoder.stage(1).image_channels != 3:
+        raise InputError("the decoder makes pictures of one channel; it cannot start from a picture in colour")
+    parts.decoder.check_sampling(**config.of_decoder())
+
+
+def _check_noise_modes(option: str, parts: Parts, config: GenerationConfig) -> None:
+    """The ways that begin with the noise from which ddim makes a picture."""
+    eta = config.eta if option == "--interpolate" else None
+    for name, value in (("--sampler", config.sampler), ("--eta", eta)):
+        if value is not None:
+            raise InputError(f"{option} goes by ddim from the noise that makes the picture: it takes no {name}")
+    for name, value in (("--steps", config.steps), ("--eta", config.eta)):
+        if isinstance(value, tuple) and len(value) > 1:
+            raise InputError(f"{option} takes one number of {name}, the first stage's", f"Give {value[0]}")
+    if parts.reads_text:
+        raise InputError(f"this decoder reads a text besides the image embedding, and {option} has none to tell")
+
+
+def _count(request: Request, config: GenerationConfig, texts: Sequence[str]) -> int:
+    if request.embedding is not None:
+        return len(read_embeddings(request.embedding)) * config.num_images
+    return max(1, len(texts)) * config.num_images
+
+
+def _both(parts: Parts) -> DALLE2:
+    assert isinstance(parts.prior, Prior)
+    return DALLE2(parts.prior, parts.decoder, prior_reads_tokens=parts.prior_reads_text)
+
+
+def _embedded(encoder: Encoder, texts: Sequence[str], parts: Parts) -> EmbeddedText:
+    """What the encoder makes of texts; with states of tokens where prior or decoder read them."""
+    if not text_is_read(parts):
+        return EmbeddedText(_normalised(encoder.texts(texts)))
+    found = encoder.text_states(texts)
+    states, mask = found.tokens.padded()
+    tokens = torch.from_numpy(states.astype(np.float32))
+    return EmbeddedText(_normalised(found.embeddings), tokens, torch.from_numpy(mask))
+
+
+def _told(parts: Parts, texts: Sequence[str], rows: int) -> dict[str, Tensor | None]:
+    """The text for a decoder that reads it besides the embedding: one for all rows."""
+    if not parts.reads_text:
+        return {}
+    if len(texts) != 1:
+        raise InputError(
+            f"this decoder reads a text besides the image embedding, and {len(texts)} are given", "Give one text"
+        )
+    text = _embedded(parts.encoder(), texts, parts).repeated(rows)
+    return {"text_encodings": text.text_encodings, "text_mask": text.text_mask}
+
+
+def _score_by(encoder: Encoder) -> Any:
+    def score(images: Tensor, text_embed: Tensor, text: Sequence[int]) -> Tensor:
+        found = encoded_pictures(encoder, images)
+        return (found * F.normalize(text_embed.float().cpu(), dim=-1)[list(text)]).sum(dim=1)
+
+    return score
+
+
+def _sampling(config: GenerationConfig, watching: Watching) -> dict[str, Any]:
+    """What `Decoder.sample` takes besides the settings of its stages; the draws are those of `DALLE2`."""
+    seed = derived_seed(config.seed or 0, "decoder")
+    return {
+        "generator": torch.Generator().manual_seed(seed),
+        "max_batch_size": config.max_batch_size,
+        **watching.keywords(),
+    }
+
+
+def _size(decoder: Decoder) -> int:
+    """Of the pictures that come out, pixels."""
+    return decoder.cascade[-1].config.image_size
+
+
+def _normalised(rows: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(np.asarray(rows, np.float32)), dim=-1)
+
+
+def _one(value: Any) -> Any:
+    """Of a value for each stage, the first stage's."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+def write(made: Made, out: str, request: Request, config: GenerationConfig) -> dict[str, Any]:
+    """Write the grid `out`, the single pictures and the record beside it; the record. See `write_pictures`."""
+    of_text = made.text or [row // config.num_images for row in range(len(made.images))]
+    names = [f"{number:03d}-{row % config.num_images:02d}.png" for row, number in enumerate(of_text)]
+    scores = made.scores or [None] * len(names)
+    images = [
+        {"file": name, "of": label, "score": score}
+        for name, label, score in zip(names, made.labels, scores, strict=True)
+    ]
+    record = {
+        "mode": request.mode,
+        "request": asdict(request),
+        "settings": asdict(config),
+        **made.facts,
+        "versions": versions(),
+        "images": images,
+    }
+    one = len(set(made.labels)) == 1
+    shown = [
+        " ".join(filter(None, ("" if score is None else f"{score:.3f}", "" if one else label)))
+        for label, score in zip(made.labels, scores, strict=True)
+    ]
+    title = made.labels[0] if one else ""
+    write_pictures(out, made.images, names, shown, title, min(config.num_images, 16), record)
+    return record

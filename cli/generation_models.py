@@ -1,0 +1,174 @@
+"""The models that make pictures: a prior's run, a decoder's run, and the encoder that both were trained for."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle2_core import Decoder, load_prior
+from dalle2_core.dalle2 import check_pair
+from dalle2_core.errors import ConfigError
+from dalle2_core.files import sha256
+from dalle2_core.prior_base import Prior
+from embedpipe import files
+from embedpipe.card import EncoderCard, card_from
+from embedpipe.encode import Encoder
+from embedpipe.errors import DatasetError, InputError, RunMismatch
+from embedpipe.images.decode import DecodedImage, decode
+from embedpipe.index import encoder_of
+
+from .generation_pictures import png
+from .prior_scores import PRIOR_RUN
+from .provenance import RUN_FILE, read_run
+
+STAGE_RUN = "decoder-stage"
+_PICTURES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Where the models are.
+
+    decoder: a folder of train-decoder. prior: one of train-prior, or None. model, pretrained: where the encoder is now,
+    if not where it was, or if no run says which it is. device: that all of them run on.
+    """
+
+    decoder: str
+    prior: str | None = None
+    model: str | None = None
+    pretrained: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The models, opened. encoder: loads it when it is first called. facts: what they are, as plain values."""
+
+    decoder: Decoder
+    prior: Prior | None
+    encoder: Callable[[], Encoder]
+    prior_reads_text: bool
+    device: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the decoder is told the text's tokens besides the image embedding."""
+        return any(stage.unet.config.cond_on_text_encodings for stage in self.decoder.cascade)
+
+
+def text_is_read(parts: Parts) -> bool:
+    """Whether anything reads the states of a text's tokens."""
+    return parts.reads_text or parts.prior_reads_text
+
+
+def open_parts(models: Models, mode: str) -> Parts:
+    """Load prior and decoder, and find out which encoder they belong to.
+
+    Raises InputError or CheckpointError for folders that hold none, RunMismatch where they are of different encoders.
+    """
+    prior_facts = None
+    if models.prior is not None:
+        prior_facts = read_run(models.prior, PRIOR_RUN, "train-prior")
+    decoder_facts = _decoder_facts(models.decoder)
+    _refuse_different(models, prior_facts, decoder_facts)
+    decoder = Decoder.load(models.decoder, models.device).eval()
+    prior = None if models.prior is None else load_prior(models.prior, models.device).eval()
+    if prior is not None:
+        try:
+            check_pair(prior, decoder)
+        except ConfigError as problem:
+            raise RunMismatch(f"{models.prior} and {models.decoder}: {problem}") from problem
+    known = prior_facts or decoder_facts
+    return Parts(
+        decoder=decoder,
+        prior=prior,
+        encoder=functools.cache(lambda: _load_encoder(models, known)),
+        prior_reads_text=bool((prior_facts or {}).get("recipe", {}).get("text_tokens")),
+        device=models.device,
+        facts=_facts(models, prior, decoder, known),
+    )
+
+
+def encoded_pictures(encoder: Encoder, images: Tensor) -> Tensor:
+    """Embeddings [n, d] of images [n, c, h, w] in [0, 1], on the CPU: as `encode` would embed them, stored as PNG."""
+    parts = []
+    for some in torch.split(images, _PICTURES_AT_ONCE):
+        decoded = [decode(png(image), encoder.card.preprocess) for image in some]
+        pixels = torch.stack([it.pixels for it in decoded if isinstance(it, DecodedImage)])
+        assert len(pixels) == len(some)
+        parts.append(torch.from_numpy(encoder.images(pixels).numpy()).clone())
+    return torch.cat(parts)
+
+
+def _decoder_facts(folder: str) -> dict[str, Any] | None:
+    """What the first stage's run says; None for a decoder that was saved from Python and says nothing."""
+    if not files.exists(folder):
+        raise InputError(f"{folder}: no such folder", "Check the path")
+    stage = files.join(folder, "stage-1")
+    if not files.exists(files.join(stage, RUN_FILE)):
+        return None
+    return read_run(stage, STAGE_RUN, "train-decoder")
+
+
+def _refuse_different(models: Models, prior: dict[str, Any] | None, decoder: dict[str, Any] | None) -> None:
+    if prior is not None and decoder is not None and prior["fingerprint"] != decoder["fingerprint"]:
+        raise RunMismatch(
+            f"{models.prior} and {models.decoder}: trained on embeddings of different encoders "
+            f"({prior['encoder']['model']} and {decoder['encoder']['model']})",
+            "Give a prior and a decoder of one encoder",
+        )
+
+
+def _load_encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
+    if known is not None:
+        return encoder_of(_card(models, known), _name(models), models.model, models.pretrained, models.device)
+    if models.model is None:
+        raise InputError(
+            f"{models.decoder}: does not say which encoder its image embeddings are of", "Give --model and --pretrained"
+        )
+    from embedpipe.encode import EncoderConfig, load_encoder
+
+    return load_encoder(EncoderConfig(models.model, models.pretrained or ""), models.device)
+
+
+def _card(models: Models, known: dict[str, Any]) -> EncoderCard:
+    try:
+        return card_from(known["encoder"]).of_encoder()
+    except (KeyError, ValueError) as problem:
+        raise DatasetError(f"{_name(models)}: its {RUN_FILE} names no encoder: {problem}") from problem
+
+
+def _name(models: Models) -> str:
+    return models.prior or models.decoder
+
+
+def _facts(models: Models, prior: Prior | None, decoder: Decoder, known: dict[str, Any] | None) -> dict[str, Any]:
+    stages = range(1, len(decoder.cascade) + 1)
+    return {
+        "prior": None
+        if prior is None or models.prior is None
+        else {"folder": models.prior, "kind": prior.KIND, "sha256": _digest(Path(models.prior))},
+        "decoder": {
+            "folder": models.decoder,
+            "image_sizes": [stage.config.image_size for stage in decoder.cascade],
+            "sha256": [_digest(Path(models.decoder) / f"stage-{number}") for number in stages],
+        },
+        "encoder": None if known is None else known["encoder"],
+        "device": models.device,
+    }
+
+
+def _digest(folder: Path) -> str:
+    """Of a model's configuration and weights."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update(sha256(folder / name).encode())
+    return digest.hexdigest()
