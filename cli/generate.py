@@ -51,6 +51,9 @@ class ForStages(click.ParamType):
 )
 @click.option("--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures on the way from A to B.")
 @click.option("--embedding", type=_PICTURE, help="Image embeddings [n, d] of an .npy file; no prior is asked.")
+@click.option("--beside", "emb", help="Make pictures of held-out captions of this data set, and show the true ones.")
+@click.option("--rows", type=click.IntRange(2), default=16, show_default=True, help="Of --beside: how many captions.")
+@click.option("--images", "data", help="Of --beside: where the image shards are now, if not where they were.")
 @click.option("--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each.")
 @click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
@@ -89,6 +92,9 @@ def command(
     prior_guidance: float,
     candidates: int | None,
     batch_size: int,
+    emb: str | None,
+    rows: int,
+    data: str | None,
     out: str,
     dry_run: bool,
     as_json: bool,
@@ -106,17 +112,24 @@ def command(
     embedpipe generate --from-image photo.jpg --decoder decoder --n 8
     embedpipe generate "a red hat" --inpaint photo.jpg mask.png --prior prior --decoder decoder
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
+    embedpipe generate --beside emb --prior prior --decoder decoder --n 1
     """
     from dalle2_core.dalle2 import GenerationConfig
     from embedpipe.errors import InputError
 
     from . import display, generation, wiring
+    from .generation_beside import held_out
     from .generation_models import Models
 
     if not out.lower().endswith(".png"):
         raise click.UsageError(f"--out {out}: the grid is a .png file")
     names = ("captions", "column", "from_image", "inpaint", "interpolate", "embedding")
     asked = {name: options.pop(name) or None for name in names}
+    models = Models(decoder, prior, model, pretrained, device or wiring.default_device())
+    if emb is not None and (texts or any(asked.values())):
+        raise click.UsageError("--beside takes the captions of a data set: leave texts and pictures out")
+    held = None if emb is None else held_out(models, emb, rows)
+    texts = texts if held is None else tuple(held.captions)
     try:
         request = generation.Request(texts=texts, **asked)
     except InputError as problem:
@@ -129,18 +142,17 @@ def command(
         max_batch_size=batch_size,
         **options,
     )
-    models = Models(decoder, prior, model, pretrained, device or wiring.default_device())
     if dry_run:
         settings = {"settings": dataclasses.asdict(config), "out": out}
         display.print_json(generation.plan(request, models, config) | settings)
         return
     with _watching() as watching:
         made = generation.generate(request, models, config, watching)
-    report = generation.write(made, out, request, config)
+    report = generation.write(made, out, request, config, held, data)
     if as_json:
         display.print_json(report)
     else:
-        _print(made, out)
+        _print(made, out, report)
 
 
 @contextlib.contextmanager
@@ -167,13 +179,24 @@ def _watching() -> Iterator[Watching]:
         yield Watching(on_step, on_smaller_batch)
 
 
-def _print(made: Made, out: str) -> None:
+def _print(made: Made, out: str, report: dict[str, Any]) -> None:
     from . import display
 
-    if made.text is not None and made.scores is not None:
+    if "beside" in report:
+        _print_beside(report["beside"])
+    elif made.text is not None and made.scores is not None:
         rows = []
         for number, text in enumerate(made.texts):
             scores = [score for score, row in zip(made.scores, made.text, strict=True) if row == number]
             rows.append((text, len(scores), sum(scores) / len(scores), max(scores)))
         display.table(["text", "pictures", "cosine to it, mean", "best"], rows)
     click.echo(f"{out}: {len(made.images)} pictures; each in {out[: -len('.png')]}/, all settings in its .json")
+
+
+def _print_beside(found: dict[str, Any]) -> None:
+    from . import display
+
+    rows = [(side, *(found[side][name] for name in ("own", "others", "nearer"))) for side in ("made", "true")]
+    columns = ["pictures", "cosine to their caption", "to the others", "how often nearer to theirs (chance 0.5)"]
+    display.table(columns, rows, f"{found['captions']} held-out captions, by the encoder")
+    click.echo(f"nearest picture in training: cosine {found['nearest_training']:.4f} on average")

@@ -1,4 +1,4 @@
-"""From texts, pictures and embeddings to pictures: trained runs (`dalle2_core`) and the encoder (`embedpipe`) at work."""
+"""From texts, pictures and embeddings to pictures: trained runs (`dalle2_core`) and the encoder (`embedpipe`)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from dalle2_core.prior_base import Prior
 from dalle2_core.types import EmbeddedText
 from embedpipe.encode import Encoder
 from embedpipe.errors import InputError, ModelError
+from embedpipe.images.sheet import SheetCell
 from embedpipe.index import embed_image, read_embeddings, read_queries
 
+from .generation_beside import HeldOut, cells_of, compare
 from .generation_models import Models, Parts, encoded_pictures, open_parts, text_is_read
-from .generation_pictures import known_of, picture_of, write_pictures
+from .generation_pictures import enlarged, known_of, picture_of, png, write_pictures
 from .provenance import versions
 
 
@@ -81,16 +83,18 @@ class Request:
 class Made:
     """What was made, in order.
 
-    labels: for each image, what it is of. text: which of `texts` that was, None where it was no text. scores: cosine of
-    the encoder's embedding of the image with its text's, None where it was no text. facts: of the models.
+    images: [n, c, h, w] in [0, 1]. labels: for each, what it is of. texts: all of them. facts: of the models.
+    Where they are of texts, text: which one, for each image; embeds: [n, d], the encoder's, of the images; scores:
+    their cosines with the texts'.
     """
 
     images: Tensor
     labels: list[str]
     texts: list[str]
-    text: list[int] | None
-    scores: list[float] | None
     facts: dict[str, Any]
+    text: list[int] | None = None
+    scores: list[float] | None = None
+    embeds: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +146,10 @@ def _from_texts(request: Request, parts: Parts, config: GenerationConfig, texts:
     if request.inpaint is not None:
         known = known_of(*request.inpaint, _size(parts.decoder))
     made = dalle2.generate(text, config, known, score=_score_by(encoder), **watching.keywords())
-    scores = made.scores if made.scores is not None else _score_by(encoder)(made.images, text.text_embed, made.text)
     labels = [texts[row] for row in made.text]
-    return Made(made.images, labels, texts, made.text, scores.tolist(), parts.facts)
+    embeds = encoded_pictures(encoder, made.images)
+    scores = (embeds * text.text_embed[made.text]).sum(dim=1).tolist()
+    return Made(made.images, labels, texts, parts.facts, made.text, scores, embeds)
 
 
 def _from_embeddings(
@@ -170,7 +175,7 @@ def _from_embeddings(
         **config.of_decoder(),
         **_sampling(config, watching),
     )
-    return Made(images, [name for name in names for _ in range(config.num_images)], texts, None, None, parts.facts)
+    return Made(images, [name for name in names for _ in range(config.num_images)], texts, parts.facts)
 
 
 def _variations(request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching) -> Made:
@@ -186,7 +191,7 @@ def _variations(request: Request, parts: Parts, config: GenerationConfig, texts:
         cond_scale=config.cond_scale,
         **_sampling(config, watching),
     )
-    return Made(images, [request.from_image] * len(images), texts, None, None, parts.facts)
+    return Made(images, [request.from_image] * len(images), texts, parts.facts)
 
 
 def _interpolation(
@@ -205,7 +210,7 @@ def _interpolation(
         cond_scale=config.cond_scale,
         **_sampling(config, watching),
     )
-    return Made(images, [f"{share:.0%}" for share in shares], texts, None, None, parts.facts)
+    return Made(images, [f"{share:.0%}" for share in shares], texts, parts.facts)
 
 
 def _inpainting(request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching) -> Made:
@@ -321,28 +326,45 @@ def _one(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
-def write(made: Made, out: str, request: Request, config: GenerationConfig) -> dict[str, Any]:
-    """Write the grid `out`, the single pictures and the record beside it; the record. See `write_pictures`."""
+def write(
+    made: Made,
+    out: str,
+    request: Request,
+    config: GenerationConfig,
+    held: HeldOut | None = None,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Write the grid `out`, the single pictures and the record beside it; the record. See `write_pictures`.
+
+    held: the rows whose captions were the texts; the grid then shows their true pictures, too, from the image shards at
+    `data` or where they were, and the record says how they compare.
+    """
     of_text = made.text or [row // config.num_images for row in range(len(made.images))]
     names = [f"{number:03d}-{row % config.num_images:02d}.png" for row, number in enumerate(of_text)]
     scores = made.scores or [None] * len(names)
-    images = [
-        {"file": name, "of": label, "score": score}
-        for name, label, score in zip(names, made.labels, scores, strict=True)
-    ]
     record = {
         "mode": request.mode,
         "request": asdict(request),
         "settings": asdict(config),
         **made.facts,
         "versions": versions(),
-        "images": images,
+        "images": [
+            {"file": name, "of": label, "score": score}
+            for name, label, score in zip(names, made.labels, scores, strict=True)
+        ],
     }
+    singles = dict(zip(names, map(png, made.images), strict=True))
+    shown = [enlarged(data) for data in singles.values()]
     one = len(set(made.labels)) == 1
-    shown = [
-        " ".join(filter(None, ("" if score is None else f"{score:.3f}", "" if one else label)))
-        for label, score in zip(made.labels, scores, strict=True)
-    ]
-    title = made.labels[0] if one else ""
-    write_pictures(out, made.images, names, shown, title, min(config.num_images, 16), record)
+    if held is None or made.text is None or made.embeds is None:
+        columns = min(config.num_images, 16)
+        cells = [
+            SheetCell(data, " ".join(filter(None, ("" if score is None else f"{score:.3f}", "" if one else label))))
+            for data, label, score in zip(shown, made.labels, scores, strict=True)
+        ]
+    else:
+        found, nearest = compare(held, made.embeds, made.text)
+        record["beside"] = asdict(found)
+        cells, columns = cells_of(held, shown, made.text, nearest, data)
+    write_pictures(out, singles, cells, made.labels[0] if one else "", columns, record)
     return record

@@ -77,8 +77,8 @@ def open_parts(models: Models, mode: str) -> Parts:
     prior_facts = None
     if models.prior is not None:
         prior_facts = read_run(models.prior, PRIOR_RUN, "train-prior")
-    decoder_facts = _decoder_facts(models.decoder)
-    _refuse_different(models, prior_facts, decoder_facts)
+    of_decoder = decoder_facts(models.decoder)
+    _refuse_different(models, prior_facts, of_decoder)
     decoder = Decoder.load(models.decoder, models.device).eval()
     prior = None if models.prior is None else load_prior(models.prior, models.device).eval()
     if prior is not None:
@@ -86,7 +86,7 @@ def open_parts(models: Models, mode: str) -> Parts:
             check_pair(prior, decoder)
         except ConfigError as problem:
             raise RunMismatch(f"{models.prior} and {models.decoder}: {problem}") from problem
-    known = prior_facts or decoder_facts
+    known = prior_facts or of_decoder
     return Parts(
         decoder=decoder,
         prior=prior,
@@ -108,7 +108,7 @@ def encoded_pictures(encoder: Encoder, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _decoder_facts(folder: str) -> dict[str, Any] | None:
+def decoder_facts(folder: str) -> dict[str, Any] | None:
     """What the first stage's run says; None for a decoder that was saved from Python and says nothing."""
     if not files.exists(folder):
         raise InputError(f"{folder}: no such folder", "Check the path")

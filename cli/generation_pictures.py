@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from embedpipe.images.sheet import SheetCell, contact_sheet
 # A pixel of the mask that is this dark, of 255, is black: JPEG and resizing leave no exact zeros.
 _BLACK = 16
 _MOST_CELLS = 400
-_CELL_PX = (96, 256)
+_CELL_PX = 160
+_NEAREST = Image.Resampling.NEAREST
 
 
 def picture_of(path: str, size: int) -> Tensor:
@@ -49,35 +50,31 @@ def known_of(path: str, mask_path: str, size: int) -> tuple[Tensor, Tensor]:
 
 def png(image: Tensor) -> bytes:
     """A file of an image [c, h, w] in [0, 1]."""
-    stream = io.BytesIO()
-    _pillow(image).save(stream, "PNG")
-    return stream.getvalue()
+    pixels = (image.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return _stored(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 def write_pictures(
-    out: str, images: Tensor, names: Sequence[str], labels: Sequence[str], title: str, columns: int, record: Any
-) -> list[str]:
-    """Write the grid `out` (.png), each picture by itself into a folder beside it, and last the record (.json).
+    out: str, singles: Mapping[str, bytes], cells: Sequence[SheetCell], title: str, columns: int, record: Any
+) -> None:
+    """Write the grid `out` (.png), single files by name into a folder beside it, and last the record (.json).
 
-    names: of the single files; labels: what stands under each picture of the grid. record: a dict of plain values,
-    which gets the names. What an earlier record at the same place lists is removed first. Returns what was written,
-    the grid first, the record last.
+    cells: of the grid. record: a dict of plain values. What an earlier record at the same place lists is removed first.
     """
     folder, record_file = out[: -len(".png")], f"{out[: -len('.png')]}.json"
     _remove_earlier(folder, record_file)
-    data = [png(image) for image in images]
-    singles = [files.join(folder, name) for name in names]
-    for location, content in zip(singles, data, strict=True):
-        files.write_bytes(location, content)
-    cell_px = min(max(images.shape[-1], _CELL_PX[0]), _CELL_PX[1])
-    cells = [
-        SheetCell(png(_at_least(image, cell_px)), label)
-        for image, label in zip(images[:_MOST_CELLS], labels, strict=False)
-    ]
-    files.write_bytes(out, contact_sheet(cells, title, columns, cell_px))
-    content = {**record, "grid": out, "folder": folder, "files": list(names)}
+    for name, data in singles.items():
+        files.write_bytes(files.join(folder, name), data)
+    files.write_bytes(out, contact_sheet(cells[:_MOST_CELLS], title, columns, _CELL_PX))
+    content = {**record, "grid": out, "folder": folder, "files": list(singles)}
     files.write_bytes(record_file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    return [out, *singles, record_file]
+
+
+def enlarged(data: bytes) -> bytes:
+    """A picture smaller than a cell of the grid with its pixels repeated until it nearly fills it."""
+    with Image.open(io.BytesIO(data)) as image:
+        times = max(1, _CELL_PX // max(image.size))
+        return data if times == 1 else _stored(image.resize((image.width * times, image.height * times), _NEAREST))
 
 
 def _decoded(path: str, size: int) -> tuple[Tensor, tuple[int, int]]:
@@ -91,15 +88,10 @@ def _decoded(path: str, size: int) -> tuple[Tensor, tuple[int, int]]:
     return found.pixels.float() / 255, (found.width, found.height)
 
 
-def _pillow(image: Tensor) -> Image.Image:
-    pixels = (image.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _at_least(image: Tensor, size: int) -> Tensor:
-    """A picture smaller than a cell, with its pixels repeated until it nearly fills it."""
-    times = max(1, size // image.shape[-1])
-    return image.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)
+def _stored(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _remove_earlier(folder: str, record_file: str) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dalle2_core.autoencoder import Autoencoder
     from dalle2_core.autoencoders import load_autoencoder
     from dalle2_core.conditions import DecoderBatch, DecoderCondition
-    from dalle2_core.dalle2 import DALLE2
+    from dalle2_core.dalle2 import DALLE2, GenerationConfig
     from dalle2_core.decoder import Decoder
     from dalle2_core.decoders import load_decoder
     from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dalle2_core.training.decoder_trainer import DecoderTrainer
     from dalle2_core.training.trainer import DiffusionPriorTrainer
     from dalle2_core.training.vae_training import VQGanVAETrainer
-    from dalle2_core.types import PriorBatch
+    from dalle2_core.types import EmbeddedText, PriorBatch
     from dalle2_core.vae import VQGanVAE
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
     "DiffusionPrior",
     "DiffusionPriorNetwork",
     "DiffusionPriorTrainer",
+    "EmbeddedText",
+    "GenerationConfig",
     "LowresConfig",
     "OpenAIClipAdapter",
     "OpenClipAdapter",
@@ -72,6 +74,8 @@ _HOMES = {
     "DiffusionPrior": "dalle2_core.prior",
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
     "DiffusionPriorTrainer": "dalle2_core.training.trainer",
+    "EmbeddedText": "dalle2_core.types",
+    "GenerationConfig": "dalle2_core.dalle2",
     "LowresConfig": "dalle2_core.stage_config",
     "OpenAIClipAdapter": "dalle2_core.towers",
     "OpenClipAdapter": "dalle2_core.towers",

@@ -1,4 +1,4 @@
-"""generate: texts, pictures and embeddings become pictures, the same ones each time, and nothing of another model mixes in."""
+"""generate: texts, pictures and embeddings become the same pictures each time, and no other model mixes in."""
 
 import dataclasses
 import io
@@ -95,7 +95,7 @@ def test_a_grid_single_pictures_and_every_setting(run, runs, tmp_path):
     names = sorted(it.name for it in (tmp_path / "out").iterdir())
     assert names == [f"{text:03d}-{number:02d}.png" for text in range(2) for number in range(3)]
     assert pixels(tmp_path / "out" / names[0]).shape == (16, 16, 3)
-    assert Image.open(tmp_path / "out.png").width >= 3 * 96
+    assert Image.open(tmp_path / "out.png").width >= 3 * 160
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["settings"]["cond_scale"] == [2.0, 1.5]
     assert record["settings"]["steps"] == [4, 2]
@@ -341,7 +341,75 @@ def test_a_request_is_one_thing():
 def test_the_pixels_of_the_grid_are_those_of_the_pictures(run, tmp_path):
     assert run("soup", "--n", 1).exit_code == 0
     single = pixels(tmp_path / "out" / "000-00.png")
-    enlarged = Image.fromarray(single).resize((96, 96), Image.Resampling.NEAREST)
+    enlarged = Image.fromarray(single).resize((160, 160), Image.Resampling.NEAREST)
     sheet = Image.open(io.BytesIO((tmp_path / "out.png").read_bytes())).convert("RGB")
     left, top = 8, 40
-    assert np.array_equal(np.asarray(sheet.crop((left, top, left + 96, top + 96))), np.asarray(enlarged))
+    assert np.array_equal(np.asarray(sheet.crop((left, top, left + 160, top + 160))), np.asarray(enlarged))
+
+
+def test_scores_by_loops():
+    from embedpipe_cli.generation_beside import caption_scores
+
+    draw = torch.Generator().manual_seed(0)
+    images, texts = (torch.nn.functional.normalize(torch.randn(*it, 4, generator=draw), dim=-1) for it in ((6,), (3,)))
+    texts[2] = texts[1]  # two captions that are the same
+    own = torch.tensor([0, 0, 1, 1, 2, 2])
+    found = caption_scores(images, texts, own)
+    mine, others, wins = [], [], []
+    for image, caption in zip(images, own.tolist(), strict=True):
+        mine.append(float(image @ texts[caption]))
+        for other in {0, 1, 2} - {caption}:
+            likeness = float(image @ texts[other])
+            others.append(likeness)
+            wins.append(0.5 if {caption, other} == {1, 2} else float(mine[-1] > likeness))
+    assert np.allclose((found.own, found.others, found.nearer), [np.mean(it) for it in (mine, others, wins)])
+
+
+def test_held_out_captions_beside_the_true_pictures(run, runs, encoded_once, tmp_path):
+    emb = encoded_once[1]
+    result = run("--beside", emb, "--rows", 3, "--n", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "how often nearer" in result.stdout
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["beside"]["captions"] == 3
+    dataset, texts = EmbeddingDataset(emb), [it["of"] for it in record["images"]][::2]
+    captions = dataset.column("caption").to_pylist()
+    # Of rows that the prior's run held out, and what is said of the true ones is what their embeddings say.
+    from embedpipe.load import splits
+
+    names = splits(dataset, None, 0.3)
+    rows = [row for row, (name, caption) in enumerate(zip(names, captions, strict=True))
+            if name == "valid" and caption in texts]  # fmt: skip
+    assert set(texts) == {captions[row] for row in rows}
+    assert record["beside"]["true"]["own"] == pytest.approx(
+        float((dataset.image[rows].astype(float) * dataset.text[rows]).sum(axis=1).mean()), abs=2e-3
+    )
+    sheet = Image.open(tmp_path / "out.png").convert("RGB")
+    assert sheet.width == 4 * (160 + 8) + 8
+    assert -1 <= record["beside"]["nearest_training"] <= 1
+
+
+def test_the_nearest_in_training_is_the_nearest(runs, encoded_once):
+    from embedpipe_cli.generation_beside import compare, held_out
+    from embedpipe_cli.generation_models import Models
+
+    held = held_out(Models(runs["decoder"], runs["prior"]), encoded_once[1], 3)
+    assert not set(held.rows) & set(held.train)
+    wanted = held.train[[2, 0, 5]]
+    made = torch.from_numpy(held.dataset.image[wanted].astype(np.float32))
+    found, nearest = compare(held, made, [0, 1, 2])
+    assert nearest.tolist() == wanted.tolist()
+    assert found.nearest_training == pytest.approx(1, abs=1e-3)
+
+
+def test_beside_needs_runs_of_one_split(run, runs, encoded_once, tmp_path):
+    emb = encoded_once[1]
+    card = EmbeddingDataset(emb).card
+    decoder = write_decoder(tmp_path / "decoder", card)
+    facts = {"encoder": dataclasses.asdict(card), "fingerprint": card.fingerprint(),
+             "split": {"column": None, "valid_share": 0.5}}  # fmt: skip
+    write_run(f"{decoder}/stage-1", "decoder-stage", facts)
+    result = run("--beside", emb, decoder=decoder)
+    assert "trained on another split" in result.stderr
+    assert run("--beside", emb, prior=None).exit_code == 1
+    assert run("soup", "--beside", emb).exit_code == 2

@@ -9,10 +9,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from dalle2_core import CLIP, DALLE2, Decoder, DiffusionPrior, DiffusionPriorNetwork
+from dalle2_core import CLIP, DALLE2, Decoder, DiffusionPrior, DiffusionPriorNetwork, EmbeddedText, GenerationConfig
 from dalle2_core.baselines import MeanImage, Ridge
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
-from dalle2_core.types import EmbeddedText
 from tests.tiny_unet import unet
 
 WIDTH = 6
@@ -101,15 +100,11 @@ def test_the_parts_do_what_they_do_alone(clip):
     """A prior that always says the same, and a decoder that was asked for the same by itself."""
     images = F.normalize(torch.randn(20, WIDTH), dim=-1)
     prior = MeanImage().fit(images, images)
-    made = DALLE2(prior, make_decoder(), clip=clip).generate(clip.embed_text(clip.tokenizer(TEXTS)), config(seed=4))
+    made = DALLE2(prior, make_decoder(), clip=clip).generate(
+        clip.embed_text(clip.tokenizer(TEXTS)), GenerationConfig(seed=4)
+    )
     expected = F.normalize(images.double().mean(dim=0), dim=-1).float()
     torch.testing.assert_close(made.image_embed, expected.expand(2, -1))
-
-
-def config(**keywords):
-    from dalle2_core.dalle2 import GenerationConfig
-
-    return GenerationConfig(**keywords)
 
 
 def test_the_decoders_settings_reach_it(dalle2, monkeypatch):
@@ -132,7 +127,7 @@ def test_of_many_candidates_the_prior_keeps_the_nearest(clip):
     dalle2 = DALLE2(make_prior(), make_decoder())
 
     def likeness(count):
-        made = dalle2.generate(text, config(seed=0, num_images=8, prior_num_samples=count))
+        made = dalle2.generate(text, GenerationConfig(seed=0, num_images=8, prior_num_samples=count))
         return float((made.image_embed * text.text_embed.repeat_interleave(8, dim=0)).sum(dim=1).mean())
 
     assert likeness(1) < likeness(4) < likeness(64)
@@ -140,9 +135,9 @@ def test_of_many_candidates_the_prior_keeps_the_nearest(clip):
 
 def test_of_many_images_clip_keeps_the_nearest(dalle2, clip):
     text = clip.embed_text(clip.tokenizer(TEXTS))
-    all_of_them = dalle2.generate(text, config(seed=0, num_images=6))
+    all_of_them = dalle2.generate(text, GenerationConfig(seed=0, num_images=6))
     scores = dalle2.score(all_of_them.images, text.text_embed, all_of_them.text).view(2, 6)
-    kept = dalle2.generate(text, config(seed=0, num_images=2, best_of=3))
+    kept = dalle2.generate(text, GenerationConfig(seed=0, num_images=2, best_of=3))
     assert kept.text == [0, 0, 1, 1]
     torch.testing.assert_close(kept.scores, scores.topk(2).values.flatten(), atol=1e-3, rtol=0)
     for number, row in enumerate(scores.topk(2).indices.tolist()):
@@ -195,6 +190,23 @@ def test_what_is_saved_makes_the_same_images(dalle2, clip, tmp_path):
     make_prior(width=8).save(tmp_path / "both" / "prior")
     with pytest.raises(CheckpointError, match="both: the prior predicts image embeddings of 8 values"):
         DALLE2.load(tmp_path / "both")
+
+
+def test_a_prior_of_embeddings_alone_beside_a_decoder_that_reads_tokens(clip):
+    told = unet(text_embed_dim=8, cond_on_text_encodings=True)
+    torch.manual_seed(0)
+    net = DiffusionPriorNetwork(dim=WIDTH, depth=1, dim_head=4, heads=2)  # tokens are 8 wide: it cannot read them
+    prior = DiffusionPrior(net=net, timesteps=5)
+    decoder = Decoder(told, image_size=8, timesteps=20, sample_timesteps=3)
+    torch.nn.init.normal_(decoder.stage(1).unet.to_out.weight, std=0.2)
+    dalle2 = DALLE2(prior, decoder, clip=clip, prior_reads_tokens=False)
+    embedded = clip.embed_text(clip.tokenizer(TEXTS[:1]))
+    other = EmbeddedText(embedded.text_embed, embedded.text_encodings.flip(2), embedded.text_mask)
+    made, changed = (dalle2.generate(it, GenerationConfig(seed=0)) for it in (embedded, other))
+    assert torch.equal(made.image_embed, changed.image_embed)
+    assert not torch.equal(made.images, changed.images)
+    with pytest.raises(ShapeError, match="do not fit a prior"):
+        DALLE2(prior, decoder, clip=clip)(TEXTS)
 
 
 def test_parts_that_do_not_belong_together_are_refused(clip):
