@@ -282,7 +282,7 @@ def _embedded(encoder: Encoder, texts: Sequence[str], parts: Parts) -> EmbeddedT
     return EmbeddedText(_normalised(found.embeddings), tokens, torch.from_numpy(mask))
 
 
-def _told(parts: Parts, texts: Sequence[str], rows: int) -> dict[str, Tensor | None]:
+def _told(parts: Parts, texts: Sequence[str], rows: int) -> dict[str, Any]:
     """The text for a decoder that reads it besides the embedding: one for all rows."""
     if not parts.reads_text:
         return {}
@@ -341,7 +341,7 @@ def write(
     """
     of_text = made.text or [row // config.num_images for row in range(len(made.images))]
     names = [f"{number:03d}-{row % config.num_images:02d}.png" for row, number in enumerate(of_text)]
-    scores = made.scores or [None] * len(names)
+    scores: Sequence[float | None] = made.scores or [None] * len(names)
     record = {
         "mode": request.mode,
         "request": asdict(request),
