@@ -114,12 +114,13 @@ def command(
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
     embedpipe generate --beside emb --prior prior --decoder decoder --n 1
     """
-    from dalle2_core.dalle2 import GenerationConfig
+    from dalle2_core.generation import GenerationConfig
     from embedpipe.errors import InputError
 
     from . import display, generation, wiring
     from .generation_beside import held_out
     from .generation_models import Models
+    from .generation_request import Request
 
     if not out.lower().endswith(".png"):
         raise click.UsageError(f"--out {out}: the grid is a .png file")
@@ -131,7 +132,7 @@ def command(
     held = None if emb is None else held_out(models, emb, rows)
     texts = texts if held is None else tuple(held.captions)
     try:
-        request = generation.Request(texts=texts, **asked)
+        request = Request(texts=texts, **asked)
     except InputError as problem:
         raise click.UsageError(str(problem)) from problem
     config = GenerationConfig(
@@ -161,7 +162,7 @@ def _watching() -> Iterator[Watching]:
     from dalle2_core.dalle2 import PRIOR
 
     from . import display
-    from .generation import Watching
+    from .generation_request import Watching
 
     with contextlib.ExitStack() as stack:
         views: dict[int, display.ProgressView] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,108 +12,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle2_core import Decoder, interpolations, variations
-from dalle2_core.cascade import OnStep
-from dalle2_core.dalle2 import DALLE2, GenerationConfig
+from dalle2_core.dalle2 import DALLE2
 from dalle2_core.draws import derived_seed
-from dalle2_core.memory import OnSmaller, is_out_of_memory
+from dalle2_core.generation import GenerationConfig
+from dalle2_core.memory import is_out_of_memory
 from dalle2_core.prior_base import Prior
 from dalle2_core.types import EmbeddedText
 from embedpipe.encode import Encoder
 from embedpipe.errors import InputError, ModelError
 from embedpipe.images.sheet import SheetCell
-from embedpipe.index import embed_image, read_embeddings, read_queries
+from embedpipe.index import embed_image, read_embeddings
 
 from .generation_beside import HeldOut, cells_of, compare
 from .generation_models import Models, Parts, encoded_pictures, open_parts, text_is_read
 from .generation_pictures import enlarged, known_of, picture_of, png, write_pictures
+from .generation_request import Made, Request, Watching, check_request
 from .provenance import versions
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What pictures are asked of.
-
-    texts: captions. captions, column: a file of more of them, and its column. from_image: a picture to vary. inpaint: a
-    picture and a mask, white where it is painted anew. interpolate: two pictures. embedding: an .npy file of image
-    embeddings. Without a prior, texts are only read by a decoder that is told them besides.
-    """
-
-    texts: tuple[str, ...] = ()
-    captions: str | None = None
-    column: str | None = None
-    from_image: str | None = None
-    inpaint: tuple[str, str] | None = None
-    interpolate: tuple[str, str] | None = None
-    embedding: str | None = None
-
-    def __post_init__(self) -> None:
-        sources = {"--from-image": self.from_image, "--interpolate": self.interpolate, "--embedding": self.embedding}
-        given = [name for name, value in {**sources, "--inpaint": self.inpaint}.items() if value is not None]
-        if len(given) > 1:
-            raise InputError(f"{given[0]} and {given[1]} exclude each other", "Give one of them")
-        if not given and not self.texts and self.captions is None:
-            raise InputError(
-                "nothing is asked for", 'Give a text, --captions, --from-image … For example: "a pineapple"'
-            )
-        if self.column is not None and self.captions is None:
-            raise InputError("--caption-column is only of use with --captions")
-
-    @property
-    def mode(self) -> str:
-        """text, variations, interpolation, embedding or inpainting."""
-        named = {
-            "variations": self.from_image,
-            "interpolation": self.interpolate,
-            "embedding": self.embedding,
-            "inpainting": self.inpaint,
-        }
-        return next((name for name, value in named.items() if value is not None), "text")
-
-    def all_texts(self) -> list[str]:
-        """Those given, then those of the file. Raises InputError if it cannot be read."""
-        if self.captions is None:
-            return list(self.texts)
-        found = read_queries(self.captions, self.column)
-        if isinstance(found, np.ndarray):
-            raise InputError(f"{self.captions}: holds embeddings, not captions", "Give --embedding for these")
-        return [*self.texts, *found]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What was made, in order.
-
-    images: [n, c, h, w] in [0, 1]. labels: for each, what it is of. texts: all of them. facts: of the models.
-    Where they are of texts, text: which one, for each image; embeds: [n, d], the encoder's, of the images; scores:
-    their cosines with the texts'.
-    """
-
-    images: Tensor
-    labels: list[str]
-    texts: list[str]
-    facts: dict[str, Any]
-    text: list[int] | None = None
-    scores: list[float] | None = None
-    embeds: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Watching:
-    """Who hears of the steps, and of batches that memory made smaller."""
-
-    on_step: OnStep | None = None
-    on_smaller_batch: OnSmaller | None = None
-
-    def keywords(self) -> dict[str, Any]:
-        """As the models take them."""
-        return {"on_step": self.on_step, "on_smaller_batch": self.on_smaller_batch}
 
 
 def plan(request: Request, models: Models, config: GenerationConfig) -> dict[str, Any]:
     """What `generate` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
-    parts = open_parts(models, request.mode)
+    parts = open_parts(models)
     texts = request.all_texts()
-    _check(request, parts, config, texts)
+    check_request(request, parts, config, texts)
     return {"mode": request.mode, "texts": texts, "images": _count(request, config, texts), **parts.facts}
 
 
@@ -125,9 +46,9 @@ def generate(request: Request, models: Models, config: GenerationConfig, watchin
     no memory for a single image.
     """
     watching = watching or Watching()
-    parts = open_parts(models, request.mode)
+    parts = open_parts(models)
     texts = request.all_texts()
-    _check(request, parts, config, texts)
+    check_request(request, parts, config, texts)
     try:
         return _MODES[request.mode](request, parts, config, texts, watching)
     except (RuntimeError, MemoryError) as problem:
@@ -226,39 +147,6 @@ _MODES = {
     "embedding": _from_embeddings,
     "inpainting": _inpainting,
 }
-
-
-def _check(request: Request, parts: Parts, config: GenerationConfig, texts: Sequence[str]) -> None:
-    """Whatever can be said before an encoder is loaded and anything is made."""
-    mode = request.mode
-    option = {"variations": "--from-image", "interpolation": "--interpolate", "embedding": "--embedding"}.get(mode)
-    needs_prior = mode == "text" or (mode == "inpainting" and texts and not parts.reads_text)
-    if needs_prior and parts.prior is None:
-        raise InputError("a text needs a prior, which turns it into an image embedding", "Give --prior RUN")
-    if option is not None and texts and not (mode == "embedding" and parts.reads_text):
-        raise InputError(f"{option} takes no text", f"Leave the text, or {option}, out")
-    if config.best_of > 1 and not (texts and parts.prior is not None):
-        raise InputError("--best-of ranks pictures by a text, and there is none", "Leave it out")
-    if mode in ("variations", "interpolation"):
-        _check_noise_modes(str(option), parts, config)
-    if mode == "interpolation" and config.num_images < 2:
-        raise InputError("--interpolate needs two pictures or more to show the way", "Give --n 2 or more")
-    if mode in ("variations", "interpolation", "inpainting") and parts.decoder.stage(1).image_channels != 3:
-        raise InputError("the decoder makes pictures of one channel; it cannot start from a picture in colour")
-    parts.decoder.check_sampling(**config.of_decoder())
-
-
-def _check_noise_modes(option: str, parts: Parts, config: GenerationConfig) -> None:
-    """The ways that begin with the noise from which ddim makes a picture."""
-    eta = config.eta if option == "--interpolate" else None
-    for name, value in (("--sampler", config.sampler), ("--eta", eta)):
-        if value is not None:
-            raise InputError(f"{option} goes by ddim from the noise that makes the picture: it takes no {name}")
-    for name, value in (("--steps", config.steps), ("--eta", config.eta)):
-        if isinstance(value, tuple) and len(value) > 1:
-            raise InputError(f"{option} takes one number of {name}, the first stage's", f"Give {value[0]}")
-    if parts.reads_text:
-        raise InputError(f"this decoder reads a text besides the image embedding, and {option} has none to tell")
 
 
 def _count(request: Request, config: GenerationConfig, texts: Sequence[str]) -> int:

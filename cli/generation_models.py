@@ -69,7 +69,7 @@ def text_is_read(parts: Parts) -> bool:
     return parts.reads_text or parts.prior_reads_text
 
 
-def open_parts(models: Models, mode: str) -> Parts:
+def open_parts(models: Models) -> Parts:
     """Load prior and decoder, and find out which encoder they belong to.
 
     Raises InputError or CheckpointError for folders that hold none, RunMismatch where they are of different encoders.

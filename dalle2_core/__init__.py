@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from dalle2_core.autoencoder import Autoencoder
     from dalle2_core.autoencoders import load_autoencoder
     from dalle2_core.conditions import DecoderBatch, DecoderCondition
-    from dalle2_core.dalle2 import DALLE2, GenerationConfig
+    from dalle2_core.dalle2 import DALLE2
     from dalle2_core.decoder import Decoder
     from dalle2_core.decoders import load_decoder
+    from dalle2_core.generation import GenerationConfig
     from dalle2_core.manipulations import interpolations, slerp, text_diff, text_diff_images, variations
     from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
     from dalle2_core.networks.unet import Unet
@@ -75,7 +76,7 @@ _HOMES = {
     "DiffusionPriorNetwork": "dalle2_core.networks.prior_transformer",
     "DiffusionPriorTrainer": "dalle2_core.training.trainer",
     "EmbeddedText": "dalle2_core.types",
-    "GenerationConfig": "dalle2_core.dalle2",
+    "GenerationConfig": "dalle2_core.generation",
     "LowresConfig": "dalle2_core.stage_config",
     "OpenAIClipAdapter": "dalle2_core.towers",
     "OpenClipAdapter": "dalle2_core.towers",

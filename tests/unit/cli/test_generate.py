@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from embedpipe_cli.generation import Request
+from embedpipe_cli.generation_request import Request
 from embedpipe_cli.provenance import write_run
 from PIL import Image
 from torch import nn
