@@ -12,7 +12,7 @@ import click
 from .options import debug_option, dry_run_option, json_option
 
 if TYPE_CHECKING:
-    from .generation import Made, Watching
+    from .generation_request import Made, Watching
 
 _PICTURE = click.Path(dir_okay=False)
 
