@@ -131,8 +131,8 @@ def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[St
 
 def _small_decoder(brief: bool) -> tuple[str, ...]:
     """Options of train-decoder for minutes on two cores: one stage of 32 pixels."""
-    steps = "60" if brief else "800"
-    return ("--sizes", "32", "--dims", "32", "--steps", steps, *(("--batch-size", "16") if brief else ()))
+    steps = "60" if brief else "400"
+    return ("--sizes", "32", "--dims", "24", "--steps", steps, *(("--batch-size", "16") if brief else ()))
 
 
 def _run(ctx: click.Context, step: Step) -> float:

@@ -33,7 +33,9 @@ def test_every_command_can_be_typed(limit):
         command = LazyGroup.get_command(cli, None, name)
         # Raises UsageError for an option that is not there. Below its group, whose name of the help option click keeps.
         command.make_context(name, list(arguments), parent=click.Context(cli, **cli.context_settings))
-    assert [step.command[0] for step in steps][:4] == ["fetch", "train-clip", "encode", "verify"]
+    names = [step.command[0] for step in steps]
+    assert names[:4] == ["fetch", "train-clip", "encode", "verify"]
+    assert names[-3:] == ["train-decoder", "generate", "generate"]
 
 
 def test_a_small_set_is_not_asked_for_what_it_lacks():
