@@ -28,11 +28,16 @@ def query_encoder(
     precision: str = "auto",
 ) -> Encoder:
     """The encoder that made `dataset`: see `encoder_of`."""
-    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device)
+    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision)
 
 
 def encoder_of(
-    card: EncoderCard, path: str, model: str | None = None, pretrained: str | None = None, device: str = "cpu"
+    card: EncoderCard,
+    path: str,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
 ) -> Encoder:
     """The encoder of a card, loaded from where it says, or from `model`/`pretrained`. path: whose card it is.
 
