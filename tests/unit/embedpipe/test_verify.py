@@ -369,7 +369,8 @@ def on_a_store(encoded):
     FailingStore.answers = 10**9
 
 
-def test_a_store_that_fails_half_way_is_one_error_and_drops_nothing(on_a_store):
+def test_a_store_that_fails_half_way_is_one_error_and_drops_nothing(on_a_store, monkeypatch):
+    monkeypatch.setattr(files, "_PAUSE_S", 0.001)
     FailingStore.answers = 10**9
     assert verify(on_a_store, shards.DEEP).whole
     requests = 10**9 - FailingStore.answers
