@@ -74,19 +74,27 @@ class Ledger:
         else:
             _raise(hands, message)
 
-    def answer(self, hands: Hands) -> Answer | None:
-        """What to tell a worker now; None where it did not ask or has to wait.
+    def answer(self, hands: Hands, others: Iterable[Hands]) -> Answer | None:
+        """What to tell a worker now; None where it did not ask or has to wait until its hands are empty.
 
-        A task that a worker died on is done alone, so that no other is blamed for it.
+        A task that a worker died on is done alone, so that no other is blamed for it. The last tasks are kept for those
+        of the `others` that have none, also while they load: nobody takes a second one ahead of their first.
         """
-        suspect = bool(self._waiting) and self._waiting[0].number in self._deaths
-        if not hands.asks or (hands.tasks and (suspect or any(number in self._deaths for number in hands.tasks))):
-            return None  # it is answered when its hands are empty
+        if not hands.asks or (hands.tasks and (self._is_suspect(hands) or self._is_short(others))):
+            return None
         task = self._waiting.popleft() if self._waiting else None
         if task is not None:
             hands.tasks[task.number] = (task, Tally(hands.number, task.name))
         hands.asks, hands.told = False, task is None
         return Answer(task)
+
+    def _is_suspect(self, hands: Hands) -> bool:
+        following = (self._waiting[0].number,) if self._waiting else ()
+        return any(number in self._deaths for number in (*following, *hands.tasks))
+
+    def _is_short(self, others: Iterable[Hands]) -> bool:
+        empty = sum(not other.told and not other.tasks for other in others)
+        return 0 < len(self._waiting) <= empty
 
     def gone(self, hands: Hands, how: str, others: Iterable[Hands]) -> bool:
         """A worker ended: by itself when all is done, else its tasks go back to the front. Whether to replace it.

@@ -159,7 +159,8 @@ class _Crew:
                 self._gone(seat)
                 continue
             self._ledger.hear(seat.hands, message)
-            answer = self._ledger.answer(seat.hands)
+            others = (other.hands for other in self.seats.values() if other is not seat)
+            answer = self._ledger.answer(seat.hands, others)
             if answer is not None:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
                     seat.connection.send(answer.task)

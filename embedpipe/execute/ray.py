@@ -140,7 +140,8 @@ class _Crew:
                 self._gone(seat, "by itself")
                 return
             self._ledger.hear(seat.hands, message)
-        self._ask(seat, self._ledger.answer(seat.hands))
+        others = (other.hands for other in self._seats.values() if other is not seat)
+        self._ask(seat, self._ledger.answer(seat.hands, others))
 
     def _ask(self, seat: _Seat, answer: Answer | None) -> None:
         self._seats.pop(seat.question, None)

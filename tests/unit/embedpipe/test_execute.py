@@ -17,7 +17,7 @@ from embedpipe.execute import EXECUTORS, Cluster, Demand, Task, open_executor, o
 from embedpipe.execute.cluster import Room, joined
 from embedpipe.execute.ledger import Hands, Ledger
 from embedpipe.execute.mailbox import Left, Mailbox
-from embedpipe.execute.messages import RemoteTraceback
+from embedpipe.execute.messages import Asks, Done, RemoteTraceback
 from embedpipe.execute.processes import ProcessExecutor
 from embedpipe.execute.ray import RayExecutor
 from embedpipe.progress import Progress, TaskReport, silent
@@ -377,7 +377,22 @@ def test_a_mailbox_is_a_desk(tmp_path):
                 break
             ledger.hear(hands, message)
         else:
-            answer = ledger.answer(hands)
+            answer = ledger.answer(hands, ())
             continue
         break
     assert (ledger.outcome().report.tasks, len(ledger.outcome().set_aside), ledger.left) == (2, 1, 0)
+
+
+def test_the_last_tasks_are_kept_for_workers_that_still_load():
+    ledger = Ledger(tasks("fine", "fine", "fine"), silent)
+    quick, loading = Hands(0), Hands(1)
+    taken = []
+    for _ in range(3):  # one in hand, then a second ahead; the third is not for it
+        ledger.hear(quick, Asks())
+        answer = ledger.answer(quick, [loading])
+        taken.append(answer.task.number if answer is not None else None)
+    assert taken == [0, 1, None]
+    ledger.hear(loading, Asks())
+    assert ledger.answer(loading, [quick]).task.number == 2
+    ledger.hear(quick, Done(0, TaskReport(tasks=1)))
+    assert ledger.answer(quick, [loading]).task is None, "nothing is left: it need not wait to hear it"
