@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedpipe.wording import counted
+
 from .options import debug_option, dry_run_option, json_option
 
 if TYPE_CHECKING:
@@ -191,7 +193,9 @@ def _print(made: Made, out: str, report: dict[str, Any]) -> None:
             scores = [score for score, row in zip(made.scores, made.text, strict=True) if row == number]
             rows.append((text, len(scores), sum(scores) / len(scores), max(scores)))
         display.table(["text", "pictures", "cosine to it, mean", "best"], rows)
-    click.echo(f"{out}: {len(made.images)} pictures; each in {out[: -len('.png')]}/, all settings in its .json")
+    click.echo(
+        f"{out}: {counted(len(made.images), 'picture')}; each in {out[: -len('.png')]}/, all settings in its .json"
+    )
 
 
 def _print_beside(found: dict[str, Any]) -> None:

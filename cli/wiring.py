@@ -15,6 +15,7 @@ import torch
 
 from dalle2_core.presets import PriorRecipe
 from dalle2_core.prior_base import Prior
+from dalle2_core.priors import PRIORS
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
@@ -92,7 +93,7 @@ def train_prior(
     there = {name: rows_of(names, name, emb) for name in (TRAIN, VALID)}
     good = seen.checked(np.sort(np.concatenate(list(there.values()))))
     rows = {name: np.intersect1d(found, good, assume_unique=True) for name, found in there.items()}
-    _refuse_few(emb, rows, recipe)
+    _refuse_few(emb, rows, recipe, trained=hasattr(PRIORS[recipe.prior], "loss"))
     watched = list(seen.batches(some_of(rows[VALID], _MOST_ROWS_TO_WATCH)))
 
     with exclusive(out) if together.is_first else contextlib.nullcontext():
@@ -187,8 +188,8 @@ def _refuse_another_run(out: str, facts: dict[str, Any], trained: bool) -> None:
         raise RunMismatch(f"{out}: holds a training of another prior", "Give another output folder")
 
 
-def _refuse_few(emb: str, rows: Mapping[str, np.ndarray], recipe: PriorRecipe) -> None:
-    if recipe.train.batch_size > len(rows[TRAIN]):
+def _refuse_few(emb: str, rows: Mapping[str, np.ndarray], recipe: PriorRecipe, trained: bool) -> None:
+    if trained and recipe.train.batch_size > len(rows[TRAIN]):
         raise InputError(
             f"{emb}: {len(rows[TRAIN])} training rows are fewer than a batch of {recipe.train.batch_size}",
             f"Give --set train.batch_size={max(1, len(rows[TRAIN]) // 4)}",

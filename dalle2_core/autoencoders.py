@@ -25,6 +25,8 @@ def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> 
     """
     if diffusers_class(folder) is not None:
         return DiffusersAutoencoder.load(folder, device)
+    if not (Path(folder) / "config.json").exists():
+        raise CheckpointError(f"{folder}: no autoencoder's folder (no config.json in it); `train-vae` writes one")
     kind = read_kind(folder)
     if kind not in AUTOENCODERS:
         known = f"known: {', '.join(sorted(AUTOENCODERS))}" if AUTOENCODERS else "this version knows none"

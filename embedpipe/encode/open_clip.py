@@ -205,6 +205,8 @@ def _model_name(config: EncoderConfig) -> str:
         if config.pretrained:
             raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
         return f"local-dir:{folder}"
+    if folder.is_absolute():
+        raise ModelError(f"{model}: no such folder", "If the model has moved, say where it is now with --model")
     if model not in open_clip.list_models() and model.replace("/", "-") not in open_clip.list_models():
         raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip.list_models()))
     tags = open_clip.list_pretrained_tags_by_model(model)

@@ -107,7 +107,9 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         said = str(problem).strip().splitlines()
         raise InputError(
             f"{address}: no Ray cluster there that can be joined: {said[0] if said else type(problem).__name__}",
-            "Start one with `ray start --head` and give its host:port; Ray and Python must be of the same versions",
+            "Start one with `ray start --head` and give its host:port; "
+            "Ray and Python must be of the same versions, and "
+            "RAY_AUTH_MODE and its token the same on all sides",
         ) from problem
 
 

@@ -120,6 +120,7 @@ def test_wrong_places_are_one_line_and_exit_code_1(encode, source, tmp_path, oth
         (encode(tmp_path / "file", tmp_path / "x"), "no usable sample"),
         (encode(source, tmp_path / "file"), "a file is there"),
         (encode(source, tmp_path / "x", model="ViT-B-33"), "no model 'ViT-B-33'"),
+        (encode(source, tmp_path / "x", model=tmp_path / "gone"), "gone: no such folder"),
         (encode(source, tmp_path / "emb", model=other_model), "was made with another encoder"),
         (encode(source, tmp_path / "emb", "--caption-key", "alt"), 'caption_key was "caption", now "alt"'),
     ):

@@ -195,3 +195,11 @@ def test_under_torchrun_two_processes_train_the_prior_of_one(emb, tmp_path):
     assert len(losses["two"]) == 12
     assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["recipe"]["train"]["steps"] == 12
+
+
+def test_a_closed_form_needs_no_batch(tmp_path, embedpipe):
+    write_dataset(tmp_path / "emb", *np.random.default_rng(0).normal(size=(2, 40, 8)), shards=1)
+    done = embedpipe("train-prior", tmp_path / "emb", tmp_path / "out", "--prior", "ridge", "--valid-share", 0.3)
+    assert done.exit_code == 0, done.stderr
+    refused = embedpipe("train-prior", tmp_path / "emb", tmp_path / "other", "--valid-share", 0.3)
+    assert "fewer than a batch of 128" in refused.stderr
