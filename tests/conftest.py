@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Who starts the tests in the background of a script has them ignore Ctrl-C; tests of it need it as people have it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Read when Ray is imported, whichever test does that first: on loopback alone, without a token, telling nobody.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
