@@ -64,7 +64,7 @@ def encoder_of(
         return encoder
     # A query may be computed in another precision than the data: the model is what must be the same.
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
-    refuse_difference(path, card.facts(), same_format.facts(), "encoder")
+    refuse_difference(path, card.facts(), same_format.facts(), "encoder", "Give the model that made it")
     return encoder
 
 

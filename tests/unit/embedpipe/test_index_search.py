@@ -136,7 +136,7 @@ def test_the_encoder_is_found_again_and_another_is_refused(encoded_once, other_m
     for encoder in (query_encoder(dataset), query_encoder(dataset, tiny_model)):
         as_stored = replace(encoder.card, precision=dataset.card.precision)  # a query takes what the machine does best
         assert as_stored.fingerprint() == dataset.card.fingerprint()
-    with pytest.raises(RunMismatch, match="another encoder: weights_sha256"):
+    with pytest.raises(RunMismatch, match="another encoder: weights_sha256.*Give the model that made it"):
         query_encoder(dataset, other_model)
     with pytest.raises(ModelError):
         query_encoder(dataset, "/nowhere")
