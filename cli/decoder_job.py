@@ -29,7 +29,8 @@ class DecoderJob:
     """What to train, on what, where to.
 
     data: image shards; emb: their embeddings; out: the decoder's folder. stages: numbers of those to train, from 1;
-    empty for all. vaes: folders of autoencoders for the first stages.
+    empty for all. vaes: folders of autoencoders for the first stages; cache_latents: what these make
+    of the images is made once and kept.
     """
 
     data: str
@@ -41,6 +42,7 @@ class DecoderJob:
     split: SplitConfig = field(default_factory=SplitConfig)
     source: ImageSource = field(default_factory=ImageSource)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    cache_latents: bool = False
 
     def numbers(self) -> tuple[int, ...]:
         """The stages to train, in order. Raises ConfigError for one that is not there."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dalle2_core.conditions import DecoderBatch
 from dalle2_core.decoder_presets import DecoderRecipe
@@ -17,6 +18,7 @@ from embedpipe.load.images import ImageBatch, ImageLoader, ImageOptions
 from embedpipe.load.join import Join, join_images
 from embedpipe.load.stored import open_source
 from embedpipe.progress import Listener, silent
+from embedpipe.types import EmbeddingBatch
 
 from .row_policy import RowPolicy
 
@@ -57,14 +59,18 @@ class DecoderRows:
 
     def batch(self, batch: ImageBatch) -> DecoderBatch:
         """What a loader gave. Raises DatasetError for embeddings that are not finite, or not of norm 1."""
-        stored = batch.embeddings
+        return self.told(torch.from_numpy(batch.pixels), batch.embeddings)
+
+    def told(self, images: Tensor, stored: EmbeddingBatch, encoded: bool = False) -> DecoderBatch:
+        """Images, or what a stage made of them, with what is stored of them. Raises as `batch`."""
         assert stored.image is not None
         taken = self.source.rows.taken(self.dataset.path, {"image": stored.image})
         return DecoderBatch(
-            torch.from_numpy(batch.pixels),
+            images,
             torch.from_numpy(taken["image"]),
             None if stored.text_tokens is None else torch.from_numpy(stored.text_tokens),
             None if stored.text_mask is None else torch.from_numpy(stored.text_mask),
+            encoded,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from dalle2_core.autoencoder import Autoencoder
 from dalle2_core.autoencoders import load_autoencoder
+from dalle2_core.conditions import DecoderBatch
 from dalle2_core.decoder import stage_folder
 from dalle2_core.decoders import finish_decoder
 from dalle2_core.stage import DecoderStage
@@ -19,15 +20,17 @@ from dalle2_core.training.stage_pictures import check_guidance
 from embedpipe import files
 from embedpipe.errors import InputError
 from embedpipe.load import EmbeddingDataset, rows_of, splits
+from embedpipe.load.images import ImageLoader
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.lock import exclusive
-from embedpipe.progress import Listener
+from embedpipe.progress import Listener, silent
 
 from .decoder_job import DecoderJob, DecoderOutcome, StageOutcome
 from .decoder_rows import DecoderRows, open_embeddings, open_images
 from .decoder_runs import STAGE_RUN, described, facts_of, keep_autoencoder, refuse_another_run, refuse_neighbours
 from .decoder_scores import StageJudge
 from .image_features import open_features
+from .latents import keep_latents
 from .nonfinite import naming_rows
 from .prior_scores import some_of
 from .provenance import write_run
@@ -67,6 +70,8 @@ def train_decoder(
     }
     for number, stage in stages.items():
         check_guidance(stage, job.judge.cond_scale)
+        if job.cache_latents and stage.vae is not None:
+            stage.refuse_encoded()
         refuse_neighbours(job, number, dataset.card.fingerprint())
 
     seen = _join(job, dataset, together, preparing)
@@ -79,7 +84,7 @@ def train_decoder(
     outcomes = []
     for number in list(stages):
         with training(number, job.recipe.part(number).train.batch_size) as on_step:
-            outcome = _train_stage(job, number, stages.pop(number), seen, rows, device, on_step, together)
+            outcome = _train_stage(job, number, stages.pop(number), seen, rows, device, preparing, on_step, together)
         if outcome is not None:
             outcomes.append(outcome)
     if not together.is_first:
@@ -119,6 +124,7 @@ def _train_stage(
     seen: DecoderRows,
     rows: dict[str, np.ndarray],
     device: str,
+    preparing: Callable[[str], AbstractContextManager[Listener]],
     on_step: Callable[[StepReport], None] | None,
     together: Processes,
 ) -> StageOutcome | None:
@@ -135,10 +141,11 @@ def _train_stage(
             rows[TRAIN], size, recipe.train.batch_size, recipe.train.seed, tokens, together.rank, together.world
         )
         stage.to(device)
+        stream = _stream(job, stage, facts["vae"], seen, loader, folder, preparing, together)
         with naming_rows(folder, seen.dataset, loader.rows, together):
             state = train(
                 stage,
-                lambda step: map(seen.batch, loader.batches(step)),
+                stream,
                 run,
                 recipe.train,
                 recipe.optim,
@@ -167,6 +174,23 @@ def _train_stage(
     )
 
 
+def _stream(
+    job: DecoderJob,
+    stage: DecoderStage,
+    autoencoder: str | None,
+    seen: DecoderRows,
+    loader: ImageLoader,
+    folder: str,
+    preparing: Callable[[str], AbstractContextManager[Listener]],
+    together: Processes,
+) -> Callable[[int], Iterator[DecoderBatch]]:
+    """(steps done) → this process's batches from there on: images, or their latents where these are kept."""
+    if not job.cache_latents or autoencoder is None:
+        return lambda step: map(seen.batch, loader.batches(step))
+    with preparing("latents") if together.is_first else contextlib.nullcontext(silent) as listener:
+        return keep_latents(stage, autoencoder, seen, loader, folder, together, listener).batches
+
+
 def _judge(
     job: DecoderJob, number: int, seen: DecoderRows, valid: np.ndarray, size: int, tokens: bool, device: str
 ) -> StageJudge:
@@ -190,6 +214,8 @@ def _autoencoders(job: DecoderJob, device: str) -> list[Autoencoder | None]:
     count = len(job.recipe.stages)
     if len(job.vaes) > count:
         raise InputError(f"{len(job.vaes)} autoencoders for {count} stages", "Give --vae once for each latent stage")
+    if job.cache_latents and not job.vaes:
+        raise InputError("--cache-latents keeps what an autoencoder makes of images", "Give --vae, or leave it out")
     loaded = [load_autoencoder(folder, device) for folder in job.vaes]
     return [*loaded, *[None] * (count - len(loaded))]
 

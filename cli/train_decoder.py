@@ -55,6 +55,9 @@ class Several(click.ParamType):
 @click.option(
     "--vae", "vaes", multiple=True, metavar="FOLDER", help="Autoencoder of the first stage (again: of the second …)."
 )
+@click.option(
+    "--cache-latents", is_flag=True, help="With --vae: encode each image once, and keep its latents beside the stage."
+)
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps of each stage.")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows of a step, of each stage, over all processes.")
 @click.option("--seed", type=click.IntRange(0), help="Of weights, order, noise and dropout, of each stage.")
@@ -126,6 +129,7 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
             RowPolicy(options["normalise"], options["drop_nonfinite"]),
         ),
         JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
+        options["cache_latents"],
     )
     numbers = job.numbers()
     if options["dry_run"]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ Tensors = TypeVar("Tensors", "DecoderBatch", "DecoderCondition")
 class DecoderBatch:
     """Rows for a decoder: row i of every tensor is the same sample.
 
-    images: [b, c, h, w], uint8, or float in [0, 1]; square, at least as large as the stage's.
+    images: [b, c, h, w], uint8, or float in [0, 1]; square, at least as large as the stage's. With `encoded`: what the
+    stage's `encoded` made of them.
     image_embed: [b, d] float, L2-normalised; None for a decoder that is unconditional.
     text_tokens: [b, l, t] last hidden states of the text tower, or None. text_mask: [b, l] bool, True at real
     tokens; None where there are no tokens or all are real.
@@ -31,6 +32,7 @@ class DecoderBatch:
     image_embed: Tensor | None = None
     text_tokens: Tensor | None = None
     text_mask: Tensor | None = None
+    encoded: bool = False
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4:
@@ -105,7 +107,8 @@ class DecoderCondition:
 def _each(value: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
     """The same with `change` made to every tensor that is there."""
     there = {item.name: getattr(value, item.name) for item in fields(value)}
-    return replace(value, **{name: change(tensor) for name, tensor in there.items() if tensor is not None})
+    changed: dict[str, Any] = {name: change(it) for name, it in there.items() if isinstance(it, Tensor)}
+    return replace(value, **changed)
 
 
 def _none_kept(rows: Tensor | None) -> Tensor | None:

@@ -126,6 +126,13 @@ class DecoderStage(nn.Module):
     def training_pair(self, batch: DecoderBatch, draws: Draws) -> tuple[Tensor, DecoderCondition]:
         """What the network learns to make, x0 [b, c, s, s], and what it is told, from a batch of any size."""
         config = self.config
+        given = DecoderCondition.of(batch.image_embed, batch.text_tokens, batch.text_mask)
+        if batch.encoded:
+            self.refuse_encoded()
+            check_images(batch.images, self.unet.config.channels, self.size, "encoded images")
+            if batch.images.shape[-1] != self.size:
+                raise ShapeError(f"encoded images are {batch.images.shape[-1]} a side; this stage's are {self.size}")
+            return batch.images, self._dropped(self.seen_of(given), draws)
         check_images(batch.images, self.image_channels, config.image_size)
         images = as_floats(batch.images)
         target = resized(images, config.image_size)
@@ -134,11 +141,29 @@ class DecoderStage(nn.Module):
             kept = [target] if lowres is None else [target, lowres]
             target, *others = random_crops(config.random_crop_size, *kept, draws=draws)
             lowres = others[0] if others else None
-        given = DecoderCondition.of(batch.image_embed, batch.text_tokens, batch.text_mask)
         condition = self.seen_of(given)
         if lowres is not None:
             condition = self._with_lowres(condition, lowres, draws, level=None)
         return self.space.into(target), self._dropped(condition, draws)
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """What the network learns to make of images [b, c, h, w], uint8 or float: always the same, so it can be kept.
+
+        Raises ConfigError where it is not (see `refuse_encoded`), ShapeError as the loss does.
+        """
+        self.refuse_encoded()
+        check_images(images, self.image_channels, self.config.image_size)
+        return self.space.into(resized(as_floats(images), self.config.image_size))
+
+    def refuse_encoded(self) -> None:
+        """Raise ConfigError where what is trained on is drawn anew for each step, or is pixels anyway."""
+        if self.vae is None:
+            raise ConfigError("this stage works in pixels; only latents can be encoded beforehand")
+        if self.config.lowres is not None or self.config.random_crop_size is not None:
+            raise ConfigError(
+                "an upsampler, and a stage trained on random crops (random_crop_size), need the images themselves; "
+                "only whole latents can be encoded beforehand"
+            )
 
     def condition_for(self, given: DecoderCondition, lowres: Tensor | None, draws: Draws) -> DecoderCondition:
         """What the network is told in sampling. lowres: pixels of the stage before, [b, c, h, w] in [0, 1]."""

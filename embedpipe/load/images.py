@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,9 +19,12 @@ from .ahead import ahead
 from .dataset import EmbeddingDataset
 from .image_order import StreamedOrder
 from .join import Join, JoinedShard
+from .shuffle import Window
 
 WINDOW_ROWS = 4096
 _BATCHES_AHEAD = 2
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +108,35 @@ class ImageLoader:
         """This rank's rows of the global batches from `step` on."""
         return ahead(self._batches(step * self._batch_size), _BATCHES_AHEAD)
 
+    def places(self, step: int = 0) -> Iterator[np.ndarray]:
+        """The same rows without their images: of each batch, int64, where they come in the order of `all`."""
+        position = step * self._batch_size
+        ours = (self._ours(window, position) for window in self._order.windows(position))
+        for batch in self._in_batches(found[order].tolist() for found, order in ours):
+            yield np.array(batch, np.int64)
+
+    def embeddings(self, places: np.ndarray) -> EmbeddingBatch:
+        """What is stored of the rows at such places."""
+        return self._stored(self._every()[places])
+
     def rows(self, step: int) -> np.ndarray:
         """int64 [batch_size]: the rows of the whole global batch `step`, without reading an image."""
         first, found = step * self._batch_size, np.full(self._batch_size, -1, np.int64)
-        every = np.concatenate([shard.rows for shard in self._join.shards])
+        every = self._every()
         for window in self._order.windows(first):
             inside = window.positions < first + self._batch_size
             found[window.positions[inside] - first] = every[window.places[inside]]
             if (found >= 0).all():
                 break
         return found
+
+    def content(self) -> str:
+        """A checksum of which images there are, and in which order `all` gives them."""
+        digest = hashlib.sha256()
+        for shard in self._join.shards:
+            digest.update(shard.rows.tobytes())
+            digest.update(repr((shard.shard.name, shard.keys, shard.sha256)).encode())
+        return digest.hexdigest()
 
     def all(self) -> Iterator[ImageBatch]:
         """All rows once, in the order in which they lie, a batch at a time (the last may be smaller)."""
@@ -125,26 +148,39 @@ class ImageLoader:
                 yield self._decoded(self._read(shards, places), pool)
 
     def _batches(self, position: int) -> Generator[ImageBatch, None, None]:
-        size = self._share[1] - self._share[0]
-        waiting: list[_Encoded] = []
         with ThreadPoolExecutor(self._options.threads, thread_name_prefix="decode") as pool:
-            for window in ahead(self._windows(position), 1):
-                waiting += window
-                while len(waiting) >= size:
-                    batch, waiting = waiting[:size], waiting[size:]
-                    yield self._decoded(batch, pool)
+            for batch in self._in_batches(ahead(self._windows(position), 1)):
+                yield self._decoded(batch, pool)
+
+    def _in_batches(self, windows: Iterable[list[_Item]]) -> Iterator[list[_Item]]:
+        """This rank's share of each batch, of what it has of each window."""
+        size = self._share[1] - self._share[0]
+        waiting: list[_Item] = []
+        for window in windows:
+            waiting += window
+            while len(waiting) >= size:
+                batch, waiting = waiting[:size], waiting[size:]
+                yield batch
 
     def _windows(self, position: int) -> Generator[list[_Encoded], None, None]:
         """This rank's images of each window, in the order of the stream."""
-        first, last = self._share
         with _Shards(self._join) as shards:
             for window in self._order.windows(position):
-                inside = (window.positions - position) % self._batch_size
-                mine = np.flatnonzero((inside >= first) & (inside < last))
                 # Another rank's shards, too: the next window may go on in them.
                 shards.keep(set(self._owners(window.places).tolist()))
-                found = self._read(shards, window.places[mine])
-                yield [found[place] for place in np.argsort(window.positions[mine])]
+                ours, order = self._ours(window, position)
+                found = self._read(shards, ours)
+                yield [found[place] for place in order]
+
+    def _ours(self, window: Window, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's places in a window, ascending, and the order in which the stream takes them."""
+        inside = (window.positions - position) % self._batch_size
+        mine = np.flatnonzero((inside >= self._share[0]) & (inside < self._share[1]))
+        return window.places[mine], np.argsort(window.positions[mine])
+
+    def _every(self) -> np.ndarray:
+        """The row at each place."""
+        return np.concatenate([shard.rows for shard in self._join.shards])
 
     def _read(self, shards: _Shards, places: np.ndarray) -> list[_Encoded]:
         """The images at those places (ascending), as they are stored."""
@@ -160,16 +196,17 @@ class ImageLoader:
 
     def _decoded(self, batch: Sequence[_Encoded], pool: ThreadPoolExecutor) -> ImageBatch:
         pixels = np.stack(list(pool.map(self._pixels, batch)))
-        rows = np.array([image.row for image in batch], np.int64)
+        return ImageBatch(pixels, self._stored(np.array([image.row for image in batch], np.int64)))
+
+    def _stored(self, rows: np.ndarray) -> EmbeddingBatch:
         states, mask = self._tokens.batch(rows) if self._tokens is not None else (None, None)
-        embeddings = EmbeddingBatch(
+        return EmbeddingBatch(
             image=self._dataset.require("image")[rows].astype(np.float32),
             text=None,
             text_tokens=None if states is None else states.astype(np.float32),
             text_mask=mask,
             rows=rows,
         )
-        return ImageBatch(pixels, embeddings)
 
     def _pixels(self, image: _Encoded) -> np.ndarray:
         decoded = decode(image.data, self._options.preprocess, self._options.max_pixels)

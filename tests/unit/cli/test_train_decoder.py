@@ -239,6 +239,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         (["--text-tokens"], ["has no text tokens", "Encode it again with --text-tokens"]),
         (["--batch-size", "1000"], ["fewer than stage 1's batch of 1000", "stages.1.train.batch_size"]),
         (["--vae", "/nowhere"], ["/nowhere", "no such file"]),
+        (["--cache-latents"], ["--cache-latents", "Give --vae"]),
         (["--preset", "tyni"], ["tiny"]),
         (["--features", "inception:/nowhere.pth"], ["/nowhere.pth", "no such file"]),
         (["--cond-scale", "2", "--set", "stages.1.stage.image_cond_drop_prob=0"], ["image_cond_drop_prob above 0"]),
@@ -330,15 +331,56 @@ class Blocks(torch.nn.Module):
         return torch.nn.functional.interpolate(latents, scale_factor=2, mode="nearest")
 
 
-def test_a_stage_in_latents_takes_its_autoencoder_along(encoded_once, tmp_path, monkeypatch):
-    monkeypatch.setitem(AUTOENCODERS, "blocks", lambda folder, device: Blocks())
+@pytest.fixture
+def blocks(tmp_path, monkeypatch):
+    """The folder of such an autoencoder, and how many images each of its calls encoded."""
+    counted = []
+
+    class Counting(Blocks):
+        def encode(self, pixels):
+            counted.append(len(pixels))
+            return super().encode(pixels)
+
+    monkeypatch.setitem(AUTOENCODERS, "blocks", lambda folder, device: Counting())
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text('{"kind": "blocks", "format_version": 1}')
     (tmp_path / "vae" / "model.safetensors").write_bytes(b"numbers")
-    arguments = ["train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--vae", tmp_path / "vae"]
+    return tmp_path / "vae", counted
+
+
+def test_a_stage_in_latents_takes_its_autoencoder_along(encoded_once, tmp_path, blocks):
+    arguments = ["train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--vae", blocks[0]]
     assert result_of(*arguments)["complete"]
-    shutil.rmtree(tmp_path / "vae")
+    shutil.rmtree(blocks[0])
     loaded = load_decoder(tmp_path / "out")
     assert (loaded.stage(1).size, loaded.stage(2).size) == (4, 16)
     assert loaded.stage(1).vae is not None
     assert loaded.stage(2).vae is None
+
+
+def test_latents_are_made_once_and_train_as_images_do(encoded_once, tmp_path, blocks):
+    folder, counted = blocks
+    options = [*SMALL, "--vae", folder, "--stage", 1]
+    rows = result_of("train-decoder", *encoded_once, tmp_path / "plain", *options)["train_rows"]
+    kept = ["train-decoder", *encoded_once, tmp_path / "kept", *options, "--cache-latents"]
+    counted.clear()
+    result_of(*kept)
+    once = sum(counted)
+    (latents,) = (tmp_path / "kept" / "stage-1").glob("latents-*.npy")
+    assert np.load(latents).shape == (rows, 3, 4, 4)
+    for one, other in zip(weights(tmp_path / "plain", 1).values(), weights(tmp_path / "kept", 1).values(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    shutil.rmtree(tmp_path / "kept" / "stage-1" / "checkpoints")
+    counted.clear()
+    result_of(*kept)
+    assert sum(counted) == once - rows, "a second training finds them; only held-out images are encoded"
+
+
+def test_latents_of_other_images_are_made_anew(encoded_once, tmp_path, blocks):
+    stage = tmp_path / "out" / "stage-1"
+    stage.mkdir(parents=True)
+    (stage / "latents-0123456789abcdef.npy").write_bytes(b"of other images")
+    options = [*SMALL, "--vae", blocks[0], "--stage", 1, "--cache-latents"]
+    result_of("train-decoder", *encoded_once, tmp_path / "out", *options)
+    (latents,) = stage.glob("latents-*.npy")
+    assert latents.name != "latents-0123456789abcdef.npy"

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle2_core import Decoder, DecoderBatch, DecoderStage, StageConfig
+from dalle2_core.draws import RowDraws
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.types import EmbeddedImage, EmbeddedText
 from tests.tiny_unet import unet
@@ -263,6 +264,34 @@ class BlockAutoencoder(nn.Module):
     def decode(self, latents):
         pixels = (latents - self.latent_mean.view(1, 3, 1, 1)) / self.latent_std.view(1, 3, 1, 1)
         return F.interpolate(pixels, scale_factor=2, mode="nearest")
+
+
+def test_encoded_images_train_a_latent_stage_as_the_images_do():
+    decoder = alive(cascade(unet(), unet(seed=1), sizes=(8, 16), vae=(BlockAutoencoder(),)))
+    stage, images, embed = decoder.stage(1), pictures(4), embeds(4)
+    kept = DecoderBatch(stage.encoded(images), embed, encoded=True)
+    assert kept.images.shape == (4, 3, 4, 4)
+    losses = [
+        stage.loss(batch.part(1, 3).to(torch.device("cpu")), RowDraws(0, 1, 2, torch.device("cpu"))).loss
+        for batch in (DecoderBatch(images, embed), kept)
+    ]
+    assert torch.equal(*losses)
+    with pytest.raises(ShapeError, match="encoded images"):
+        stage.loss(DecoderBatch(images, embed, encoded=True), None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (lambda: single().stage(1), "works in pixels"),
+        (lambda: single(vae=(BlockAutoencoder(),), random_crop_sizes=(4,)).stage(1), "random crops"),
+    ],
+)
+def test_what_cannot_be_encoded_beforehand_says_why(stage, words):
+    with pytest.raises(ConfigError, match=words):
+        stage().encoded(pictures(2, 8))
+    with pytest.raises(ConfigError, match=words):
+        stage().loss(DecoderBatch(pictures(2, 8), embeds(2), encoded=True), None)
 
 
 def test_a_stage_can_work_in_scaled_latents(tmp_path):

@@ -137,6 +137,29 @@ def test_images_of_something_else_are_refused(encoded_once, tmp_path):
         joined(tmp_path / "shards", encoded_once[1], tmp_path / "cache", drop=True)
 
 
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
+def test_places_are_the_rows_of_the_same_batches_without_their_images(encoded_once, tmp_path, rank, world):
+    other = shuffled(encoded_once[0], tmp_path / "shards", seed=1)
+    dataset, join = joined(other, encoded_once[1], tmp_path / "cache")
+    loaded = loader(dataset, join.only(np.arange(1, 20)), rank=rank, world=world)
+    everything = np.concatenate([batch.embeddings.rows for batch in loaded.all()])
+    batches, places = first(loaded.batches(2), 8), first(loaded.places(2), 8)
+    for batch, some in zip(batches, places, strict=True):
+        assert everything[some].tolist() == batch.embeddings.rows.tolist()
+        stored = loaded.embeddings(some)
+        assert stored.rows.tolist() == batch.embeddings.rows.tolist()
+        assert np.array_equal(stored.image, batch.embeddings.image)
+
+
+def test_the_content_is_another_for_other_images_or_another_order(encoded_once, tmp_path):
+    source, emb = encoded_once
+    dataset, join = joined(source, emb, tmp_path / "cache")
+    other = joined(shuffled(source, tmp_path / "shards", seed=1), emb, tmp_path / "cache")[1]
+    contents = [loader(dataset, it).content() for it in (join, join.only(np.arange(20)), other)]
+    assert len(set(contents)) == 3
+    assert loader(dataset, join, batch_size=3).content() == contents[0]
+
+
 def test_the_stream_goes_on_from_any_step_and_is_cut_over_ranks(encoded_once, tmp_path):
     source, emb = encoded_once
     dataset, join = joined(source, emb, tmp_path / "cache")
