@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedpipe.errors import DiskFull, InputError
-from embedpipe.execute import one_by_one
+from embedpipe.execute import one_by_one, several_at_once
 from embedpipe.progress import Progress, TaskReport
 
 
@@ -52,6 +52,14 @@ class Ahead(Doing):
         while (task := waiting.get()) is not None:
             time.sleep(0.1)  # so that the next is in hand when this one ends badly
             desk.done(task, self.do(task, lambda step, task=task: desk.tell(task, step)))
+
+
+@dataclass(frozen=True)
+class Together(Doing):
+    """Does up to three tasks at once."""
+
+    def start(self, worker):
+        return several_at_once(self.do, 3)
 
 
 @dataclass(frozen=True)

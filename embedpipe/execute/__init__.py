@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 
 from ..errors import InputError, did_you_mean
-from .base import Desk, Executor, Outcome, SetAside, Task, Work, Worker, one_by_one
+from .base import Desk, Executor, Outcome, SetAside, Task, Tasks, Work, Worker, one_by_one
 from .cluster import Cluster, Room, joined
 from .inline import InlineExecutor
 from .places import Demand, Places, places_here, places_on_cluster
 from .processes import ProcessExecutor
 from .ray import RayExecutor
+from .threads import in_order, one_ahead, several_at_once
 
 EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor] | type[RayExecutor]] = {
     "inline": InlineExecutor,
@@ -25,15 +26,21 @@ __all__ = [
     "Demand",
     "Desk",
     "Executor",
+    "InlineExecutor",
     "Outcome",
     "Places",
     "SetAside",
     "Task",
+    "Tasks",
     "Work",
     "Worker",
+    "in_order",
+    "one_ahead",
     "one_by_one",
     "open_executor",
     "open_places",
+    "refuse_address_beside",
+    "several_at_once",
 ]
 
 
@@ -46,6 +53,12 @@ def open_executor(name: str, workers: int) -> Executor:
     return EXECUTORS[name](workers)
 
 
+def refuse_address_beside(name: str, cluster: Cluster) -> None:
+    """Raise InputError where a cluster's address is given to an executor that knows none."""
+    if name != "ray" and cluster.address is not None:
+        raise InputError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
+
+
 @contextlib.contextmanager
 def open_places(name: str, demand: Demand, cluster: Cluster | None = None) -> Iterator[tuple[Executor, Places]]:
     """The executor called `name`, ready while the block lasts, and where its workers are. See `open_executor`.
@@ -53,9 +66,8 @@ def open_places(name: str, demand: Demand, cluster: Cluster | None = None) -> It
     Raises InputError when there is no such executor, no cluster at the address, or less than is asked for.
     """
     cluster = cluster or Cluster()
+    refuse_address_beside(name, cluster)
     if name != "ray":
-        if cluster.address is not None:
-            raise InputError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
         places = places_here(demand)
         executor = open_executor(name, len(places.devices))
         yield executor, places

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, WorkerDied
 from ..progress import Listener, Progress, TaskReport
 
 
@@ -34,6 +34,11 @@ class Outcome:
 
     report: TaskReport
     set_aside: tuple[SetAside, ...]
+
+    def require_all(self) -> None:
+        """For a job that is nothing without all of its tasks. Raises WorkerDied where one was set aside."""
+        for aside in self.set_aside:
+            raise WorkerDied(f"{aside.task.name}: {aside.reason}", "What is done is kept: run the same command again")
 
 
 class Desk(Protocol):
@@ -71,14 +76,19 @@ def one_by_one(do: Callable[[Task, Listener], TaskReport]) -> Worker:
 
     def work(desk: Desk) -> None:
         while (task := desk.next()) is not None:
-            try:
-                report = do(task, lambda step, task=task: desk.tell(task, step))  # type: ignore[misc]
-            except InputError as problem:
-                desk.refuse(task, problem)
-            else:
-                desk.done(task, report)
+            do_one(do, desk, task)
 
     return work
+
+
+def do_one(do: Callable[[Task, Listener], TaskReport], desk: Desk, task: Task) -> None:
+    """Do a task and tell the desk; an InputError of `do` sets it aside."""
+    try:
+        report = do(task, lambda step: desk.tell(task, step))
+    except InputError as problem:
+        desk.refuse(task, problem)
+    else:
+        desk.done(task, report)
 
 
 class Work(Protocol):
@@ -96,6 +106,14 @@ class Work(Protocol):
 _Made = TypeVar("_Made")
 
 
+class Tasks(Protocol):
+    """Tasks to do, such as a list. Each is drawn when it is handed out; `len` says how many there are at most."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Task]: ...
+
+
 class Executor(Protocol):
     """Runs tasks until each is finished or set aside."""
 
@@ -107,6 +125,6 @@ class Executor(Protocol):
         """`function(*arguments)`, run where a worker would be, on a device like its. Both are picklable."""
         ...
 
-    def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
+    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
         """Raises what a worker raised; finished tasks stay finished."""
         ...

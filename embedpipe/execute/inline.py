@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..progress import Listener, Progress, Tally, TaskReport
-from .base import Outcome, SetAside, Task, Work
+from .base import Outcome, SetAside, Task, Tasks, Work
 
 _Made = TypeVar("_Made")
 
@@ -30,7 +29,7 @@ class InlineExecutor:
         """See `Executor.call`."""
         return function(*arguments)
 
-    def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
+    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
         """See `Executor.run`."""
         desk = _Desk(tasks, listen)
         if tasks:
@@ -39,20 +38,19 @@ class InlineExecutor:
 
 
 class _Desk:
-    def __init__(self, tasks: Sequence[Task], listen: Listener) -> None:
+    def __init__(self, tasks: Tasks, listen: Listener) -> None:
         self.total = TaskReport()
         self.set_aside: list[SetAside] = []
-        self._waiting = deque(tasks)
+        self._coming = iter(tasks)
         self._tallies: dict[int, Tally] = {}
         self._listen = listen
         self._one_at_a_time = threading.Lock()  # a listener need not know of the worker's threads
 
     def next(self) -> Task | None:
         """See `Desk`."""
-        if not self._waiting:
-            return None
-        task = self._waiting.popleft()
-        self._tallies[task.number] = Tally(0, task.name)
+        task = next(self._coming, None)
+        if task is not None:
+            self._tallies[task.number] = Tally(0, task.name)
         return task
 
     def tell(self, task: Task, step: Progress) -> None:

@@ -6,12 +6,12 @@ The executors whose workers live elsewhere share it; how they reach those is the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import WorkerDied
 from ..progress import Listener, Tally, TaskReport
-from .base import Outcome, SetAside, Task
+from .base import Outcome, SetAside, Task, Tasks
 from .messages import Asks, Done, Failed, Message, Refused, RemoteTraceback, Step
 
 ATTEMPTS = 3
@@ -40,8 +40,9 @@ class Answer:
 class Ledger:
     """The tasks of one run."""
 
-    def __init__(self, tasks: Sequence[Task], listen: Listener) -> None:
-        self._waiting = deque(tasks)
+    def __init__(self, tasks: Tasks, listen: Listener) -> None:
+        self._coming, self._undrawn = iter(tasks), len(tasks)
+        self._waiting: deque[Task] = deque()  # of those who died
         self._deaths: dict[int, int] = {}
         self._idle_deaths = 0
         self._listen = listen
@@ -50,8 +51,8 @@ class Ledger:
 
     @property
     def left(self) -> int:
-        """Tasks that nobody has in hand."""
-        return len(self._waiting)
+        """Tasks that nobody has in hand, or a few more."""
+        return len(self._waiting) + self._undrawn
 
     def outcome(self) -> Outcome:
         """What was done so far."""
@@ -82,11 +83,18 @@ class Ledger:
         """
         if not hands.asks or (hands.tasks and (self._is_suspect(hands) or self._is_short(others))):
             return None
-        task = self._waiting.popleft() if self._waiting else None
+        task = self._drawn()
         if task is not None:
             hands.tasks[task.number] = (task, Tally(hands.number, task.name))
         hands.asks, hands.told = False, task is None
         return Answer(task)
+
+    def _drawn(self) -> Task | None:
+        if self._waiting:
+            return self._waiting.popleft()
+        task = next(self._coming, None)
+        self._undrawn = self._undrawn - 1 if task is not None else 0
+        return task
 
     def _is_suspect(self, hands: Hands) -> bool:
         following = (self._waiting[0].number,) if self._waiting else ()
@@ -94,7 +102,7 @@ class Ledger:
 
     def _is_short(self, others: Iterable[Hands]) -> bool:
         empty = sum(not other.told and not other.tasks for other in others)
-        return 0 < len(self._waiting) <= empty
+        return 0 < self.left <= empty
 
     def gone(self, hands: Hands, how: str, others: Iterable[Hands]) -> bool:
         """A worker ended: by itself when all is done, else its tasks go back to the front. Whether to replace it.
@@ -106,7 +114,7 @@ class Ledger:
             self._died(hands, how)
         # Tasks of the dead may come back after others were told that there are no more.
         idle = any(not other.told and not other.tasks for other in others)
-        return bool(self._waiting) and (dead or not idle)
+        return bool(self.left) and (dead or not idle)
 
     def _died(self, hands: Hands, how: str) -> None:
         if not hands.tasks:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
 from ..progress import Listener, Progress, TaskReport
-from .base import Outcome, Task, Work
+from .base import Outcome, Task, Tasks, Work
 from .ledger import Hands, Ledger
 from .messages import Asks, Done, Refused, Step, attempt
 
@@ -107,7 +107,7 @@ class ProcessExecutor:
         """See `Executor.call`."""
         return function(*arguments)
 
-    def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
+    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
         """See `Executor.run`."""
         ledger = Ledger(tasks, listen)
         crew = _Crew(work, ledger)

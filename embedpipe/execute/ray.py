@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..errors import EmbedpipeError, WorkerDied
 from ..progress import Listener
-from .base import Outcome, Task, Work
+from .base import Outcome, Tasks, Work
 from .cluster import Cluster, Room, joined, library, require_room
 from .ledger import Answer, Hands, Ledger
 from .mailbox import BEAT_S, Left, Mailbox
@@ -58,7 +58,7 @@ class RayExecutor:
                 ) from problem
         return made
 
-    def run(self, work: Work, tasks: Sequence[Task], listen: Listener) -> Outcome:
+    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
         """See `Executor.run`."""
         ledger = Ledger(tasks, listen)
         if not tasks:

@@ -22,7 +22,7 @@ from embedpipe.execute.processes import ProcessExecutor
 from embedpipe.execute.ray import RayExecutor
 from embedpipe.progress import Progress, TaskReport, silent
 from tests import raycluster
-from tests.works import Ahead, Broken, Doing, LeavingSlowly
+from tests.works import Ahead, Broken, Doing, LeavingSlowly, Together
 
 
 def tasks(*payloads):
@@ -155,6 +155,46 @@ def test_tasks_taken_ahead_are_each_done_once(executor, tmp_path):
     outcome = executor.run(Ahead(str(tmp_path)), tasks(*["fine"] * 6), silent)
     assert [times_begun(tmp_path, i) for i in range(6)] == [1] * 6
     assert (outcome.report.tasks, outcome.set_aside) == (6, ())
+
+
+def test_tasks_done_together_are_each_done_once(executor, tmp_path):
+    heard = []
+    payloads = ["slow", "refuse", "fine", "slow", "slow", "fine", "fine"]
+    outcome = executor.run(Together(str(tmp_path)), tasks(*payloads), heard.append)
+    assert [times_begun(tmp_path, i) for i in range(7)] == [1] * 7
+    assert (outcome.report.tasks, [aside.task.number for aside in outcome.set_aside]) == (6, [1])
+    assert sum(step.rows for step in heard) == outcome.report.rows
+
+
+class Drawn:
+    """Three tasks, made as they are drawn, though up to five were said to come."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        for number in range(3):
+            (self.folder / f"drawn-{number}").write_text(str(len(list(self.folder.glob("task-*")))))
+            yield Task(number, str(number), "fine")
+
+
+def test_tasks_are_drawn_when_they_are_handed_out(executor, tmp_path):
+    outcome = executor.run(Doing(str(tmp_path)), Drawn(tmp_path), silent)
+    assert outcome.report.tasks == 3
+    begun = [int((tmp_path / f"drawn-{number}").read_text()) for number in range(3)]
+    assert begun[0] == 0
+    assert begun[2] > 0, "not all at the beginning"
+
+
+def test_one_of_those_done_together_that_fails_ends_the_run(executor, tmp_path):
+    with pytest.raises(DiskFull):
+        executor.run(Together(str(tmp_path)), tasks("slow", "full", *["slow"] * 20), silent)
+    assert multiprocessing.active_children() == []
+    time.sleep(0.5)  # what was in hand comes to its end
+    assert not (tmp_path / "task-21").exists(), "no more is taken"
 
 
 def test_a_worker_that_dies_is_replaced_and_its_task_done(tmp_path):
