@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import debug_option, dry_run_option, json_option
+from .options import debug_option, dry_run_option, executor_options, json_option
 
 DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
 
@@ -53,6 +53,14 @@ DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not impo
 @click.option("--images", help="Where the image shards are now, if not where they were.")
 @click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the cores. The result does not depend on it.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Workers that assign rows to clusters, each with --threads; the rest is this process's.",
+)
+@executor_options
 @dry_run_option
 @json_option
 @debug_option
@@ -69,6 +77,9 @@ def command(
     images: str | None,
     materialise: bool,
     threads: int | None,
+    workers: int,
+    executor: str,
+    address: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -84,12 +95,28 @@ def command(
     embedpipe dedup emb dedup
     embedpipe dedup emb dedup --images s3://bucket/shards --keep similarity --materialise
     embedpipe dedup emb dedup --confirm none --threshold 0.97
+    embedpipe dedup emb dedup --executor ray --address head:6379 --workers 16
     """
     from embedpipe.curate import DedupConfig, dedup, plan_dedup
+    from embedpipe.execute import Cluster
 
     from . import display
 
-    config = DedupConfig(threshold, keep, modality, seed, pairs, images, materialise, threads, confirm, difference)
+    config = DedupConfig(
+        threshold,
+        keep,
+        modality,
+        seed,
+        pairs,
+        images,
+        materialise,
+        threads,
+        confirm,
+        difference,
+        executor=executor,
+        workers=workers,
+        cluster=Cluster(address),
+    )
     if dry_run:
         display.print_json({"plan": display.plain(plan_dedup(emb, config)), "config": display.plain(config)})
         return

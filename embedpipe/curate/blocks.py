@@ -1,13 +1,11 @@
-"""The rows of a data set, some thousand at a time, and the threads that work on them."""
+"""The rows of a data set, some thousand at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import threadpoolctl
@@ -16,9 +14,6 @@ from ..errors import DatasetError
 from ..load import EmbeddingDataset
 
 ROWS_AT_ONCE = 8192
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -67,29 +62,9 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Within the block a product of matrices takes one thread, and so does k-means: threads are `in_order`'s to give.
+    """Within the block a product of matrices takes one thread, and so does k-means: threads are given out elsewhere.
 
     A library that shares out a product over threads adds up in another order for another number of them.
     """
     with threadpoolctl.threadpool_limits(1):
         yield
-
-
-def in_order(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int | None
-) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with what `work` makes of it, in the order of the items, on so many threads (None: the cores)."""
-    count = threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(count) as pool:
-        ahead: list[tuple[_Item, Future[_Result]]] = []
-        try:
-            for item in items:
-                ahead.append((item, pool.submit(work, item)))
-                if len(ahead) > count:
-                    first, result = ahead.pop(0)
-                    yield first, result.result()
-            for item, result in ahead:
-                yield item, result.result()
-        finally:
-            for _, result in ahead:
-                result.cancel()

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..execute import in_order
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..progress import Listener, Progress
 from ..read import Reader
 from ..read.lookup import images_in
 from .agree import SIDE, differences, thumbnail
-from .blocks import in_order, one_thread_each
+from .blocks import one_thread_each
 from .scatter import ScratchRows, require_room
 from .workspace import Workspace
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..execute import in_order
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..progress import Listener, Progress
-from .assign import ASSIGNED, BORDER, MOST_TWICE, assign, centers_of, near_border
-from .blocks import blocks, in_order, one_thread_each, unit
+from .assign import BORDER, MOST_TWICE, centers_of, near_border
+from .assigning import CENTERS, Workers, assign_all
+from .blocks import blocks, one_thread_each, unit
 from .content import SameContent, same_content
 from .nearest import nearest_before
 from .order import Order, Places, Stretch, keeping_order, stretches
@@ -47,6 +49,7 @@ class Search:
     """What to compare and who is to be kept. keep: a name in KEEP. threads: None for one on each core.
 
     most: so many predecessors of a row, with a cosine of at least `floor`, are found as pairs to look at; 0: none.
+    workers: who assigns rows to clusters; the result does not depend on them.
     """
 
     modality: str
@@ -55,6 +58,7 @@ class Search:
     threads: int | None
     most: int = 0
     floor: float = 1
+    workers: Workers = field(default_factory=Workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,8 @@ def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, l
 
 
 def _find(dataset: EmbeddingDataset, search: Search, work: Workspace, listen: Listener) -> None:
-    centers = work.array("centers", lambda: centers_of(dataset, search.modality, search.seed))
-    order, same = _order(dataset, search, work, centers, listen)
+    centers = work.array(CENTERS, lambda: centers_of(dataset, search.modality, search.seed))
+    order, same = _order(dataset, search, work, len(centers), listen)
     groups = list(stretches(order, _PRODUCTS_IN_GROUP))
     listen(Progress(planned=2 * len(dataset.shards) + len(groups)))
     with ScratchRows(work.path("rows.bin"), dataset.card.dim, dataset.card.dtype) as stored:
@@ -125,24 +129,18 @@ def _find(dataset: EmbeddingDataset, search: Search, work: Workspace, listen: Li
 
 
 def _order(
-    dataset: EmbeddingDataset, search: Search, work: Workspace, centers: np.ndarray, listen: Listener
+    dataset: EmbeddingDataset, search: Search, work: Workspace, clusters: int, listen: Listener
 ) -> tuple[Order, SameContent]:
     """Who is compared with whom. Rows that repeat a file are left out."""
 
-    def one_shard(shard: int) -> np.ndarray:
-        return work.array(f"assigned-{shard:06d}", lambda: assign(dataset, shard, search.modality, centers))
-
-    assigned = np.empty(len(dataset), ASSIGNED)
-    for shard, found in in_order(one_shard, range(len(dataset.shards)), search.threads):
-        assigned[dataset.shards[shard].start : dataset.shards[shard].stop] = found
-        listen(Progress(tasks=1))
+    assigned = assign_all(dataset, search.modality, work, search.workers, listen)
     priority = _priority(dataset, search.keep, assigned["to_center"])
     same = SameContent(*np.empty((2, 0), np.int64))
     if search.modality == "image":
         same = same_content(dataset, priority)
     assigned["other"][~near_border(assigned, dataset.card.dim)] = -1
     assigned["cluster"][same.rows] = -1
-    return keeping_order(assigned["cluster"], assigned["other"], priority, len(centers)), same
+    return keeping_order(assigned["cluster"], assigned["other"], priority, clusters), same
 
 
 def _priority(dataset: EmbeddingDataset, keep: str, to_center: np.ndarray) -> np.ndarray:

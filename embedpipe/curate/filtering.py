@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 
 from .. import files
 from ..errors import InputError, did_you_mean
+from ..execute import in_order
 from ..load import EmbeddingDataset
 from ..lock import exclusive
 from ..progress import Listener, Progress, silent
 from ..subset import find_subset
 from . import selection
-from .blocks import in_order
 from .expression import parse
 from .head import Head, open_head
 from .page import Line, Section, page

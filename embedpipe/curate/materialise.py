@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from .. import files, manifest
 from ..errors import RunMismatch
+from ..execute import in_order
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
@@ -20,7 +21,6 @@ from ..store.leftovers import sweep_temporaries
 from ..store.rejects import read_rejects
 from ..types import EmbeddingShard, Reject
 from ..wording import counted
-from .blocks import in_order
 
 SELECTION = "selection"
 

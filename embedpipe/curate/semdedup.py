@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import InputError, did_you_mean
+from ..execute import Cluster
 from ..load import EmbeddingDataset
 from ..lock import exclusive
 from ..progress import Listener, Progress, silent
 from . import selection
 from .assign import cluster_count
+from .assigning import Workers
 from .boundary import pairs_around
 from .choice import CONFIRM, Choice, choose
 from .confirm import picture_differences
@@ -37,8 +39,9 @@ class DedupConfig:
     None: 0.95, or 0.75 with pictures. confirm: a name in CONFIRM, whether pictures decide. difference: up to which two
     pictures are one. keep: a name in KEEP, who comes first. modality: image or text. seed: of the clustering. pairs:
     how many pairs around the cut pairs.html shows. images: where the image shards are now, None for where they were
-    encoded from. materialise: also write the kept rows as an embedding data set. threads: None for one on each core;
-    the result does not depend on them.
+    encoded from. materialise: also write the kept rows as an embedding data set. threads: None for one on each core.
+    executor: who assigns rows to clusters, a name in EXECUTORS or auto, with so many workers; cluster: which one, for
+    ray; threads are then each worker's, and this process's for the rest. The result depends on none of these.
     """
 
     threshold: float | None = None
@@ -51,6 +54,9 @@ class DedupConfig:
     threads: int | None = None
     confirm: str = "auto"
     difference: float = DEFAULT_DIFFERENCE
+    executor: str = "auto"
+    workers: int = 1
+    cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
         if self.keep not in KEEP:
@@ -126,7 +132,8 @@ def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listen
         raise InputError(f"{out}: dedup needs a local folder to sort in", "Give one, and copy the result")
     choice = choose(dataset, config.confirm, config.modality, config.images)
     threshold = config.threshold or (DEFAULT_THRESHOLD if choice.reader is None else CANDIDATES_FROM)
-    search = Search(config.modality, config.keep, config.seed, config.threads)
+    workers = Workers(config.executor, config.workers, config.threads, config.cluster)
+    search = Search(config.modality, config.keep, config.seed, config.threads, workers=workers)
     if choice.reader is not None:
         search = dataclasses.replace(search, most=CANDIDATES, floor=min(threshold, CANDIDATES_FROM))
     with exclusive(out):

@@ -10,7 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedpipe.curate import KEEP, DedupConfig, assign, dedup, duplicates, order, plan_dedup, scatter, semdedup
+from embedpipe.curate import (
+    KEEP,
+    DedupConfig,
+    assign,
+    assigning,
+    dedup,
+    duplicates,
+    order,
+    plan_dedup,
+    scatter,
+    semdedup,
+    workspace,
+)
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, DiskFull, InputError, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.load import EmbeddingDataset
@@ -223,16 +235,22 @@ def test_threads_make_no_difference(tmp_path, many_clusters):
     assert (tmp_path / "1/.dedup/nearest.npy").read_bytes() == (tmp_path / "3/.dedup/nearest.npy").read_bytes()
 
 
+def test_a_worker_that_does_not_see_the_workspace_says_so(tmp_path):
+    place, _ = planted(tmp_path / "emb")
+    with pytest.raises(OutputUnwritable, match="does not see what the run has begun"):
+        assigning.AssignWork(place, "image", tmp_path / "elsewhere", 1).start(0)
+
+
 def test_killed_anywhere_and_run_again_it_finds_the_same(tmp_path, many_clusters, monkeypatch):
     monkeypatch.setattr(duplicates, "_PRODUCTS_IN_GROUP", 10)
     place, _ = planted(tmp_path / "emb")
-    keep, kept = duplicates.Workspace.keep, []
+    keep, kept = workspace.Kept.keep, []
 
     def counted(self, name, array):
         keep(self, name, array)
         kept.append(name)
 
-    monkeypatch.setattr(duplicates.Workspace, "keep", counted)
+    monkeypatch.setattr(workspace.Kept, "keep", counted)
     dedup(place, str(tmp_path / "whole"))
     steps = list(kept)
     assert len(steps) > 12
@@ -244,11 +262,11 @@ def test_killed_anywhere_and_run_again_it_finds_the_same(tmp_path, many_clusters
                 raise KeyboardInterrupt
             counted(self, name, array)
 
-        monkeypatch.setattr(duplicates.Workspace, "keep", dies)
+        monkeypatch.setattr(workspace.Kept, "keep", dies)
         out = tmp_path / f"killed-{survives}"
         with pytest.raises(KeyboardInterrupt):
             dedup(place, str(out), DedupConfig(threads=1))
-        monkeypatch.setattr(duplicates.Workspace, "keep", counted)
+        monkeypatch.setattr(workspace.Kept, "keep", counted)
         dedup(place, str(out), DedupConfig(threads=1))
         assert set(kept) == set(steps)
         again = 2 * (survives == len(steps) - 1) + (survives == len(steps) - 2)
