@@ -8,7 +8,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option
+from .options import debug_option, dry_run_option, executor_options, json_option
 
 if TYPE_CHECKING:
     from embedpipe.index import BuildPlan, IndexCard
@@ -43,11 +43,29 @@ _GROWN = 4  # times the rows that an index was trained on: its lists then fit th
     help="Recall@10 to reach; how hard searches look for it is chosen by measuring. Default: as before, or 0.95.",
 )
 @click.option("--rebuild", is_flag=True, help="Begin anew, whatever is there.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Workers that encode rows into an index with lists (ivf…); flat and hnsw are made by one process.",
+)
+@executor_options
 @dry_run_option
 @json_option
 @debug_option
 def command(
-    emb: str, modality: str, kind: str, memory: str, recall: float | None, rebuild: bool, dry_run: bool, as_json: bool
+    emb: str,
+    modality: str,
+    kind: str,
+    memory: str,
+    recall: float | None,
+    rebuild: bool,
+    workers: int,
+    executor: str,
+    address: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Build the search index of an embedding data set (faiss), or bring it up to date.
 
@@ -58,12 +76,14 @@ def command(
     embedpipe index emb
     embedpipe index emb --memory 16G --recall 0.98
     embedpipe index emb --modality text --type flat
+    embedpipe index emb --type ivf --executor ray --address head:6379 --workers 16
     """
+    from embedpipe.execute import Cluster
     from embedpipe.index import IndexConfig, build_index, plan_index
 
     from . import display
 
-    config = IndexConfig(modality, kind, memory, recall, rebuild)
+    config = IndexConfig(modality, kind, memory, recall, rebuild, executor, workers, Cluster(address))
     plan = plan_index(emb, config)
     if dry_run:
         if as_json:
@@ -73,6 +93,8 @@ def command(
         return
     if not as_json and plan.action != "nothing":
         click.echo(f"{emb}: {plan.why}: {plan.kind.factory}", err=True)
+        if not plan.kind.lists and (workers > 1 or executor not in ("auto", "inline")):
+            click.echo(f"note: {plan.kind.factory} is held in memory, so this process adds all rows to it", err=True)
     with display.progress("index", "rows") as view:
         card = build_index(emb, config, view)
     if as_json:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
 
 import faiss
 import numpy as np
@@ -22,12 +21,11 @@ from ..manifest import FileRecord
 from ..progress import Listener, Progress, silent
 from ..store.hashed import write_hashed
 from . import recall
+from .adding import PLAN, Trained, add_parts
 from .card import IndexCard, IndexedShard, ends_digest, folder_of, index_path, write_card
-from .ids import ids_of
-from .lists import IndexSource, PartSource, Source, emptied, encode, merge, read_parts, write_part
+from .lists import IndexSource, PartSource, Source, merge
 from .opened import OpenIndex, open_file
 from .plan import NOTHING, BuildPlan, IndexConfig, plan_for
-from .rows import blocks
 from .train import trained_index
 from .whole import add_whole, write_stream
 
@@ -111,7 +109,7 @@ def _begin(building: str, dataset: EmbeddingDataset, config: IndexConfig, plan: 
         # Parts know which shards they are of; an index that is whole in memory only knows their numbers.
         "shards": [dataclasses.asdict(shard) for shard in plan.add] if not plan.kind.lists else None,
     }
-    place = files.join(building, "plan.json")
+    place = files.join(building, PLAN)
     said = (json.dumps(identity, indent=1) + "\n").encode()
     if files.exists(place) and files.read_bytes(place) == said:
         files.sweep_temporaries(building)
@@ -133,60 +131,24 @@ def _write_index(
         written = write_hashed(folder, name, lambda stream: write_stream(index, stream))
         return written, plan.kind.training_rows if plan.base is None else plan.base.trained_on
     trained = _trained(dataset, config.modality, plan, building)
-    _write_parts(dataset, config.modality, plan, building, trained, listen)
-    sources: list[Source] = [PartSource(building, part) for part in read_parts(building)]
+    parts = add_parts(dataset, config, plan, building, trained, listen)
+    sources: list[Source] = [PartSource(building, part) for part in parts]
     if plan.base is not None:
         before = open_file(index_path(dataset.path, plan.base), lists=True)
         sources.insert(0, IndexSource(before, plan.gone))
-    return write_hashed(folder, name, lambda stream: merge(trained, sources, stream)), plan.kind.training_rows
+    empty = trained.opened()
+    return write_hashed(folder, name, lambda stream: merge(empty, sources, stream)), plan.kind.training_rows
 
 
-def _trained(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str) -> faiss.Index:
-    """The empty index that rows are encoded with: that of the index which is added to, or trained once and kept."""
+def _trained(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str) -> Trained:
+    """The index that rows are encoded with: the one that is added to, or one that is trained once and kept."""
     if plan.base is not None:
-        return emptied(open_file(index_path(dataset.path, plan.base), lists=True))
+        return Trained(index_path(dataset.path, plan.base), plan.base.sha256, full=True)
     place = files.join(building, "trained.faiss")
-    if files.exists(place):
-        return open_file(place, lists=True, mapped=False)
-    index = trained_index(plan.kind, dataset, modality)
-    write_hashed(building, "trained.faiss", lambda stream: write_stream(index, stream))
-    return index
-
-
-def _write_parts(
-    dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str, trained: faiss.Index, listen: Listener
-) -> None:
-    """Encode the shards that no part has yet; parts of shards that have changed since are removed."""
-    wanted = set(plan.add)
-    done: set[IndexedShard] = set()
-    for part in read_parts(building):
-        if wanted.issuperset(part.shards):
-            done.update(part.shards)
-            listen(Progress(rows=sum(part.sizes)))
-        else:
-            files.remove(files.join(building, f"{part.name}.json"))
-    place_of = {shard.manifest.number: place for place, shard in enumerate(dataset.shards)}
-    for group in _groups([shard for shard in plan.add if shard not in done], plan.part_rows):
-        encoded: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for shard in group:
-            for start, rows in blocks(dataset, place_of[shard.number], modality):
-                encoded.append((*encode(trained, rows), ids_of(shard.number, start, start + len(rows))))
-                listen(Progress(rows=len(rows)))
-        number, codes, ids = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
-        encoded.clear()
-        write_part(building, group, plan.kind.lists, number, codes, ids)
-
-
-def _groups(shards: Sequence[IndexedShard], most_rows: int) -> Iterator[list[IndexedShard]]:
-    """Neighbouring shards with about so many rows together, one shard at least."""
-    group: list[IndexedShard] = []
-    for shard in shards:
-        if group and sum(other.rows for other in group) + shard.rows > most_rows:
-            yield group
-            group = []
-        group.append(shard)
-    if group:
-        yield group
+    if not files.exists(place):
+        index = trained_index(plan.kind, dataset, modality)
+        write_hashed(building, "trained.faiss", lambda stream: write_stream(index, stream))
+    return Trained(place, files.sha256(place), full=False)
 
 
 def _queries(

@@ -1,15 +1,17 @@
 """Inverted lists on disk: codes of rows, written part by part and merged into one file, never all in memory.
 
-A part holds the codes of whole shards, in the order of the lists:
+A part holds the codes of whole shards, in the order of the lists. Its name is `part-`, its first shard's number and a
+hash of what it is made of, so that a worker that was given up and goes on can only write what is there already:
 
-    part-00003.codes.npy   uint8 [n, code bytes]
-    part-00003.ids.npy     int64 [n]
-    part-00003.json        which shards, how many rows each list has; written last, so that without it there is no part
+    NAME.codes.npy   uint8 [n, code bytes]
+    NAME.ids.npy     int64 [n]
+    NAME.json        which shards, how many rows each list has; written last, so that without it there is no part
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,7 @@ _MERGE_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is known of a part: the first of its shards names its files. sizes: rows in each list."""
+    """What is known of a part. sizes: rows in each list."""
 
     name: str
     shards: tuple[IndexedShard, ...]
@@ -57,11 +59,22 @@ def encode(index: faiss.Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return number, packed[:, width:]
 
 
+def part_name(made_with: str, shards: Sequence[IndexedShard]) -> str:
+    """The name of the part of those shards. made_with: the digest of the trained index."""
+    said = json.dumps([made_with, [dataclasses.astuple(shard) for shard in shards]])
+    return f"part-{shards[0].number:09d}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+
+
 def write_part(
-    folder: str, shards: Sequence[IndexedShard], lists: int, number: np.ndarray, codes: np.ndarray, ids: np.ndarray
+    folder: str,
+    name: str,
+    shards: Sequence[IndexedShard],
+    lists: int,
+    number: np.ndarray,
+    codes: np.ndarray,
+    ids: np.ndarray,
 ) -> None:
     """Commit the rows of some shards: their lists, codes and ids, in the order of ids."""
-    name = f"part-{shards[0].number:09d}"
     order = np.argsort(number, kind="stable")
     for suffix, array in (("codes", codes), ("ids", ids)):
         with files.writing(files.join(folder, f"{name}.{suffix}.npy")) as stream:
@@ -74,7 +87,12 @@ def write_part(
 def read_parts(folder: str) -> list[Part]:
     """The parts that are committed in `folder`, in the order of their shards."""
     stems = [name for name in files.names(folder, ".json") if name.startswith("part-")]
-    return [_PART.validate_json(files.read_bytes(files.join(folder, name))) for name in stems]
+    return [read_part(folder, name.removesuffix(".json")) for name in stems]
+
+
+def read_part(folder: str, name: str) -> Part:
+    """The committed part of that name."""
+    return _PART.validate_json(files.read_bytes(files.join(folder, f"{name}.json")))
 
 
 class Source(Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .. import files
 from ..errors import InputError
+from ..execute import Cluster
 from ..load import EmbeddingDataset
 from ..wording import counted
 from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
@@ -27,7 +28,8 @@ class IndexConfig:
     """modality: image or text. kind: auto, a name in KINDS, or faiss' name of a type. memory: the budget, as in 8G.
 
     recall: recall@10 that searches should reach; None: as before, or DEFAULT_RECALL. rebuild: begin anew, whatever is
-    there.
+    there. executor: who encodes rows into an index with lists, a name in EXECUTORS or auto, with so many workers;
+    cluster: which one, for ray. One that is held in memory whole is made by this process alone.
     """
 
     modality: str = "image"
@@ -35,6 +37,9 @@ class IndexConfig:
     memory: str = "4G"
     recall: float | None = None
     rebuild: bool = False
+    executor: str = "auto"
+    workers: int = 1
+    cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
         if self.recall is not None and not 0 < self.recall <= 1:
@@ -46,6 +51,11 @@ class IndexConfig:
     def memory_bytes(self) -> int:
         """The budget in bytes."""
         return parse_bytes(self.memory)
+
+    @property
+    def sharing(self) -> int:
+        """How many workers share the budget: those of a cluster have one each."""
+        return 1 if self.executor == "ray" else self.workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,7 @@ def _plan(
 ) -> BuildPlan:
     size = kind.index_bytes(len(dataset), dataset.card.dim)
     # A part in memory: its codes and ids, once as they come and once in order.
-    rows = config.memory_bytes // 8 // (2 * (max(kind.row_bytes, 64) + 16))
+    rows = config.memory_bytes // config.sharing // 8 // (2 * (max(kind.row_bytes, 64) + 16))
     recall = config.recall or (base.recall_target if base is not None else DEFAULT_RECALL)
     return BuildPlan(action, why, kind, add, gone, len(dataset), size, min(_PART_ROWS, rows), recall, base)
 

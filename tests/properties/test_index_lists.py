@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embedpipe.index.card import IndexedShard
 from embedpipe.index.exact import Nearest
 from embedpipe.index.ids import ids_of, ids_of_rows, rows_of
-from embedpipe.index.lists import IndexSource, PartSource, emptied, merge, read_parts, write_part
+from embedpipe.index.lists import IndexSource, PartSource, emptied, merge, part_name, read_parts, write_part
 from embedpipe.load import EmbeddingDataset
 from tests import clusters
 
@@ -52,7 +52,8 @@ def test_merging_parts_loses_doubles_and_moves_nothing(data, tmp_path_factory):
     for number, size in enumerate(shards):
         lists, codes = rng.integers(0, LISTS, size), rng.integers(0, 256, (size, CODE)).astype(np.uint8)
         ids = ids_of(number, 0, size)
-        write_part(str(folder), [IndexedShard(number, size, "")], LISTS, lists, codes, ids)
+        of = [IndexedShard(number, size, "")]
+        write_part(str(folder), part_name("", of), of, LISTS, lists, codes, ids)
         kept = number not in gone or number >= cut
         expected |= {int(i): (int(at), bytes(code)) for i, at, code in zip(ids, lists, codes, strict=True) if kept}
     parts = read_parts(str(folder))

@@ -7,10 +7,24 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedpipe.errors import DatasetError, InputError, OutputBusy, OutputUnwritable
-from embedpipe.index import IndexConfig, Searcher, build, build_index, check_index, plan_index, read_card, recall, whole
-from embedpipe.index.card import card_path, indexed_shards
+from embedpipe.index import (
+    IndexConfig,
+    Searcher,
+    adding,
+    build,
+    build_index,
+    check_index,
+    plan_index,
+    read_card,
+    recall,
+    whole,
+)
+from embedpipe.index.card import IndexedShard, card_path, indexed_shards
+from embedpipe.index.lists import Part, part_name
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
 from tests import clusters
@@ -124,17 +138,42 @@ def test_a_build_that_was_interrupted_goes_on_and_gives_the_same_bytes(root, sma
     for left in (Path(root) / "index").iterdir():
         left.unlink()
     with monkeypatch.context() as patched:
-        interrupt(patched, build, name, after)
+        interrupt(patched, adding if name == "write_part" else build, name, after)
         with pytest.raises(Interrupted):
             build_index(root, IVF)
     if name == "merge":  # all parts are there: nothing is trained or encoded again
         monkeypatch.setattr(build, "trained_index", None)
-        monkeypatch.setattr(build, "encode", None)
+        monkeypatch.setattr(adding, "encode", None)
     card = build_index(root, IVF)
     assert index_bytes(root) == undisturbed
     assert card.recall == read_card(root, "image").recall
     left = {path.name for path in (Path(root) / "index").iterdir()}
     assert left == {".lock", "image.json", card.file, card.file.replace(".faiss", ".npz")}
+
+
+@given(data=st.data())
+def test_parts_are_of_neighbours_and_what_is_done_is_kept(data):
+    """In whatever order parts were made before a build was killed, rows come in the order of shards."""
+    shards = tuple(
+        IndexedShard(n, rows, "") for n, rows in enumerate(data.draw(st.lists(st.integers(1, 9), max_size=9)))
+    )
+    cut = st.tuples(st.integers(0, 8), st.integers(1, 3))
+    done = [shards[first : first + count] for first, count in data.draw(st.lists(cut)) if shards[first : first + count]]
+    gone = (*shards[:1], IndexedShard(99, 1, ""))  # of a shard that is there no more
+    stale = [Part("part-of-another-index", part, ()) for part in done[:1]]
+    parts = [Part(part_name("a", part), part, ()) for part in (*done, gone)]
+    most = data.draw(st.integers(1, 20))
+    groups = list(adding._groups(shards, [*stale, *parts], "a", most))
+    assert sum(groups, ()) == shards
+    assert all(len(group) == 1 or group in done or sum(shard.rows for shard in group) <= most for group in groups)
+    if len({shard for part in done for shard in part}) == sum(map(len, done)):
+        assert set(done) <= set(groups)
+
+
+def test_a_worker_that_does_not_see_the_build_says_so(root, tmp_path):
+    trained = adding.Trained(str(tmp_path / "trained.faiss"), "", full=False)
+    with pytest.raises(OutputUnwritable, match="does not see the build"):
+        adding.AddWork(root, "image", str(tmp_path / "elsewhere"), trained, 4, 1).start(0)
 
 
 def test_parts_of_shards_that_changed_since_are_made_again(tmp_path, small_parts, monkeypatch):
@@ -159,8 +198,8 @@ def test_new_shards_are_added_without_touching_what_is_there(root, small_parts, 
     with monkeypatch.context() as patched:
         patched.setattr(build, "trained_index", None)  # it is not trained again
         encoded = []
-        real = build.encode
-        patched.setattr(build, "encode", lambda index, rows: encoded.append(len(rows)) or real(index, rows))
+        real = adding.encode
+        patched.setattr(adding, "encode", lambda index, rows: encoded.append(len(rows)) or real(index, rows))
         card = build_index(root, IVF)
     assert sum(encoded) == 420
     assert card.rows == 1250
