@@ -8,7 +8,15 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, debugging, dry_run_option, json_option, max_rejects_option, too_many_rejects
+from .options import (
+    address_option,
+    debug_option,
+    debugging,
+    dry_run_option,
+    json_option,
+    max_rejects_option,
+    too_many_rejects,
+)
 
 if TYPE_CHECKING:
     from embedpipe.progress import RejectLimit
@@ -63,7 +71,7 @@ if TYPE_CHECKING:
 @click.option(
     "--quality", type=int, help="1 to 100 for jpg and webp (default 95); for png the compression, 0 to 9 (6)."
 )
-@click.option("--processes", type=click.IntRange(1), help="Download processes. Default: the cores.")
+@click.option("--processes", type=click.IntRange(1), help="Download processes. Default: this machine's cores.")
 @click.option("--threads", type=click.IntRange(1), default=32, show_default=True, help="Downloads at once a process.")
 @click.option(
     "--per-host",
@@ -102,6 +110,13 @@ if TYPE_CHECKING:
 )
 @click.option("--only", metavar="CLASS,…", help="With --retry-failed: these error classes, e.g. timeout,5xx.")
 @max_rejects_option()
+@click.option(
+    "--executor",
+    default="auto",
+    show_default=True,
+    help="Where download processes are: auto or processes: on this machine; ray: on a cluster's, which share OUT.",
+)
+@address_option
 @dry_run_option
 @json_option
 @debug_option
@@ -136,6 +151,8 @@ def command(
     retry_failed: bool,
     only: str | None,
     max_rejects: RejectLimit | None,
+    executor: str,
+    address: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -151,10 +168,12 @@ def command(
     embedpipe fetch photos shards
     embedpipe fetch 'urls/*.csv.gz' shards --resize-mode center_crop --image-size 224
     embedpipe fetch laion.parquet shards --url-col URL --caption-col TEXT --retry-failed --only timeout,5xx
+    embedpipe fetch laion.parquet shards --executor ray --address head:6379 --processes 64
     """
     import os
 
     from embedpipe import fetch as room
+    from embedpipe.execute import Cluster
 
     from . import display
     from .main import EXIT_REJECTS
@@ -185,6 +204,8 @@ def command(
         max_bytes=max_bytes,
         robots=robots,
         ca_file=ca_file,
+        executor=executor,
+        cluster=Cluster(address),
     )
     if dry_run:
         _print_plan(room.make_plan(urls, out, config), out, config)

@@ -83,16 +83,20 @@ def too_many_rejects(limit: RejectLimit | None, rejected: int, total: int) -> bo
 
 def executor_options(command: _Command) -> _Command:
     """--executor → `executor`, --address → `address`"""
-    command = click.option(
-        "--address",
-        metavar="HOST:PORT",
-        help="The head of the Ray cluster. Default: RAY_ADDRESS, or one on this machine for the time of the run.",
-    )(command)
     return click.option(
         "--executor",
         default="auto",
         show_default=True,
         help="inline, processes, ray, or auto: inline for one worker, processes for more.",
+    )(address_option(command))
+
+
+def address_option(command: _Command) -> _Command:
+    """--address → `address`"""
+    return click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The head of the Ray cluster. Default: RAY_ADDRESS, or one on this machine for the time of the run.",
     )(command)
 
 

@@ -112,8 +112,10 @@ class Assembly:
             yield task
 
     def take_in(self, task: Task) -> None:
-        """Note that a part is there, and commit what can be committed now."""
-        self.open[task.shard].waiting -= 1
+        """Note that a part is there, under its stem, and commit what can be committed now."""
+        opened = self.open[task.shard]
+        opened.parts[task.part] = task
+        opened.waiting -= 1
         self._commit_whole()
 
     def _commit_whole(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from ..execute import Cluster, refuse_address_beside
 from .connection import tls_context
 from .guard import host_and_port
 from .outcome import ERROR_CLASSES, FINAL, HostFailures
@@ -22,6 +23,7 @@ RESIZE_MODES = {
 # What images are stored as, and the quality each has unless another is asked for: jpg and webp 1 to 100, png its
 # compression, 0 to 9.
 IMAGE_FORMATS = {"jpg": (95, range(1, 101)), "png": (6, range(10)), "webp": (95, range(1, 101))}
+EXECUTORS = ("auto", "processes", "ray")
 SOURCES = ("auto", "table", "images")
 DEFAULT_CAPTION_COLUMN = "caption"
 
@@ -45,6 +47,8 @@ class FetchConfig:
     `timeout_s` bounds each wait on the network, `3 * timeout_s` one whole try, from the resolver to the last byte.
     `per_host` urls of one host are asked for at once, shared out among the processes. `ca_file` is a PEM file of
     authorities that are trusted besides the system's.
+    `executor` is a name in EXECUTORS that says where the download processes are: auto and processes here, ray on the
+    machines of `cluster`, which share the output's folder.
     """
 
     source: str = "auto"
@@ -72,6 +76,8 @@ class FetchConfig:
     per_host: int = 8
     robots: bool = False
     ca_file: str | None = None
+    executor: str = "auto"
+    cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
@@ -83,6 +89,9 @@ class FetchConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if self.source not in SOURCES:
             raise InputError(f"--source {self.source}: no such kind", did_you_mean(self.source, SOURCES))
+        if self.executor not in EXECUTORS:
+            raise InputError(f"--executor {self.executor}: not for fetch", did_you_mean(self.executor, EXECUTORS))
+        refuse_address_beside(self.executor, self.cluster)
         if self.image_format not in IMAGE_FORMATS:
             raise InputError(
                 f"--format {self.image_format}: no such format", did_you_mean(self.image_format, IMAGE_FORMATS)

@@ -8,15 +8,17 @@ import math
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files, lock, manifest
-from ..errors import EmbedpipeError, OutputUnwritable
+from ..errors import EmbedpipeError, InputError, OutputUnwritable
 from ..manifest import Totals
 from ..progress import Listener, Progress, silent
 from . import pack, retry
+from .actors import DownloadWork, download_on_cluster
 from .assembly import SMALLEST_PART, Assembly, RunContext
 from .config import FetchConfig, FetchReport
 from .download import DownloadPool, require_img2dataset
@@ -57,6 +59,11 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
     config = config or FetchConfig()
     started = time.perf_counter()
     require_img2dataset()
+    if config.executor == "ray" and not files.is_local(out):
+        raise InputError(
+            f"{out}: on a cluster, parts on their way lie in a folder of the output that all machines share",
+            "Give such a folder, or drop --executor ray",
+        )
     plan = make_plan(urls, out, config)
     with lock.exclusive(out):
         if manifest.read_run(out) != plan.previous:  # another run was here in between
@@ -125,6 +132,10 @@ def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: Fet
         context = RunContext(plan, out, config, repeats, contents, staging.parts)
         assembly = Assembly(context, todo, cuts, run, run.hosts)
         settings = _settings(config, plan.folder)
+        if config.executor == "ray":
+            work = DownloadWork(settings, staging.parts, staging.log)
+            download_on_cluster(work, assembly, parts, min(config.processes, parts), config.cluster, run)
+            return
         with DownloadPool(settings, min(config.processes, parts), staging.log) as pool:
             for task in pool.results(assembly.tasks(), run):
                 assembly.take_in(task)
@@ -170,8 +181,9 @@ def _staging(out: str) -> Iterator[_Staging]:
             yield _Staging(Path(temporary), Path(temporary), files.join(temporary, _LOG))
         return
     hidden = files.local_path(out) / _HIDDEN
-    folder = hidden / "parts"
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(hidden / "parts", ignore_errors=True)
+    # Of this run alone: what another machine began for a run before finds no place to write to.
+    folder = hidden / "parts" / uuid.uuid4().hex
     for torn in hidden.glob("urls-*"):
         shutil.rmtree(torn, ignore_errors=True)
     try:
@@ -181,7 +193,7 @@ def _staging(out: str) -> Iterator[_Staging]:
     except OSError as problem:
         raise files.unwritable(out, problem) from problem
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(hidden / "parts", ignore_errors=True)
 
 
 def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
