@@ -18,6 +18,7 @@ from benchmarks import (
     load_vs_embedding_reader,
     measure,
     photos,
+    ray_overhead,
     report,
     vectors,
     verify_speed,
@@ -158,6 +159,24 @@ def test_load_vs_embedding_reader(arguments, tmp_path, monkeypatch):
     assert "| MB/s, batches float16 / bare readinto |" in text
     assert "| writing |" in text
     assert not (tmp_path / "embedpipe-writing-rows-20500").exists()
+
+
+def test_a_rate_leaves_starting_out_and_counts_all_workers():
+    clock = ray_overhead.Clock(begun=0.0)
+    clock.finished = {0: [(1.0, 10), (2.0, 10), (6.0, 40), (8.0, 20)], 1: [(4.0, 10), (7.0, 30)]}
+    assert clock.rate() == 20 / 2 + 30 / 3
+    with pytest.raises(RuntimeError, match="give more"):
+        ray_overhead.Clock(finished={0: [(1.0, 10)]}).rate()
+
+
+@pytest.mark.slow
+def test_ray_overhead(arguments, tiny_model, tmp_path):
+    pytest.importorskip("ray")
+    options = ("--n", 12, "--shards", 6, "--rounds", 1, "--workers", 1, "--tasks", 20, "--model", tiny_model)
+    results = arguments(*options, "--work", tmp_path / "work")
+    ray_overhead.main()
+    (written,) = results.glob("ray_overhead_*.md")
+    assert "| processes, ms a shard | ray, ms a shard |" in written.read_text()
 
 
 def test_dedup_scale(arguments, tmp_path):
