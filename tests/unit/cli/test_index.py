@@ -36,6 +36,12 @@ def test_it_says_what_it_made_and_how_well_it_finds(embedpipe, root):
     assert embedpipe("index", root).stderr == f"{root}: 1 shard to add: RR32,IVF16,RaBitQ\n"
 
 
+def test_workers_that_an_index_in_memory_has_no_use_for_are_told(embedpipe, root):
+    result = embedpipe("index", root, "--workers", 2)
+    assert result.exit_code == 0
+    assert "note: Flat is held in memory, so this process adds all rows to it" in result.stderr
+
+
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(embedpipe, root):
     result = embedpipe("index", root, "--dry-run", "--type", "ivf")
     assert result.exit_code == 0, result.stderr

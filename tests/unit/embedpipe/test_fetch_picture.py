@@ -11,6 +11,7 @@ from img2dataset.resizer import Resizer
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from embedpipe.errors import InputError
+from embedpipe.execute import Cluster
 from embedpipe.fetch import RESIZE_MODES, FetchConfig
 from embedpipe.fetch.config import IMAGE_FORMATS
 from embedpipe.fetch.outcome import ERROR_CLASSES, Failure
@@ -228,6 +229,8 @@ def test_formats_and_qualities(image_format):
         ({"image_format": "png", "quality": 95}, "--quality 95: for png it must be from 0 to 9"),
         ({"max_aspect_ratio": 0.5}, "--max-aspect-ratio 0.5: must be at least 1"),
         ({"resize_mode": "crop"}, "--resize-mode crop: no such mode"),
+        ({"executor": "inline"}, "--executor inline: not for fetch. Known: auto, processes, ray"),
+        ({"cluster": Cluster("head:6379")}, "--address is for --executor ray, not auto"),
     ],
 )
 def test_options_that_make_no_sense(options, words):
