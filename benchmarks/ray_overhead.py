@@ -1,9 +1,9 @@
 """What does `--executor ray` cost over `--executor processes`, once the workers are at work?
 
-The same shards, model and number of workers, on the same cores, in turns, each order as often as the other. A worker's
-rate counts from the first shard that was finished after every worker had finished one: starting Python, Ray and the
-model is left out, and stands beside it. Then the same two executors with work that does nothing: what a shard costs
-that has no rows, which is what can be compared with shards of any size.
+The same shards, model and number of workers, on the same cores, in turns, each order as often as the other. Workers
+begin together, when all have loaded the model, and each one's rate counts from its first finished shard to its last:
+starting Python, Ray and the model is left out, and stands beside it. Then the same two executors with work that does
+nothing: what a shard costs that has no rows, which is what can be compared with shards of any size.
 
     python -m benchmarks.ray_overhead
 """
@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 from embedpipe.encode import EncoderConfig, job
 from embedpipe.encode.job import EncodeConfig
+from embedpipe.encode.work import EncodeWork
 from embedpipe.execute import Demand, Task, Worker, one_by_one, open_places
 from embedpipe.progress import Progress, TaskReport
 
@@ -46,15 +48,13 @@ class Clock:
 
     @property
     def start_s(self) -> float:
-        """Seconds until the first shard was begun."""
+        """Seconds until the first shard was begun, that is, until all workers were ready."""
         return self.started - self.begun
 
     def rate(self) -> float:
-        """Rows per second of all workers together, while all were at work. Raises RuntimeError with too few shards."""
-        from_then_on = max(times[0][0] for times in self.finished.values())
+        """Rows per second of all workers, of each from its first finished shard to its last. RuntimeError: too few."""
         rates = []
-        for times in self.finished.values():
-            (first, _), *later = [entry for entry in times if entry[0] >= from_then_on] or times[-1:]
+        for (first, _), *later in self.finished.values():
             if not later:
                 raise RuntimeError("a worker finished one shard alone: give more of them")
             rates.append(sum(rows for _, rows in later) / (later[-1][0] - first))
@@ -64,6 +64,19 @@ class Clock:
         """Milliseconds from one finished shard to the next, whichever worker had them."""
         times = sorted(time for entries in self.finished.values() for time, _ in entries)
         return 1000 * (times[-1] - times[0]) / (len(times) - 1)
+
+
+class Together(EncodeWork):
+    """Encode workers that begin when all have loaded the model, so that none is measured while another starts."""
+
+    def start(self, worker: int) -> Worker:
+        """See `Work`."""
+        work = super().start(worker)
+        loaded = Path(f"{self._out}-loaded")
+        (loaded / str(worker)).touch()
+        while len(list(loaded.iterdir())) < len(self._devices):
+            time.sleep(0.02)
+        return work
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +99,13 @@ class Bench:
 
     def encode(self, executor: str, workers: int) -> Clock:
         """The encode job into an empty folder."""
-        shutil.rmtree(self.out, ignore_errors=True)
+        for folder in (self.out, loaded := Path(f"{self.out}-loaded")):
+            shutil.rmtree(folder, ignore_errors=True)
+        loaded.mkdir(parents=True)
         config = EncodeConfig(self.config, gpus=0, executor=executor, workers=workers, threads_per_worker=1)
         clock = Clock()
-        done = job.encode(str(self.data), str(self.out), config, clock)
+        with mock.patch.object(job, "EncodeWork", Together):
+            done = job.encode(str(self.data), str(self.out), config, clock)
         if done.set_aside or len(clock.finished) != workers:
             raise RuntimeError(f"{executor}: {len(clock.finished)} of {workers} workers took part")
         return clock
@@ -159,7 +175,7 @@ def main() -> None:
     weights = "" if Path(options.model).is_dir() else str(embeddings.random_weights(options.model, work))
     bench = Bench(data, work / "out" / "ray", EncoderConfig(options.model, weights), options.tasks)
     encoding = encode_table(bench, options.workers, options.rounds)
-    shutil.rmtree(bench.out)
+    shutil.rmtree(bench.out, ignore_errors=True)
     each = f"{options.n / options.shards:g}"
     report.write(
         "ray_overhead",

@@ -163,8 +163,9 @@ def test_load_vs_embedding_reader(arguments, tmp_path, monkeypatch):
 
 def test_a_rate_leaves_starting_out_and_counts_all_workers():
     clock = ray_overhead.Clock(begun=0.0)
-    clock.finished = {0: [(1.0, 10), (2.0, 10), (6.0, 40), (8.0, 20)], 1: [(4.0, 10), (7.0, 30)]}
+    clock.finished = {0: [(6.0, 40), (7.0, 5), (8.0, 15)], 1: [(4.0, 10), (7.0, 30)]}
     assert clock.rate() == 20 / 2 + 30 / 3
+    assert clock.shard_ms() == 1000
     with pytest.raises(RuntimeError, match="give more"):
         ray_overhead.Clock(finished={0: [(1.0, 10)]}).rate()
 
