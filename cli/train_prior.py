@@ -74,6 +74,7 @@ def command(
     from dalle2_core.presets import prior_preset
     from dalle2_core.priors import PRIORS
     from dalle2_core.training import join_processes
+    from embedpipe.mirror import local_copy
 
     from . import display, wiring
     from .config import resolve
@@ -108,7 +109,7 @@ def command(
     if not together.is_first:
         return
     if prior == ALL:
-        folders = [outcome.out for outcome in outcomes]
+        folders = [local_copy(outcome.out) for outcome in outcomes]
         show(evaluate_priors(folders, emb, "valid", device or wiring.default_device()), "valid", as_json)
     elif as_json:
         display.print_json(outcomes[0])
