@@ -58,6 +58,7 @@ def command(
     embedpipe index emb
     embedpipe index emb --memory 16G --recall 0.98
     embedpipe index emb --modality text --type flat
+    embedpipe index s3://bucket/emb
     """
     from embedpipe.index import IndexConfig, build_index, plan_index
 

@@ -69,6 +69,7 @@ def command(
     embedpipe train-prior emb prior
     embedpipe train-prior emb prior --preset base --set optim.lr=1e-4 --set train.steps=20000
     embedpipe train-prior emb priors --prior all
+    embedpipe train-prior s3://bucket/emb s3://bucket/prior
     torchrun --nproc-per-node 8 -m embedpipe_cli train-prior emb prior --preset laion-l14
     """
     from dalle2_core.presets import prior_preset
