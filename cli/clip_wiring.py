@@ -24,10 +24,11 @@ from embedpipe.load import rows_of
 from embedpipe.load.pictures import PictureOptions, Pictures, batched, cached_rows, open_pictures
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.lock import exclusive
+from embedpipe.mirror import at_work
 from embedpipe.progress import Listener, Progress
 
 from .provenance import write_run
+from .run_folder import TRAINING
 from .wiring import SplitConfig
 
 CLIP_RUN = "clip"
@@ -79,19 +80,19 @@ def train_clip(
     preparing: Callable[[str], AbstractContextManager[Listener]],
     training: Callable[[], AbstractContextManager[Callable[[StepReport], None]]],
 ) -> ClipOutcome:
-    """Train a CLIP on the pairs of `data` into the local folder `out`; run again, it goes on.
+    """Train a CLIP on the pairs of `data` into the folder `out`, any fsspec url; run again, it goes on.
 
     preparing, training: open the display of a named preparation, and that of the training's steps.
 
     Raises InputError (no data, no such split), ConfigError, CheckpointError (`out` holds another run), NonFiniteLoss.
     """
-    if not files.is_local(out):
-        raise InputError(f"{out}: training writes to a local folder", "Give a path on this machine")
-    with exclusive(out):
+    with at_work(out, TRAINING) as place:
         torch.manual_seed(recipe.train.seed)
         model = TrainableClip(recipe.clip).to(device)
         with preparing("decode") as listener:
-            pictures = open_pictures(data, files.join(out, _CACHE), _picture_options(recipe, split, source), listener)
+            pictures = open_pictures(
+                data, files.join(place.folder, _CACHE), _picture_options(recipe, split, source), listener
+            )
         train_rows = rows_of(pictures.splits, TRAIN, data)
         rows_of(pictures.splits, VALID, data)  # refuse now what could not be evaluated later
         if recipe.train.batch_size > len(train_rows):
@@ -101,14 +102,14 @@ def train_clip(
             )
         tokens = tokenize(pictures.captions, recipe.clip)
         with preparing("image features") as listener:
-            pairs = _Pairs(_image_rows(model, pictures, out, device, listener), tokens, device)
+            pairs = _Pairs(_image_rows(model, pictures, place.folder, device, listener), tokens, device)
         watched = _held_out(pictures, VALID)
 
         def stream(step: int) -> Iterator[ClipBatch]:
             batches = batches_from(train_rows, recipe.train.batch_size, recipe.train.seed, step)
             return (pairs.batch(rows) for rows in batches)
 
-        run = Run(Path(out), describes=_describes(recipe, split, pictures))
+        run = Run(Path(place.folder), _describes(recipe, split, pictures), place.commit)
         with training() as on_step:
             state = train(
                 model,
@@ -121,7 +122,7 @@ def train_clip(
             )
         best_step = load_trained(model, run.checkpoints, "best")
         model.eval()
-        model.save_open_clip(out)
+        model.save_open_clip(place.folder)
         scores = _score_all(model, pairs, pictures)
         outcome = ClipOutcome(
             out=out,
@@ -136,7 +137,7 @@ def train_clip(
             metrics=scores[VALID].numbers() | {"chance_at_10": scores[VALID].chance(10)},
         )
         facts = {"recipe": dataclasses.asdict(recipe), "split": dataclasses.asdict(split), "data": data}
-        write_run(out, CLIP_RUN, facts | dataclasses.asdict(outcome))
+        write_run(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
     return outcome
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from dalle2_core.decoder import stage_folder
-from dalle2_core.decoders import VAE
+from dalle2_core.decoders import VAE, finish_decoder
 from dalle2_core.files import sha256
 from dalle2_core.stage import DecoderStage
 from embedpipe import files
 from embedpipe.errors import RunMismatch
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.manifest import refuse_difference
+from embedpipe.mirror import local_copy
 
 from .decoder_job import DecoderJob
 from .decoder_rows import DecoderRows
@@ -26,6 +27,24 @@ from .row_policy import RowPolicy
 
 STAGE_RUN = "decoder-stage"
 _MADE_BY = "train-decoder"
+
+
+def stage_of(out: str, number: int) -> str:
+    """Where in a decoder's output, any fsspec url, the run of a stage is."""
+    return files.join(out, str(stage_folder(Path(), number)))
+
+
+def finished(out: str, stages: int) -> bool:
+    """`finish_decoder` for an output that may be in an object store."""
+    if files.is_local(out):
+        return finish_decoder(files.local_path(out), stages)
+    if not all(files.exists(files.join(stage_of(out, number), "config.json")) for number in range(1, stages + 1)):
+        return False
+    copy = local_copy(out)  # some stages may have been trained elsewhere
+    if not finish_decoder(copy, stages):
+        return False
+    files.upload(files.join(copy, "config.json"), files.join(out, "config.json"))
+    return True
 
 
 def facts_of(
@@ -80,7 +99,7 @@ def refuse_another_run(folder: str, facts: dict[str, Any]) -> None:
 def refuse_neighbours(job: DecoderJob, number: int, fingerprint: str) -> None:
     """Raise RunMismatch if a finished stage beside this one does not fit it: of another encoder, or of another size."""
     for other in range(1, len(job.recipe.stages) + 1):
-        folder = str(stage_folder(Path(job.out), other))
+        folder = stage_of(job.out, other)
         if other == number or not files.exists(files.join(folder, RUN_FILE)):
             continue
         found = read_run(folder, STAGE_RUN, _MADE_BY)

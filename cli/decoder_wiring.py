@@ -12,8 +12,6 @@ import numpy as np
 from dalle2_core.autoencoder import Autoencoder
 from dalle2_core.autoencoders import load_autoencoder
 from dalle2_core.conditions import DecoderBatch
-from dalle2_core.decoder import stage_folder
-from dalle2_core.decoders import finish_decoder
 from dalle2_core.stage import DecoderStage
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
 from dalle2_core.training.stage_pictures import check_guidance
@@ -22,18 +20,28 @@ from embedpipe.errors import InputError
 from embedpipe.load import EmbeddingDataset, rows_of, splits
 from embedpipe.load.images import ImageLoader
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.lock import exclusive
+from embedpipe.mirror import working_folder
 from embedpipe.progress import Listener, silent
 
 from .decoder_job import DecoderJob, DecoderOutcome, StageOutcome
 from .decoder_rows import DecoderRows, open_embeddings, open_images
-from .decoder_runs import STAGE_RUN, described, facts_of, keep_autoencoder, refuse_another_run, refuse_neighbours
+from .decoder_runs import (
+    STAGE_RUN,
+    described,
+    facts_of,
+    finished,
+    keep_autoencoder,
+    refuse_another_run,
+    refuse_neighbours,
+    stage_of,
+)
 from .decoder_scores import StageJudge
 from .image_features import open_features
 from .latents import keep_latents
 from .nonfinite import naming_rows
 from .prior_scores import some_of
 from .provenance import write_run
+from .run_folder import run_folder
 
 _MOST_ROWS_TO_WATCH = 512
 _MOST_BYTES_TO_WATCH = 256 << 20
@@ -58,8 +66,6 @@ def train_decoder(
     of norm 1), ConfigError (stages that do not fit each other, the data or their autoencoders), RunMismatch,
     CheckpointError (`out` holds another run, the disk is full), NonFiniteLoss (its rows are named in a file).
     """
-    if not files.is_local(job.out):
-        raise InputError(f"{job.out}: training writes to a local folder", "Give a path on this machine")
     together = processes or join_processes(device)
     if together.world > 1:
         device = str(together.device)
@@ -91,7 +97,7 @@ def train_decoder(
         return None
     return DecoderOutcome(
         out=job.out,
-        complete=finish_decoder(job.out, len(job.recipe.stages)),
+        complete=finished(job.out, len(job.recipe.stages)),
         train_rows=len(rows[TRAIN]),
         valid_rows=len(rows[VALID]),
         dropped=sum(len(there[name]) - len(rows[name]) for name in rows),
@@ -107,7 +113,7 @@ def _join(
     preparing: Callable[[str], AbstractContextManager[Listener]],
 ) -> DecoderRows:
     """Images and rows; the first process reads what must be read, the others take it from the cache."""
-    cache = files.join(job.out, "join")
+    cache = files.join(working_folder(job.out), "join")
     if not together.is_first:
         together.wait()
         return open_images(job.data, dataset, job.source, cache)
@@ -128,21 +134,23 @@ def _train_stage(
     on_step: Callable[[StepReport], None] | None,
     together: Processes,
 ) -> StageOutcome | None:
-    recipe, folder = job.recipe.part(number), str(stage_folder(Path(job.out), number))
+    recipe, out = job.recipe.part(number), stage_of(job.out, number)
     size, tokens = stage.config.image_size, stage.unet.config.cond_on_text_encodings
     facts = facts_of(job, number, stage, seen, rows)
-    with exclusive(folder) if together.is_first else contextlib.nullcontext():
-        run = Run(Path(folder), describes=described(facts))
+    with run_folder(out, together) as place:
+        run = Run(Path(place.folder), described(facts), place.commit)
         if together.is_first:
-            refuse_another_run(folder, facts)
+            refuse_another_run(place.folder, facts)
         together.wait()
-        judge = _judge(job, number, seen, rows[VALID], size, tokens, device) if together.is_first else None
+        judge = (
+            _judge(job, number, place.folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
+        )
         loader = seen.loader(
             rows[TRAIN], size, recipe.train.batch_size, recipe.train.seed, tokens, together.rank, together.world
         )
         stage.to(device)
-        stream = _stream(job, stage, facts["vae"], seen, loader, folder, preparing, together)
-        with naming_rows(folder, seen.dataset, loader.rows, together):
+        stream = _stream(job, stage, facts["vae"], seen, loader, place.folder, preparing, together)
+        with naming_rows(place.folder, seen.dataset, loader.rows, together):
             state = train(
                 stage,
                 stream,
@@ -159,13 +167,13 @@ def _train_stage(
         best_step = load_trained(stage, run.checkpoints, "best")
         stage.eval()
         if number <= len(job.vaes):
-            keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
-        write_run(folder, STAGE_RUN, facts | {"best_step": best_step})
-        stage.save(folder)
+            keep_autoencoder(Path(job.vaes[number - 1]), Path(place.folder))
+        write_run(place.folder, STAGE_RUN, facts | {"best_step": best_step})
+        stage.save(place.folder)
         metrics = judge.evaluate(stage)
     return StageOutcome(
         stage=number,
-        folder=folder,
+        folder=out,
         image_size=size,
         steps=state.step,
         best_step=best_step,
@@ -192,14 +200,21 @@ def _stream(
 
 
 def _judge(
-    job: DecoderJob, number: int, seen: DecoderRows, valid: np.ndarray, size: int, tokens: bool, device: str
+    job: DecoderJob,
+    number: int,
+    folder: str,
+    seen: DecoderRows,
+    valid: np.ndarray,
+    size: int,
+    tokens: bool,
+    device: str,
 ) -> StageJudge:
     most = min(_MOST_ROWS_TO_WATCH, max(2, _MOST_BYTES_TO_WATCH // (3 * size * size)))
     recipe = job.recipe.part(number)
     batches = list(seen.in_order(some_of(valid, most), size, recipe.train.batch_size, tokens))
     features = None if job.judge.features is None else open_features(job.judge.features, seen.dataset, device)
     return StageJudge(
-        str(stage_folder(Path(job.out), number)),
+        folder,
         batches,
         job.judge.shown,
         job.judge.scored,

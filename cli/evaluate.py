@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import debug_option, json_option
+from .options import debug_option, json_option, run_folders
 
 if TYPE_CHECKING:
     from dalle2_core.training import Comparison
 
 
 @click.command()
-@click.argument("runs", nargs=-1)
+@click.argument("runs", nargs=-1, callback=run_folders)
 @click.argument("emb")
 @click.option("--split", "split_name", default="valid", show_default=True, help="The held-out rows to compare on.")
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")

@@ -11,7 +11,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option
+from .options import debug_option, dry_run_option, json_option, run_folders
 
 if TYPE_CHECKING:
     from .generation_request import Made, Watching
@@ -39,8 +39,8 @@ class ForStages(click.ParamType):
 
 @click.command()
 @click.argument("texts", nargs=-1, metavar="[TEXT]…")
-@click.option("--decoder", required=True, help="A folder written by train-decoder.")
-@click.option("--prior", help="A folder written by train-prior; needed for texts.")
+@click.option("--decoder", required=True, callback=run_folders, help="A folder written by train-decoder.")
+@click.option("--prior", callback=run_folders, help="A folder written by train-prior; needed for texts.")
 @click.option("--captions", type=_PICTURE, help="More texts: one a line (.txt) or a column (.csv, .tsv, .parquet).")
 @click.option("--caption-column", "column", help="The column of --captions. Default: query, text or caption.")
 @click.option("--from-image", type=_PICTURE, help="Pictures that share this one's content and style, not its details.")

@@ -77,6 +77,7 @@ def command(
     embedpipe index emb --memory 16G --recall 0.98
     embedpipe index emb --modality text --type flat
     embedpipe index emb --type ivf --executor ray --address head:6379 --workers 16
+    embedpipe index s3://bucket/emb
     """
     from embedpipe.execute import Cluster
     from embedpipe.index import IndexConfig, build_index, plan_index

@@ -43,6 +43,17 @@ def dry_run_option(command: _Command) -> _Command:
     )(command)
 
 
+def run_folders(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Callback of a parameter that names run folders to read, one or several: of remote ones local copies."""
+    if isinstance(value, tuple):
+        return tuple(run_folders(ctx, param, one) for one in value)
+    if value is None or "://" not in value:
+        return value
+    from embedpipe.mirror import local_copy
+
+    return local_copy(value)
+
+
 class Share(click.ParamType):
     """A limit: a count such as 500, or a share such as 5%. The value is a `RejectLimit`."""
 

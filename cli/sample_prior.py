@@ -6,13 +6,13 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option
+from .options import debug_option, dry_run_option, json_option, run_folders
 
 
 @click.command()
 @click.argument("emb")
 @click.argument("out")
-@click.option("--prior", "run", required=True, help="A folder written by train-prior.")
+@click.option("--prior", "run", required=True, callback=run_folders, help="A folder written by train-prior.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps. Default: the prior's own.")
 @click.option("--candidates", type=click.IntRange(1), help="Drawn for each text; the one nearest to it is kept.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, split_options
+from .options import config_options, debug_option, dry_run_option, json_option, run_folders, split_options
 
 if TYPE_CHECKING:
     from dalle2_core.training import StepReport
@@ -53,7 +53,12 @@ class Several(click.ParamType):
 @config_options
 @click.option("--stage", "stages", type=click.IntRange(1), multiple=True, help="Train this stage alone. Repeatable.")
 @click.option(
-    "--vae", "vaes", multiple=True, metavar="FOLDER", help="Autoencoder of the first stage (again: of the second …)."
+    "--vae",
+    "vaes",
+    multiple=True,
+    metavar="FOLDER",
+    callback=run_folders,
+    help="Autoencoder of the first stage (again: of the second …).",
 )
 @click.option(
     "--cache-latents", is_flag=True, help="With --vae: encode each image once, and keep its latents beside the stage."

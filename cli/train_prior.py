@@ -69,11 +69,13 @@ def command(
     embedpipe train-prior emb prior
     embedpipe train-prior emb prior --preset base --set optim.lr=1e-4 --set train.steps=20000
     embedpipe train-prior emb priors --prior all
+    embedpipe train-prior s3://bucket/emb s3://bucket/prior
     torchrun --nproc-per-node 8 -m embedpipe_cli train-prior emb prior --preset laion-l14
     """
     from dalle2_core.presets import prior_preset
     from dalle2_core.priors import PRIORS
     from dalle2_core.training import join_processes
+    from embedpipe.mirror import local_copy
 
     from . import display, wiring
     from .config import resolve
@@ -108,7 +110,7 @@ def command(
     if not together.is_first:
         return
     if prior == ALL:
-        folders = [outcome.out for outcome in outcomes]
+        folders = [local_copy(outcome.out) for outcome in outcomes]
         show(evaluate_priors(folders, emb, "valid", device or wiring.default_device()), "valid", as_json)
     elif as_json:
         display.print_json(outcomes[0])

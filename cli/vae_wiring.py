@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ from embedpipe.load import rows_of
 from embedpipe.load.pictures import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.lock import exclusive
 from embedpipe.progress import Listener, silent
 
 from .prior_scores import some_of
 from .provenance import write_run
+from .run_folder import run_folder
 from .wiring import SplitConfig
 
 VAE_RUN = "vae"
@@ -79,7 +78,7 @@ def train_vae_on(
     training: Callable[[], AbstractContextManager[Callable[[StepReport], None] | None]],
     together: Processes,
 ) -> VaeOutcome | None:
-    """Train an autoencoder on the pictures of `data` into the local folder `out`; run again, it goes on.
+    """Train an autoencoder on the pictures of `data` into the folder `out`, any fsspec url; run again, it goes on.
 
     preparing, training: open the display of decoding, and that of the training's steps. Under torchrun every process
     calls it; all but the first return None.
@@ -87,16 +86,14 @@ def train_vae_on(
     Raises InputError (no data, fewer pictures than a batch), ConfigError, CheckpointError (`out` holds another run),
     NonFiniteLoss.
     """
-    if not files.is_local(out):
-        raise InputError(f"{out}: training writes to a local folder", "Give a path on this machine")
     if recipe.vae.channels != 3:
         raise InputError(f"vae.channels is {recipe.vae.channels}, but pictures of files have 3", "Leave it at 3")
     if together.world > 1:
         device = str(together.device)
-    with exclusive(out) if together.is_first else contextlib.nullcontext():
+    with run_folder(out, together) as place:
         torch.manual_seed(recipe.train.seed)
         vae = VQGanVAE.from_config(recipe.vae, source.vgg).to(device)
-        pictures = _decoded(data, out, _options(recipe, split, source), preparing, together)
+        pictures = _decoded(data, place.folder, _options(recipe, split, source), preparing, together)
         rows = {name: rows_of(pictures.splits, name, data) for name in (TRAIN, VALID)}
         _refuse_few(data, len(rows[TRAIN]), recipe)
         facts = {
@@ -122,7 +119,7 @@ def train_vae_on(
                     _pixels(pictures, some)
                     for some in batched(some_of(rows[TRAIN], MOST_IMAGES_TO_MEASURE), _ROWS_AT_ONCE)
                 ),
-                Run(Path(out), describes=shaping),
+                Run(Path(place.folder), shaping, place.commit),
                 recipe.train,
                 recipe.optim,
                 on_step=on_step,
@@ -142,7 +139,7 @@ def train_vae_on(
             rejects=pictures.rejects,
             metrics=trained.metrics,
         )
-        write_run(out, VAE_RUN, facts | dataclasses.asdict(outcome))
+        write_run(place.folder, VAE_RUN, facts | dataclasses.asdict(outcome))
     return outcome
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -22,7 +21,6 @@ from embedpipe import files
 from embedpipe.errors import InputError, RunMismatch
 from embedpipe.load import EmbeddingLoader, rows_of, splits
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.lock import exclusive
 from embedpipe.manifest import refuse_difference
 
 from .nonfinite import naming_rows
@@ -30,6 +28,7 @@ from .prior_rows import PriorRows, open_rows
 from .prior_scores import MOST_ROWS_TO_FIT, PRIOR_RUN, some_of, watch
 from .provenance import RUN_FILE, read_run, write_run
 from .row_policy import RowPolicy
+from .run_folder import run_folder
 
 _MOST_ROWS_TO_WATCH = 1000
 
@@ -75,7 +74,7 @@ def train_prior(
     policy: RowPolicy | None = None,
     processes: Processes | None = None,
 ) -> PriorOutcome | None:
-    """Train a prior on the embeddings `emb` into the folder `out`; run again, it goes on.
+    """Train a prior on the embeddings `emb` into the folder `out`, any fsspec url; run again, it goes on.
 
     Under torchrun every process calls it; all but the first return None.
 
@@ -83,8 +82,6 @@ def train_prior(
     than a batch, token states that do not fit), CheckpointError (`out` holds another run, the disk is full),
     NonFiniteLoss (its rows are named in a file in `out`).
     """
-    if not files.is_local(out):
-        raise InputError(f"{out}: training writes to a local folder", "Give a path on this machine")
     together = processes or join_processes(device)
     if together.world > 1:
         device = str(together.device)
@@ -96,7 +93,7 @@ def train_prior(
     _refuse_few(emb, rows, recipe, trained=hasattr(PRIORS[recipe.prior], "loss"))
     watched = list(seen.batches(some_of(rows[VALID], _MOST_ROWS_TO_WATCH)))
 
-    with exclusive(out) if together.is_first else contextlib.nullcontext():
+    with run_folder(out, together) as place:
         torch.manual_seed(recipe.train.seed)
         prior: Prior = recipe.build(seen.dataset.card.dim)
         prior.fit(*seen.pairs(some_of(rows[TRAIN], MOST_ROWS_TO_FIT)))
@@ -112,10 +109,10 @@ def train_prior(
             "valid_rows": len(rows[VALID]),
         }
         if together.is_first:
-            _refuse_another_run(out, facts, trained=isinstance(prior, Trainable))
+            _refuse_another_run(place.folder, facts, trained=isinstance(prior, Trainable))
         steps = best_step = 0
         if isinstance(prior, Trainable):
-            run = Run(Path(out), describes=_describes(facts))
+            run = Run(Path(place.folder), _describes(facts), place.commit)
             judge = functools.partial(watch, batches=watched, seed=recipe.train.seed, device=device)
             steps = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
             if together.is_first:
@@ -123,8 +120,8 @@ def train_prior(
         if not together.is_first:
             return None
         prior.eval()
-        prior.save(out)
-        write_run(out, PRIOR_RUN, facts | {"best_step": best_step})
+        prior.save(place.folder)
+        write_run(place.folder, PRIOR_RUN, facts | {"best_step": best_step})
         metrics = watch(prior, watched, recipe.train.seed, device)
     return PriorOutcome(
         out=out,

@@ -11,8 +11,6 @@ import hashlib
 import io
 import os
 import posixpath
-import random
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
-
-from .errors import DiskFull, EmbedpipeError, InputError, MissingExtra, OutputUnwritable, StorageFailed
+from .errors import DiskFull, InputError, OutputUnwritable, StorageFailed
+from .storage import ask as ask
+from .storage import asking, filesystem
+from .storage import is_local as is_local
+from .storage import local_path as local_path
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
 _WILDCARDS = "*?[{"
 _REQUESTS_AT_ONCE = 32
-_TRIES = 5
-_PAUSE_S = 0.1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
@@ -52,16 +51,6 @@ class Written:
     sha256: str
 
 
-def is_local(location: str) -> bool:
-    """Whether `location` is on this machine's own file system."""
-    return "://" not in location or location.startswith("file://")
-
-
-def local_path(location: str) -> Path:
-    """The pathlib form of a local location."""
-    return Path(location.removeprefix("file://"))
-
-
 def absolute(location: str) -> str:
     """`location` so that it means the same from any working folder."""
     return str(local_path(location).absolute()) if is_local(location) else location
@@ -72,71 +61,21 @@ def join(location: str, *parts: str) -> str:
     return posixpath.join(location.rstrip("/") or "/", *parts)
 
 
-def _filesystem(location: str) -> tuple[Any, str]:
-    """The fsspec file system of `location` and the path inside it."""
-    try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(location))
-    except ImportError as problem:
-        extra = location.partition("://")[0]
-        how = f'pip install "embedpipe[{extra}]"' if extra == "s3" else "Install the package it names"
-        raise MissingExtra(f"{location}: {problem}", how) from problem
-    except ValueError as problem:
-        raise InputError(f"{location}: {problem}") from problem
-
-
-@contextlib.contextmanager
-def _asking(location: str) -> Iterator[None]:
-    """Say what is wrong in our own words when a remote file system is asked about `location` and fails.
-
-    What it says of the path itself (not there, a folder) stays as it is. Raises InputError, StorageFailed.
-    """
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, EmbedpipeError):
-        raise
-    except Exception as problem:  # every backend raises its own, botocore's or aiohttp's for one
-        if is_local(location):
-            raise
-        if isinstance(problem, PermissionError):
-            raise InputError(f"{location}: no permission: {problem}", "Check the credentials") from problem
-        raise StorageFailed(
-            f"{location}: the storage failed: {type(problem).__name__}: {str(problem).rstrip('.')}",
-            "Check endpoint, network and credentials, and run the same command again",
-        ) from problem
-
-
-def ask(location: str, question: Callable[[], _Read]) -> _Read:
-    """What `question` gives; asked again after a pause where a remote file system fails in a way that may pass.
-
-    The file systems try again by themselves, but not after every failure: not in the middle of an answer, for one.
-    """
-    if is_local(location):
-        return question()
-    for attempt in range(1, _TRIES):
-        try:
-            with _asking(location):
-                return question()
-        except StorageFailed:
-            time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
-    with _asking(location):
-        return question()
-
-
 def exists(location: str) -> bool:
     """Whether a file or a folder is there."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     return bool(ask(location, lambda: fs.exists(path)))
 
 
 def is_folder(location: str) -> bool:
     """Whether `location` is a folder (for object stores: a prefix with something in it)."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     return bool(ask(location, lambda: fs.isdir(path)))
 
 
 def names(folder: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in `folder` that end in `suffix`; temporary ones are left out."""
-    fs, path = _filesystem(folder)
+    fs, path = filesystem(folder)
     try:
         anew = {} if is_local(folder) else {"refresh": True}
         entries = ask(folder, lambda: fs.ls(path, detail=False, **anew))
@@ -172,7 +111,7 @@ def each(root: str, read: Callable[[_Item], _Read], items: Iterable[_Item]) -> I
 
 def stats(folder: str) -> dict[str, FileStat]:
     """Names of the files directly in `folder`, with what `stat` says of each, from one listing."""
-    fs, path = _filesystem(folder)
+    fs, path = filesystem(folder)
     try:
         if is_local(folder):
             with os.scandir(local_path(folder)) as entries:
@@ -197,15 +136,16 @@ def _mark(info: dict[str, Any]) -> str:
 def glob(pattern: str) -> list[str]:
     """Locations matching a glob pattern, sorted, in the same form as `pattern` was given."""
     fixed = fixed_folder(pattern)
-    fs, root = _filesystem(fixed)
-    _, path = _filesystem(pattern)
+    fs, root = filesystem(fixed)
+    _, path = filesystem(pattern)
     below = len(root.rstrip("/")) + 1
     return sorted(_below(fixed, str(found)[below:]) for found in ask(fixed, lambda: fs.glob(path)))
 
 
 def walk(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of all files in it and below; temporary ones are left out."""
-    fs, root = _filesystem(folder)
+    fs, root = filesystem(folder)
+    fs.invalidate_cache()  # of listings: what others wrote since must be seen
     found = ask(folder, lambda: fs.find(root))
     below = len(root.rstrip("/")) + 1
     return sorted(name for entry in found if _TEMPORARY not in (name := str(entry)[below:]) and name)
@@ -229,7 +169,7 @@ def _below(folder: str, relative: str) -> str:
 
 def stat(location: str) -> FileStat:
     """Size and change mark of a file. Raises InputError when it is not there."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     try:
         if is_local(location):
             found = local_path(location).stat()
@@ -251,7 +191,7 @@ def has_size(location: str, size: int) -> bool:
 @contextlib.contextmanager
 def reading(location: str) -> Iterator[BinaryIO]:
     """A binary stream of a file. Raises InputError when it cannot be opened."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     try:
         stream = ask(location, lambda: fs.open(path, "rb"))
     except FileNotFoundError as problem:
@@ -281,7 +221,7 @@ class _RemoteStream(io.RawIOBase):
         return int(self._stream.tell())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _asking(self._location):
+        with asking(self._location):
             return int(self._stream.seek(offset, whence))
 
     def read(self, size: int | None = -1) -> bytes:
@@ -309,7 +249,7 @@ def read_range(location: str, start: int, stop: int) -> bytes:
             with local_path(location).open("rb", buffering=0) as stream:
                 stream.seek(start)
                 return stream.read(stop - start)
-        fs, path = _filesystem(location)
+        fs, path = filesystem(location)
         return ask(location, lambda: bytes(fs.cat_file(path, start=start, end=stop)))
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
@@ -332,7 +272,7 @@ def read_bytes(location: str) -> bytes:
 
 def read_if_there(location: str) -> bytes | None:
     """The whole of a file, None where there is none; of a remote one in one request."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     try:
         if is_local(location):
             return local_path(location).read_bytes()
@@ -374,7 +314,7 @@ def writing(location: str) -> Iterator[BinaryIO]:
 
 def unwritable(location: str, problem: OSError) -> OutputUnwritable:
     """The error to raise for an OSError met while writing to `location`."""
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+    if problem.errno in _NO_ROOM:
         return DiskFull(
             f"{location}: no space left on the device",
             "What is committed is whole. Free some space and run the same command again",
@@ -391,13 +331,19 @@ def unwritable(location: str, problem: OSError) -> OutputUnwritable:
 
 @contextlib.contextmanager
 def _writing_beside(path: Path) -> Iterator[BinaryIO]:
+    with _beside(path) as beside, beside.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary path, whose file takes the place of `path` when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        with beside.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield beside
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -419,16 +365,67 @@ def _uploading(location: str) -> Iterator[BinaryIO]:
     # Spooled first: closing a remote stream after an exception would publish what was written so far.
     spool = io.BytesIO()
     yield spool
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     try:
         ask(location, lambda: fs.pipe_file(path, spool.getvalue()))
     except InputError as problem:
         raise OutputUnwritable(problem.what, problem.remedy) from problem
 
 
+def upload(place: str, location: str) -> None:
+    """Copy the local file `place`, of any size, to `location`, where it appears whole. Raises OutputUnwritable."""
+    fs, path = filesystem(location)
+    try:
+        ask(location, lambda: fs.put_file(str(local_path(place)), path))
+    except InputError as problem:
+        raise OutputUnwritable(problem.what, problem.remedy) from problem
+
+
+def download(location: str, place: str, wanted: Written | None = None) -> Written:
+    """Copy a remote file to the local `place`, whole, and hash it on its way.
+
+    wanted: what it must be. Raises InputError (not there), StorageFailed (it is something else, also when asked again),
+    DiskFull, OutputUnwritable.
+    """
+    fs, path = filesystem(location)
+
+    def fetch(beside: Path) -> Written:
+        try:
+            fs.get_file(path, str(beside))
+        except OSError as problem:
+            if problem.errno in _NO_ROOM:
+                raise unwritable(place, problem) from problem
+            raise
+        found = Written(beside.stat().st_size, sha256(str(beside)))
+        if wanted not in (None, found):
+            raise StorageFailed(
+                f"{location}: is not what was committed there",
+                "If another command writes to it now, wait for its end and run this one again",
+            )
+        return found
+
+    try:
+        with _beside(local_path(place)) as beside:
+            return ask(location, lambda: fetch(beside))
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise InputError(f"{location}: no such file", "Check the path") from problem
+    except OSError as problem:
+        raise unwritable(place, problem) from problem
+
+
+def copy(location: str, to: str) -> None:
+    """Copy a file within one remote file system, which does it by itself. Raises InputError when it is not there."""
+    fs, path = filesystem(location)
+    target = filesystem(to)[1]
+    try:
+        ask(to, lambda: fs.cp_file(path, target))
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise InputError(f"{location}: no such file", "Check the path") from problem
+
+
 def create(location: str, data: bytes) -> bool:
     """Write a file whole unless there is one: False then. Of processes that do so at the same time one does it."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     if is_local(location):
         if exists(location):
             return False
@@ -453,7 +450,7 @@ def write_bytes(location: str, data: bytes) -> Written:
 
 def remove(location: str) -> None:
     """Remove a file; that it is not there is fine. Raises OutputUnwritable."""
-    fs, path = _filesystem(location)
+    fs, path = filesystem(location)
     try:
         with contextlib.suppress(FileNotFoundError):
             ask(location, lambda: fs.rm_file(path))

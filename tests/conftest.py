@@ -30,6 +30,12 @@ hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("embe
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "embedpipe"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Working folders of remote outputs, and copies of what lies there, away from the user's."""
+    os.environ["EMBEDPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A folder with a real, tiny open_clip model."""

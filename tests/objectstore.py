@@ -24,7 +24,7 @@ from pathlib import Path
 
 import fsspec
 
-from embedpipe import files
+from embedpipe import storage
 
 BUCKET = "bucket"
 _MAY_TAKE_S = 60
@@ -182,14 +182,14 @@ def _settings(endpoint):
     import s3fs
 
     retries, s3fs.S3FileSystem.retries = s3fs.S3FileSystem.retries, 2
-    before_us = files._TRIES, files._PAUSE_S
-    files._TRIES, files._PAUSE_S = 2, 0.01
+    before_us = storage._TRIES, storage._PAUSE_S
+    storage._TRIES, storage._PAUSE_S = 2, 0.01
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield
     finally:
         s3fs.S3FileSystem.retries = retries
-        files._TRIES, files._PAUSE_S = before_us
+        storage._TRIES, storage._PAUSE_S = before_us
         s3fs.S3FileSystem.clear_instance_cache()
         if before is None:
             del fsspec.config.conf["s3"]

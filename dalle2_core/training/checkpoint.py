@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,17 +34,20 @@ class Checkpoints:
     """The checkpoints of one run.
 
     identity: plain JSON values that shape the numbers; a checkpoint with another identity is refused.
-    keep: how many of the newest stay; the best one always stays besides.
+    keep: how many of the newest stay; the best one always stays besides. on_saved: called when one was saved.
     """
 
     folder: Path
     identity: Mapping[str, Any]
     keep: int = 2
+    on_saved: Callable[[], None] | None = None
 
     def save(self, state: TrainState) -> None:
         """Commit `state`, then prune. Raises CheckpointError if it cannot be written; older ones stay whole."""
         write_checkpoint(self.folder / _name(state.step), state, self.identity)
         self._prune(state)
+        if self.on_saved is not None:
+            self.on_saved()
 
     def sweep(self) -> None:
         """Remove what a run left that was killed while it saved or pruned."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,10 +67,12 @@ class Run:
     folder: gets checkpoints/, metrics.jsonl and curves.png.
     describes: plain JSON values that shape the numbers besides the training settings (model config, data
     fingerprint); a run with other values in the same folder is refused.
+    on_saved: called after each checkpoint, when the folder holds it and what was pruned is gone.
     """
 
     folder: Path
     describes: Mapping[str, Any] = field(default_factory=dict)
+    on_saved: Callable[[], None] | None = None
 
     @property
     def checkpoints(self) -> Path:

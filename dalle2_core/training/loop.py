@@ -78,7 +78,7 @@ def train(
     ema = None if config.ema_decay is None else make_ema(model, config.ema_decay)
     state = TrainState(model, make_optimizer(model, optim), ema)
 
-    checkpoints = Checkpoints(run.checkpoints, _identity(run, config, optim), config.keep)
+    checkpoints = Checkpoints(run.checkpoints, _identity(run, config, optim), config.keep, run.on_saved)
     if together.is_first:
         checkpoints.sweep()
     together.wait()

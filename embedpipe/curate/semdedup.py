@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ..errors import InputError, did_you_mean
 from ..execute import Cluster
 from ..load import EmbeddingDataset
 from ..lock import exclusive
+from ..mirror import working_folder
 from ..progress import Listener, Progress, silent
 from . import selection
 from .assign import cluster_count
@@ -122,23 +124,22 @@ def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listen
 
     A row is dropped when a row before it, in the order in which they are to be kept, has the same image file, or is at
     least as near as the threshold and, where pictures are compared, looks the same. The same call again goes on where
-    it was killed, and with another threshold or difference it takes what was found before. Raises InputError (also
+    it was killed, and with another threshold or difference it takes what was found before: that is kept in `out`, or
+    where `out` is an object store in the working folder that belongs to it. Raises InputError (also
     where pictures are asked for and not to be had), DatasetError (no such data set or side, or a row that is not
     finite), RunMismatch (`out` holds another data set), OutputBusy, OutputUnwritable, DiskFull.
     """
     config = config or DedupConfig()
     dataset = _opened(path, config)
-    if not files.is_local(out):
-        raise InputError(f"{out}: dedup needs a local folder to sort in", "Give one, and copy the result")
     choice = choose(dataset, config.confirm, config.modality, config.images)
     threshold = config.threshold or (DEFAULT_THRESHOLD if choice.reader is None else CANDIDATES_FROM)
     workers = Workers(config.executor, config.workers, config.threads, config.cluster)
     search = Search(config.modality, config.keep, config.seed, config.threads, workers=workers)
     if choice.reader is not None:
         search = dataclasses.replace(search, most=CANDIDATES, floor=min(threshold, CANDIDATES_FROM))
-    with exclusive(out):
+    place = Path(working_folder(out))
+    with exclusive(str(place)):
         selection.begin(dataset, out)
-        place = files.local_path(out)
         difference = None
         try:
             first, then = _in_turn(listen)
@@ -146,7 +147,7 @@ def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listen
             if choice.reader is not None:
                 difference = picture_differences(dataset, found.close, choice.reader, place, config.threads, then)
         except OSError as problem:
-            raise files.unwritable(out, problem) from problem
+            raise files.unwritable(str(place), problem) from problem
         return _write(dataset, out, config, Found(found, difference, threshold, choice), listen)
 
 

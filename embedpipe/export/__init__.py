@@ -19,20 +19,22 @@ from .parquet import Parquet
 class Export:
     """A layout: who reads it, what writes it, and which options (fields of ExportConfig) it takes besides the common.
 
-    dtype: the number format it is known for; None: as the data set has it.
+    dtype: the number format it is known for; None: as the data set has it. written_locally: the names of what is
+    written, where its library cannot write to the file systems that we know; it is uploaded then.
     """
 
     readers: str
     make: ExporterMaker
     takes: tuple[str, ...] = ()
     dtype: str | None = None
+    written_locally: tuple[str, ...] = ()
 
 
 EXPORTS = {
     "hf": Export("datasets.load_dataset, the Hugging Face hub", HuggingFace, ("text_tokens", "splits")),
     "parquet": Export("Spark, DuckDB, pandas, embedding-reader (parquet)", Parquet, ("text_tokens",)),
     "datacomp": Export("DataComp's filters and resharder", DataComp, ("model_name",), dtype="float16"),
-    "lance": Export("lance, lancedb", Lance),
+    "lance": Export("lance, lancedb", Lance, written_locally=("embeddings.lance",)),
     "clip-retrieval": Export("clip-retrieval, autofaiss, embedding-reader (npy, parquet_npy)", ClipRetrieval),
     "aligned": Export("DALLE2-pytorch's decoder loader", Aligned, ("index_width",)),
 }

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import files
 from ..load import EmbeddingDataset
 from ..lock import exclusive
 from ..manifest import RunCard, ShardManifest
+from ..mirror import Scope, at_work
 from ..progress import Listener, Progress, silent
 from ..subset import read_subset
 from . import journal, open_export
@@ -54,6 +56,18 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
     """
     begun = time.perf_counter()
     job = _prepare(emb, config)
+    written_locally = open_export(config).written_locally
+    if written_locally and not files.is_local(out):
+        with at_work(out, Scope((*written_locally, journal.FOLDER), rest=False)) as place:
+            journal.refuse_other(out, job.card)
+            written, already = _write(place.folder, job, config, listen)
+    else:
+        written, already = _write(out, job, config, listen)
+    return _report(out, job, config, written, already, time.perf_counter() - begun)
+
+
+def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple[list[ShardManifest], int]:
+    """Write the parts that are missing: (all parts, how many of them were there)."""
     journal.refuse_other(out, job.card)  # also here, so that nothing is left in a folder that was given by mistake
     with exclusive(journal.state(out)):
         journal.refuse_other(out, job.card)
@@ -67,7 +81,7 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
             listen(Progress(rows=planned.rows, tasks=1))
         written = [whole[part.number] for part in job.plan]
         job.exporter.finish(out, written)
-    return _report(out, job, config, written, already, time.perf_counter() - begun)
+    return written, already
 
 
 def plan_export(emb: str, out: str, config: ExportConfig) -> ExportPlan:

@@ -41,7 +41,7 @@ def refuse_other(out: str, wanted: RunCard) -> None:
     """Raise RunMismatch unless `out` is empty or was begun by the same export."""
     found = manifest.read_run(state(out))
     if found is None:
-        others = [name for name in files.names(out) if name != FOLDER] if files.exists(out) else []
+        others = [name for name in files.names(out) if not name.startswith(".")] if files.exists(out) else []
         if others:
             shown = ", ".join(others[:3]) + " …" * (len(others) > 3)
             raise RunMismatch(f"{out}: holds something else ({shown})", "Give a new or empty output folder")

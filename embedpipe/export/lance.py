@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import files
-from ..errors import InputError, MissingExtra
+from ..errors import MissingExtra
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest, shard_name
 from ..store import parquet
@@ -43,8 +43,6 @@ class Lance:
 
     def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
         """One fragment, and the note that describes it."""
-        if not files.is_local(out):
-            raise InputError(f"{out}: --to lance writes to local folders", "Export to a local folder and copy it")
         table = _table(part)
         with _telling(out):
             fragments = _library().fragment.write_fragments(

@@ -10,14 +10,15 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import faiss
 import numpy as np
 
 from .. import files
 from ..load import EmbeddingDataset
-from ..lock import exclusive
 from ..manifest import FileRecord
+from ..mirror import Scope, at_work
 from ..progress import Listener, Progress, silent
 from ..store.hashed import write_hashed
 from . import recall
@@ -34,35 +35,41 @@ def build_index(path: str, config: IndexConfig | None = None, listen: Listener =
     """Make or bring up to date the index of one side of the data set `path`, beside its shards in `path`/index.
 
     Shards that it does not have are added, those made again are replaced; an index that is up to date is left as it is.
-    Raises InputError (no such data set, type or budget), DatasetError (no rows, no such side, a row that is not
-    finite), OutputBusy, OutputUnwritable, DiskFull.
+    Where `path` is in an object store, it is built in a working folder on this machine, and then uploaded. Raises
+    InputError (no such data set, type or budget), DatasetError (no rows, no such side, a row that is not finite),
+    OutputBusy, OutputUnwritable, DiskFull, StorageFailed.
     """
     config = config or IndexConfig()
     dataset = EmbeddingDataset(path)
     plan = plan_for(dataset, config)
     if plan.action == NOTHING and plan.base is not None and not _left_over(path, plan.base):
         return plan.base  # on a disk that cannot be written, too
-    with exclusive(folder_of(path)):
-        files.sweep_temporaries(folder_of(path))
-        return _carry_out(dataset, config, plan_for(dataset, config), listen)
+    side = config.modality
+    scope = Scope((f"{side}.json", f"{side}-*.faiss", f"{side}-*.npz"), rest=False, name=side)
+    with at_work(folder_of(path), scope) as place:
+        files.sweep_temporaries(place.folder)
+        home = str(Path(place.folder).parent)
+        return _carry_out(dataset, home, config, plan_for(dataset, config, home), listen)
 
 
-def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, listen: Listener) -> IndexCard:
+def _carry_out(
+    dataset: EmbeddingDataset, home: str, config: IndexConfig, plan: BuildPlan, listen: Listener
+) -> IndexCard:
     if plan.action == NOTHING and plan.base is not None:
-        _sweep(dataset.path, plan.base)  # what a run left that was killed behind its last step
+        _sweep(home, plan.base)  # what a run left that was killed behind its last step
         return plan.base
-    building = files.join(folder_of(dataset.path), f"{config.modality}.building")
+    building = files.join(folder_of(home), f"{config.modality}.building")
     _begin(building, dataset, config, plan)
     adding = sum(shard.rows for shard in plan.add)
     anew = plan.base is None or bool(plan.gone)  # then the truth is looked for in all rows again
     listen(Progress(planned_rows=adding + (len(dataset) if anew else adding)))
-    name = f"{config.modality}-{_next_number(dataset.path, config.modality):05d}.faiss"
-    written, trained_on = _write_index(dataset, config, plan, building, name, listen)
-    queries = _queries(dataset, config.modality, plan, anew, listen)
-    location = files.join(folder_of(dataset.path), written.path)
+    name = f"{config.modality}-{_next_number(home, config.modality):05d}.faiss"
+    written, trained_on = _write_index(dataset, home, config, plan, building, name, listen)
+    queries = _queries(dataset, home, config.modality, plan, anew, listen)
+    location = files.join(folder_of(home), written.path)
     opened = OpenIndex(open_file(location, bool(plan.kind.lists)))
     setting = recall.tune(opened, dataset, config.modality, queries, plan.recall, plan.kind.candidates)
-    with files.writing(_queries_path(dataset.path, written.path)) as stream:
+    with files.writing(_queries_path(home, written.path)) as stream:
         np.savez(stream, **recall.packed(queries))
     card = IndexCard(
         modality=config.modality,
@@ -76,7 +83,7 @@ def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, 
         file=written.path,
         bytes=written.bytes,
         sha256=written.sha256,
-        ends=ends_digest(location),
+        ends=ends_digest(location, written.bytes),
         nprobe=setting.effort if plan.kind.lists else None,
         ef_search=setting.effort if not plan.kind.lists else None,
         candidates=setting.candidates,
@@ -87,8 +94,8 @@ def _carry_out(dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, 
         rows_then=plan.base.rows_then if plan.base is not None else len(dataset),
         versions={"faiss": faiss.__version__, "numpy": np.__version__},
     )
-    write_card(dataset.path, card)
-    _sweep(dataset.path, card)
+    write_card(home, card)
+    _sweep(home, card)
     return card
 
 
@@ -119,31 +126,37 @@ def _begin(building: str, dataset: EmbeddingDataset, config: IndexConfig, plan: 
 
 
 def _write_index(
-    dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, building: str, name: str, listen: Listener
+    dataset: EmbeddingDataset,
+    home: str,
+    config: IndexConfig,
+    plan: BuildPlan,
+    building: str,
+    name: str,
+    listen: Listener,
 ) -> tuple[FileRecord, int]:
     """Write the index file `name`: (what was written, how many rows it was trained on)."""
-    folder = folder_of(dataset.path)
+    folder = folder_of(home)
     if plan.base is not None and not plan.add and not plan.gone:  # only to be searched in another way
-        base = files.local_path(index_path(dataset.path, plan.base))
+        base = files.local_path(index_path(home, plan.base))
         return FileRecord(base.name, plan.base.bytes, plan.base.sha256), plan.base.trained_on
     if not plan.kind.lists:
-        index = add_whole(dataset, config.modality, plan, building, listen)
+        index = add_whole(dataset, home, config.modality, plan, building, listen)
         written = write_hashed(folder, name, lambda stream: write_stream(index, stream))
         return written, plan.kind.training_rows if plan.base is None else plan.base.trained_on
-    trained = _trained(dataset, config.modality, plan, building)
+    trained = _trained(dataset, home, config.modality, plan, building)
     parts = add_parts(dataset, config, plan, building, trained, listen)
     sources: list[Source] = [PartSource(building, part) for part in parts]
     if plan.base is not None:
-        before = open_file(index_path(dataset.path, plan.base), lists=True)
+        before = open_file(index_path(home, plan.base), lists=True)
         sources.insert(0, IndexSource(before, plan.gone))
     empty = trained.opened()
     return write_hashed(folder, name, lambda stream: merge(empty, sources, stream)), plan.kind.training_rows
 
 
-def _trained(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str) -> Trained:
+def _trained(dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str) -> Trained:
     """The index that rows are encoded with: the one that is added to, or one that is trained once and kept."""
     if plan.base is not None:
-        return Trained(index_path(dataset.path, plan.base), plan.base.sha256, full=True)
+        return Trained(index_path(home, plan.base), plan.base.sha256, full=True)
     place = files.join(building, "trained.faiss")
     if not files.exists(place):
         index = trained_index(plan.kind, dataset, modality)
@@ -152,11 +165,11 @@ def _trained(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building
 
 
 def _queries(
-    dataset: EmbeddingDataset, modality: str, plan: BuildPlan, anew: bool, listen: Listener
+    dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, anew: bool, listen: Listener
 ) -> tuple[recall.Queries, ...]:
     """Queries and their truth: those of the index that is added to, beside what is new, or drawn anew."""
     if not anew and plan.base is not None:
-        kept = _kept_queries(dataset, plan.base)
+        kept = _kept_queries(home, plan.base)
         if kept:
             new = {shard.number for shard in plan.add}
             places = [place for place, shard in enumerate(dataset.shards) if shard.manifest.number in new]
@@ -164,9 +177,9 @@ def _queries(
     return recall.with_truth(recall.draw(dataset, modality), dataset, modality, listen=listen)
 
 
-def _kept_queries(dataset: EmbeddingDataset, base: IndexCard) -> tuple[recall.Queries, ...]:
+def _kept_queries(home: str, base: IndexCard) -> tuple[recall.Queries, ...]:
     try:
-        with np.load(files.local_path(_queries_path(dataset.path, base.file)), allow_pickle=False) as arrays:
+        with np.load(files.local_path(_queries_path(home, base.file)), allow_pickle=False) as arrays:
             return recall.unpacked(arrays)
     except (OSError, ValueError, KeyError):
         return ()  # they can always be drawn again

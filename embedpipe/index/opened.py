@@ -7,6 +7,8 @@ import numpy as np
 
 from .. import files
 from ..errors import DatasetError, InputError
+from ..files import Written
+from ..mirror import local_file
 from .card import IndexCard, build_command, ends_digest, index_path, read_card
 from .exact import Nearest
 from .ids import NONE
@@ -77,7 +79,7 @@ def index_faults(path: str, card: IndexCard, deep: bool = False) -> list[str]:
         found = files.stat(location)
         if found.bytes != card.bytes:
             return [f"{location}: damaged: {found.bytes:,} bytes, should be {card.bytes:,}"]
-        if ends_digest(location) != card.ends or (deep and files.sha256(location) != card.sha256):
+        if ends_digest(location, card.bytes) != card.ends or (deep and files.sha256(location) != card.sha256):
             return [f"{location}: damaged: its checksum does not match"]
     except InputError:
         return [f"{location}: missing, though its card is there"]
@@ -112,8 +114,9 @@ def open_card(path: str, modality: str) -> tuple[IndexCard, OpenIndex] | None:
 
 def _open(path: str, card: IndexCard) -> OpenIndex:
     location = index_path(path, card)
+    local = local_file(location, Written(card.bytes, card.sha256))
     try:
-        opened = OpenIndex(open_file(location, "IVF" in card.kind))
+        opened = OpenIndex(open_file(local, "IVF" in card.kind))
     except RuntimeError as problem:
         said = str(problem).rpartition("Error: ")[2].strip()
         raise DatasetError(

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 
-from .. import files
 from ..errors import InputError
 from ..execute import Cluster
 from ..load import EmbeddingDataset
@@ -84,22 +83,21 @@ def plan_index(path: str, config: IndexConfig | None = None) -> BuildPlan:
     return plan_for(EmbeddingDataset(path), config or IndexConfig())
 
 
-def plan_for(dataset: EmbeddingDataset, config: IndexConfig) -> BuildPlan:
-    """What building would do for an opened data set. Raises InputError, DatasetError."""
-    if not files.is_local(dataset.path):
-        raise InputError(
-            f"{dataset.path}: an index is built on a local disk, where it can be memory-mapped",
-            "Copy the data set to one; without an index, `embedpipe search --exact` works here",
-        )
+def plan_for(dataset: EmbeddingDataset, config: IndexConfig, home: str | None = None) -> BuildPlan:
+    """What building would do for an opened data set. Raises InputError, DatasetError.
+
+    home: whose folder `index` is worked on; None for the data set's own.
+    """
+    home = home or dataset.path
     dataset.require_rows()
     dataset.require(config.modality)
     dataset.require_normalised(config.modality)
-    card = None if config.rebuild else read_card(dataset.path, config.modality)
+    card = None if config.rebuild else read_card(home, config.modality)
     look_up = can_look_up(dataset)
     chosen = choose(config.kind, len(dataset), dataset.card.dim, config.memory_bytes, look_up)
     why = "asked to begin anew" if config.rebuild else "there is none yet"
     if card is not None:
-        why = _why_not_kept(dataset, card, config, chosen)
+        why = _why_not_kept(dataset, home, card, config, chosen, look_up)
     if card is None or why:
         chosen = tried(chosen, dataset.card.dim)
         return _plan(BUILD, why, chosen, indexed_shards(dataset), (), dataset, config, None)
@@ -135,13 +133,17 @@ def _plan(
     return BuildPlan(action, why, kind, add, gone, len(dataset), size, min(_PART_ROWS, rows), recall, base)
 
 
-def _why_not_kept(dataset: EmbeddingDataset, card: IndexCard, config: IndexConfig, chosen: Kind) -> str:
+def _why_not_kept(
+    dataset: EmbeddingDataset, home: str, card: IndexCard, config: IndexConfig, chosen: Kind, look_up: bool
+) -> str:
     """Why the index that is there cannot be added to; empty when it can."""
     if card.fingerprint != dataset.card.fingerprint() or card.dim != dataset.card.dim:
         return "the one there is of another model's embeddings"
-    faults = index_faults(dataset.path, card)
+    faults = index_faults(home, card)
     if faults:
-        return faults[0].removeprefix(index_path(dataset.path, card)).removeprefix(": ") or faults[0]
+        return faults[0].removeprefix(index_path(home, card)).removeprefix(": ") or faults[0]
+    if card.candidates and not look_up:
+        return "the one there compares found rows again, and rows cannot be looked up one by one here"
     if config.kind == "auto":
         # What was chosen small is chosen again when the data have outgrown it; a trained one is kept.
         outgrown = card.chosen and "IVF" not in card.kind and chosen.factory != card.kind

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .. import files
 from ..errors import DatasetError, InputError
 from ..load import EmbeddingDataset
 from ..progress import Listener, silent
@@ -19,7 +18,6 @@ from .exact import Nearest, exact_nearest
 from .ids import NONE, rows_of
 from .opened import OpenIndex, open_card
 from .recall import RESULTS
-from .rows import can_look_up
 
 EXACT_ROWS = 1_000_000  # up to here a data set without an index is searched by comparing with every row
 QUERIES_AT_ONCE = 1024
@@ -54,7 +52,7 @@ class Searcher:
         self.modality = modality
         self.card: IndexCard | None = None
         self._index: OpenIndex | None = None
-        found = None if exact or not files.is_local(dataset.path) else open_card(dataset.path, modality)
+        found = None if exact else open_card(dataset.path, modality)
         if found is not None:
             self.card, self._index = found
             _require_same_data(dataset, self.card)
@@ -111,7 +109,7 @@ def search(
 
 def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queries: np.ndarray, k: int) -> Nearest:
     effort = card.nprobe if card.nprobe is not None else card.ef_search
-    if not card.candidates or not can_look_up(dataset):
+    if not card.candidates:
         return index.candidates(queries, k, effort, least=k).best(k)
     count = max(card.candidates, -(-k * card.candidates // RESULTS))
     found = index.candidates(queries, count, effort, least=k)

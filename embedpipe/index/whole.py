@@ -29,9 +29,11 @@ def write_stream(index: faiss.Index, stream: Any) -> None:
     faiss.write_index(index, writer(stream.write, 1 << 20))
 
 
-def add_whole(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str, listen: Listener) -> Any:
+def add_whole(
+    dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str, listen: Listener
+) -> Any:
     """The index with all rows in it, in memory. Between shards it is kept in `building`, once a minute at most."""
-    index: Any = _begun(dataset, modality, plan, building)
+    index: Any = _begun(dataset, home, modality, plan, building)
     done = set(np.unique(shard_numbers(faiss.vector_to_array(index.id_map))).tolist())
     place_of = {shard.manifest.number: place for place, shard in enumerate(dataset.shards)}
     kept_at = time.monotonic()
@@ -48,11 +50,11 @@ def add_whole(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, buildin
     return index
 
 
-def _begun(dataset: EmbeddingDataset, modality: str, plan: BuildPlan, building: str) -> faiss.Index:
+def _begun(dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str) -> faiss.Index:
     """What is there to go on with: a build that was interrupted, the index that is added to, or an empty one."""
     kept = files.join(building, _FILE)
     if files.exists(kept):
         return open_file(kept, lists=False, mapped=False)
     if plan.base is not None:
-        return open_file(index_path(dataset.path, plan.base), lists=False, mapped=False)
+        return open_file(index_path(home, plan.base), lists=False, mapped=False)
     return faiss.IndexIDMap(trained_index(plan.kind, dataset, modality))

@@ -1,17 +1,20 @@
 """Every command from and to S3, one request in twenty failing: the same bytes as on this machine."""
 
 import json
+import shutil
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from embedpipe_cli.main import EXIT_ERROR
 
-from embedpipe import files, manifest
+from embedpipe import files, manifest, storage
 from embedpipe.encode.job import encode
 from embedpipe.errors import RunMismatch
+from embedpipe.index import IndexConfig, build_index, check_index, plan_index
 from embedpipe.lock import Part
-from tests import objectstore, shards
+from tests import embeddings, objectstore, outside, shards
 from tests.objectstore import Fault
 
 pytestmark = pytest.mark.slow
@@ -42,10 +45,22 @@ def there(store, here):
     return store.url()
 
 
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Be on the machine of that name; its folder."""
+
+    def switch(name):
+        monkeypatch.setenv("EMBEDPIPE_CACHE", str(tmp_path / "machines" / name))
+        return tmp_path / "machines" / name
+
+    switch("one")
+    return switch
+
+
 @pytest.fixture
 def faults(store, monkeypatch):
     """All requests fail one time in twenty, in every way there is; as many tries as users have."""
-    monkeypatch.setattr(files, "_TRIES", 5)
+    monkeypatch.setattr(storage, "_TRIES", 5)
     fault = Fault("", "any", share=SHARE)
     store.fail(fault)
     yield fault
@@ -64,8 +79,10 @@ def fetched(url, folder):
 
 def same(url, folder, store, tmp_path, without=("embedpipe.json",)):
     store.heal()
-    copy = fetched(url, tmp_path / "copy")
-    assert shards.tree(copy, without) == shards.tree(folder, without)
+    one, other = (shards.tree(root, without) for root in (folder, fetched(url, tmp_path / "copy")))
+    assert {name: data for name, data in one.items() if not name.startswith(".dedup/")} == {
+        name: data for name, data in other.items() if not name.startswith(".commits/")
+    }
 
 
 def test_encode_writes_what_it_writes_here(store, here, there, faults, tmp_path, encode_config):
@@ -151,33 +168,140 @@ def test_exports_are_what_they_are_here(store, here, there, faults, embedpipe, t
     assert {name: one[name] for name in names} == {name: other[name] for name in names}
 
 
-def test_dedup_reads_from_there_and_says_that_it_writes_here(here, there, faults, embedpipe, tmp_path):
-    outs = [tmp_path / "one", tmp_path / "other"]
-    for root, out in zip((here, there), outs, strict=True):
-        told = embedpipe("dedup", f"{root}/emb", out, "--threshold", 0.9, "--confirm", "none")
-        assert told.exit_code == 0, told.stderr
-    assert (outs[0] / "kept.parquet").read_bytes() == (outs[1] / "kept.parquet").read_bytes()
-    told = embedpipe("dedup", f"{there}/emb", f"{there}/dedup")
-    assert (told.exit_code, told.stderr.count("\n")) == (EXIT_ERROR, 1)
-    assert "dedup needs a local folder to sort in" in told.stderr
-
-
-def test_index_says_why_it_is_not_built_there(there, embedpipe):
-    told = embedpipe("index", f"{there}/emb")
-    assert (told.exit_code, told.stderr.count("\n")) == (EXIT_ERROR, 1)
-    assert "an index is built on a local disk" in told.stderr
-
-
-def test_a_prior_is_trained_on_what_lies_there(here, there, faults, embedpipe, tmp_path):
-    settings = {"train.steps": 6, "train.batch_size": 8, "train.evaluate_every": 3, "network.dim": 16}
-    settings |= {"network.depth": 1, "diffusion.timesteps": 10, "diffusion.sample_timesteps": 2}
-    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    for root, out in ((here, "one"), (there, "other")):
-        told = embedpipe("train-prior", f"{root}/emb", tmp_path / out, *words, "--device", "cpu", "--valid-share", 0.2)
+def test_a_lance_data_set_reads_as_it_does_here(store, here, there, faults, embedpipe, tmp_path):
+    out = f"{there}/export-lance"
+    for root, to in ((here, tmp_path / "lance"), (there, out), (there, out)):
+        told = embedpipe("export", f"{root}/emb", to, "--to", "lance")
         assert told.exit_code == 0, told.stderr
     assert faults.struck
-    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
-    assert one == other
+    store.heal()
+    assert outside.lance(fetched(out, tmp_path / "copy")) == outside.lance(tmp_path / "lance")
+
+
+@pytest.mark.parametrize("materialise", [(), ("--materialise",)])
+def test_dedup_keeps_what_it_keeps_here(store, here, there, faults, embedpipe, tmp_path, materialise):
+    arguments = ("--threshold", "0.9", "--confirm", "none", *materialise)
+    out = f"{there}/unique{len(materialise)}"
+    assert embedpipe("dedup", f"{here}/emb", tmp_path / "unique", *arguments).exit_code == 0
+    for _ in range(2):
+        told = embedpipe("dedup", f"{there}/emb", out, *arguments)
+        assert told.exit_code == 0, told.stderr
+    assert faults.struck
+    same(out, tmp_path / "unique", store, tmp_path, ("embedpipe.json", "report.json", "pairs.html"))
+
+
+def test_an_index_is_what_it_is_here_and_is_searched(store, here, faults, embedpipe, machine, tiny_model, tmp_path):
+    query = ("a red bicycle", "--model", tiny_model, "--json")
+    store.heal()
+    here = Path(shutil.copytree(here, tmp_path / "here"))
+    there = store.upload(here / "emb", "indexed/emb").removesuffix("/emb")
+    store.fail(faults)
+    for root in (here, there):
+        told = embedpipe("index", f"{root}/emb")
+        assert told.exit_code == 0, told.stderr
+    assert faults.struck
+    same(f"{there}/emb/index", here / "emb" / "index", store, machine("copy"))
+    store.fail(faults)
+    machine("two")
+    one, other = (embedpipe("search", f"{root}/emb", *query) for root in (here, there))
+    assert one.exit_code == 0
+    assert one.stdout == other.stdout
+    before = len(store.requests)
+    assert embedpipe("search", f"{there}/emb", *query).stdout == one.stdout
+    asked = {path for method, path, _ in store.requests[before:] if method == "GET" and path.endswith(".faiss")}
+    assert len(asked) <= 1, "its ends, to know that it is the one that was fetched"
+    one, other = (json.loads(embedpipe("verify", f"{root}/emb", "--deep", "--json").stdout) for root in (here, there))
+    assert one["faults"] == other["faults"] == []
+
+
+def test_an_index_is_added_to_from_another_machine(store, faults, tmp_path, machine):
+    numbers = np.random.default_rng(0).standard_normal((360, 8))
+    root, config = tmp_path / "emb", IndexConfig(kind="ivf-sq8")
+    for shard_count in (3, 4):
+        rows = numbers[: 90 * shard_count]
+        for folder in (root, tmp_path / "plain"):
+            embeddings.write_dataset(folder, rows, -rows, shard_count, format="parquet")
+        store.heal()
+        url = store.upload(tmp_path / "plain", "grows")
+        store.fail(faults)
+        cards = [build_index(where, config) for where in (str(root), url)]
+        assert cards[0] == cards[1]
+        machine("two")
+    assert faults.struck
+    assert cards[0].rows == 360
+    assert plan_index(url, config).action == "nothing"
+    same(f"{url}/index", root / "index", store, tmp_path)
+    files.write_bytes(f"{url}/index/{cards[1].file}", b"torn")
+    assert "damaged" in check_index(url, "image")[0]
+
+
+PRIOR = {"train.steps": 6, "train.batch_size": 8, "train.evaluate_every": 3, "train.save_every": 2, "network.dim": 16}
+PRIOR |= {"network.depth": 1, "diffusion.timesteps": 10, "diffusion.sample_timesteps": 2}
+DECODER = {"network.dim_mults": "[1,2]", "network.attn_heads": 2, "network.attn_dim_head": 4}
+DECODER |= {"network.init_cross_embed_kernel_sizes": "[3,5]", "stage.sample_timesteps": 2, "train.save_every": 2}
+
+
+def settings(values, prefix=""):
+    return [word for name, value in values.items() for word in ("--set", f"{prefix}{name}={value}")]
+
+
+def same_weights(url, folder, store, tmp_path):
+    store.heal()
+    one, other = (shown(shards.tree(root)) for root in (folder, fetched(url, tmp_path / "copy")))
+    assert one.keys() == other.keys()
+    weights = [name for name in one if name.endswith(".safetensors")]
+    assert len(weights) > 4
+    assert [name for name in weights if one[name] != other[name]] == []
+
+
+def shown(tree):
+    """Without what is hidden, and without caches."""
+    return {
+        name: data for name, data in tree.items() if not name.startswith(("join/", "cache/")) and "/." not in f"/{name}"
+    }
+
+
+def test_a_prior_trained_there_is_the_one_trained_here(store, here, there, faults, embedpipe, tmp_path, machine):
+    words = (*settings(PRIOR), "--device", "cpu", "--valid-share", 0.2)
+    assert embedpipe("train-prior", f"{here}/emb", tmp_path / "prior", *words).exit_code == 0
+    store.heal()
+    store.fail(Fault("prior/.commits/00000003.json", "503"))
+    told = embedpipe("train-prior", f"{there}/emb", f"{there}/prior", *words)
+    assert told.exit_code == EXIT_ERROR
+    assert told.stderr.count("error: ") == 1
+    assert "the storage failed" in told.stderr
+    store.heal()
+    store.fail(faults)
+    machine("two")
+    told = embedpipe("train-prior", f"{there}/emb", f"{there}/prior", *words)
+    assert told.exit_code == 0, told.stderr
+    assert faults.struck
+    same_weights(f"{there}/prior", tmp_path / "prior", store, tmp_path)
+    machine("three")
+    store.fail(faults)
+    one, other = (
+        embedpipe("evaluate", prior, f"{here}/emb", "--device", "cpu", "--json")
+        for prior in (tmp_path / "prior", f"{there}/prior")
+    )
+    assert one.exit_code == 0, one.stderr
+    assert one.stdout == other.stdout
+
+
+def test_a_decoder_trained_there_is_the_one_trained_here(store, here, there, faults, embedpipe, tmp_path, machine):
+    words = ["--sizes", "8", "--dims", "8", "--timesteps", 20, "--steps", 4, "--batch-size", 6, "--valid-share", 0.2]
+    words += ["--device", "cpu", "--decode-threads", 2, *settings(DECODER, "stages.1.")]
+    picture = ("--embedding", tmp_path / "asked.npy", "--device", "cpu", "-o")
+    np.save(tmp_path / "asked.npy", np.load(here / "emb" / "img_emb" / "img_emb_00000.npy")[:1])
+    for root, out in ((here, tmp_path / "decoder"), (there, f"{there}/decoder")):
+        told = embedpipe("train-decoder", f"{root}/shards", f"{root}/emb", out, *words)
+        assert told.exit_code == 0, told.stderr
+        assert "no decoder yet" not in told.stdout
+        machine("two")
+        told = embedpipe("generate", "--decoder", out, *picture, tmp_path / f"{'://' in str(out)}.png")
+        assert told.exit_code == 0, told.stderr
+    assert faults.struck
+    assert (tmp_path / "True.png").read_bytes() == (tmp_path / "False.png").read_bytes()
+    same_weights(f"{there}/decoder", tmp_path / "decoder", store, tmp_path)
 
 
 def test_credentials_are_never_shown(store, there, embedpipe, tiny_model, monkeypatch):

@@ -107,6 +107,17 @@ def undisturbed(tmp_path_factory):
     return folder, bits(state), state.numbers(), reports
 
 
+def test_it_says_when_a_checkpoint_is_there_and_older_ones_are_gone(tmp_path):
+    seen = []
+    run = Run(tmp_path, on_saved=lambda: seen.append(steps(tmp_path)))
+    train(Model(), stream, run, CONFIG, OPTIM, evaluate=size)
+    newest = [there[-1] for there in seen]
+    assert newest == sorted(newest)
+    assert {5, 10, 15, 20} <= set(newest)
+    assert seen[-1] == steps(tmp_path)
+    assert max(map(len, seen)) <= 3, "those to keep, and the best"
+
+
 def test_what_a_run_leaves(undisturbed):
     folder, _, numbers, reports = undisturbed
     assert sorted(it.name for it in folder.iterdir()) == ["checkpoints", "curves.png", "metrics.jsonl"]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedpipe import files
 from embedpipe.curate import (
     KEEP,
     DedupConfig,
@@ -125,14 +126,22 @@ def test_the_same_file_twice_is_told_and_shown(tmp_path, encode_config):
         dedup(str(tmp_path / "emb"), str(tmp_path / "out"), DedupConfig(images=str(tmp_path / "nowhere.tar")))
 
 
+def test_an_object_store_gets_the_same_rows(tmp_path):
+    place, _ = planted(tmp_path / "emb", count=20, copies=2)
+    for out in (str(tmp_path / "out"), "memory://dedup"):
+        report = dedup(place, out)
+    assert report.dropped
+    for name in ("kept.parquet", "dropped.parquet"):
+        assert files.read_bytes(f"memory://dedup/{name}") == (tmp_path / "out" / name).read_bytes()
+    assert dedup(place, "memory://dedup") == report
+
+
 def test_what_cannot_be_done_says_why(tmp_path):
     place, _ = planted(tmp_path / "emb", count=20, copies=2)
     with pytest.raises(InputError, match="no such rule.*closest"):
         DedupConfig(keep="closes")
     with pytest.raises(InputError, match="above 0"):
         DedupConfig(threshold=1.5)
-    with pytest.raises(InputError, match="local folder"):
-        dedup(place, "memory://out")
     with pytest.raises((InputError, DatasetError), match="nowhere"):
         dedup(str(tmp_path / "nowhere"), str(tmp_path / "out"))
     with exclusive(str(tmp_path / "busy")), pytest.raises(OutputBusy):

@@ -208,8 +208,6 @@ def test_what_means_nothing_is_refused_with_what_would(tmp_path, emb):
         embedpipe.export(emb, out, ExportConfig("parquet", text_tokens=True))
     with pytest.raises(InputError, match="model-name 'a b'"):
         embedpipe.export(emb, out, ExportConfig("datacomp", model_name="a b"))
-    with pytest.raises(InputError, match="local folders"):
-        embedpipe.export(emb, "memory://lance", ExportConfig("lance"))
     (tmp_path / "none.txt").write_text("")
     with pytest.raises(EmptyInput, match="no rows to export.*--keys"):
         embedpipe.export(emb, out, ExportConfig("hf", keys=str(tmp_path / "none.txt")))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedpipe import files
 from embedpipe.errors import DatasetError, InputError, OutputBusy, OutputUnwritable
 from embedpipe.index import (
     IndexConfig,
@@ -207,7 +208,7 @@ def test_new_shards_are_added_without_touching_what_is_there(root, small_parts, 
     assert card.shards == indexed_shards(EmbeddingDataset(root))
     assert share_found(root, queries()) >= 0.95
     fresh = clusters.write(Path(root).with_name("fresh"), grown)
-    whole_truth = build._queries(EmbeddingDataset(fresh), "image", plan_index(fresh, IVF), True, lambda _: None)
+    whole_truth = build._queries(EmbeddingDataset(fresh), fresh, "image", plan_index(fresh, IVF), True, lambda _: None)
     added = np.load(Path(root) / "index" / card.file.replace(".faiss", ".npz"))
     kept_truth = clusters.truth(EmbeddingDataset(root), added["text_vectors"], 10)
     ids = [[f"{i >> 32}-0-{i & 0xFFFFFFFF}" for i in row] for row in added["text_ids"].tolist()]
@@ -410,13 +411,30 @@ def test_where_rows_cannot_be_looked_up_the_index_holds_more_of_them(tmp_path):
     assert plan_index(root, IndexConfig(kind="auto")).kind.factory == card.kind
 
 
-def test_an_index_is_built_on_a_local_disk_only():
+def test_in_an_object_store_it_is_the_index_of_a_disk(tmp_path):
     root = clusters.write("memory://index-test", {0: 30})
-    with pytest.raises(InputError, match=r"built on a local disk.*--exact"):
-        build_index(root)
+    here = clusters.write(tmp_path / "emb", {0: 30})
+    assert Searcher(EmbeddingDataset(root)).card is None
+    assert build_index(root) == build_index(here)
+    for name in ("image.json", "image-00001.faiss", "image-00001.npz"):
+        assert files.read_bytes(f"{root}/index/{name}") == (Path(here) / "index" / name).read_bytes()
     searcher = Searcher(EmbeddingDataset(root))
-    assert searcher.card is None
+    assert searcher.card == build_index(root)
     assert next(searcher.hits(np.float32(clusters.rows(0, 30)[0][4:5]), 1))[0].key == "0-0-4"
+
+
+def test_one_that_looks_rows_up_is_searched_where_it_was_copied_to(tmp_path):
+    here = Path(clusters.write(tmp_path / "emb", {0: 900, 1: 700}))
+    card = build_index(str(here), IVF)
+    assert card.candidates > 0
+    for path in here.rglob("*"):
+        if path.is_file():
+            files.write_bytes(f"memory://copied/{path.relative_to(here)}", path.read_bytes())
+    one, other = (
+        Searcher(EmbeddingDataset(place)).nearest(queries()[:4], 10) for place in (str(here), "memory://copied")
+    )
+    assert np.array_equal(one.ids, other.ids)
+    assert "compares found rows again" in plan_index("memory://copied", IVF).why
 
 
 def test_copies_of_a_row_do_not_count_against_recall(tmp_path):

@@ -1,0 +1,34 @@
+"""Where the local side of remote places is: below `$EMBEDPIPE_CACHE`, or else `~/.cache/embedpipe`.
+
+work/<hash of the url>/<its last name>     a working folder: goes with one output
+copies/<hash of the url>/<its last name>   a run folder that is only read
+files/<sha256>                             a file that is only read, by its content
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from .. import files
+
+_VARIABLE = "EMBEDPIPE_CACHE"
+
+
+def cache_root() -> str:
+    """The folder in which all of it lies. It may be removed whenever no command runs."""
+    said = os.environ.get(_VARIABLE)
+    usual = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return said or files.join(usual, "embedpipe")
+
+
+def working_folder(out: str) -> str:
+    """The local folder in which work for `out` is done: `out` itself where that is local."""
+    return str(files.local_path(out)) if files.is_local(out) else folder_for(out, "work")
+
+
+def folder_for(url: str, use: str) -> str:
+    """The local folder of that use which belongs to a url; its name ends as the url does."""
+    url = url.rstrip("/")
+    return files.join(cache_root(), use, hashlib.sha256(url.encode()).hexdigest()[:16], url.rpartition("/")[2])

@@ -1,0 +1,79 @@
+"""Where a location is, and how the file system behind it is asked: again, where it fails in a way that may pass."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import fsspec
+
+from .errors import EmbedpipeError, InputError, MissingExtra, StorageFailed
+
+_TRIES = 5
+_PAUSE_S = 0.1
+
+_Read = TypeVar("_Read")
+
+
+def is_local(location: str) -> bool:
+    """Whether `location` is on this machine's own file system."""
+    return "://" not in location or location.startswith("file://")
+
+
+def local_path(location: str) -> Path:
+    """The pathlib form of a local location."""
+    return Path(location.removeprefix("file://"))
+
+
+def filesystem(location: str) -> tuple[Any, str]:
+    """The fsspec file system of `location` and the path inside it."""
+    try:
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(location))
+    except ImportError as problem:
+        extra = location.partition("://")[0]
+        how = f'pip install "embedpipe[{extra}]"' if extra == "s3" else "Install the package it names"
+        raise MissingExtra(f"{location}: {problem}", how) from problem
+    except ValueError as problem:
+        raise InputError(f"{location}: {problem}") from problem
+
+
+@contextlib.contextmanager
+def asking(location: str) -> Iterator[None]:
+    """Say what is wrong in our own words when a remote file system is asked about `location` and fails.
+
+    What it says of the path itself (not there, a folder) stays as it is. Raises InputError, StorageFailed.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, EmbedpipeError):
+        raise
+    except Exception as problem:  # every backend raises its own, botocore's or aiohttp's for one
+        if is_local(location):
+            raise
+        if isinstance(problem, PermissionError):
+            raise InputError(f"{location}: no permission: {problem}", "Check the credentials") from problem
+        raise StorageFailed(
+            f"{location}: the storage failed: {type(problem).__name__}: {str(problem).rstrip('.')}",
+            "Check endpoint, network and credentials, and run the same command again",
+        ) from problem
+
+
+def ask(location: str, question: Callable[[], _Read]) -> _Read:
+    """What `question` gives; asked again after a pause where a remote file system fails in a way that may pass.
+
+    The file systems try again by themselves, but not after every failure: not in the middle of an answer, for one.
+    """
+    if is_local(location):
+        return question()
+    for attempt in range(1, _TRIES):
+        try:
+            with asking(location):
+                return question()
+        except StorageFailed:
+            time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
+    with asking(location):
+        return question()
