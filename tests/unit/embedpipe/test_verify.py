@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from embedpipe import files
+from embedpipe import files, storage
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, EmbedpipeError, InputError, OutputBusy, StorageFailed
 from embedpipe.fetch import FetchConfig
@@ -370,7 +370,7 @@ def on_a_store(encoded):
 
 
 def test_a_store_that_fails_half_way_is_one_error_and_drops_nothing(on_a_store, monkeypatch):
-    monkeypatch.setattr(files, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(storage, "_PAUSE_S", 0.001)
     FailingStore.answers = 10**9
     assert verify(on_a_store, shards.DEEP).whole
     requests = 10**9 - FailingStore.answers
