@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from dalle2_core.errors import CheckpointError
+from dalle2_core.errors import AnotherRun, CheckpointError
 from dalle2_core.files import read_json, read_tensors, sha256, sync, write_json, write_tensors
 from dalle2_core.training.state import TrainState, load_weights
 
@@ -79,17 +79,10 @@ class Checkpoints:
 
     def _refuse_another(self, folder: Path, theirs: Mapping[str, Any]) -> None:
         old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(self.identity))))
-        absent = "(absent)"
-        differences = [
-            f"{key} is {old.get(key, absent)!r} there and {new.get(key, absent)!r} here"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, absent) != new.get(key, absent)
-        ]
-        if differences:
-            raise CheckpointError(
-                f"{folder}: belongs to another run: {'; '.join(differences)}. "
-                "Use a new output folder, or the old settings"
-            )
+        apart = {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}
+        if apart:
+            theirs, ours = ({key: it for key, it in some.items() if key in apart} for some in (old, new))
+            raise AnotherRun(folder, theirs, ours)
 
     def _prune(self, state: TrainState) -> None:
         best = None if state.best is None else state.best.step
