@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from ..errors import InputError, did_you_mean
+from ..errors import OptionError, did_you_mean
 from .base import Desk, Executor, Outcome, SetAside, Task, Work, Worker, one_by_one
 from .cluster import Cluster, Room, joined
 from .inline import InlineExecutor
@@ -42,7 +42,7 @@ def open_executor(name: str, workers: int) -> Executor:
     if name == "auto":
         name = "inline" if workers == 1 else "processes"
     if name not in EXECUTORS:
-        raise InputError(f"no executor {name!r}", did_you_mean(name, EXECUTORS))
+        raise OptionError(f"no executor {name!r}", did_you_mean(name, EXECUTORS))
     return EXECUTORS[name](workers)
 
 
@@ -55,7 +55,7 @@ def open_places(name: str, demand: Demand, cluster: Cluster | None = None) -> It
     cluster = cluster or Cluster()
     if name != "ray":
         if cluster.address is not None:
-            raise InputError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
+            raise OptionError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
         places = places_here(demand)
         executor = open_executor(name, len(places.devices))
         yield executor, places

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from .. import files
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
 from ..wording import counted
 from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
@@ -38,9 +38,9 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         if self.recall is not None and not 0 < self.recall <= 1:
-            raise InputError(f"--recall {self.recall}: must be above 0 and at most 1")
+            raise OptionError(f"--recall {self.recall}: must be above 0 and at most 1")
         if self.memory_bytes < _LEAST_MEMORY:
-            raise InputError(f"--memory {self.memory}: an index is not built in less than 256M", "Give more")
+            raise OptionError(f"--memory {self.memory}: an index is not built in less than 256M", "Give more")
 
     @property
     def memory_bytes(self) -> int:
