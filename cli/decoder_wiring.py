@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +106,25 @@ def train_decoder(
 def _open(job: DecoderJob, device: str, weights: bool = True) -> tuple[EmbeddingDataset, dict[int, DecoderStage]]:
     """The embeddings, and new stages by number: checked against them, each other and what lies in `out`.
 
-    weights: whether the stages have any; without, they cost no memory.
+    weights: whether the stages have any. Without, they cost no memory; those in latents do: their space is measured.
     """
     refuse_remote(job.out)
     dataset, token_width = open_embeddings(job.emb, job.recipe)
     vaes = _autoencoders(job, device)
-    made_where: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if weights else torch.device("meta")
-    with made_where:
-        stages = {
-            number: job.recipe.build(number, dataset.card.dim, token_width, vaes[number - 1])
-            for number in job.numbers()
-        }
+    stages = {}
+    for number in job.numbers():
+        vae = vaes[number - 1]
+        with _making(weights or vae is not None):
+            stages[number] = job.recipe.build(number, dataset.card.dim, token_width, vae)
     for number, stage in stages.items():
         check_guidance(stage, job.judge.cond_scale)
         refuse_neighbours(job, number, dataset.card.fingerprint())
     return dataset, stages
+
+
+def _making(weights: bool) -> AbstractContextManager[Any]:
+    """What is made inside has weights, or only their shapes."""
+    return contextlib.nullcontext() if weights else torch.device("meta")
 
 
 def _rows(job: DecoderJob, seen: DecoderRows) -> tuple[dict[str, np.ndarray], int]:
