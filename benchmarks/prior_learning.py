@@ -203,7 +203,8 @@ def _cells(each: Sequence[Found]) -> list[str]:
 def _demo(options: argparse.Namespace) -> str:
     """Every kind of prior on the demo's embeddings, by the commands a user would type."""
     from embedpipe_cli.prior_scores import evaluate_priors
-    from embedpipe_cli.wiring import SplitConfig, default_device, train_prior
+    from embedpipe_cli.training_job import SplitConfig, default_device
+    from embedpipe_cli.wiring import PriorJob, train_prior
 
     from dalle2_core.presets import prior_preset
 
@@ -216,7 +217,7 @@ def _demo(options: argparse.Namespace) -> str:
                 out = f"{folder}/{seed}/{name}"
                 recipe = prior_preset("tiny")
                 recipe = dataclasses.replace(recipe, prior=name, train=dataclasses.replace(recipe.train, seed=seed))
-                train_prior(emb, out, recipe, SplitConfig("split"), default_device())
+                train_prior(PriorJob(emb, out, recipe, SplitConfig("split")), default_device())
                 runs.append(out)
             for split, seen in scores.items():
                 for name, score in evaluate_priors(runs, emb, split, default_device(), seed).scores.items():

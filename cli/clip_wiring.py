@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import torch
 
 from dalle2_core.clip import ClipBatch, ClipScores, TrainableClip, count_cut, evaluate_clip, tokenize
 from dalle2_core.clip_presets import ClipRecipe
-from dalle2_core.training import Run, StepReport, load_trained, train
+from dalle2_core.training import Run, load_trained, train
 from embedpipe import files
 from embedpipe.card import PreprocessSpec
-from embedpipe.errors import InputError
 from embedpipe.load import rows_of
 from embedpipe.load.pictures import PictureOptions, Pictures, batched, cached_rows, open_pictures
 from embedpipe.load.shuffle import batches_from
@@ -27,12 +25,20 @@ from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import at_work
 from embedpipe.progress import Listener, Progress
 
+from .another_run import refusing_another
 from .provenance import write_run
 from .run_folder import TRAINING
-from .wiring import SplitConfig
+from .training_job import (
+    SplitConfig,
+    TrainingPlan,
+    counts,
+    picture_cache,
+    plan_with_pictures,
+    refuse_few,
+)
+from .training_view import TrainingView
 
 CLIP_RUN = "clip"
-_CACHE = "cache"
 
 # Recall among a thousand is known to a percent or so; more would only slow training down.
 _MOST_ROWS_TO_SCORE = 1000
@@ -48,6 +54,33 @@ class PictureSource:
     caption_key: str
     input: str
     max_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClipJob:
+    """What to train, on what, where to. data: pairs of pictures and captions; out: the model's folder."""
+
+    data: str
+    out: str
+    recipe: ClipRecipe
+    split: SplitConfig
+    source: PictureSource
+
+    def pictures(self) -> PictureOptions:
+        """How DATA becomes what the model takes."""
+        made, size = self.recipe.clip.preprocess, self.recipe.clip.image_size
+        spec = PreprocessSpec(
+            size=(size, size),
+            mean=tuple(made["mean"]),
+            std=tuple(made["std"]),
+            interpolation=made["interpolation"],
+            resize_mode=made["resize_mode"],
+            fill_color=made["fill_color"],
+        )
+        split, source = self.split, self.source
+        return PictureOptions(
+            spec, split.column, split.valid_share, source.caption_key, source.input, max_pixels=source.max_pixels
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,47 +103,35 @@ class ClipOutcome:
     metrics: dict[str, float]
 
 
-def train_clip(
-    data: str,
-    out: str,
-    recipe: ClipRecipe,
-    split: SplitConfig,
-    source: PictureSource,
-    device: str,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
-    training: Callable[[], AbstractContextManager[Callable[[StepReport], None]]],
-) -> ClipOutcome:
-    """Train a CLIP on the pairs of `data` into the folder `out`, any fsspec url; run again, it goes on.
+def plan_clip(job: ClipJob, view: TrainingView) -> TrainingPlan:
+    """What `train_clip` would do. Raises as it does."""
+    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe.train, view)
 
-    preparing, training: open the display of a named preparation, and that of the training's steps.
+
+def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> ClipOutcome:
+    """Train a CLIP on pairs of pictures and captions into a folder, any fsspec url; run again, it goes on.
 
     Raises InputError (no data, no such split), ConfigError, CheckpointError (`out` holds another run), NonFiniteLoss.
     """
-    with at_work(out, TRAINING) as place:
+    recipe, view = job.recipe, view or TrainingView()
+    with at_work(job.out, TRAINING) as place:
         torch.manual_seed(recipe.train.seed)
         model = TrainableClip(recipe.clip).to(device)
-        with preparing("decode") as listener:
-            pictures = open_pictures(
-                data, files.join(place.folder, _CACHE), _picture_options(recipe, split, source), listener
-            )
-        train_rows = rows_of(pictures.splits, TRAIN, data)
-        rows_of(pictures.splits, VALID, data)  # refuse now what could not be evaluated later
-        if recipe.train.batch_size > len(train_rows):
-            raise InputError(
-                f"{data}: {len(train_rows)} training pairs are fewer than a batch of {recipe.train.batch_size}",
-                f"Give --set train.batch_size={max(2, len(train_rows) // 4)}",
-            )
+        with view.preparing("decode") as listener:
+            pictures = open_pictures(job.data, picture_cache(job.out), job.pictures(), listener)
+        rows = {name: rows_of(pictures.splits, name, job.data) for name in (TRAIN, VALID)}
+        refuse_few(job.data, counts(rows), recipe.train.batch_size)
         tokens = tokenize(pictures.captions, recipe.clip)
-        with preparing("image features") as listener:
-            pairs = _Pairs(_image_rows(model, pictures, place.folder, device, listener), tokens, device)
+        with view.preparing("image features") as listener:
+            pairs = _Pairs(_image_rows(model, pictures, picture_cache(job.out), device, listener), tokens, device)
         watched = _held_out(pictures, VALID)
 
         def stream(step: int) -> Iterator[ClipBatch]:
-            batches = batches_from(train_rows, recipe.train.batch_size, recipe.train.seed, step)
-            return (pairs.batch(rows) for rows in batches)
+            batches = batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step)
+            return (pairs.batch(some) for some in batches)
 
-        run = Run(Path(place.folder), _describes(recipe, split, pictures), place.commit)
-        with training() as on_step:
+        run = Run(Path(place.folder), _describes(job, pictures), place.commit)
+        with refusing_another(place.folder), view.steps("", recipe.train) as on_step:
             state = train(
                 model,
                 stream,
@@ -125,10 +146,10 @@ def train_clip(
         model.save_open_clip(place.folder)
         scores = _score_all(model, pairs, pictures)
         outcome = ClipOutcome(
-            out=out,
+            out=job.out,
             steps=state.step,
             best_step=best_step,
-            train_rows=len(train_rows),
+            train_rows=len(rows[TRAIN]),
             parameters=sum(weight.numel() for weight in model.parameters()),
             trained_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
             captions_cut=count_cut(tokens),
@@ -136,7 +157,7 @@ def train_clip(
             scores=scores,
             metrics=scores[VALID].numbers() | {"chance_at_10": scores[VALID].chance(10)},
         )
-        facts = {"recipe": dataclasses.asdict(recipe), "split": dataclasses.asdict(split), "data": data}
+        facts = {"recipe": dataclasses.asdict(recipe), "split": dataclasses.asdict(job.split), "data": job.data}
         write_run(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
     return outcome
 
@@ -158,23 +179,7 @@ class _Pairs:
         return evaluate_clip(model, (self.batch(part) for part in batched(rows, _ROWS_AT_ONCE)), self._device)
 
 
-def _picture_options(recipe: ClipRecipe, split: SplitConfig, source: PictureSource) -> PictureOptions:
-    made = recipe.clip.preprocess
-    size = recipe.clip.image_size
-    spec = PreprocessSpec(
-        size=(size, size),
-        mean=tuple(made["mean"]),
-        std=tuple(made["std"]),
-        interpolation=made["interpolation"],
-        resize_mode=made["resize_mode"],
-        fill_color=made["fill_color"],
-    )
-    return PictureOptions(
-        spec, split.column, split.valid_share, source.caption_key, source.input, max_pixels=source.max_pixels
-    )
-
-
-def _image_rows(model: TrainableClip, pictures: Pictures, out: str, device: str, listener: Listener) -> np.ndarray:
+def _image_rows(model: TrainableClip, pictures: Pictures, cache: str, device: str, listener: Listener) -> np.ndarray:
     """What the trained part of the image tower takes in: pixels, or a locked trunk's features (made once and kept)."""
     if not model.config.lock_trunk:
         return pictures.pixels
@@ -188,7 +193,7 @@ def _image_rows(model: TrainableClip, pictures: Pictures, out: str, device: str,
             yield model.trunk_features(_pixels(part, device)).cpu().numpy()
             listener(Progress(rows=len(part)))
 
-    return cached_rows(files.join(out, _CACHE, name), parts(), shape, "float32")
+    return cached_rows(files.join(cache, name), parts(), shape, "float32")
 
 
 def _pixels(rows: np.ndarray, device: str) -> torch.Tensor:
@@ -210,10 +215,10 @@ def _score_all(model: TrainableClip, pairs: _Pairs, pictures: Pictures) -> dict[
     return {name: pairs.score(model, rows[name]) for name in names if len(rows[name]) > 1}
 
 
-def _describes(recipe: ClipRecipe, split: SplitConfig, pictures: Pictures) -> dict[str, Any]:
+def _describes(job: ClipJob, pictures: Pictures) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
     return {
-        "clip": dataclasses.asdict(recipe.clip),
-        "split": dataclasses.asdict(split),
+        "clip": dataclasses.asdict(job.recipe.clip),
+        "split": dataclasses.asdict(job.split),
         "pictures": pictures.fingerprint,
     }

@@ -8,7 +8,7 @@ from dalle2_core.decoder_presets import DecoderRecipe
 from embedpipe.load.join import JoinCounts
 
 from .decoder_rows import ImageSource
-from .wiring import SplitConfig
+from .training_job import SplitConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,15 +92,21 @@ def open_embeddings(emb: str, recipe: DecoderRecipe) -> tuple[EmbeddingDataset, 
 
 
 def open_images(
-    data: str, dataset: EmbeddingDataset, source: ImageSource, cache: str, listener: Listener = silent
+    data: str,
+    dataset: EmbeddingDataset,
+    source: ImageSource,
+    cache: str,
+    listener: Listener = silent,
+    keep: bool = True,
 ) -> DecoderRows:
-    """The images of `data` joined with the rows of `dataset`; what was read of changed shards is kept in `cache`.
+    """The images of `data` joined with the rows of `dataset`; see `join_images` for cache and keep.
 
     Raises InputError where there are none, DatasetError for rows that do not fit their images.
     """
     reader = open_source(dataset, data)
     assert reader is not None
-    return DecoderRows(dataset, join_images(dataset, reader, cache, data, listener, source.drop_unjoined), source)
+    join = join_images(dataset, reader, cache, data, listener, drop=source.drop_unjoined, keep=keep)
+    return DecoderRows(dataset, join, source)
 
 
 def _token_width(dataset: EmbeddingDataset, recipe: DecoderRecipe) -> int:

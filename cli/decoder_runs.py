@@ -17,9 +17,9 @@ from dalle2_core.stage import DecoderStage
 from embedpipe import files
 from embedpipe.errors import RunMismatch
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.manifest import refuse_difference
 from embedpipe.mirror import local_copy
 
+from .another_run import NameOf, option_of, refuse_finished
 from .decoder_job import DecoderJob
 from .decoder_rows import DecoderRows
 from .provenance import RUN_FILE, read_run
@@ -27,6 +27,8 @@ from .row_policy import RowPolicy
 
 STAGE_RUN = "decoder-stage"
 _MADE_BY = "train-decoder"
+# What a run is known by, as a recipe's groups are called.
+_GROUPS = {"network": "network", "diffusion": "stage", "train": "train", "optim": "optim"}
 
 
 def stage_of(out: str, number: int) -> str:
@@ -91,9 +93,17 @@ def described(facts: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_another_run(folder: str, facts: dict[str, Any]) -> None:
     """Raise RunMismatch where a finished stage was another; checkpoints are the training's own to compare."""
-    if files.exists(files.join(folder, RUN_FILE)):
-        found = read_run(folder, STAGE_RUN, _MADE_BY)
-        refuse_difference(folder, described(found), described(facts), "recipe or data")
+    refuse_finished(folder, STAGE_RUN, _MADE_BY, described, facts, settings_of(facts["stage"]))
+
+
+def settings_of(number: int) -> NameOf:
+    """What a user calls the settings of stage `number`."""
+
+    def name_of(key: str) -> str:
+        group, dot, name = key.partition(".")
+        return f"stages.{number}.{_GROUPS[group]}.{name}" if dot and group in _GROUPS else option_of(key)
+
+    return name_of
 
 
 def refuse_neighbours(job: DecoderJob, number: int, fingerprint: str) -> None:

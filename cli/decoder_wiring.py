@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from dalle2_core.autoencoder import Autoencoder
 from dalle2_core.autoencoders import load_autoencoder
@@ -16,13 +19,13 @@ from dalle2_core.stage import DecoderStage
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
 from dalle2_core.training.stage_pictures import check_guidance
 from embedpipe import files
-from embedpipe.errors import InputError
-from embedpipe.load import EmbeddingDataset, rows_of, splits
+from embedpipe.errors import InputError, OptionError
+from embedpipe.load import EmbeddingDataset
 from embedpipe.load.images import ImageLoader
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import working_folder
-from embedpipe.progress import Listener, silent
 
+from .another_run import refusing_another
 from .decoder_job import DecoderJob, DecoderOutcome, StageOutcome
 from .decoder_rows import DecoderRows, open_embeddings, open_images
 from .decoder_runs import (
@@ -33,6 +36,7 @@ from .decoder_runs import (
     keep_autoencoder,
     refuse_another_run,
     refuse_neighbours,
+    settings_of,
     stage_of,
 )
 from .decoder_scores import StageJudge
@@ -42,21 +46,31 @@ from .nonfinite import naming_rows
 from .prior_scores import some_of
 from .provenance import write_run
 from .run_folder import run_folder
+from .training_job import NOT_FINITE, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
+from .training_view import TrainingView
 
 _MOST_ROWS_TO_WATCH = 512
 _MOST_BYTES_TO_WATCH = 256 << 20
 
 
-Training = Callable[[int, int], AbstractContextManager[Callable[[StepReport], None] | None]]
-"""(number of a stage, rows of a step) → the display of its steps."""
+def plan_decoder(job: DecoderJob) -> TrainingPlan:
+    """What `train_decoder` would do: the data are looked at, no weights are made and nothing is written.
+
+    Raises as `train_decoder` does before its first step.
+    """
+    dataset, stages = _open(job, "cpu", weights=False)
+    seen = open_images(job.data, dataset, job.source, _cache(job), keep=False)
+    rows, dropped = _rows(job, seen)
+    runs = {}
+    for number, stage in stages.items():
+        folder = stage_of(job.out, number)
+        refuse_another_run(folder, facts_of(job, number, stage, seen, rows))
+        runs[folder] = steps_left(folder, job.recipe.part(number).train)
+    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, dataclasses.asdict(seen.join.counts))
 
 
 def train_decoder(
-    job: DecoderJob,
-    device: str,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
-    training: Training,
-    processes: Processes | None = None,
+    job: DecoderJob, device: str, view: TrainingView | None = None, processes: Processes | None = None
 ) -> DecoderOutcome | None:
     """Train the stages that `job` names, one after the other; run again, it goes on.
 
@@ -66,31 +80,18 @@ def train_decoder(
     of norm 1), ConfigError (stages that do not fit each other, the data or their autoencoders), RunMismatch,
     CheckpointError (`out` holds another run, the disk is full), NonFiniteLoss (its rows are named in a file).
     """
+    view = view or TrainingView()
     together = processes or join_processes(device)
     if together.world > 1:
         device = str(together.device)
-    dataset, token_width = open_embeddings(job.emb, job.recipe)
-    vaes = _autoencoders(job, device)
-    stages = {
-        number: job.recipe.build(number, dataset.card.dim, token_width, vaes[number - 1]) for number in job.numbers()
-    }
-    for number, stage in stages.items():
-        check_guidance(stage, job.judge.cond_scale)
-        if job.cache_latents and stage.vae is not None:
-            stage.refuse_encoded()
-        refuse_neighbours(job, number, dataset.card.fingerprint())
-
-    seen = _join(job, dataset, together, preparing)
-    names = splits(dataset, job.split.column, job.split.valid_share)
-    there = {name: np.intersect1d(rows_of(names, name, job.emb), seen.join.rows) for name in (TRAIN, VALID)}
-    good = job.source.rows.checked(dataset, np.sort(np.concatenate(list(there.values()))), ("image",))
-    rows = {name: np.intersect1d(found, good, assume_unique=True) for name, found in there.items()}
-    _refuse_few(job, rows)
+    dataset, stages = _open(job, device)
+    seen = _join(job, dataset, together, view)
+    rows, dropped = _rows(job, seen)
 
     outcomes = []
     for number in list(stages):
-        with training(number, job.recipe.part(number).train.batch_size) as on_step:
-            outcome = _train_stage(job, number, stages.pop(number), seen, rows, device, preparing, on_step, together)
+        with view.steps(f"stage {number}", job.recipe.part(number).train) as on_step:
+            outcome = _train_stage(job, number, stages.pop(number), seen, rows, device, view, on_step, together)
         if outcome is not None:
             outcomes.append(outcome)
     if not together.is_first:
@@ -100,25 +101,58 @@ def train_decoder(
         complete=finished(job.out, len(job.recipe.stages)),
         train_rows=len(rows[TRAIN]),
         valid_rows=len(rows[VALID]),
-        dropped=sum(len(there[name]) - len(rows[name]) for name in rows),
+        dropped=dropped,
         join=seen.join.counts,
         stages=tuple(outcomes),
     )
 
 
-def _join(
-    job: DecoderJob,
-    dataset: EmbeddingDataset,
-    together: Processes,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
-) -> DecoderRows:
+def _open(job: DecoderJob, device: str, weights: bool = True) -> tuple[EmbeddingDataset, dict[int, DecoderStage]]:
+    """The embeddings, and new stages by number: checked against them, each other and what lies in `out`.
+
+    weights: whether the stages have any. Without, they cost no memory; those in latents do: their space is measured.
+    """
+    dataset, token_width = open_embeddings(job.emb, job.recipe)
+    vaes = _autoencoders(job, device)
+    stages = {}
+    for number in job.numbers():
+        vae = vaes[number - 1]
+        with _making(weights or vae is not None):
+            stages[number] = job.recipe.build(number, dataset.card.dim, token_width, vae)
+    for number, stage in stages.items():
+        check_guidance(stage, job.judge.cond_scale)
+        if job.cache_latents and stage.vae is not None:
+            stage.refuse_encoded()
+        refuse_neighbours(job, number, dataset.card.fingerprint())
+    return dataset, stages
+
+
+def _making(weights: bool) -> AbstractContextManager[Any]:
+    """What is made inside has weights, or only their shapes."""
+    return contextlib.nullcontext() if weights else torch.device("meta")
+
+
+def _rows(job: DecoderJob, seen: DecoderRows) -> tuple[dict[str, np.ndarray], int]:
+    """The rows of each split that have their image, and how many were left out."""
+    rows, dropped = rows_by_split(seen.dataset, job.split, job.source.rows, ("image",), among=seen.join.rows)
+    for number in job.numbers():
+        batch_size = job.recipe.part(number).train.batch_size
+        refuse_few(job.emb, counts(rows), batch_size, f"stages.{number}.train.batch_size", held_out=2)
+    return rows, dropped
+
+
+def _cache(job: DecoderJob) -> str:
+    """Where it is kept which images there are."""
+    return files.join(working_folder(job.out), "join")
+
+
+def _join(job: DecoderJob, dataset: EmbeddingDataset, together: Processes, view: TrainingView) -> DecoderRows:
     """Images and rows; the first process reads what must be read, the others take it from the cache."""
-    cache = files.join(working_folder(job.out), "join")
     if not together.is_first:
         together.wait()
-        return open_images(job.data, dataset, job.source, cache)
-    with preparing("join") as listener:
-        seen = open_images(job.data, dataset, job.source, cache, listener)
+        return open_images(job.data, dataset, job.source, _cache(job))
+    with view.preparing("join") as listener:
+        seen = open_images(job.data, dataset, job.source, _cache(job), listener)
     together.wait()
     return seen
 
@@ -130,7 +164,7 @@ def _train_stage(
     seen: DecoderRows,
     rows: dict[str, np.ndarray],
     device: str,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
+    view: TrainingView,
     on_step: Callable[[StepReport], None] | None,
     together: Processes,
 ) -> StageOutcome | None:
@@ -138,19 +172,18 @@ def _train_stage(
     size, tokens = stage.config.image_size, stage.unet.config.cond_on_text_encodings
     facts = facts_of(job, number, stage, seen, rows)
     with run_folder(out, together) as place:
-        run = Run(Path(place.folder), described(facts), place.commit)
+        folder = place.folder
+        run = Run(Path(folder), described(facts), place.commit)
         if together.is_first:
-            refuse_another_run(place.folder, facts)
+            refuse_another_run(folder, facts)
         together.wait()
-        judge = (
-            _judge(job, number, place.folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
-        )
+        judge = _judge(job, number, folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
         loader = seen.loader(
             rows[TRAIN], size, recipe.train.batch_size, recipe.train.seed, tokens, together.rank, together.world
         )
         stage.to(device)
-        stream = _stream(job, stage, facts["vae"], seen, loader, place.folder, preparing, together)
-        with naming_rows(place.folder, seen.dataset, loader.rows, together):
+        stream = _stream(job, stage, facts["vae"], seen, loader, folder, view, together)
+        with refusing_another(folder, settings_of(number)), naming_rows(folder, seen.dataset, loader.rows, together):
             state = train(
                 stage,
                 stream,
@@ -159,7 +192,7 @@ def _train_stage(
                 recipe.optim,
                 evaluate=None if judge is None else judge.evaluate,
                 show=None if judge is None else judge.show,
-                on_step=on_step if together.is_first else None,
+                on_step=on_step,
                 processes=together,
             )
         if judge is None:
@@ -167,9 +200,9 @@ def _train_stage(
         best_step = load_trained(stage, run.checkpoints, "best")
         stage.eval()
         if number <= len(job.vaes):
-            keep_autoencoder(Path(job.vaes[number - 1]), Path(place.folder))
-        write_run(place.folder, STAGE_RUN, facts | {"best_step": best_step})
-        stage.save(place.folder)
+            keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
+        write_run(folder, STAGE_RUN, facts | {"best_step": best_step})
+        stage.save(folder)
         metrics = judge.evaluate(stage)
     return StageOutcome(
         stage=number,
@@ -189,13 +222,13 @@ def _stream(
     seen: DecoderRows,
     loader: ImageLoader,
     folder: str,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
+    view: TrainingView,
     together: Processes,
 ) -> Callable[[int], Iterator[DecoderBatch]]:
     """(steps done) → this process's batches from there on: images, or their latents where these are kept."""
     if not job.cache_latents or autoencoder is None:
         return lambda step: map(seen.batch, loader.batches(step))
-    with preparing("latents") if together.is_first else contextlib.nullcontext(silent) as listener:
+    with view.preparing("latents") as listener:
         return keep_latents(stage, autoencoder, seen, loader, folder, together, listener).batches
 
 
@@ -230,20 +263,6 @@ def _autoencoders(job: DecoderJob, device: str) -> list[Autoencoder | None]:
     if len(job.vaes) > count:
         raise InputError(f"{len(job.vaes)} autoencoders for {count} stages", "Give --vae once for each latent stage")
     if job.cache_latents and not job.vaes:
-        raise InputError("--cache-latents keeps what an autoencoder makes of images", "Give --vae, or leave it out")
+        raise OptionError("--cache-latents keeps what an autoencoder makes of images", "Give --vae, or leave it out")
     loaded = [load_autoencoder(folder, device) for folder in job.vaes]
     return [*loaded, *[None] * (count - len(loaded))]
-
-
-def _refuse_few(job: DecoderJob, rows: dict[str, np.ndarray]) -> None:
-    for number in job.numbers():
-        batch_size = job.recipe.part(number).train.batch_size
-        if batch_size > len(rows[TRAIN]):
-            raise InputError(
-                f"{job.emb}: {len(rows[TRAIN])} training rows are fewer than stage {number}'s batch of {batch_size}",
-                f"Give --set stages.{number}.train.batch_size={max(1, len(rows[TRAIN]) // 4)}",
-            )
-    if len(rows[VALID]) < 2:
-        raise InputError(
-            f"{job.emb}: {len(rows[VALID])} held-out rows; two or more are needed", "Give a larger --valid-share"
-        )

@@ -20,7 +20,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from embedpipe.progress import RejectLimit
+    from embedpipe.encode.job import EncodeConfig
 
 
 @click.command()
@@ -118,41 +118,7 @@ if TYPE_CHECKING:
 @json_option
 @debug_option
 @click.pass_context
-def command(
-    ctx: click.Context,
-    data: str,
-    out: str,
-    model: str,
-    pretrained: str,
-    gpus: int | None,
-    workers: int,
-    threads: int | None,
-    precision: str,
-    decode: str,
-    compile_model: bool,
-    batch_size: int,
-    no_image: bool,
-    no_text: bool,
-    text_tokens: bool,
-    caption_key: str,
-    image_col: str | None,
-    key_col: str | None,
-    input_format: str,
-    samples_per_shard: int,
-    max_pixels: int,
-    embedding_dtype: str,
-    storage: str,
-    executor: str,
-    address: str | None,
-    shard_of: str | None,
-    rate: float | None,
-    price: float | None,
-    overwrite: bool,
-    max_rejects: RejectLimit | None,
-    verbose: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     """Image shards, tables or a folder of images → an embedding data set.
 
     DATA is a webdataset tar, a folder of tars, a pattern such as 'data/{00000..00099}.tar', the same of parquet tables
@@ -166,60 +132,71 @@ def command(
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
-    from embedpipe.encode.base import EncoderConfig
-    from embedpipe.encode.job import EncodeConfig, encode
-    from embedpipe.encode.launcher import part_of
-    from embedpipe.encode.pictures import StageConfig
-    from embedpipe.execute import Cluster
+    from embedpipe.model_name import refuse_unknown
+
+    if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
+        refuse_unknown(options["model"])
+
+    from embedpipe.encode.job import encode
 
     from . import display
     from .main import EXIT_REJECTS
 
-    config = EncodeConfig(
-        encoder=EncoderConfig(
-            model=model,
-            pretrained=pretrained,
-            precision=precision,
-            dtype=embedding_dtype,
-            decode=decode,
-            compile=compile_model,
-        ),
-        stage=StageConfig(
-            images=not no_image,
-            texts=not no_text,
-            text_tokens=text_tokens,
-            batch_size=batch_size,
-            decode_threads=threads,
-            max_pixels=max_pixels,
-        ),
-        input=input_format,
-        caption_key=caption_key,
-        samples_per_shard=samples_per_shard,
-        format=storage,
-        executor=executor,
-        gpus=gpus,
-        workers=workers,
-        threads_per_worker=threads,
-        image_column=image_col,
-        key_column=key_col,
-        overwrite=overwrite,
-        max_rejects=max_rejects,
-        cluster=Cluster(address),
-        part=part_of(shard_of, os.environ) if shard_of is not None else None,
-    )
-    if dry_run:
-        _print_plan(data, out, config, rate, price)
+    config = _config(options)
+    if options["dry_run"]:
+        _print_plan(data, out, config, options["rate"], options["price"])
         return
-    with display.progress("encode", verbose=verbose) as view:
+    with display.progress("encode", verbose=options["verbose"]) as view:
         report = encode(data, out, config, view)
-    if as_json:
+    if options["as_json"]:
         display.print_json(report)
     else:
         _print(out, report)
     # Over the whole output: a bad data set stays bad when the command is run again and finds nothing left to do.
-    too_many = too_many_rejects(max_rejects, report.rejected, report.rows + report.rejected)
+    too_many = too_many_rejects(config.max_rejects, report.rejected, report.rows + report.rejected)
     if report.set_aside or too_many:
         ctx.exit(EXIT_REJECTS)
+
+
+def _config(options: dict[str, Any]) -> EncodeConfig:
+    from embedpipe.encode.base import EncoderConfig
+    from embedpipe.encode.job import EncodeConfig
+    from embedpipe.encode.launcher import part_of
+    from embedpipe.encode.pictures import StageConfig
+    from embedpipe.execute import Cluster
+
+    return EncodeConfig(
+        encoder=EncoderConfig(
+            model=options["model"],
+            pretrained=options["pretrained"],
+            precision=options["precision"],
+            dtype=options["embedding_dtype"],
+            decode=options["decode"],
+            compile=options["compile_model"],
+        ),
+        stage=StageConfig(
+            images=not options["no_image"],
+            texts=not options["no_text"],
+            text_tokens=options["text_tokens"],
+            batch_size=options["batch_size"],
+            decode_threads=options["threads"],
+            max_pixels=options["max_pixels"],
+        ),
+        input=options["input_format"],
+        caption_key=options["caption_key"],
+        samples_per_shard=options["samples_per_shard"],
+        format=options["storage"],
+        executor=options["executor"],
+        gpus=options["gpus"],
+        workers=options["workers"],
+        threads_per_worker=options["threads"],
+        image_column=options["image_col"],
+        key_column=options["key_col"],
+        overwrite=options["overwrite"],
+        max_rejects=options["max_rejects"],
+        cluster=Cluster(options["address"]),
+        part=None if options["shard_of"] is None else part_of(options["shard_of"], os.environ),
+    )
 
 
 def _print_plan(data: str, out: str, config: Any, rate: float | None, price: float | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import debug_option, json_option, run_folders
+from .options import debug_option, device_option, json_option, refuse_missing, run_folders
 
 if TYPE_CHECKING:
     from dalle2_core.training import Comparison
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--split", "split_name", default="valid", show_default=True, help="The held-out rows to compare on.")
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU.")
+@device_option()
 @json_option
 @debug_option
 def command(
@@ -33,9 +33,12 @@ def command(
     embedpipe evaluate prior emb
     embedpipe evaluate small large ridge emb
     """
-    from . import prior_scores, wiring
+    refuse_missing(*runs, emb)
 
-    found = prior_scores.evaluate_priors(runs, emb, split_name, device or wiring.default_device(), seed, cond_scale)
+    from . import prior_scores
+    from .training_job import default_device
+
+    found = prior_scores.evaluate_priors(runs, emb, split_name, device or default_device(), seed, cond_scale)
     show(found, split_name, as_json)
 
 

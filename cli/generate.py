@@ -11,30 +11,21 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option, run_folders
+from .options import (
+    ForStages,
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    one_or_each,
+    refuse_missing,
+    run_folders,
+)
 
 if TYPE_CHECKING:
     from .generation_request import Made, Watching
 
 _PICTURE = click.Path(dir_okay=False)
-
-
-class ForStages(click.ParamType):
-    """One value, or one for each stage of the decoder separated by commas: 50 or 50,25."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-        self.name = f"{'N' if kind is not str else 'NAME'}[,…]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse `50` or `50,25`."""
-        if not isinstance(value, str):
-            return value
-        try:
-            values = tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor several separated by commas, one for each stage", param, ctx)
-        return values[0] if len(values) == 1 else values
 
 
 @click.command()
@@ -60,7 +51,7 @@ class ForStages(click.ParamType):
 @click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
 @click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
-@click.option("--guidance", type=ForStages(float), default=1.0, show_default=True, help="The decoder's; 1 is none.")
+@click.option("--guidance", type=ForStages(float), default="1", show_default=True, help="The decoder's; 1 is none.")
 @click.option("--text-guidance", type=ForStages(float), help="By the text alone, of a decoder that reads it.")
 @click.option("--prior-guidance", type=float, default=1.0, show_default=True, help="The prior's; 1 is none.")
 @click.option("--prior-steps", type=click.IntRange(1), help="Sampling steps of the prior. Default: its own.")
@@ -77,7 +68,7 @@ class ForStages(click.ParamType):
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures made at once.")
 @click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU.")
+@device_option()
 @click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
 @dry_run_option
 @json_option
@@ -116,19 +107,24 @@ def command(
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
     embedpipe generate --beside emb --prior prior --decoder decoder --n 1
     """
+    if not out.lower().endswith(".png"):
+        raise click.UsageError(f"--out {out}: the grid is a .png file")
+    refuse_missing(decoder, prior, emb)
+
     from dalle2_core.generation import GenerationConfig
     from embedpipe.errors import InputError
 
-    from . import display, generation, wiring
+    from . import display, generation
     from .generation_beside import held_out
     from .generation_models import Models
     from .generation_request import Request
+    from .training_job import default_device
 
-    if not out.lower().endswith(".png"):
-        raise click.UsageError(f"--out {out}: the grid is a .png file")
+    for name in ("steps", "sampler", "eta"):
+        options[name] = one_or_each(options[name])
     names = ("captions", "column", "from_image", "inpaint", "interpolate", "embedding")
     asked = {name: options.pop(name) or None for name in names}
-    models = Models(decoder, prior, model, pretrained, device or wiring.default_device())
+    models = Models(decoder, prior, model, pretrained, device or default_device())
     if emb is not None and (texts or any(asked.values())):
         raise click.UsageError("--beside takes the captions of a data set: leave texts and pictures out")
     held = None if emb is None else held_out(models, emb, rows)
@@ -138,8 +134,8 @@ def command(
     except InputError as problem:
         raise click.UsageError(str(problem)) from problem
     config = GenerationConfig(
-        cond_scale=guidance,
-        text_cond_scale=text_guidance,
+        cond_scale=one_or_each(guidance),
+        text_cond_scale=one_or_each(text_guidance),
         prior_cond_scale=prior_guidance,
         prior_num_samples=candidates,
         max_batch_size=batch_size,
@@ -147,7 +143,9 @@ def command(
     )
     if dry_run:
         settings = {"settings": dataclasses.asdict(config), "out": out}
-        display.print_json(generation.plan(request, models, config) | settings)
+        with _watching() as watching:
+            plan = generation.plan(request, models, config, watching)
+        display.print_json(plan | settings)
         return
     with _watching() as watching:
         made = generation.generate(request, models, config, watching)
@@ -160,14 +158,20 @@ def command(
 
 @contextlib.contextmanager
 def _watching() -> Iterator[Watching]:
-    """A progress bar for each stage, one after the other."""
+    """What is being loaded, then a progress bar for each stage, one after the other."""
     from dalle2_core.dalle2 import PRIOR
+    from embedpipe.progress import Progress
 
     from . import display
     from .generation_request import Watching
 
     with contextlib.ExitStack() as stack:
         views: dict[int, display.ProgressView] = {}
+        loading = stack.enter_context(display.progress("generate", "pictures"))
+
+        def on_doing(what: str) -> None:
+            if not views:
+                loading(Progress(doing=what))
 
         def on_step(stage: int, done: int, total: int) -> None:
             if stage not in views:
@@ -179,7 +183,7 @@ def _watching() -> Iterator[Watching]:
         def on_smaller_batch(size: int) -> None:
             click.echo(f"out of memory: going on with {size} pictures at once", err=True)
 
-        yield Watching(on_step, on_smaller_batch)
+        yield Watching(on_step, on_smaller_batch, on_doing)
 
 
 def _print(made: Made, out: str, report: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from dalle2_core.memory import is_out_of_memory
 from dalle2_core.prior_base import Prior
 from dalle2_core.types import EmbeddedText
 from embedpipe.encode import Encoder
-from embedpipe.errors import InputError, ModelError
+from embedpipe.errors import ModelError
 from embedpipe.images.sheet import SheetCell
 from embedpipe.index import embed_image, read_embeddings
 
@@ -30,9 +30,11 @@ from .generation_request import Made, Request, Watching, check_request
 from .provenance import versions
 
 
-def plan(request: Request, models: Models, config: GenerationConfig) -> dict[str, Any]:
+def plan(
+    request: Request, models: Models, config: GenerationConfig, watching: Watching | None = None
+) -> dict[str, Any]:
     """What `generate` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
-    parts = open_parts(models)
+    parts = open_parts(models, (watching or Watching()).on_doing)
     texts = request.all_texts()
     check_request(request, parts, config, texts)
     return {"mode": request.mode, "texts": texts, "images": _count(request, config, texts), **parts.facts}
@@ -46,9 +48,10 @@ def generate(request: Request, models: Models, config: GenerationConfig, watchin
     no memory for a single image.
     """
     watching = watching or Watching()
-    parts = open_parts(models)
+    parts = open_parts(models, watching.on_doing)
     texts = request.all_texts()
     check_request(request, parts, config, texts)
+    watching.on_doing("making pictures")
     try:
         return _MODES[request.mode](request, parts, config, texts, watching)
     except (RuntimeError, MemoryError) as problem:
@@ -109,6 +112,7 @@ def _variations(request: Request, parts: Parts, config: GenerationConfig, texts:
         config.num_images,
         eta=1.0 if config.eta is None else _one(config.eta),
         steps=_one(config.steps),
+        **_told(parts, texts, 1),
         cond_scale=config.cond_scale,
         **_sampling(config, watching),
     )
@@ -128,6 +132,7 @@ def _interpolation(
         (_normalised(embed_image(encoder, one)), _normalised(embed_image(encoder, other))),
         shares,
         steps=_one(config.steps),
+        **_told(parts, texts, 1),
         cond_scale=config.cond_scale,
         **_sampling(config, watching),
     )
@@ -171,14 +176,11 @@ def _embedded(encoder: Encoder, texts: Sequence[str], parts: Parts) -> EmbeddedT
 
 
 def _told(parts: Parts, texts: Sequence[str], rows: int) -> dict[str, Any]:
-    """The text for a decoder that reads it besides the embedding: one for all rows."""
+    """The text for a decoder that reads one besides the embedding, or the empty one: the same for all rows."""
     if not parts.reads_text:
         return {}
-    if len(texts) != 1:
-        raise InputError(
-            f"this decoder reads a text besides the image embedding, and {len(texts)} are given", "Give one text"
-        )
-    text = _embedded(parts.encoder(), texts, parts).repeated(rows)
+    assert len(texts) < 2
+    text = _embedded(parts.encoder(), texts or [""], parts).repeated(rows)
     return {"text_encodings": text.text_encodings, "text_mask": text.text_mask}
 
 

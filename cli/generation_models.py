@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dalle2_core import Decoder, load_decoder, load_prior
 from dalle2_core.dalle2 import check_pair
+from dalle2_core.decoders import VAE
 from dalle2_core.errors import ConfigError
 from dalle2_core.files import sha256
 from dalle2_core.prior_base import Prior
@@ -69,7 +70,15 @@ def text_is_read(parts: Parts) -> bool:
     return parts.reads_text or parts.prior_reads_text
 
 
-def open_parts(models: Models) -> Parts:
+OnDoing = Callable[[str], None]
+"""Hears what goes on, such as the loading of a model."""
+
+
+def unheard(doing: str) -> None:
+    """An `OnDoing` that tells nobody."""
+
+
+def open_parts(models: Models, on_doing: OnDoing = unheard) -> Parts:
     """Load prior and decoder, and find out which encoder they belong to.
 
     Raises InputError or CheckpointError for folders that hold none, RunMismatch where they are of different encoders.
@@ -79,9 +88,12 @@ def open_parts(models: Models) -> Parts:
         prior_facts = read_run(models.prior, PRIOR_RUN, "train-prior")
     of_decoder = decoder_facts(models.decoder)
     _refuse_different(models, prior_facts, of_decoder)
+    on_doing(f"loading the decoder {models.decoder}")
     decoder = load_decoder(models.decoder, device=models.device).eval()
-    prior = None if models.prior is None else load_prior(models.prior, models.device).eval()
-    if prior is not None:
+    prior = None
+    if models.prior is not None:
+        on_doing(f"loading the prior {models.prior}")
+        prior = load_prior(models.prior, models.device).eval()
         try:
             check_pair(prior, decoder)
         except ConfigError as problem:
@@ -90,7 +102,7 @@ def open_parts(models: Models) -> Parts:
     return Parts(
         decoder=decoder,
         prior=prior,
-        encoder=functools.cache(lambda: _load_encoder(models, known)),
+        encoder=functools.cache(lambda: _load_encoder(models, known, on_doing)),
         prior_reads_text=bool((prior_facts or {}).get("recipe", {}).get("text_tokens")),
         device=models.device,
         facts=_facts(models, prior, decoder, known),
@@ -127,7 +139,16 @@ def _refuse_different(models: Models, prior: dict[str, Any] | None, decoder: dic
         )
 
 
-def _load_encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
+def _load_encoder(models: Models, known: dict[str, Any] | None, on_doing: OnDoing) -> Encoder:
+    name = models.model if known is None else models.model or str(known["encoder"].get("model"))
+    on_doing(f"loading the encoder {name}")
+    try:
+        return _encoder(models, known)
+    finally:
+        on_doing("making pictures")
+
+
+def _encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
     if known is not None:
         return encoder_of(_card(models, known), _name(models), models.model, models.pretrained, models.device)
     if models.model is None:
@@ -167,8 +188,9 @@ def _facts(models: Models, prior: Prior | None, decoder: Decoder, known: dict[st
 
 
 def _digest(folder: Path) -> str:
-    """Of a model's configuration and weights."""
+    """Of a model's configuration and weights, and of the autoencoder's in whose latents it works."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        digest.update(sha256(folder / name).encode())
+    autoencoder = sorted(path for path in (folder / VAE).rglob("*") if path.is_file())
+    for path in (folder / "config.json", folder / "model.safetensors", *autoencoder):
+        digest.update(sha256(path).encode())
     return digest.hexdigest()

@@ -12,10 +12,10 @@ from torch import Tensor
 from dalle2_core.cascade import OnStep
 from dalle2_core.generation import GenerationConfig
 from dalle2_core.memory import OnSmaller
-from embedpipe.errors import InputError
+from embedpipe.errors import InputError, OptionError
 from embedpipe.index import read_queries
 
-from .generation_models import Parts
+from .generation_models import OnDoing, Parts, unheard
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Request:
 
     texts: captions. captions, column: a file of more of them, and its column. from_image: a picture to vary. inpaint: a
     picture and a mask, white where it is painted anew. interpolate: two pictures. embedding: an .npy file of image
-    embeddings. Without a prior, texts are only read by a decoder that is told them besides.
+    embeddings. Besides pictures and embeddings a text is only for a decoder that reads it; it is told the empty one if
+    there is none.
     """
 
     texts: tuple[str, ...] = ()
@@ -39,13 +40,13 @@ class Request:
         sources = {"--from-image": self.from_image, "--interpolate": self.interpolate, "--embedding": self.embedding}
         given = [name for name, value in {**sources, "--inpaint": self.inpaint}.items() if value is not None]
         if len(given) > 1:
-            raise InputError(f"{given[0]} and {given[1]} exclude each other", "Give one of them")
+            raise OptionError(f"{given[0]} and {given[1]} exclude each other", "Give one of them")
         if not given and not self.texts and self.captions is None:
-            raise InputError(
+            raise OptionError(
                 "nothing is asked for", 'Give a text, --captions, --from-image … For example: "a pineapple"'
             )
         if self.column is not None and self.captions is None:
-            raise InputError("--caption-column is only of use with --captions")
+            raise OptionError("--caption-column is only of use with --captions")
 
     @property
     def mode(self) -> str:
@@ -88,10 +89,11 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """Who hears of the steps, and of batches that memory made smaller."""
+    """Who hears of the steps, of batches that memory made smaller, and of what goes on before there are steps."""
 
     on_step: OnStep | None = None
     on_smaller_batch: OnSmaller | None = None
+    on_doing: OnDoing = unheard
 
     def keywords(self) -> dict[str, Any]:
         """As the models take them."""
@@ -105,14 +107,16 @@ def check_request(request: Request, parts: Parts, config: GenerationConfig, text
     needs_prior = mode == "text" or (mode == "inpainting" and texts and not parts.reads_text)
     if needs_prior and parts.prior is None:
         raise InputError("a text needs a prior, which turns it into an image embedding", "Give --prior RUN")
-    if option is not None and texts and not (mode == "embedding" and parts.reads_text):
-        raise InputError(f"{option} takes no text", f"Leave the text, or {option}, out")
+    if option is not None and texts and not parts.reads_text:
+        raise InputError(f"{option} takes no text: this decoder reads none", f"Leave the text, or {option}, out")
+    if len(texts) > 1 and parts.reads_text and (option is not None or (mode == "inpainting" and parts.prior is None)):
+        raise InputError(f"all pictures are told the same text, and {len(texts)} are given", "Give one, or none")
     if config.best_of > 1 and not (texts and parts.prior is not None):
-        raise InputError("--best-of ranks pictures by a text, and there is none", "Leave it out")
+        raise OptionError("--best-of ranks pictures by a text, and there is none", "Leave it out")
     if mode in ("variations", "interpolation"):
         _check_noise_modes(str(option), parts, config)
     if mode == "interpolation" and config.num_images < 2:
-        raise InputError("--interpolate needs two pictures or more to show the way", "Give --n 2 or more")
+        raise OptionError("--interpolate needs two pictures or more to show the way", "Give --n 2 or more")
     if mode in ("variations", "interpolation", "inpainting") and parts.decoder.stage(1).image_channels != 3:
         raise InputError("the decoder makes pictures of one channel; it cannot start from a picture in colour")
     parts.decoder.check_sampling(**config.of_decoder())
@@ -123,9 +127,7 @@ def _check_noise_modes(option: str, parts: Parts, config: GenerationConfig) -> N
     eta = config.eta if option == "--interpolate" else None
     for name, value in (("--sampler", config.sampler), ("--eta", eta)):
         if value is not None:
-            raise InputError(f"{option} goes by ddim from the noise that makes the picture: it takes no {name}")
+            raise OptionError(f"{option} goes by ddim from the noise that makes the picture: it takes no {name}")
     for name, value in (("--steps", config.steps), ("--eta", config.eta)):
         if isinstance(value, tuple) and len(value) > 1:
-            raise InputError(f"{option} takes one number of {name}, the first stage's", f"Give {value[0]}")
-    if parts.reads_text:
-        raise InputError(f"this decoder reads a text besides the image embedding, and {option} has none to tell")
+            raise OptionError(f"{option} takes one number of {name}, the first stage's", f"Give {value[0]}")

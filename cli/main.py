@@ -137,8 +137,11 @@ def _run() -> int:
 
 
 def _exit_code(problem: Exception) -> int:
-    from embedpipe.errors import TooManyRejects
+    from embedpipe.errors import OptionError, TooManyRejects
 
+    core = sys.modules.get("dalle2_core.errors")
+    if isinstance(problem, OptionError) or (core is not None and isinstance(problem, core.ConfigError)):
+        return EXIT_USAGE
     return EXIT_REJECTS if isinstance(problem, TooManyRejects) else EXIT_ERROR
 
 

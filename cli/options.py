@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -75,6 +76,45 @@ class Share(click.ParamType):
         return RejectLimit(number, percent=text.endswith("%"))
 
 
+class ForStages(click.ParamType):
+    """One value for all stages of a decoder, or one for each with commas between: 50 or 50,25. The value is a tuple.
+
+    kind: of each. least: none is smaller.
+    """
+
+    def __init__(self, kind: type[int] | type[float] | type[str], least: int | None = None) -> None:
+        self.kind = kind
+        self.least = least
+        self.name = "NAME[,…]" if kind is str else "N[,…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse `50` or `50,25`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(self.kind(part.strip()) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: write one number, or one for each stage with commas between: 64,256", param, ctx)
+        if self.least is not None and any(not isinstance(it, str) and it < self.least for it in found):
+            self.fail(f"{value!r}: every number must be {self.least} or more", param, ctx)
+        return found
+
+
+def one_or_each(values: tuple[Any, ...] | None) -> Any:
+    """What `ForStages` gave, as the models take it: one value for all stages by itself."""
+    return values[0] if values is not None and len(values) == 1 else values
+
+
+def refuse_missing(*folders: str | None) -> None:
+    """Raise InputError for a folder on this machine that is not there: at once, before torch is loaded."""
+    from embedpipe import files
+    from embedpipe.errors import InputError
+
+    for folder in folders:
+        if folder is not None and files.is_local(folder) and not files.exists(folder):
+            raise InputError(f"{folder}: no such folder", "Check the path")
+
+
 def max_rejects_option(early: str = "") -> Callable[[_Command], _Command]:
     """--max-rejects → `max_rejects`, a `RejectLimit` or None. early: when a run ends before its end for it."""
     said = "Exit with 3 when more than this many (500) or this share (5%) did not pass."
@@ -127,6 +167,56 @@ def config_options(command: _Command) -> _Command:
         type=click.Path(dir_okay=False),
         help="A JSON file of values that replace the preset's.",
     )(command)
+
+
+def training_options(command: _Command) -> _Command:
+    """`config_options`, --steps → `steps`, --seed → `seed`, --log → `loggers`; see `short_settings`"""
+    for option in (
+        click.option(
+            "--log", "loggers", multiple=True, metavar="NAME", help="tensorboard or wandb, besides metrics.jsonl."
+        ),
+        click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=N."),
+        click.option("--steps", type=click.IntRange(1), help="Optimizer steps; short for --set train.steps=N."),
+    ):
+        command = option(command)
+    return config_options(command)
+
+
+def short_settings(options: Mapping[str, Any]) -> list[str]:
+    """What was given of `training_options`, as --set writes it."""
+    short = [f"train.{name}={options[name]}" for name in ("steps", "seed") if options[name] is not None]
+    loggers = [f"train.loggers={json.dumps(options['loggers'])}"] if options["loggers"] else []
+    return [*options["settings"], *short, *loggers]
+
+
+def picture_options(command: _Command) -> _Command:
+    """--input → `input_format`, --max-pixels → `max_pixels`"""
+    command = click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=100_000_000,
+        show_default=True,
+        help="Images with more are left out, before decoding.",
+    )(command)
+    return click.option(
+        "--input", "input_format", default="auto", show_default=True, help="webdataset, folder, or auto to find out."
+    )(command)
+
+
+def row_options(command: _Command) -> _Command:
+    """--normalise → `normalise`, --drop-nonfinite → `drop_nonfinite`"""
+    command = click.option(
+        "--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or infinity, instead of refusing them."
+    )(command)
+    return click.option(
+        "--normalise", is_flag=True, help="Bring rows that are not of norm 1 to it, instead of refusing them."
+    )(command)
+
+
+def device_option(several: bool = False) -> Callable[[_Command], _Command]:
+    """--device → `device`. several: torchrun may start the command on each."""
+    under = "; under torchrun, one each" if several else ""
+    return click.option("--device", help=f"cpu, cuda, cuda:1 … Default: the first GPU, or the CPU{under}.")
 
 
 def split_options(command: _Command) -> _Command:

@@ -10,7 +10,7 @@ from embedpipe.load import EmbeddingDataset
 
 from .prior_scores import PRIOR_RUN
 from .provenance import write_run
-from .wiring import SplitConfig
+from .training_job import SplitConfig
 
 
 def encoder_of(emb: str, dim: int) -> EncoderCard:

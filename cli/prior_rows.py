@@ -67,22 +67,24 @@ class PriorRows:
         return torch.from_numpy(taken["text"]), torch.from_numpy(taken["image"])
 
 
-def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str) -> PriorRows:
-    """The data set `emb` for a recipe. device: of the text tower, where token states are wanted and not stored.
+def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str | None) -> PriorRows:
+    """The data set `emb` for a recipe.
 
-    Raises DatasetError where it has no rows or lacks a side, InputError where token states do not fit, ModelError where
-    the text tower is not to be had.
+    device: of the text tower that makes token states which are wanted and not stored; None for a look at the rows that
+    loads none. Raises DatasetError where it has no rows or lacks a side, InputError where token states do not fit,
+    ModelError where the text tower is not to be had.
     """
     dataset = EmbeddingDataset(emb)
     dataset.require_rows()
     for side in ("text", "image"):
         dataset.require(side)
-    return PriorRows(dataset, policy, _tokens(dataset, recipe, device) if recipe.text_tokens else None)
+    if not recipe.text_tokens or (device is None and dataset.text_tokens is None):
+        return PriorRows(dataset, policy)
+    return PriorRows(dataset, policy, _fitting(token_states(dataset, device or "cpu"), recipe, dataset))
 
 
-def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe, device: str) -> TokenStates:
+def _fitting(column: TokenStates, recipe: PriorRecipe, dataset: EmbeddingDataset) -> TokenStates:
     """The token states. Raises InputError where the network cannot take them."""
-    column = token_states(dataset, device)
     network = recipe.network.for_embeddings(dataset.card.dim)
     if column.width != network.dim:
         raise InputError(

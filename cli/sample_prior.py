@@ -6,7 +6,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option, run_folders
+from .options import debug_option, dry_run_option, json_option, refuse_missing, run_folders
 
 
 @click.command()
@@ -49,6 +49,8 @@ def command(
     embedpipe sample-prior emb predicted --prior prior
     embedpipe sample-prior emb predicted --prior prior --steps 32 --candidates 4 --gpus 8
     """
+    refuse_missing(emb, run)
+
     from . import display, prior_sampling
 
     sampling = prior_sampling.SamplingConfig(seed, steps, candidates, sampler, cond_scale)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, split_options
+from .options import (
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    picture_options,
+    short_settings,
+    split_options,
+    training_options,
+)
+
+if TYPE_CHECKING:
+    from .clip_wiring import ClipOutcome
 
 
 @click.command()
@@ -20,44 +30,17 @@ from .options import config_options, debug_option, dry_run_option, json_option, 
     show_default=True,
     help="lite0: a text tower on a locked, pretrained image trunk; vit-tiny: both towers from nothing.",
 )
-@config_options
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps; short for --set train.steps=N.")
-@click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=N.")
+@training_options
 @split_options
 @click.option(
     "--caption-key", default="caption", show_default=True, help="The .json field with the caption if no .txt is there."
 )
-@click.option(
-    "--input", "input_format", default="auto", show_default=True, help="webdataset, folder, or auto to find out."
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1),
-    default=100_000_000,
-    show_default=True,
-    help="Images with more are left out, before decoding.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU.")
+@picture_options
+@device_option()
 @dry_run_option
 @json_option
 @debug_option
-def command(
-    data: str,
-    out: str,
-    preset: str,
-    config_file: str | None,
-    settings: Sequence[str],
-    steps: int | None,
-    seed: int | None,
-    split_column: str | None,
-    valid_share: float,
-    caption_key: str,
-    input_format: str,
-    max_pixels: int,
-    device: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def command(data: str, out: str, **options: Any) -> None:
     """Train a small CLIP on image shards or a folder of images with captions, through open_clip.
 
     OUT gets a model that open_clip loads as `local-dir:OUT` and `embedpipe encode --model OUT` takes, checkpoints,
@@ -69,39 +52,32 @@ def command(
     embedpipe encode shards emb --model clip
     """
     from dalle2_core.clip_presets import clip_preset
-    from dalle2_core.training import StepReport
 
-    from . import clip_wiring, display, wiring
+    from . import clip_wiring, display
     from .config import resolve
+    from .training_job import SplitConfig, default_device
+    from .training_view import planned, shown
 
-    short = [f"train.{name}={value}" for name, value in (("steps", steps), ("seed", seed)) if value is not None]
-    recipe = resolve(clip_preset(preset), config_file, [*settings, *short])
-    if dry_run:
-        display.print_json(recipe)
-        return
-
-    @contextlib.contextmanager
-    def training() -> Iterator[Callable[[StepReport], None]]:
-        with display.progress("train-clip", "samples", "steps") as view:
-            yield lambda report: view.at_step(report.step, report.steps, recipe.train.batch_size, report.loss)
-
-    outcome = clip_wiring.train_clip(
+    recipe = resolve(clip_preset(options["preset"]), options["config_file"], short_settings(options))
+    job = clip_wiring.ClipJob(
         data,
         out,
         recipe,
-        wiring.SplitConfig(split_column, valid_share),
-        clip_wiring.PictureSource(caption_key, input_format, max_pixels),
-        device or wiring.default_device(),
-        display.progress,
-        training,
+        SplitConfig(options["split_column"], options["valid_share"]),
+        clip_wiring.PictureSource(options["caption_key"], options["input_format"], options["max_pixels"]),
     )
-    if as_json:
+    view = shown("train-clip")
+    if options["dry_run"]:
+        display.print_json(planned(clip_wiring.plan_clip(job, view), recipe))
+        return
+    outcome = clip_wiring.train_clip(job, options["device"] or default_device(), view)
+    if options["as_json"]:
         display.print_json(outcome)
     else:
         _print(outcome, recipe.clip.model["text_cfg"].get("context_length", 77))
 
 
-def _print(outcome: Any, context_length: int) -> None:
+def _print(outcome: ClipOutcome, context_length: int) -> None:
     from . import display
 
     if outcome.rejects:

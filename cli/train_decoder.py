@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, run_folders, split_options
+from .options import (
+    ForStages,
+    config_options,
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    refuse_missing,
+    row_options,
+    run_folders,
+    split_options,
+)
 
 if TYPE_CHECKING:
-    from dalle2_core.training import StepReport
-
-    from .decoder_job import DecoderOutcome
-
-
-class Several(click.ParamType):
-    """Values with commas between them, such as 64,256: one for all stages, or one for each."""
-
-    name = "value,…"
-
-    def __init__(self, kind: type[int] | type[str]) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A tuple."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(self.kind(part.strip()) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r}: write numbers with commas between them, such as 64,256", param, ctx)
-        if any(isinstance(it, int) and it < 1 for it in found):
-            self.fail(f"{value!r}: every number must be 1 or more", param, ctx)
-        return found
+    from .decoder_job import DecoderJob, DecoderOutcome
 
 
 @click.command()
@@ -44,11 +31,13 @@ class Several(click.ParamType):
 @click.argument("out")
 @click.option("--preset", default="tiny", show_default=True, help="tiny (32, 64 px), base (64, 256) or paper.")
 @click.option(
-    "--sizes", type=Several(int), help="Pixels a side that each stage makes, e.g. 64,256; how many there are."
+    "--sizes",
+    type=ForStages(int, least=1),
+    help="Pixels a side of each stage, e.g. 64,256; how many there are.",
 )
-@click.option("--dims", type=Several(int), help="Width of each stage's network, or of all.")
-@click.option("--timesteps", type=Several(int), help="Noise levels of each stage, or of all.")
-@click.option("--objective", type=Several(str), help="What each stage's network predicts: v, x0, noise or flow.")
+@click.option("--dims", type=ForStages(int, least=1), help="Width of each stage's network, or of all.")
+@click.option("--timesteps", type=ForStages(int, least=1), help="Noise levels of each stage, or of all.")
+@click.option("--objective", type=ForStages(str), help="What each stage's network predicts: v, x0, noise or flow.")
 @click.option("--text-tokens", is_flag=True, help="Tell the first stage the states of the captions' tokens, too.")
 @config_options
 @click.option("--stage", "stages", type=click.IntRange(1), multiple=True, help="Train this stage alone. Repeatable.")
@@ -79,13 +68,12 @@ class Several(click.ParamType):
 @click.option(
     "--drop-unjoined", is_flag=True, help="Leave out rows whose image is missing or another, instead of refusing them."
 )
-@click.option("--normalise", is_flag=True, help="Bring rows that are not of norm 1 to it, instead of refusing them.")
-@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or infinity, instead of refusing them.")
+@row_options
 @click.option("--decode-threads", type=click.IntRange(1), default=4, show_default=True, help="Threads that decode.")
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="No larger image is decoded."
 )
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU; under torchrun, one each.")
+@device_option(several=True)
 @dry_run_option
 @json_option
 @debug_option
@@ -103,14 +91,38 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
     embedpipe train-decoder shards emb decoder --set stages.1.optim.lr=1e-4 --features encoder
     torchrun --nproc-per-node 8 -m embedpipe_cli train-decoder shards emb decoder --preset base
     """
-    from dalle2_core.decoder_presets import decoder_preset
+    refuse_missing(emb)
+
     from dalle2_core.training import join_processes
 
-    from . import decoder_wiring, display, wiring
+    from . import decoder_wiring, display
+    from .training_job import default_device
+    from .training_view import planned, shown
+
+    job = _job(data, emb, out, options)
+    numbers = job.numbers()
+    if options["dry_run"]:
+        display.print_json({"train": numbers, **planned(decoder_wiring.plan_decoder(job), job.recipe)})
+        return
+    device = options["device"] or default_device()
+    together = join_processes(device)
+    outcome = decoder_wiring.train_decoder(job, device, shown("train-decoder", together), together)
+    if outcome is None:
+        return
+    if options["as_json"]:
+        display.print_json(outcome)
+    else:
+        _print(outcome)
+
+
+def _job(data: str, emb: str, out: str, options: dict[str, Any]) -> DecoderJob:
+    from dalle2_core.decoder_presets import decoder_preset
+
     from .config import resolve
     from .decoder_job import DecoderJob, JudgeConfig
     from .decoder_rows import ImageSource
     from .row_policy import RowPolicy
+    from .training_job import SplitConfig
 
     recipe = decoder_preset(options["preset"]).changed(
         sizes=options["sizes"] or (),
@@ -119,45 +131,19 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
         objectives=options["objective"] or (),
     )
     recipe = resolve(recipe, options["config_file"], [*options["settings"], *_short(options, len(recipe.stages))])
-    job = DecoderJob(
+    policy = RowPolicy(options["normalise"], options["drop_nonfinite"])
+    return DecoderJob(
         data,
         emb,
         out,
         recipe,
         options["stages"],
         options["vaes"],
-        wiring.SplitConfig(options["split_column"], options["valid_share"]),
-        ImageSource(
-            options["drop_unjoined"],
-            options["decode_threads"],
-            options["max_pixels"],
-            RowPolicy(options["normalise"], options["drop_nonfinite"]),
-        ),
+        SplitConfig(options["split_column"], options["valid_share"]),
+        ImageSource(options["drop_unjoined"], options["decode_threads"], options["max_pixels"], policy),
         JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
         options["cache_latents"],
     )
-    numbers = job.numbers()
-    if options["dry_run"]:
-        display.print_json({"train": numbers, **display.plain(recipe)})
-        return
-    device = options["device"] or wiring.default_device()
-    together = join_processes(device)
-
-    @contextlib.contextmanager
-    def training(number: int, batch_size: int) -> Iterator[Callable[[StepReport], None] | None]:
-        if not together.is_first:
-            yield None
-            return
-        with display.progress(f"train-decoder stage {number}", "samples", "steps") as view:
-            yield lambda report: view.at_step(report.step, report.steps, batch_size, report.loss)
-
-    outcome = decoder_wiring.train_decoder(job, device, display.progress, training, together)
-    if outcome is None:
-        return
-    if options["as_json"]:
-        display.print_json(outcome)
-    else:
-        _print(outcome)
 
 
 def _short(options: dict[str, Any], count: int) -> Sequence[str]:

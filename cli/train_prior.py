@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, split_options
+from .options import (
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    refuse_missing,
+    row_options,
+    short_settings,
+    split_options,
+    training_options,
+)
 
 if TYPE_CHECKING:
-    from dalle2_core.presets import PriorRecipe
-    from dalle2_core.training import Processes, StepReport
-
-    from .wiring import PriorOutcome
+    from .wiring import PriorJob, PriorOutcome
 
 ALL = "all"
 
@@ -30,35 +34,14 @@ ALL = "all"
     "compares them.",
 )
 @click.option("--preset", default="tiny", show_default=True, help="tiny, base, laion-l14 or paper.")
-@config_options
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps; short for --set train.steps=N.")
-@click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=N.")
-@click.option("--log", "loggers", multiple=True, metavar="NAME", help="tensorboard or wandb, besides metrics.jsonl.")
+@training_options
 @split_options
-@click.option("--normalise", is_flag=True, help="Bring rows that are not of norm 1 to it, instead of refusing them.")
-@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or infinity, instead of refusing them.")
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU; under torchrun, one each.")
+@row_options
+@device_option(several=True)
 @dry_run_option
 @json_option
 @debug_option
-def command(
-    emb: str,
-    out: str,
-    prior: str | None,
-    preset: str,
-    config_file: str | None,
-    settings: Sequence[str],
-    steps: int | None,
-    seed: int | None,
-    loggers: Sequence[str],
-    split_column: str | None,
-    valid_share: float,
-    normalise: bool,
-    drop_nonfinite: bool,
-    device: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def command(emb: str, out: str, **options: Any) -> None:
     """Train a prior (text embedding → image embedding) from embeddings alone.
 
     No CLIP is loaded and no image is read. OUT gets the trained prior (config.json, model.safetensors), checkpoints,
@@ -72,61 +55,64 @@ def command(
     embedpipe train-prior s3://bucket/emb s3://bucket/prior
     torchrun --nproc-per-node 8 -m embedpipe_cli train-prior emb prior --preset laion-l14
     """
-    from dalle2_core.presets import prior_preset
-    from dalle2_core.priors import PRIORS
+    refuse_missing(emb)
+
     from dalle2_core.training import join_processes
     from embedpipe.mirror import local_copy
 
     from . import display, wiring
-    from .config import resolve
     from .evaluate import show
     from .prior_scores import evaluate_priors
-    from .row_policy import RowPolicy
+    from .training_job import default_device
+    from .training_view import planned, shown
 
-    short = [f"train.{name}={value}" for name, value in (("steps", steps), ("seed", seed)) if value is not None]
-    short += [f"train.loggers={json.dumps(loggers)}"] if loggers else []
-    short += [f"prior={prior}"] if prior not in (None, ALL) else []
-    recipe = resolve(prior_preset(preset), config_file, [*settings, *short])
-    recipes = {name: dataclasses.replace(recipe, prior=name) for name in PRIORS if prior == ALL} or {"": recipe}
-    if dry_run:
-        display.print_json(recipes if prior == ALL else recipe)
+    jobs = _jobs(emb, out, options)
+    compares = options["prior"] == ALL
+    if options["dry_run"]:
+        plans = {job.recipe.prior: planned(wiring.plan_prior(job), job.recipe) for job in jobs}
+        display.print_json(plans if compares else plans[jobs[0].recipe.prior])
         return
-    together = join_processes(device or wiring.default_device())
-    outcomes = []
-    for name, each in recipes.items():
-        with _progress(name, each, together) as on_step:
-            outcome = wiring.train_prior(
-                emb,
-                f"{out}/{name}" if prior == ALL else out,
-                each,
-                wiring.SplitConfig(split_column, valid_share),
-                device or wiring.default_device(),
-                on_step,
-                RowPolicy(normalise, drop_nonfinite),
-                together,
-            )
-        if outcome is not None:
-            outcomes.append(outcome)
+    device = options["device"] or default_device()
+    together = join_processes(device)
+    view = shown("train-prior", together)
+    outcomes = [wiring.train_prior(job, device, view, together) for job in jobs]
     if not together.is_first:
         return
-    if prior == ALL:
-        folders = [local_copy(outcome.out) for outcome in outcomes]
-        show(evaluate_priors(folders, emb, "valid", device or wiring.default_device()), "valid", as_json)
-    elif as_json:
+    if compares:
+        folders = [local_copy(job.out) for job in jobs]
+        show(evaluate_priors(folders, emb, "valid", device), "valid", options["as_json"])
+    elif options["as_json"]:
         display.print_json(outcomes[0])
     else:
+        assert outcomes[0] is not None
         _print(outcomes[0])
 
 
-@contextlib.contextmanager
-def _progress(name: str, recipe: PriorRecipe, together: Processes) -> Iterator[Callable[[StepReport], None] | None]:
-    from . import display
+def _jobs(emb: str, out: str, options: dict[str, Any]) -> list[PriorJob]:
+    """The prior that is asked for, or one of each kind."""
+    from dalle2_core.presets import prior_preset
+    from dalle2_core.priors import PRIORS
 
-    if not together.is_first:
-        yield None
-        return
-    with display.progress(f"train-prior {name}".rstrip(), "samples", "steps") as view:
-        yield lambda report: view.at_step(report.step, report.steps, recipe.train.batch_size, report.loss)
+    from .config import resolve
+    from .row_policy import RowPolicy
+    from .training_job import SplitConfig
+    from .wiring import PriorJob
+
+    prior = options["prior"]
+    named = [f"prior={prior}"] if prior not in (None, ALL) else []
+    recipe = resolve(prior_preset(options["preset"]), options["config_file"], [*short_settings(options), *named])
+    job = PriorJob(
+        emb,
+        out,
+        recipe,
+        SplitConfig(options["split_column"], options["valid_share"]),
+        RowPolicy(options["normalise"], options["drop_nonfinite"]),
+    )
+    if prior != ALL:
+        return [job]
+    return [
+        dataclasses.replace(job, out=f"{out}/{name}", recipe=dataclasses.replace(recipe, prior=name)) for name in PRIORS
+    ]
 
 
 def _print(outcome: PriorOutcome) -> None:

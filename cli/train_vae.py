@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, split_options
+from .options import (
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    picture_options,
+    short_settings,
+    split_options,
+    training_options,
+)
 
 if TYPE_CHECKING:
-    from dalle2_core.training import StepReport
-    from embedpipe.progress import Listener
-
     from .vae_wiring import VaeOutcome
 
 
@@ -24,48 +27,19 @@ if TYPE_CHECKING:
 @click.option(
     "--preset", default="tiny", show_default=True, help="tiny (64 px, for a CPU) or base (256 px, with discriminator)."
 )
-@config_options
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps; short for --set train.steps=N.")
-@click.option("--seed", type=click.IntRange(0), help="Short for --set train.seed=N.")
-@click.option("--log", "loggers", multiple=True, metavar="NAME", help="tensorboard or wandb, besides metrics.jsonl.")
+@training_options
 @split_options
 @click.option(
     "--vgg",
     metavar="FILE",
     help="torchvision's weights of vgg16 (.pth, .safetensors), for a perceptual loss. Default: none; never downloaded.",
 )
-@click.option(
-    "--input", "input_format", default="auto", show_default=True, help="webdataset, folder, or auto to find out."
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1),
-    default=100_000_000,
-    show_default=True,
-    help="Images with more are left out, before decoding.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU; under torchrun, one each.")
+@picture_options
+@device_option(several=True)
 @dry_run_option
 @json_option
 @debug_option
-def command(
-    data: str,
-    out: str,
-    preset: str,
-    config_file: str | None,
-    settings: Sequence[str],
-    steps: int | None,
-    seed: int | None,
-    loggers: Sequence[str],
-    split_column: str | None,
-    valid_share: float,
-    vgg: str | None,
-    input_format: str,
-    max_pixels: int,
-    device: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def command(data: str, out: str, **options: Any) -> None:
     """Train an autoencoder with a codebook (VQGAN) on image shards or a folder of images, for decoders in its latents.
 
     OUT gets the autoencoder (config.json, model.safetensors) with its latents' statistics, checkpoints, metrics.jsonl,
@@ -80,44 +54,28 @@ def command(
     from dalle2_core.training import join_processes
     from dalle2_core.vae_presets import vae_preset
 
-    from . import display, vae_wiring, wiring
+    from . import display, vae_wiring
     from .config import resolve
+    from .training_job import SplitConfig, default_device
+    from .training_view import planned, shown
 
-    short = [f"train.{name}={value}" for name, value in (("steps", steps), ("seed", seed)) if value is not None]
-    short += [f"train.loggers={json.dumps(loggers)}"] if loggers else []
-    recipe = resolve(vae_preset(preset), config_file, [*settings, *short])
-    if dry_run:
-        display.print_json(recipe)
-        return
-    together = join_processes(device or wiring.default_device())
-
-    @contextlib.contextmanager
-    def preparing(what: str) -> Iterator[Listener]:
-        with display.progress(what) as view:
-            yield view
-
-    @contextlib.contextmanager
-    def training() -> Iterator[Callable[[StepReport], None] | None]:
-        if not together.is_first:
-            yield None
-            return
-        with display.progress("train-vae", "samples", "steps") as view:
-            yield lambda report: view.at_step(report.step, report.steps, recipe.train.batch_size, report.loss)
-
-    outcome = vae_wiring.train_vae_on(
+    recipe = resolve(vae_preset(options["preset"]), options["config_file"], short_settings(options))
+    job = vae_wiring.VaeJob(
         data,
         out,
         recipe,
-        wiring.SplitConfig(split_column, valid_share),
-        vae_wiring.VaeSource(input_format, max_pixels, vgg),
-        device or wiring.default_device(),
-        preparing,
-        training,
-        together,
+        SplitConfig(options["split_column"], options["valid_share"]),
+        vae_wiring.VaeSource(options["input_format"], options["max_pixels"], options["vgg"]),
     )
+    if options["dry_run"]:
+        display.print_json(planned(vae_wiring.plan_vae(job, shown("train-vae")), recipe))
+        return
+    device = options["device"] or default_device()
+    together = join_processes(device)
+    outcome = vae_wiring.train_vae_on(job, device, shown("train-vae", together), together)
     if outcome is None:
         return
-    if as_json:
+    if options["as_json"]:
         display.print_json(outcome)
     else:
         _print(outcome)

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dalle2_core.conditions import DecoderBatch
 from dalle2_core.files import sha256
-from dalle2_core.training import Processes, Run, StepReport
-from dalle2_core.training.vae_training import MOST_IMAGES_TO_MEASURE, train_vae
+from dalle2_core.training import Processes, Run
+from dalle2_core.training.vae_training import MOST_IMAGES_TO_MEASURE, VaeTraining, train_vae
 from dalle2_core.vae import VQGanVAE
 from dalle2_core.vae_presets import VaeRecipe
-from embedpipe import files
 from embedpipe.card import PreprocessSpec
-from embedpipe.errors import InputError
+from embedpipe.errors import OptionError
 from embedpipe.load import rows_of
 from embedpipe.load.pictures import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.progress import Listener, silent
 
+from .another_run import refusing_another
 from .prior_scores import some_of
 from .provenance import write_run
 from .run_folder import run_folder
-from .wiring import SplitConfig
+from .training_job import (
+    SplitConfig,
+    TrainingPlan,
+    counts,
+    picture_cache,
+    plan_with_pictures,
+    refuse_few,
+)
+from .training_view import TrainingView
 
 VAE_RUN = "vae"
-_CACHE = "cache"
 _MOST_ROWS_TO_JUDGE = 500
 _ROWS_AT_ONCE = 32
 _LOOK_EVERY_S = 1.0
@@ -46,6 +52,30 @@ class VaeSource:
     input: str
     max_pixels: int
     vgg: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VaeJob:
+    """What to train, on what, where to. data: pictures; out: the autoencoder's folder."""
+
+    data: str
+    out: str
+    recipe: VaeRecipe
+    split: SplitConfig
+    source: VaeSource
+
+    def pictures(self) -> PictureOptions:
+        """How DATA becomes what the autoencoder takes. Raises OptionError for channels that no picture has."""
+        if self.recipe.vae.channels != 3:
+            raise OptionError(
+                f"vae.channels is {self.recipe.vae.channels}, but pictures of files have 3", "Leave it at 3"
+            )
+        size = self.recipe.vae.image_size
+        spec = PreprocessSpec((size, size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
+        split, source = self.split, self.source
+        return PictureOptions(
+            spec, split.column, split.valid_share, input=source.input, max_pixels=source.max_pixels, need_caption=False
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,68 +97,35 @@ class VaeOutcome:
     metrics: dict[str, float]
 
 
-def train_vae_on(
-    data: str,
-    out: str,
-    recipe: VaeRecipe,
-    split: SplitConfig,
-    source: VaeSource,
-    device: str,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
-    training: Callable[[], AbstractContextManager[Callable[[StepReport], None] | None]],
-    together: Processes,
-) -> VaeOutcome | None:
-    """Train an autoencoder on the pictures of `data` into the folder `out`, any fsspec url; run again, it goes on.
+def plan_vae(job: VaeJob, view: TrainingView) -> TrainingPlan:
+    """What `train_vae_on` would do. Raises as it does."""
+    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe.train, view)
 
-    preparing, training: open the display of decoding, and that of the training's steps. Under torchrun every process
-    calls it; all but the first return None.
+
+def train_vae_on(job: VaeJob, device: str, view: TrainingView, together: Processes) -> VaeOutcome | None:
+    """Train an autoencoder on pictures into a folder, any fsspec url; run again, it goes on.
+
+    Under torchrun every process calls it; all but the first return None.
 
     Raises InputError (no data, fewer pictures than a batch), ConfigError, CheckpointError (`out` holds another run),
     NonFiniteLoss.
     """
-    if recipe.vae.channels != 3:
-        raise InputError(f"vae.channels is {recipe.vae.channels}, but pictures of files have 3", "Leave it at 3")
+    recipe, options = job.recipe, job.pictures()
     if together.world > 1:
         device = str(together.device)
-    with run_folder(out, together) as place:
+    with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
-        vae = VQGanVAE.from_config(recipe.vae, source.vgg).to(device)
-        pictures = _decoded(data, place.folder, _options(recipe, split, source), preparing, together)
-        rows = {name: rows_of(pictures.splits, name, data) for name in (TRAIN, VALID)}
-        _refuse_few(data, len(rows[TRAIN]), recipe)
-        facts = {
-            "recipe": dataclasses.asdict(recipe),
-            "split": dataclasses.asdict(split),
-            "data": data,
-            "vgg_sha256": None if source.vgg is None else sha256(Path(source.vgg)),
-            "pictures": pictures.fingerprint,
-        }
-        shaping = {name: facts[name] for name in ("split", "vgg_sha256", "pictures")}
-        start, stop = together.share(recipe.train.batch_size)
-
-        def stream(step: int) -> Iterator[DecoderBatch]:
-            for batch in batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step):
-                yield DecoderBatch(_pixels(pictures, batch[start:stop]))
-
-        with training() as on_step:
-            trained = train_vae(
-                vae,
-                stream,
-                [_pixels(pictures, some) for some in batched(some_of(rows[VALID], _MOST_ROWS_TO_JUDGE), _ROWS_AT_ONCE)],
-                (
-                    _pixels(pictures, some)
-                    for some in batched(some_of(rows[TRAIN], MOST_IMAGES_TO_MEASURE), _ROWS_AT_ONCE)
-                ),
-                Run(Path(place.folder), shaping, place.commit),
-                recipe.train,
-                recipe.optim,
-                on_step=on_step,
-                processes=together,
-            )
+        vae = VQGanVAE.from_config(recipe.vae, job.source.vgg).to(device)
+        pictures = _decoded(job, options, view, together)
+        rows = {name: rows_of(pictures.splits, name, job.data) for name in (TRAIN, VALID)}
+        refuse_few(job.data, counts(rows), recipe.train.batch_size)
+        facts = _facts(job, pictures)
+        run = Run(Path(place.folder), _describes(facts), place.commit)
+        trained = _learn(vae, pictures, rows, run, recipe, view, together)
         if trained is None:
             return None
         outcome = VaeOutcome(
-            out=out,
+            out=job.out,
             steps=trained.steps,
             best_step=trained.best_step,
             train_rows=len(rows[TRAIN]),
@@ -143,46 +140,61 @@ def train_vae_on(
     return outcome
 
 
-def _options(recipe: VaeRecipe, split: SplitConfig, source: VaeSource) -> PictureOptions:
-    size = recipe.vae.image_size
-    spec = PreprocessSpec(
-        size=(size, size),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        interpolation="bicubic",
-        resize_mode="shortest",
-        fill_color=0,
-    )
-    return PictureOptions(
-        spec, split.column, split.valid_share, input=source.input, max_pixels=source.max_pixels, need_caption=False
-    )
-
-
-def _decoded(
-    data: str,
-    out: str,
-    options: PictureOptions,
-    preparing: Callable[[str], AbstractContextManager[Listener]],
+def _learn(
+    vae: VQGanVAE,
+    pictures: Pictures,
+    rows: Mapping[str, np.ndarray],
+    run: Run,
+    recipe: VaeRecipe,
+    view: TrainingView,
     together: Processes,
-) -> Pictures:
-    """The pictures, decoded by the first process; the others wait for them."""
-    cache = files.join(out, _CACHE)
-    if together.is_first:
-        with preparing("decode") as listener:
-            return open_pictures(data, cache, options, listener)
-    # Not by `together.wait`: what processes say to each other has time limits, and decoding may take hours.
-    while not pictures_are_decoded(data, cache, options):
-        time.sleep(_LOOK_EVERY_S)
-    return open_pictures(data, cache, options, silent)
+) -> VaeTraining | None:
+    """Train on some of the pictures, judge by others."""
+    start, stop = together.share(recipe.train.batch_size)
 
+    def pixels(some: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pictures.pixels[some])
 
-def _pixels(pictures: Pictures, rows: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pictures.pixels[rows])
+    def stream(step: int) -> Iterator[DecoderBatch]:
+        for batch in batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step):
+            yield DecoderBatch(pixels(batch[start:stop]))
 
-
-def _refuse_few(data: str, rows: int, recipe: VaeRecipe) -> None:
-    if recipe.train.batch_size > rows:
-        raise InputError(
-            f"{data}: {rows} training pictures are fewer than a batch of {recipe.train.batch_size}",
-            f"Give --set train.batch_size={max(1, rows // 4)}",
+    with refusing_another(str(run.folder)), view.steps("", recipe.train) as on_step:
+        return train_vae(
+            vae,
+            stream,
+            [pixels(some) for some in batched(some_of(rows[VALID], _MOST_ROWS_TO_JUDGE), _ROWS_AT_ONCE)],
+            (pixels(some) for some in batched(some_of(rows[TRAIN], MOST_IMAGES_TO_MEASURE), _ROWS_AT_ONCE)),
+            run,
+            recipe.train,
+            recipe.optim,
+            on_step=on_step,
+            processes=together,
         )
+
+
+def _facts(job: VaeJob, pictures: Pictures) -> dict[str, Any]:
+    """What the run's run.json says of it, as plain JSON values."""
+    return {
+        "recipe": dataclasses.asdict(job.recipe),
+        "split": dataclasses.asdict(job.split),
+        "data": job.data,
+        "vgg_sha256": None if job.source.vgg is None else sha256(Path(job.source.vgg)),
+        "pictures": pictures.fingerprint,
+    }
+
+
+def _describes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a run to be continued, besides the training settings."""
+    return {name: facts[name] for name in ("split", "vgg_sha256", "pictures")}
+
+
+def _decoded(job: VaeJob, options: PictureOptions, view: TrainingView, together: Processes) -> Pictures:
+    """The pictures, decoded by the first process; the others wait for them."""
+    if together.is_first:
+        with view.preparing("decode") as listener:
+            return open_pictures(job.data, picture_cache(job.out), options, listener)
+    # Not by `together.wait`: what processes say to each other has time limits, and decoding may take hours.
+    while not pictures_are_decoded(job.data, picture_cache(job.out), options):
+        time.sleep(_LOOK_EVERY_S)
+    return open_pictures(job.data, picture_cache(job.out), options)

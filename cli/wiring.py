@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,27 +18,45 @@ from dalle2_core.priors import PRIORS
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
-from embedpipe.errors import InputError, RunMismatch
-from embedpipe.load import EmbeddingLoader, rows_of, splits
+from embedpipe.errors import RunMismatch
+from embedpipe.load import EmbeddingLoader
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.manifest import refuse_difference
 
+from .another_run import refuse_finished, refusing_another
 from .nonfinite import naming_rows
 from .prior_rows import PriorRows, open_rows
 from .prior_scores import MOST_ROWS_TO_FIT, PRIOR_RUN, some_of, watch
-from .provenance import RUN_FILE, read_run, write_run
+from .provenance import RUN_FILE, write_run
 from .row_policy import RowPolicy
 from .run_folder import run_folder
+from .training_job import (
+    NOT_FINITE,
+    SplitConfig,
+    TrainingPlan,
+    counts,
+    refuse_few,
+    rows_by_split,
+    steps_left,
+)
+from .training_view import TrainingView
 
 _MOST_ROWS_TO_WATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class SplitConfig:
-    """Which rows train and which are held out: a metadata column's values, or a share by a hash of the key."""
+class PriorJob:
+    """What to train, on what, where to. emb: embeddings; out: the prior's folder; policy: of unusable rows."""
 
-    column: str | None = None
-    valid_share: float = 0.05
+    emb: str
+    out: str
+    recipe: PriorRecipe
+    split: SplitConfig = field(default_factory=SplitConfig)
+    policy: RowPolicy = field(default_factory=RowPolicy)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this prior takes steps, and is not in closed form."""
+        return hasattr(PRIORS[self.recipe.prior], "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,62 +77,46 @@ class PriorOutcome:
     metrics: dict[str, float]
 
 
-def default_device() -> str:
-    """The first CUDA device, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def plan_prior(job: PriorJob) -> TrainingPlan:
+    """What `train_prior` would do: the data are looked at, nothing is built or fitted. Raises as `train_prior` does."""
+    seen, rows, dropped = _open(job)
+    _refuse_another_run(job, _facts(job, seen, rows))
+    runs = {job.out: steps_left(job.out, job.recipe.train)} if job.is_trained else {}
+    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs)
 
 
 def train_prior(
-    emb: str,
-    out: str,
-    recipe: PriorRecipe,
-    split: SplitConfig,
-    device: str,
-    on_step: Callable[[StepReport], None] | None = None,
-    policy: RowPolicy | None = None,
-    processes: Processes | None = None,
+    job: PriorJob, device: str, view: TrainingView | None = None, processes: Processes | None = None
 ) -> PriorOutcome | None:
-    """Train a prior on the embeddings `emb` into the folder `out`, any fsspec url; run again, it goes on.
+    """Train a prior on embeddings into a folder, any fsspec url; run again, it goes on.
 
     Under torchrun every process calls it; all but the first return None.
 
     Raises DatasetError (no rows, one side missing, rows that are not finite or not of norm 1), InputError (fewer rows
-    than a batch, token states that do not fit), CheckpointError (`out` holds another run, the disk is full),
-    NonFiniteLoss (its rows are named in a file in `out`).
+    than a batch, token states that do not fit), RunMismatch, CheckpointError (`out` holds another run, the disk is
+    full), NonFiniteLoss (its rows are named in a file in `out`).
     """
     together = processes or join_processes(device)
     if together.world > 1:
         device = str(together.device)
-    seen = open_rows(emb, recipe, policy or RowPolicy(), device)
-    names = splits(seen.dataset, split.column, split.valid_share)
-    there = {name: rows_of(names, name, emb) for name in (TRAIN, VALID)}
-    good = seen.checked(np.sort(np.concatenate(list(there.values()))))
-    rows = {name: np.intersect1d(found, good, assume_unique=True) for name, found in there.items()}
-    _refuse_few(emb, rows, recipe, trained=hasattr(PRIORS[recipe.prior], "loss"))
+    recipe, view = job.recipe, view or TrainingView()
+    seen, rows, dropped = _open(job, device)
     watched = list(seen.batches(some_of(rows[VALID], _MOST_ROWS_TO_WATCH)))
 
-    with run_folder(out, together) as place:
+    with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
         prior: Prior = recipe.build(seen.dataset.card.dim)
         prior.fit(*seen.pairs(some_of(rows[TRAIN], MOST_ROWS_TO_FIT)))
         prior.to(device)
-        facts = {
-            "recipe": dataclasses.asdict(recipe),
-            "split": dataclasses.asdict(split),
-            "rows": dataclasses.asdict(seen.policy),
-            "data": emb,
-            "encoder": dataclasses.asdict(seen.dataset.card),
-            "fingerprint": seen.dataset.card.fingerprint(),
-            "train_rows": len(rows[TRAIN]),
-            "valid_rows": len(rows[VALID]),
-        }
+        facts = _facts(job, seen, rows)
         if together.is_first:
-            _refuse_another_run(place.folder, facts, trained=isinstance(prior, Trainable))
+            _refuse_another_run(job, facts)
         steps = best_step = 0
         if isinstance(prior, Trainable):
             run = Run(Path(place.folder), _describes(facts), place.commit)
             judge = functools.partial(watch, batches=watched, seed=recipe.train.seed, device=device)
-            steps = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
+            with view.steps(recipe.prior, recipe.train) as on_step:
+                steps = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
             if together.is_first:
                 best_step = load_trained(prior, run.checkpoints, "best")
         if not together.is_first:
@@ -124,16 +126,39 @@ def train_prior(
         write_run(place.folder, PRIOR_RUN, facts | {"best_step": best_step})
         metrics = watch(prior, watched, recipe.train.seed, device)
     return PriorOutcome(
-        out=out,
+        out=job.out,
         prior=recipe.prior,
         steps=steps,
         best_step=best_step,
         train_rows=len(rows[TRAIN]),
         valid_rows=len(rows[VALID]),
-        dropped=sum(len(there[name]) - len(rows[name]) for name in rows),
+        dropped=dropped,
         parameters=sum(weight.numel() for weight in (*prior.parameters(), *_fitted(prior))),
         metrics=metrics,
     )
+
+
+def _open(job: PriorJob, device: str | None = None) -> tuple[PriorRows, dict[str, np.ndarray], int]:
+    """The data, the rows of each split, and how many were left out. device: see `open_rows`."""
+    seen = open_rows(job.emb, job.recipe, job.policy, device)
+    rows, dropped = rows_by_split(seen.dataset, job.split, job.policy, ("text", "image"))
+    refuse_few(job.emb, counts(rows), job.recipe.train.batch_size if job.is_trained else None, held_out=2)
+    return seen, rows, dropped
+
+
+def _facts(job: PriorJob, seen: PriorRows, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the run's run.json says of it, as plain JSON values."""
+    card = seen.dataset.card
+    return {
+        "recipe": dataclasses.asdict(job.recipe),
+        "split": dataclasses.asdict(job.split),
+        "rows": dataclasses.asdict(job.policy),
+        "data": job.emb,
+        "encoder": dataclasses.asdict(card),
+        "fingerprint": card.fingerprint(),
+        "train_rows": len(rows[TRAIN]),
+        "valid_rows": len(rows[VALID]),
+    }
 
 
 def _learn(
@@ -162,7 +187,7 @@ def _learn(
         assert found is not None
         return found
 
-    with naming_rows(str(run.folder), seen.dataset, rows_of_step, together):
+    with refusing_another(str(run.folder)), naming_rows(str(run.folder), seen.dataset, rows_of_step, together):
         state = train(
             cast("Trainable[PriorBatch]", prior),
             lambda step: map(seen.prior_batch, mine.batches(step)),
@@ -170,31 +195,18 @@ def _learn(
             recipe.train,
             recipe.optim,
             evaluate=judge,
-            on_step=on_step if together.is_first else None,
+            on_step=on_step,
             processes=together,
         )
     return state.step
 
 
-def _refuse_another_run(out: str, facts: dict[str, Any], trained: bool) -> None:
+def _refuse_another_run(job: PriorJob, facts: dict[str, Any]) -> None:
     """Raise RunMismatch where `out` holds another prior; checkpoints are the training's own to compare."""
-    if files.exists(files.join(out, RUN_FILE)):
-        found = read_run(out, PRIOR_RUN, "train-prior")
-        refuse_difference(out, _describes(found), _describes(facts), "recipe or data")
-    elif not trained and files.exists(files.join(out, "checkpoints")):
-        raise RunMismatch(f"{out}: holds a training of another prior", "Give another output folder")
-
-
-def _refuse_few(emb: str, rows: Mapping[str, np.ndarray], recipe: PriorRecipe, trained: bool) -> None:
-    if trained and recipe.train.batch_size > len(rows[TRAIN]):
-        raise InputError(
-            f"{emb}: {len(rows[TRAIN])} training rows are fewer than a batch of {recipe.train.batch_size}",
-            f"Give --set train.batch_size={max(1, len(rows[TRAIN]) // 4)}",
-        )
-    if len(rows[VALID]) < 2:
-        raise InputError(
-            f"{emb}: {len(rows[VALID])} held-out rows; two or more are needed", "Give a larger --valid-share"
-        )
+    refuse_finished(job.out, PRIOR_RUN, "train-prior", _describes, facts)
+    is_finished = files.exists(files.join(job.out, RUN_FILE))
+    if not is_finished and not job.is_trained and files.exists(files.join(job.out, "checkpoints")):
+        raise RunMismatch(f"{job.out}: holds a training of another prior", "Give another output folder")
 
 
 def _fitted(prior: Prior) -> list[torch.Tensor]:

@@ -5,8 +5,9 @@ Ramesh et al. 2204.06125, section 2.2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from dalle2_core.networks.autoregressive import AutoregressiveNetwork
 from dalle2_core.networks.causal import PriorNetworkConfig
 from dalle2_core.prior_base import Prior, check_candidates, check_guidance, check_width, evaluating, nearest
 from dalle2_core.quantizer import PrincipalCodes
-from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
 from dalle2_core.scaling import Scaling
 from dalle2_core.types import PriorBatch, StepLoss, TextCondition
 
@@ -135,20 +135,15 @@ class AutoregressivePrior(Prior):
     ) -> TextCondition:
         return TextCondition.of(self.text_scaling(embed), tokens, mask, keep).trimmed()
 
-    def save(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
-        settings = {"network": asdict(self.net.config), "autoregressive": asdict(self.config)}
-        write_model(folder, self.KIND, settings, self.state_dict())
+    def settings(self) -> dict[str, Any]:
+        """The configs of the network and of the prior."""
+        return {"network": asdict(self.net.config), "autoregressive": asdict(self.config)}
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> AutoregressivePrior:
-        """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
-        settings = read_settings(folder, cls.KIND, "an autoregressive prior")
-        with settings_of(folder):
-            network = from_keywords(PriorNetworkConfig, "network", settings["network"])
-            prior = cls(network, from_keywords(AutoregressiveConfig, "autoregressive", settings["autoregressive"]))
-        read_weights(folder, prior)
-        return prior.to(device)
+    def from_settings(cls, settings: Mapping[str, Any]) -> AutoregressivePrior:
+        """See `Prior`."""
+        network = from_keywords(PriorNetworkConfig, "network", settings["network"])
+        return cls(network, from_keywords(AutoregressiveConfig, "autoregressive", settings["autoregressive"]))
 
 
 def _likeness(text: Tensor, image: Tensor) -> Tensor:

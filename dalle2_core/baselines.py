@@ -6,9 +6,10 @@ embedding alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import read_tensors
 from dalle2_core.keywords import from_keywords
 from dalle2_core.prior_base import Prior, check_width
-from dalle2_core.saved import read_settings, settings_of, write_model
 
 C = TypeVar("C", bound="ClosedForm")
 
@@ -75,30 +75,22 @@ class ClosedForm(Prior):
         """`sample`, by the name of regressions."""
         return self.sample(text_embed)
 
-    def settings(self) -> dict[str, object]:
-        """What config.json says besides the kind."""
+    def settings(self) -> dict[str, Any]:
+        """None."""
         return {}
 
-    def save(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors, each whole."""
-        write_model(folder, self.KIND, self.settings(), self.state_dict())
-
     @classmethod
-    def load(cls: type[C], folder: Path | str, device: torch.device | str = "cpu") -> C:
-        """Read what `save` wrote. Raises CheckpointError if it is another kind or not whole."""
-        settings = read_settings(folder, cls.KIND, f"a {cls.KIND}")
-        with settings_of(folder):
-            prior = cls._from_settings(settings)
+    def from_settings(cls: type[C], settings: Mapping[str, Any]) -> C:
+        """See `Prior`."""
+        return cls()
+
+    def take_weights(self, folder: Path | str) -> None:
+        """See `Prior`; what is not fitted yet has no shape to load into."""
         tensors = read_tensors(Path(folder) / "model.safetensors")
-        if set(tensors) != set(cls.FITTED):
+        if set(tensors) != set(self.FITTED):
             raise CheckpointError(f"{folder}: weights and config.json do not belong together")
         for name, tensor in tensors.items():
-            setattr(prior, name, tensor)
-        return prior.to(device)
-
-    @classmethod
-    def _from_settings(cls: type[C], settings: dict[str, object]) -> C:
-        return cls()
+            setattr(self, name, tensor)
 
 
 class TextAsImage(ClosedForm):
@@ -164,13 +156,14 @@ class Ridge(ClosedForm):
         super().__init__()
         self.config = RidgeConfig(penalty, seed)
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """The config."""
         return {"ridge": asdict(self.config)}
 
     @classmethod
-    def _from_settings(cls, settings: dict[str, object]) -> Ridge:
-        config = from_keywords(RidgeConfig, "ridge", settings["ridge"])  # type: ignore[arg-type]
+    def from_settings(cls, settings: Mapping[str, Any]) -> Ridge:
+        """See `Prior`."""
+        config = from_keywords(RidgeConfig, "ridge", settings["ridge"])
         return cls(config.penalty, config.seed)
 
     def _fit(self, text: Tensor, image: Tensor) -> None:

@@ -142,12 +142,6 @@ def settings_for(count: int, **settings: Any) -> list[SamplingConfig]:
     return [SamplingConfig(**{name: values[place] for name, values in spread.items()}) for place in range(count)]
 
 
-def chunks(rows: int, at_once: int | None) -> Iterator[tuple[int, int]]:
-    """Start and stop of pieces of at most `at_once` rows; None takes all together."""
-    size = at_once or rows
-    return ((start, min(start + size, rows)) for start in range(0, rows, size))
-
-
 class _Counter:
     """Counts the calls of a stage's network, for a progress bar; those of a piece that is made again count once.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import from_keywords
 from dalle2_core.networks.causal import CausalTransformer, PriorNetworkConfig, TextConditioned
 from dalle2_core.prior_base import Prior, check_width, evaluating
-from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
 from dalle2_core.scaling import Scaling
 from dalle2_core.types import PriorBatch, StepLoss, TextCondition
 
@@ -112,17 +112,12 @@ class ContrastivePrior(Prior):
             predicted = self._predict(text_embed, text_encodings, text_mask)
         return F.normalize(predicted, dim=-1) if normalize else predicted
 
-    def save(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
-        settings = {"network": asdict(self.net.config), "contrastive": asdict(self.config)}
-        write_model(folder, self.KIND, settings, self.state_dict())
+    def settings(self) -> dict[str, Any]:
+        """The configs of the network and of the prior."""
+        return {"network": asdict(self.net.config), "contrastive": asdict(self.config)}
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> ContrastivePrior:
-        """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
-        settings = read_settings(folder, cls.KIND, "a contrastive prior")
-        with settings_of(folder):
-            network = from_keywords(PriorNetworkConfig, "network", settings["network"])
-            prior = cls(network, from_keywords(ContrastiveConfig, "contrastive", settings["contrastive"]))
-        read_weights(folder, prior)
-        return prior.to(device)
+    def from_settings(cls, settings: Mapping[str, Any]) -> ContrastivePrior:
+        """See `Prior`."""
+        network = from_keywords(PriorNetworkConfig, "network", settings["network"])
+        return cls(network, from_keywords(ContrastiveConfig, "contrastive", settings["contrastive"]))

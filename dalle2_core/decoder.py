@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle2_core.autoencoder import Autoencoder
+from dalle2_core.beside import MovesBeside
 from dalle2_core.cascade import (
     CascadeRun,
     Execution,
@@ -36,7 +37,7 @@ from dalle2_core.types import Towers
 KIND = "decoder"
 
 
-class Decoder(nn.Module):
+class Decoder(MovesBeside):
     """A cascade. Each of `stages` is trained by itself: `decoder.stages[i].loss(batch, draws)`."""
 
     def __init__(
@@ -312,12 +313,9 @@ class Decoder(nn.Module):
             for it, home in zip(self.cascade, homes, strict=True):
                 it.to(home)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Decoder:
-        """As torch's; the CLIP, which is no child, moves along."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if isinstance(self.clip, nn.Module):
-            self.clip._apply(fn)  # type: ignore[no-untyped-call]
-        return self
+    def beside(self) -> tuple[object, ...]:
+        """The CLIP, which is no child."""
+        return self._clip
 
     def _embedder(self, what: str) -> Towers:
         if self.clip is None:

@@ -4,8 +4,15 @@ CoreError
 ├── ConfigError        a setting that cannot be
 ├── ShapeError         a tensor of the wrong shape, dtype or range
 ├── CheckpointError    weights or a checkpoint that cannot be read, written or continued
+│   └── AnotherRun     a checkpoint of other settings or data
 └── NonFiniteLoss      training met NaN or infinity
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 
 class CoreError(Exception):
@@ -22,6 +29,22 @@ class ShapeError(CoreError, ValueError):
 
 class CheckpointError(CoreError):
     """Weights or a checkpoint that cannot be read, written or continued."""
+
+
+class AnotherRun(CheckpointError):
+    """A checkpoint of another run. theirs, ours: what differs, by name, as nested dicts of plain values hold it."""
+
+    def __init__(self, folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        super().__init__(folder, theirs, ours)
+        self.folder, self.theirs, self.ours = folder, dict(theirs), dict(ours)
+
+    def __str__(self) -> str:
+        absent = "(absent)"
+        said = "; ".join(
+            f"{name} is {self.theirs.get(name, absent)!r} there and {self.ours.get(name, absent)!r} here"
+            for name in sorted(self.theirs.keys() | self.ours.keys())
+        )
+        return f"{self.folder}: belongs to another run: {said}. Use a new output folder, or the old settings"
 
 
 class NonFiniteLoss(CoreError):

@@ -7,6 +7,7 @@ embeddings, and the three uses of both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,19 +56,23 @@ def variations(
     *,
     eta: float = 1.0,
     steps: int | None = None,
+    text_encodings: Tensor | None = None,
+    text_mask: Tensor | None = None,
     **sampling: Any,
 ) -> Tensor:
     """`count` images [count, c, h, w] that share an image's [c, h, w] content and style, not its details.
 
     Section 3.1: the same embedding [d] and x_T, and ddim with noise. eta: 0 gives the image back, as nearly as the
     first stage can make it; the more noise, the farther away. steps: of the first stage; more invert more
-    exactly. sampling: for `Decoder.sample`.
+    exactly. text_encodings [1, l, t], text_mask [1, l]: of the text that a decoder is told which reads one. sampling:
+    for `Decoder.sample`.
     """
     if count < 1:
         raise ConfigError(f"count is {count}; ask for 1 variation or more")
-    noise = decoder.invert(image[None], image_embed[None], steps=steps)
+    told = _Told(text_encodings, text_mask)
+    noise = decoder.invert(image[None], image_embed[None], steps=steps, **told.times(1))
     embeds = image_embed.expand(count, -1)
-    return _from_noise(decoder, embeds, noise.expand(count, -1, -1, -1), steps, eta, sampling)
+    return _from_noise(decoder, embeds, noise.expand(count, -1, -1, -1), steps, eta, told, sampling)
 
 
 def interpolations(
@@ -77,16 +82,20 @@ def interpolations(
     shares: Sequence[float],
     *,
     steps: int | None = None,
+    text_encodings: Tensor | None = None,
+    text_mask: Tensor | None = None,
     **sampling: Any,
 ) -> Tensor:
     """Images [len(shares), c, h, w] on the way from one [c, h, w] (share 0) to another (share 1).
 
     Section 3.2: embeddings [d] and noises both go along great circles, so that the ends are the two images.
+    text_encodings, text_mask: as for `variations`.
     """
-    noises = decoder.invert(torch.stack(images), torch.stack(image_embeds), steps=steps)
+    told = _Told(text_encodings, text_mask)
+    noises = decoder.invert(torch.stack(images), torch.stack(image_embeds), steps=steps, **told.times(2))
     flat = _walk(noises[0].flatten(), noises[1].flatten(), shares)
     embeds = _walk(*image_embeds, shares)
-    return _from_noise(decoder, embeds, flat.view(len(shares), *noises.shape[1:]), steps, 0.0, sampling)
+    return _from_noise(decoder, embeds, flat.view(len(shares), *noises.shape[1:]), steps, 0.0, told, sampling)
 
 
 def text_diff_images(
@@ -98,12 +107,33 @@ def text_diff_images(
     shares: Sequence[float],
     *,
     steps: int | None = None,
+    text_encodings: Tensor | None = None,
+    text_mask: Tensor | None = None,
     **sampling: Any,
 ) -> Tensor:
-    """Images [len(shares), c, h, w] from an image [c, h, w] towards a text. Section 3.3: x_T stays the image's."""
+    """Images [len(shares), c, h, w] from an image [c, h, w] towards a text. Section 3.3: x_T stays the image's.
+
+    text_encodings, text_mask: as for `variations`.
+    """
     embeds = text_diff(image_embed, text_embed, base_text_embed, shares)
-    noise = decoder.invert(image[None], image_embed[None], steps=steps)
-    return _from_noise(decoder, embeds, noise.expand(len(shares), -1, -1, -1), steps, 0.0, sampling)
+    told = _Told(text_encodings, text_mask)
+    noise = decoder.invert(image[None], image_embed[None], steps=steps, **told.times(1))
+    return _from_noise(decoder, embeds, noise.expand(len(shares), -1, -1, -1), steps, 0.0, told, sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The one text that all images of a walk are told, [1, l, t] and [1, l], or none."""
+
+    encodings: Tensor | None
+    mask: Tensor | None
+
+    def times(self, rows: int) -> dict[str, Any]:
+        """As the decoder takes it, for so many images."""
+        return {
+            "text_encodings": None if self.encodings is None else self.encodings.expand(rows, -1, -1),
+            "text_mask": None if self.mask is None else self.mask.expand(rows, -1),
+        }
 
 
 def _walk(one: Tensor, other: Tensor, shares: Sequence[float]) -> Tensor:
@@ -111,7 +141,13 @@ def _walk(one: Tensor, other: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _from_noise(
-    decoder: Decoder, embeds: Tensor, noise: Tensor, steps: int | None, eta: float, sampling: dict[str, Any]
+    decoder: Decoder,
+    embeds: Tensor,
+    noise: Tensor,
+    steps: int | None,
+    eta: float,
+    told: _Told,
+    sampling: dict[str, Any],
 ) -> Tensor:
     """The first stage by ddim from `noise`, with the steps that it was inverted with; the others as they are set."""
     others = [None] * (len(decoder.stages) - 1)
@@ -121,5 +157,6 @@ def _from_noise(
         steps=[steps, *others],
         sampler=["ddim", *others],
         eta=[eta, *others],
+        **told.times(len(embeds)),
         **sampling,
     )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle2_core.beside import MovesBeside
 from dalle2_core.denoiser import Denoiser
 from dalle2_core.draws import Draws, coin, integers, normal, uniform
 from dalle2_core.errors import ConfigError
@@ -23,14 +23,13 @@ from dalle2_core.parameterization import PARAMETERIZATIONS
 from dalle2_core.prior_base import Prior, check_candidates, check_guidance, check_width, evaluating, nearest
 from dalle2_core.prior_config import PriorConfig, published
 from dalle2_core.samplers import SAMPLERS, timesteps_for
-from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
 from dalle2_core.scaling import Scaling
 from dalle2_core.schedules import NoiseSchedule
 from dalle2_core.types import PriorBatch, StepLoss, TextCondition, Towers
 from dalle2_core.weighting import WEIGHTINGS
 
 
-class DiffusionPrior(Prior):
+class DiffusionPrior(Prior, MovesBeside):
     """Trains on pairs of embeddings and samples image embeddings for text embeddings. Inputs are never changed."""
 
     KIND = "diffusion-prior"
@@ -39,7 +38,7 @@ class DiffusionPrior(Prior):
         """Keywords: the fields of PriorConfig, and DALLE2-pytorch's names for some of them (`published`).
 
         clip: embeds texts and images on the fly for those who did not store embeddings. It is not part of the model:
-        not trained, not saved, not moved. An unknown keyword is a TypeError that names the near ones.
+        neither trained nor saved, but moved along. An unknown keyword is a TypeError that names the near ones.
         """
         super().__init__()
         config = from_keywords(PriorConfig, "DiffusionPrior", published(keywords))
@@ -73,6 +72,10 @@ class DiffusionPrior(Prior):
     def clip(self) -> Towers | None:
         """What embeds texts and images on the fly, if it was given."""
         return self._clip[0]
+
+    def beside(self) -> tuple[object, ...]:
+        """The CLIP, which is no child."""
+        return self._clip
 
     @property
     def denoiser(self) -> Denoiser[TextCondition | Memory]:
@@ -241,18 +244,12 @@ class DiffusionPrior(Prior):
 
         return estimate
 
-    def save(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
-        settings = {"network": asdict(self.net.config), "diffusion": asdict(self.config)}
-        write_model(folder, self.KIND, settings, self.state_dict())
+    def settings(self) -> dict[str, Any]:
+        """The configs of the network and of the prior."""
+        return {"network": asdict(self.net.config), "diffusion": asdict(self.config)}
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> DiffusionPrior:
-        """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this format."""
-        settings = read_settings(folder, cls.KIND, "a diffusion prior")
-        with settings_of(folder):
-            network = from_keywords(PriorNetworkConfig, "network", settings["network"])
-            diffusion = from_keywords(PriorConfig, "diffusion", settings["diffusion"])
-            prior = cls.from_configs(network, diffusion)
-        read_weights(folder, prior)
-        return prior.to(device)
+    def from_settings(cls, settings: Mapping[str, Any]) -> DiffusionPrior:
+        """See `Prior`."""
+        network = from_keywords(PriorNetworkConfig, "network", settings["network"])
+        return cls.from_configs(network, from_keywords(PriorConfig, "diffusion", settings["diffusion"]))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dalle2_core.draws import Draws
 from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.saved import read_settings, read_weights, settings_of, write_model
 
 P = TypeVar("P", bound="Prior")
 
@@ -50,13 +51,30 @@ class Prior(nn.Module):
         """
 
     @abstractmethod
-    def save(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
+    def settings(self) -> dict[str, Any]:
+        """What config.json says besides the kind, as plain JSON values."""
 
     @classmethod
     @abstractmethod
+    def from_settings(cls: type[P], settings: Mapping[str, Any]) -> P:
+        """A new prior of what `settings` gave. Raises KeyError, TypeError or ConfigError for others."""
+
+    def save(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
+        write_model(folder, self.KIND, self.settings(), self.state_dict())
+
+    @classmethod
     def load(cls: type[P], folder: Path | str, device: torch.device | str = "cpu") -> P:
         """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
+        settings = read_settings(folder, cls.KIND, f"{'an' if cls.KIND[0] in 'aeiou' else 'a'} {cls.KIND}")
+        with settings_of(folder):
+            prior = cls.from_settings(settings)
+        prior.take_weights(folder)
+        return prior.to(device)
+
+    def take_weights(self, folder: Path | str) -> None:
+        """Take the numbers from a folder. Raises CheckpointError if they do not fit."""
+        read_weights(folder, self)
 
 
 def check_width(text_embed: Tensor, width: int) -> None:

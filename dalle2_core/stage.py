@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle2_core.autoencoder import Autoencoder, LatentSpace, PixelSpace, Space, frozen
+from dalle2_core.beside import MovesBeside
 from dalle2_core.conditions import DecoderBatch, DecoderCondition
 from dalle2_core.degradations import bsr, sometimes_blurred
 from dalle2_core.denoiser import Denoiser
@@ -35,7 +35,7 @@ KIND = "decoder-stage"
 NOISE_LEVELS = 1000
 
 
-class DecoderStage(nn.Module):
+class DecoderStage(MovesBeside):
     """Trains by itself (`loss`), saves by itself, and plugs into any cascade whose sizes fit.
 
     An autoencoder moves with the stage but is not part of its weights: it is neither trained nor saved here.
@@ -228,13 +228,9 @@ class DecoderStage(nn.Module):
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DecoderStage:
-        """As torch's; the autoencoder, which is no child, moves along."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for held in self._frozen:
-            if isinstance(held, nn.Module):
-                held._apply(fn)  # type: ignore[no-untyped-call]
-        return self
+    def beside(self) -> tuple[object, ...]:
+        """The autoencoder, which is no child."""
+        return tuple(self._frozen)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's output: its prediction, and the variance's fraction."""

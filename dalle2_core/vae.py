@@ -6,7 +6,7 @@ latents before they are quantised, and quantising belongs to the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle2_core.adversarial import Balance, gradient_penalty, hinge_fool, hinge_judge, logistic_fool, logistic_judge
+from dalle2_core.beside import MovesBeside
 from dalle2_core.conditions import DecoderBatch
 from dalle2_core.draws import Draws, uniform
 from dalle2_core.errors import ConfigError, ShapeError
@@ -61,7 +62,7 @@ class _Terms:
         return self.reconstruction if self.perceptual is None else self.reconstruction + self.perceptual
 
 
-class VQGanVAE(nn.Module):
+class VQGanVAE(MovesBeside):
     """An `Autoencoder`: latents of `vq_codebook_dim` channels, quantised when they are decoded.
 
     `loss` trains all of it in one step: gradients of the autoencoder's loss reach the autoencoder alone, those of the
@@ -238,12 +239,9 @@ class VQGanVAE(nn.Module):
         read_weights(folder, vae)
         return vae.to(device)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VQGanVAE:
-        """As torch's; the network of the perceptual loss, which is no child, moves along."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for held in self._vgg:
-            held._apply(fn)  # type: ignore[no-untyped-call]
-        return self
+    def beside(self) -> tuple[object, ...]:
+        """The network of the perceptual loss, which is no child."""
+        return tuple(self._vgg)
 
     def _made(self, vectors: Tensor) -> Tensor:
         made: Tensor = self.decoder(vectors.contiguous(memory_format=torch.channels_last))

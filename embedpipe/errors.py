@@ -2,7 +2,8 @@
 
 EmbedpipeError
 ├── InputError            something we were given is missing or cannot be read
-│   └── EmptyInput        it can be read, and holds nothing to do
+│   ├── EmptyInput        it can be read, and holds nothing to do
+│   └── OptionError       an option that cannot be, whatever the input holds, or options that exclude each other
 ├── ModelError            no such model, or its weights do not load
 ├── DatasetError          a data set is damaged or incomplete
 ├── StorageFailed         a remote file system did not answer, or not to the end
@@ -43,6 +44,10 @@ class InputError(EmbedpipeError):
 
 class EmptyInput(InputError):
     """The input can be read and holds nothing."""
+
+
+class OptionError(InputError):
+    """An option that cannot be, whatever the input holds, or options that exclude each other: a usage error."""
 
 
 class ModelError(EmbedpipeError):

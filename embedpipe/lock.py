@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import files
-from .errors import InputError, OutputBusy, OutputUnwritable
+from .errors import OptionError, OutputBusy, OutputUnwritable
 
 _LOCK_FILE = ".lock"
 _PLAN_FILE = ".lock-plan"
 _PART_FILE = re.compile(r"\.lock-(\d+)-of-(\d+)")
 _WAIT = "Wait for it to end, or give another output folder"
+# How often a lock is taken anew because its file was removed at that moment.
+_TRIES = 20
 # File systems of clusters that are mounted without locks say one of these.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -49,7 +51,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise InputError(f"no part {self.index} of {self.count}", f"Parts are 0 to {self.count - 1}")
+            raise OptionError(f"no part {self.index} of {self.count}", f"Parts are 0 to {self.count - 1}")
 
     def holds(self, number: int) -> bool:
         """Whether the shard of that number is one of this part."""
@@ -72,13 +74,18 @@ def exclusive(root: str) -> Iterator[None]:
     if not files.is_local(root):
         yield
         return
-    with _opened(root, _LOCK_FILE) as lock:
-        if not _take(root, lock, fcntl.LOCK_EX):
+    made = _missing_folders(root)
+    with _opened(root, _LOCK_FILE, fcntl.LOCK_EX) as (lock, is_free):
+        if not is_free:
             raise OutputBusy(f"{root}: in use by {_holder(root, lock)}", _WAIT)
         _sign(lock)
         for leftover, _ in _part_files(root):  # of parts that were killed: none runs now
             leftover.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        except BaseException:
+            _unmake(root, made)
+            raise
 
 
 @contextlib.contextmanager
@@ -92,13 +99,12 @@ def claimed(root: str, part: Part) -> Iterator[None]:
         return
     with contextlib.ExitStack() as held:
         with planning(root):
-            whole = held.enter_context(_opened(root, _LOCK_FILE))
-            if not _take(root, whole, fcntl.LOCK_SH):
+            whole, is_free = held.enter_context(_opened(root, _LOCK_FILE, fcntl.LOCK_SH))
+            if not is_free:
                 raise OutputBusy(f"{root}: in use by {_owner(whole)}", _WAIT)
             _refuse_overlap(root, part)
             name = f"{_LOCK_FILE}-{part.index}-of-{part.count}"
-            mine = held.enter_context(_opened(root, name))
-            _take(root, mine, fcntl.LOCK_EX)
+            mine, _ = held.enter_context(_opened(root, name, fcntl.LOCK_EX))
             _sign(mine)
         try:
             yield
@@ -113,8 +119,7 @@ def planning(root: str) -> Iterator[None]:
     if not files.is_local(root):
         yield
         return
-    with _opened(root, _PLAN_FILE) as lock:
-        _take(root, lock, fcntl.LOCK_EX, wait=True)
+    with _opened(root, _PLAN_FILE, fcntl.LOCK_EX, wait=True):
         yield
 
 
@@ -122,8 +127,8 @@ def _refuse_overlap(root: str, part: Part) -> None:
     for path, other in _part_files(root):
         if not part.overlaps(other):
             continue
-        with _opened(root, path.name) as lock:
-            if not _take(root, lock, fcntl.LOCK_EX):
+        with _opened(root, path.name, fcntl.LOCK_EX) as (lock, is_free):
+            if not is_free:
                 raise OutputBusy(f"{root}: part {part} is in use by {_owner(lock)}, as part {other}", _WAIT)
 
 
@@ -132,21 +137,53 @@ def _part_files(root: str) -> list[tuple[Path, Part]]:
     return [(path, Part(int(name[1]), int(name[2]))) for path, name in found if name and int(name[1]) < int(name[2])]
 
 
+def _missing_folders(root: str) -> list[Path]:
+    """`root` and the folders above it that are not there, the deepest first."""
+    folder = files.local_path(root)
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _unmake(root: str, made: list[Path]) -> None:
+    """Remove an output in which nothing was written, as far as this run made it. Its lock must be held."""
+    folder = files.local_path(root)
+    with contextlib.suppress(OSError):  # of others, or in use by them: it stays
+        if made and [path.name for path in folder.iterdir()] == [_LOCK_FILE]:
+            (folder / _LOCK_FILE).unlink()  # who has it open already will notice, see `_opened`
+            for place in made:
+                place.rmdir()
+
+
 @contextlib.contextmanager
-def _opened(root: str, name: str) -> Iterator[int]:
+def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tuple[int, bool]]:
+    """A lock file of `root`, open, and whether the lock was free and is held now; with `wait` it is."""
     path = files.local_path(root) / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as problem:
-        raise files.unwritable(root, problem) from problem
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as problem:
+            if isinstance(problem, FileNotFoundError) and tries_left:  # a refused run has just removed the folder
+                continue
+            raise files.unwritable(root, problem) from problem
+        try:
+            is_free = _take(root, descriptor, how, wait)
+            if is_free and not _is_at(path, descriptor):  # and here the file: a lock that nobody else would see
+                continue
+            yield descriptor, is_free
+            return
+        finally:
+            os.close(descriptor)
+    raise OutputBusy(f"{root}: runs that are refused come and go there", _WAIT)
 
 
-def _take(root: str, descriptor: int, how: int, wait: bool = False) -> bool:
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _take(root: str, descriptor: int, how: int, wait: bool) -> bool:
     """Whether the lock was free; with `wait` it is once this returns."""
     try:
         fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
@@ -171,8 +208,8 @@ def _sign(descriptor: int) -> None:
 def _holder(root: str, whole: int) -> str:
     """Who holds `root` or a part of it."""
     for path, part in _part_files(root):
-        with contextlib.suppress(OutputUnwritable), _opened(root, path.name) as lock:
-            if not _take(root, lock, fcntl.LOCK_EX):
+        with contextlib.suppress(OutputUnwritable), _opened(root, path.name, fcntl.LOCK_EX) as (lock, is_free):
+            if not is_free:
                 return f"{_owner(lock)}, which does part {part} of it"
     return _owner(whole)
 

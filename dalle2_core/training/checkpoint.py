@@ -14,14 +14,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from dalle2_core.errors import CheckpointError
+from dalle2_core.errors import AnotherRun, CheckpointError
 from dalle2_core.files import read_json, read_tensors, sha256, sync, write_json, write_tensors
 from dalle2_core.training.state import TrainState, load_weights
 
@@ -78,21 +78,14 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        return steps_named(path.name for path in self.folder.glob("step-*"))
 
     def _refuse_another(self, folder: Path, theirs: Mapping[str, Any]) -> None:
         old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(self.identity))))
-        absent = "(absent)"
-        differences = [
-            f"{key} is {old.get(key, absent)!r} there and {new.get(key, absent)!r} here"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, absent) != new.get(key, absent)
-        ]
-        if differences:
-            raise CheckpointError(
-                f"{folder}: belongs to another run: {'; '.join(differences)}. "
-                "Use a new output folder, or the old settings"
-            )
+        apart = {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}
+        if apart:
+            theirs, ours = ({key: it for key, it in some.items() if key in apart} for some in (old, new))
+            raise AnotherRun(folder, theirs, ours)
 
     def _prune(self, state: TrainState) -> None:
         best = None if state.best is None else state.best.step
@@ -168,6 +161,11 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
         content, tensors = read_checkpoint(folder / _name(best["step"]))
     load_weights(model, tensors.get("ema", tensors["model"]))
     return int(content["numbers"]["step"])
+
+
+def steps_named(names: Iterable[str]) -> list[int]:
+    """The steps of which there is a checkpoint, in order, by the names in a run's `checkpoints` folder."""
+    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
 
 
 def _name(step: int) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from dalle2_core.cascade import chunks
 from dalle2_core.conditions import DecoderBatch, DecoderCondition
 from dalle2_core.draws import RowDraws, derived_seed
 from dalle2_core.images import as_floats, resized
+from dalle2_core.memory import in_pieces
 from dalle2_core.stage import DecoderStage
 from dalle2_core.stage_sampling import SamplingConfig, StageSampler
 
@@ -43,17 +44,25 @@ def stage_samples(
     """Images [n, c, s, s] in [0, 1] that the stage makes of what these rows say, on the CPU.
 
     An upsampler starts from the true images made small, so that only its own mistakes are seen. What is drawn for a row
-    depends on the seed and its place among all rows. max_batch_size: rows computed at once. Raises ConfigError for a
+    depends on the seed and its place among all rows. max_batch_size: rows computed at once, half as
+    many from where memory runs out. Raises ConfigError for a
     guidance that the stage was not trained for.
     """
     sampler = StageSampler(stage, SamplingConfig(cond_scale=cond_scale))
     made, done = [], 0
     for batch in batches:
-        for start, stop in chunks(len(batch), max_batch_size):
-            part = batch.part(start, stop).to(stage.device)
-            draws = RowDraws(derived_seed(seed, "stage samples"), done, len(part), stage.device)
-            given = DecoderCondition.of(part.image_embed, part.text_tokens, part.text_mask)
-            condition = stage.condition_for(given, smaller_images(stage, part), draws)
-            made.append(sampler.sample(condition, draws, len(part), start=None, known=None).cpu())
-            done += len(part)
+        sampled = functools.partial(_sampled, stage, sampler, batch, derived_seed(seed, "stage samples"), done)
+        made.append(in_pieces(len(batch), max_batch_size, sampled))
+        done += len(batch)
     return torch.cat(made)
+
+
+def _sampled(
+    stage: DecoderStage, sampler: StageSampler, batch: DecoderBatch, seed: int, before: int, start: int, stop: int
+) -> Tensor:
+    """Images of some rows of a batch, before which there were so many."""
+    part = batch.part(start, stop).to(stage.device)
+    draws = RowDraws(seed, before + start, len(part), stage.device)
+    given = DecoderCondition.of(part.image_embed, part.text_tokens, part.text_mask)
+    condition = stage.condition_for(given, smaller_images(stage, part), draws)
+    return sampler.sample(condition, draws, len(part), start=None, known=None).cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import files
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
 from ..load.stored import open_source
 from ..read import Reader
@@ -37,7 +37,7 @@ def choose(dataset: EmbeddingDataset, confirm: str, modality: str, images: str |
         return Choice(None, "as asked for")
     if modality == "text":
         if confirm == "pictures":
-            raise InputError("--confirm pictures: texts are compared", "Leave out --modality text")
+            raise OptionError("--confirm pictures: texts are compared", "Leave out --modality text")
         return Choice(None, "texts are compared")
     if confirm == "auto" and images is None and not files.is_local(place):
         return Choice(None, f"{place} is not on this machine; --confirm pictures reads it")

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, OptionError, did_you_mean
 
 # name → (how many arguments, what computes it)
 FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
@@ -143,7 +143,7 @@ class _Parser:
 
     def _wrong(self, what: str, at: int) -> InputError:
         where = f"at {self._text[at : at + 20]!r}" if at < len(self._text) else "at its end"
-        return InputError(
+        return OptionError(
             f"--where {self._text!r}: {what}, {where}", "Write it like: width >= 256 and caption_length > 5"
         )
 
@@ -274,7 +274,9 @@ class _Parser:
     def _function(self, token: _Token) -> Compute:
         name = token.text.lower()
         if name not in FUNCTIONS:
-            raise InputError(f"--where {self._text!r}: no function {token.text!r}", did_you_mean(token.text, FUNCTIONS))
+            raise OptionError(
+                f"--where {self._text!r}: no function {token.text!r}", did_you_mean(token.text, FUNCTIONS)
+            )
         count, function = FUNCTIONS[name]
         arguments = [self._any()]
         while self._take(","):

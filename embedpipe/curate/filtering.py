@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .. import files
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, OptionError, did_you_mean
 from ..execute import in_order
 from ..load import EmbeddingDataset
 from ..lock import exclusive
@@ -58,13 +58,13 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         if self.top is not None and not 0 < self.top <= 1:
-            raise InputError(f"--top {self.top:g}: must be above 0 and at most 1", "0.3 keeps 30% of the rows")
+            raise OptionError(f"--top {self.top:g}: must be above 0 and at most 1", "0.3 keeps 30% of the rows")
         if self.min_score is not None and self.head is None:
-            raise InputError("--min-score without a head to score with", "Give --head FILE")
+            raise OptionError("--min-score without a head to score with", "Give --head FILE")
         if self.head_model is not None and self.head is None:
-            raise InputError("--head-model without --head", "Give --head FILE")
+            raise OptionError("--head-model without --head", "Give --head FILE")
         if not self.conditions():
-            raise InputError(
+            raise OptionError(
                 "nothing to filter by",
                 "Give --min-similarity, --where, --top, --keys, --not-keys, or --head with --min-score",
             )
@@ -160,7 +160,7 @@ def _opened(path: str, config: FilterConfig) -> tuple[EmbeddingDataset, Head | N
         parse(text, known)
     if config.top is not None:
         if config.by == SCORE and SCORE not in known:
-            raise InputError("--by score without a head to score with", "Give --head FILE")
+            raise OptionError("--by score without a head to score with", "Give --head FILE")
         if config.by not in known:
             raise InputError(f"--by {config.by}: no such column", did_you_mean(config.by, known))
         if not (pa.types.is_integer(known[config.by]) or pa.types.is_floating(known[config.by])):

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import files
-from ..errors import InputError, did_you_mean
+from ..errors import OptionError, did_you_mean
 from ..execute import Cluster
 from ..load import EmbeddingDataset
 from ..lock import exclusive
@@ -62,13 +62,13 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         if self.keep not in KEEP:
-            raise InputError(f"--keep {self.keep}: no such rule", did_you_mean(self.keep, KEEP))
+            raise OptionError(f"--keep {self.keep}: no such rule", did_you_mean(self.keep, KEEP))
         if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise InputError(f"--threshold {self.threshold}: must be above 0 and at most 1")
+            raise OptionError(f"--threshold {self.threshold}: must be above 0 and at most 1")
         if self.confirm not in CONFIRM:
-            raise InputError(f"--confirm {self.confirm}: no such way", did_you_mean(self.confirm, CONFIRM))
+            raise OptionError(f"--confirm {self.confirm}: no such way", did_you_mean(self.confirm, CONFIRM))
         if not 0 <= self.difference < 1:
-            raise InputError(f"--difference {self.difference}: must be at least 0 and below 1")
+            raise OptionError(f"--difference {self.difference}: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)

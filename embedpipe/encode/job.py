@@ -11,14 +11,14 @@ from typing import Any
 
 from .. import files, manifest
 from ..card import EncoderCard
-from ..errors import DiskFull, InputError, RunMismatch
+from ..errors import DiskFull, OptionError, RunMismatch, did_you_mean
 from ..execute import Cluster, Demand, Executor, Outcome, Places, SetAside, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
 from ..plan import PlanChange
 from ..progress import Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader
-from ..store import open_format
+from ..store import FORMATS
 from ..store.leftovers import sweep_leftovers, sweep_temporaries
 from ..wording import counted
 from . import load_encoder
@@ -124,7 +124,6 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     DiskFull, TooManyRejects. What was committed before stays whole under all of them.
     """
     begun = time.perf_counter()
-    open_format(config.format)
     _refuse_contradictions(config)
     reader = config.reader(data)
     with (
@@ -169,6 +168,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
 
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
     """What `encode` would do, without doing it: the grown plan and the numbers still to encode."""
+    _refuse_contradictions(config)
     change = plan(out, manifest.read_run(out), config.shaping(), config.reader(data), config.overwrite)
     left_out = set(change.vanished)
     if not config.overwrite:
@@ -251,12 +251,14 @@ def _note_pending(out: str, config: EncodeConfig, changed: bool) -> None:
 
 
 def _refuse_contradictions(config: EncodeConfig) -> None:
+    if config.format not in FORMATS:
+        raise OptionError(f"no storage format {config.format!r}", did_you_mean(config.format, FORMATS))
     if not config.stage.images and not config.stage.texts:
-        raise InputError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
+        raise OptionError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
     if config.stage.text_tokens and not config.stage.texts:
-        raise InputError("no text tokens without texts: texts were turned off", "Drop --text-tokens or --no-text")
+        raise OptionError("no text tokens without texts: texts were turned off", "Drop --text-tokens or --no-text")
     if config.part is not None and config.overwrite:
-        raise InputError(f"part {config.part} cannot begin the whole output again", "Drop --shard-of or --overwrite")
+        raise OptionError(f"part {config.part} cannot begin the whole output again", "Drop --shard-of or --overwrite")
 
 
 def _settled(config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import InputError
+from ..errors import OptionError
 from ..lock import Part
 
 _HOW = "Give i/n with i from 0 to n-1, such as 3/8, or `auto` under srun, a job array or torchrun"
@@ -19,7 +19,7 @@ def part_of(text: str, environment: Mapping[str, str]) -> Part:
         return _launched(environment)
     index, slash, count = text.partition("/")
     if not slash or not index.strip().isdecimal() or not count.strip().isdecimal():
-        raise InputError(f"{text!r} is no part", _HOW)
+        raise OptionError(f"{text!r} is no part", _HOW)
     return Part(int(index), int(count))
 
 
@@ -39,4 +39,4 @@ def _launched(environment: Mapping[str, str]) -> Part:
         return Part(place * (tasks or 1) + (task or 0), members * (tasks or 1))
     if task is not None and tasks is not None:
         return Part(task, tasks)
-    raise InputError("--shard-of auto: no launcher told this process which one it is", _HOW)
+    raise OptionError("--shard-of auto: no launcher told this process which one it is", _HOW)

@@ -20,15 +20,13 @@ from safetensors import SafetensorError
 
 from ..card import EncoderCard, PreprocessSpec
 from ..errors import ModelError, did_you_mean
+from ..model_name import model_folder
 from .base import EncoderConfig, Later, TextStates
 from .precision import DTYPES, choose_precision
 from .text_tower import TextTower
 
 # `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
 RANDOM = "random"
-
-_CONFIG_FILE = "open_clip_config.json"
-
 
 # What open_clip and torch raise on wrong names, torn files and configurations that do not fit together.
 _LOAD_PROBLEMS = (
@@ -198,15 +196,11 @@ def _model_name(config: EncoderConfig) -> str:
     model = config.model
     if model.startswith("hf-hub:"):
         return model
-    folder = Path(model.removeprefix("local-dir:"))
-    if model.startswith("local-dir:") or folder.is_dir():
-        if not (folder / _CONFIG_FILE).is_file():
-            raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
+    folder = model_folder(model)
+    if folder is not None:
         if config.pretrained:
             raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
         return f"local-dir:{folder}"
-    if folder.is_absolute():
-        raise ModelError(f"{model}: no such folder", "If the model has moved, say where it is now with --model")
     if model not in open_clip.list_models() and model.replace("/", "-") not in open_clip.list_models():
         raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip.list_models()))
     tags = open_clip.list_pretrained_tags_by_model(model)

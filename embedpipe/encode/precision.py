@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, OptionError, did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,7 +19,7 @@ def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
     there; elsewhere slower than fp32, as are depthwise convolutions in bf16 on any CPU). Raises InputError.
     """
     if wanted not in PRECISIONS:
-        raise InputError(f"no precision {wanted!r}", did_you_mean(wanted, PRECISIONS))
+        raise OptionError(f"no precision {wanted!r}", did_you_mean(wanted, PRECISIONS))
     if wanted == "fp16" and not device.startswith("cuda"):
         raise InputError("precision fp16 needs a CUDA device", "Give --precision bf16, fp32 or auto on the CPU")
     if wanted != "auto":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from ..errors import InputError, did_you_mean
+from ..errors import OptionError, did_you_mean
 from .base import Desk, Executor, Outcome, SetAside, Task, Tasks, Work, Worker, one_by_one
 from .cluster import Cluster, Room, joined
 from .inline import InlineExecutor
@@ -49,14 +49,14 @@ def open_executor(name: str, workers: int) -> Executor:
     if name == "auto":
         name = "inline" if workers == 1 else "processes"
     if name not in EXECUTORS:
-        raise InputError(f"no executor {name!r}", did_you_mean(name, EXECUTORS))
+        raise OptionError(f"no executor {name!r}", did_you_mean(name, EXECUTORS))
     return EXECUTORS[name](workers)
 
 
 def refuse_address_beside(name: str, cluster: Cluster) -> None:
     """Raise InputError where a cluster's address is given to an executor that knows none."""
     if name != "ray" and cluster.address is not None:
-        raise InputError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
+        raise OptionError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError, did_you_mean
+from ..errors import OptionError, did_you_mean
 from ..room import callable_as
 from .aligned import Aligned
 from .base import ExportConfig, Exporter, ExporterMaker
@@ -45,13 +45,13 @@ __all__ = ["EXPORTS", "Export", "ExportConfig", "Exporter", "open_export"]
 def open_export(config: ExportConfig) -> Export:
     """The layout that `config` names. Raises InputError naming the known ones, or an option that it does not take."""
     if config.to not in EXPORTS:
-        raise InputError(f"no layout {config.to!r} to export to", did_you_mean(config.to, EXPORTS))
+        raise OptionError(f"no layout {config.to!r} to export to", did_you_mean(config.to, EXPORTS))
     found = EXPORTS[config.to]
     for name in ("text_tokens", "splits", "index_width", "model_name"):
         if getattr(config, name) not in (None, False) and name not in found.takes:
             takers = [other for other, entry in EXPORTS.items() if name in entry.takes]
             option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} means nothing to --to {config.to}", f"It is for --to {' and '.join(takers)}")
+            raise OptionError(f"{option} means nothing to --to {config.to}", f"It is for --to {' and '.join(takers)}")
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError
+from ..errors import OptionError
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest, shard_name
 from ..store.hashed import write_hashed, write_parquet
@@ -36,7 +36,7 @@ class DataComp:
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self._name = config.model_name or short_name(dataset.card.model)
         if not re.fullmatch(r"[A-Za-z0-9_]+", self._name):
-            raise InputError(
+            raise OptionError(
                 f"--model-name {self._name!r} becomes part of column names", "Use letters, digits and underscores"
             )
         self.options: dict[str, Any] = {"model_name": self._name}

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import files
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
 from ..load.split import TRAIN, hash_place
 from ..manifest import FileRecord, ShardManifest
@@ -94,10 +94,12 @@ def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
             value = 0.0
         # `datasets` allows word characters only, and looks for the name in file names between dashes.
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or not 0 < value < 1 or name == TRAIN:
-            raise InputError(f"--splits: {item.strip()!r} is no split", "Write valid=0.05,test=0.05; the rest is train")
+            raise OptionError(
+                f"--splits: {item.strip()!r} is no split", "Write valid=0.05,test=0.05; the rest is train"
+            )
         shares.append((name, value))
     if sum(share for _, share in shares) >= 1 or len({name for name, _ in shares}) < len(shares):
-        raise InputError(f"--splits {text}: shares must add up to less than 1, each name once", "The rest is train")
+        raise OptionError(f"--splits {text}: shares must add up to less than 1, each name once", "The rest is train")
     return tuple(shares)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..progress import Listener, Progress, silent
 from .encoders import embed_image, embed_texts
 from .query import Searcher, row_of_key
@@ -37,7 +37,7 @@ class Asked:
     def __post_init__(self) -> None:
         ways = (self.text, self.image, self.key, self.embedding, self.queries)
         if sum(way is not None for way in ways) != 1:
-            raise InputError(
+            raise OptionError(
                 "give one of a text, --image, --key, --embedding or --queries",
                 'For example: embedpipe search emb "a red bicycle"',
             )
@@ -47,7 +47,7 @@ class Asked:
             ("--query-column", self.column, "--queries", self.queries),
         ):
             if value is not None and needed is None:
-                raise InputError(f"{name} is only of use with {beside}")
+                raise OptionError(f"{name} is only of use with {beside}")
 
     @property
     def title(self) -> str:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, OptionError, did_you_mean
 
 FLAT_ROWS = 50_000  # below, comparing with every row takes milliseconds, and finds all
 KINDS = ("auto", "flat", "hnsw", "ivf", "ivf-sq8", "ivf-pq")
@@ -45,7 +45,7 @@ def parse_bytes(text: str) -> int:
     """`8G`, `512M` or a number of bytes. Raises InputError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found:
-        raise InputError(f"--memory {text!r} is no size", "For example: --memory 8G or 512M")
+        raise OptionError(f"--memory {text!r} is no size", "For example: --memory 8G or 512M")
     return int(float(found[1]) * _SUFFIXES[found[2].upper()])
 
 
@@ -114,7 +114,7 @@ def _product_quantized(
 def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> Kind:
     """A type by faiss' own name, such as IVF4096,SQ8 or HNSW16."""
     if not _FACTORY_NAME.fullmatch(name) or not any(character.isupper() for character in name):
-        raise InputError(f"--type {name}: no such index type", f"{did_you_mean(name, KINDS)} Or faiss' name of one")
+        raise OptionError(f"--type {name}: no such index type", f"{did_you_mean(name, KINDS)} Or faiss' name of one")
     found = re.search(r"IVF(\d+)", name)
     if found is None:
         # What such an index holds is known to faiss only: HNSW and Flat keep four bytes for each value.

@@ -93,12 +93,20 @@ class Join:
 
 
 def join_images(
-    dataset: EmbeddingDataset, reader: Reader, cache: str, data: str, listener: Listener = silent, drop: bool = False
+    dataset: EmbeddingDataset,
+    reader: Reader,
+    cache: str,
+    data: str,
+    listener: Listener = silent,
+    *,
+    drop: bool = False,
+    keep: bool = True,
 ) -> Join:
     """Join the images that `reader` finds at `data` with the rows of `dataset`.
 
     cache: folder for what was read. drop: leave rows out that have no image, another one, or a key that is not theirs
-    alone; else they are refused. Raises DatasetError that counts them, InputError where there are no images.
+    alone; else they are refused. keep: put into the cache what is read now. Raises DatasetError that counts the rows,
+    InputError where there are no images.
     """
     there = {shard.name: shard for shard in reader.shards(())}
     planned = {shard.name: shard for shard in dataset.run.plan}
@@ -116,7 +124,7 @@ def join_images(
                 counts["image_missing"] += len(some)
                 continue
             unchanged = planned.get(name) == shard and name == entry.source.name
-            listed = _as_encoded(some) if unchanged else _listed(reader, shard, cache)
+            listed = _as_encoded(some) if unchanged else _listed(reader, shard, cache, keep)
             if unchanged:
                 repeated, images = entry.rejects.get("duplicate_key", 0), entry.rows_in
             else:
@@ -210,7 +218,7 @@ def _join_shard(shard: SourceShard, rows: _Rows, listed: _Listed) -> tuple[Joine
     return joined, said
 
 
-def _listed(reader: Reader, shard: SourceShard, cache: str) -> _Listed:
+def _listed(reader: Reader, shard: SourceShard, cache: str, keep: bool) -> _Listed:
     """What a shard holds, from the cache or by reading it."""
     identity = json.dumps([_FORMAT_VERSION, repr(reader), shard.name, shard.bytes, shard.modified, shard.members])
     location = files.join(cache, f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet")
@@ -220,6 +228,8 @@ def _listed(reader: Reader, shard: SourceShard, cache: str) -> _Listed:
         keys, hashes, index = (table.column(name).to_pylist() for name in ("key", "sha256", "index"))
         return _Listed(keys, hashes, index, repeated)
     listed = _read(reader, shard)
+    if not keep:
+        return listed
     schema = _LISTED.with_metadata({"repeated": str(listed.repeated)})
     columns = {"key": listed.keys, "sha256": listed.sha256, "index": listed.index}
     stream = io.BytesIO()

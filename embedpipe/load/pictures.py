@@ -27,6 +27,7 @@ from ..errors import EmptyInput, InputError, did_you_mean
 from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
 from ..progress import Listener, Progress, silent
 from ..read import Reader, SampleRules, open_reader
+from ..read.base import NoDigest
 from ..types import Reject, Sample, SourceShard
 from .split import hash_split
 
@@ -76,6 +77,41 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureCounts:
+    """splits: pictures of each split. rejects: samples that gave none, by error class."""
+
+    splits: dict[str, int]
+    rejects: dict[str, int]
+
+
+def count_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> PictureCounts:
+    """How many pictures `open_pictures` would give: from the cache where it is whole, else by reading every sample.
+
+    None is decoded and nothing is kept: those that do not decode are still among them. Raises InputError, EmptyInput.
+    """
+    reader = _reader(data, options)
+    shards = reader.shards(())
+    marker = _read_marker(cache)
+    if marker is not None and marker["identity"] == _identity(shards, options):
+        found = _open(cache, marker, options)
+        return PictureCounts(dict(Counter(found.splits.tolist())), found.rejects)
+    splits: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
+    listener(Progress(planned=len(shards)))
+    for shard in shards:
+        for sample in reader.read(shard, NoDigest()):
+            if isinstance(sample, Reject):
+                rejects[sample.error_class] += 1
+            else:
+                splits[_split(sample, shard.name, options)] += 1
+            listener(Progress(rows=int(isinstance(sample, Sample)), rejected=int(isinstance(sample, Reject))))
+        listener(Progress(tasks=1))
+    if not splits:
+        raise _nothing(data, options, rejects)
+    return PictureCounts(dict(splits), dict(sorted(rejects.items())))
 
 
 def open_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> Pictures:
@@ -164,9 +200,7 @@ def _decode_all(
                 listener(Progress(rows=int(kept), rejected=int(not kept)))
             listener(Progress(tasks=1))
         if not writer.rows["key"]:
-            why = ", ".join(f"{name} {count}" for name, count in writer.rejects.most_common(3)) or "no samples"
-            what = "picture with a caption" if options.need_caption else "picture"
-            raise EmptyInput(f"{data}: not one {what} ({why})", "Look at the input")
+            raise _nothing(data, options, writer.rejects)
         pixels_bytes = stream.tell()
     table = io.BytesIO()
     pq.write_table(pa.table(writer.rows), table)
@@ -176,6 +210,23 @@ def _decode_all(
         "rejects": dict(sorted(writer.rejects.items())),
         "fingerprint": digest.hexdigest(),
     }
+
+
+def _nothing(data: str, options: PictureOptions, rejects: Counter[str]) -> EmptyInput:
+    why = ", ".join(f"{name} {count}" for name, count in rejects.most_common(3)) or "no samples"
+    what = "picture with a caption" if options.need_caption else "picture"
+    return EmptyInput(f"{data}: not one {what} ({why})", "Look at the input")
+
+
+def _split(sample: Sample, shard: str, options: PictureOptions) -> str:
+    """Which split a sample is of. Raises InputError where the metadata do not say."""
+    column = options.split_column
+    if column is None:
+        return hash_split(f"{shard}\0{sample.key}", options.valid_share)
+    if column not in sample.metadata:
+        known = did_you_mean(column, sample.metadata) if sample.metadata else "It has no metadata at all"
+        raise InputError(f"{shard}: sample {sample.key} has no metadata field {column!r}", known)
+    return str(sample.metadata[column])
 
 
 class _Writer:
@@ -197,19 +248,10 @@ class _Writer:
             self.rejects[decoded.error_class] += 1
             return False
         pixels.write(decoded.pixels.numpy().tobytes())
-        values = (sample.key, shard, sample.caption or "", self._split(sample, shard))
+        values = (sample.key, shard, sample.caption or "", _split(sample, shard, self._options))
         for column, value in zip(self.rows.values(), values, strict=True):
             column.append(value)
         return True
-
-    def _split(self, sample: Sample, shard: str) -> str:
-        column = self._options.split_column
-        if column is None:
-            return hash_split(f"{shard}\0{sample.key}", self._options.valid_share)
-        if column not in sample.metadata:
-            known = did_you_mean(column, sample.metadata) if sample.metadata else "It has no metadata at all"
-            raise InputError(f"{shard}: sample {sample.key} has no metadata field {column!r}", known)
-        return str(sample.metadata[column])
 
 
 def _open(cache: str, marker: dict[str, Any], options: PictureOptions) -> Pictures:

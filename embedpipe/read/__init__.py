@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from .. import files
-from ..errors import InputError, did_you_mean
+from ..errors import OptionError, did_you_mean
 from .base import Reader
 from .folder import FolderReader
 from .grouping import IMAGE_EXTENSIONS, SampleRules
@@ -29,7 +29,7 @@ def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_s
     if kind == "auto":
         kind = _guess(data)
     if kind not in READERS:
-        raise InputError(f"no input format {kind!r}", did_you_mean(kind, READERS))
+        raise OptionError(f"no input format {kind!r}", did_you_mean(kind, READERS))
     if kind == "folder":
         return FolderReader(data, rules, samples_per_shard)
     return READERS[kind](data, rules)

@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from embedpipe_cli import prior_rows, row_policy, wiring
-from embedpipe_cli.main import cli
 from embedpipe_cli.prior_scores import evaluate_priors, predict
 from embedpipe_cli.row_policy import RowPolicy
+from embedpipe_cli.training_job import SplitConfig
 
 from dalle2_core.errors import NonFiniteLoss
 from dalle2_core.presets import prior_preset
@@ -18,6 +17,7 @@ from dalle2_core.priors import PRIORS, load_prior
 from dalle2_core.types import PriorBatch
 from embedpipe.errors import DatasetError, RunMismatch
 from tests import shards
+from tests.commands import result_of, run
 from tests.embeddings import write_dataset
 
 SETTINGS = {
@@ -38,16 +38,6 @@ SMALL = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     monkeypatch.setattr("dalle2_core.training.loop.plot_curves", lambda metrics, picture: None)
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
-
-
-def result_of(*arguments):
-    outcome = run(*arguments, "--json")
-    assert outcome.exception is None, outcome.exception
-    return json.loads(outcome.stdout)
 
 
 def pairs(n=200, dim=8, seed=0):
@@ -179,7 +169,7 @@ def test_the_rows_of_a_batch_whose_loss_is_nan_are_named(emb, tmp_path, monkeypa
 
     monkeypatch.setattr(models.DiffusionPrior, "loss", breaking)
     with pytest.raises(NonFiniteLoss, match=r"step 3, samples 257 to 384: .*nonfinite_batch\.json"):
-        wiring.train_prior(emb, str(tmp_path / "out"), recipe, wiring.SplitConfig("split"), "cpu")
+        wiring.train_prior(wiring.PriorJob(emb, str(tmp_path / "out"), recipe, SplitConfig("split")), "cpu")
     named = json.loads((tmp_path / "out" / "nonfinite_batch.json").read_text())
     assert named["step"] == 3
     from embedpipe import EmbeddingDataset

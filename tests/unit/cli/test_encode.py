@@ -93,20 +93,21 @@ def test_what_is_amiss_is_warned_of(encode, source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "code", "said"),
     [
-        (["--input", "tar"], "no input format 'tar'"),
-        (["--format", "nyp"], "no storage format 'nyp'"),
-        (["--executor", "threads"], "no executor 'threads'"),
-        (["--no-image", "--no-text"], "nothing to encode"),
-        (["--pretrained", "openai"], "brings its own weights"),
-        (["--gpus", "99"], "99 GPUs asked for"),
+        (["--input", "tar"], 2, "no input format 'tar'"),
+        (["--format", "nyp"], 2, "no storage format 'nyp'"),
+        (["--executor", "threads"], 2, "no executor 'threads'"),
+        (["--no-image", "--no-text"], 2, "nothing to encode"),
+        (["--pretrained", "openai"], 1, "brings its own weights"),
+        (["--gpus", "99"], 1, "99 GPUs asked for"),
     ],
 )
-def test_a_wrong_option_is_one_line_and_exit_code_1(encode, source, tmp_path, options, said):
-    result = encode(source, tmp_path / "emb", *options)
-    assert result.exit_code == 1
+def test_a_refusal_is_one_line_and_leaves_nothing(encode, source, tmp_path, options, code, said):
+    result = encode(source, tmp_path / "new" / "emb", *options)
+    assert result.exit_code == code
     assert said in result.stderr
+    assert not (tmp_path / "new").exists()
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -43,7 +43,7 @@ def test_only_the_rows_of_a_subset(tmp_path, emb, embedpipe):
 
 def test_errors_are_one_line_with_a_remedy(tmp_path, emb, embedpipe):
     failed = embedpipe("export", emb, tmp_path / "out", "--to", "hugging")
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert failed.stderr.count("\n") == 1
     assert failed.stderr.startswith("error: no layout 'hugging'")
     failed = embedpipe("export", emb, tmp_path, "--to", "hf")

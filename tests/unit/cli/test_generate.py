@@ -17,6 +17,7 @@ from torch import nn
 from dalle2_core import Decoder
 from embedpipe import EmbeddingDataset
 from embedpipe.errors import InputError
+from tests import tiny_vae
 from tests.tiny_unet import unet
 
 WIDTH = 16
@@ -162,7 +163,7 @@ def test_captions_of_a_file_come_after_those_given(run, tmp_path):
 def test_any_prior_will_do(run, runs):
     assert run("a red bicycle", prior=runs["ridge"]).exit_code == 0
     result = run("a red bicycle", "--prior-steps", 4, prior=runs["ridge"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "a ridge-prior has no prior_steps; leave it out" in result.stderr
 
 
@@ -211,7 +212,30 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(run, tmp_path):
     assert told["settings"]["num_images"] == 3
     assert told["encoder"]["model"]
     assert not (tmp_path / "out.png").exists()
-    assert run("soup", "--dry-run", "--sampler", "dim").exit_code == 1  # checked all the same
+    assert run("soup", "--dry-run", "--sampler", "dim").exit_code == 2  # checked all the same
+
+
+def test_what_is_loaded_is_said_as_it_begins(run, runs, tmp_path, monkeypatch):
+    from embedpipe_cli import display
+
+    monkeypatch.setattr(display._PlainView, "show_doing", lambda view: view.line(f"{view.what}: {view.doing}"))
+    said = run("soup", "--n", 1).stderr.splitlines()
+    begun = [line.split(" ")[3] for line in said if line.startswith("generate: loading the ")]
+    assert begun == ["decoder", "prior", "encoder"]
+    assert said[said.index(f"generate: loading the prior {runs['prior']}") + 1] == "generate: making pictures"
+    assert "generate: loading the encoder" not in run("soup", "--dry-run").stderr
+
+
+def test_the_checksum_of_a_latent_stage_is_of_its_autoencoder_too(run, encoded_once, tmp_path):
+    folder = tmp_path / "latent"
+    card = EmbeddingDataset(encoded_once[1]).card
+    write_decoder(folder, card, sizes=(16, 32), vae=(tiny_vae.vae(),))
+    found = []
+    for seed in (0, 1):
+        tiny_vae.vae(seed).save(folder / "stage-1" / "vae")
+        found.append(json.loads(run("soup", "--dry-run", decoder=folder).stdout)["decoder"]["sha256"])
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1]
 
 
 def test_json_is_the_record(run, tmp_path):
@@ -255,10 +279,19 @@ def test_a_decoder_that_reads_the_text_is_told_it(run, encoded_once, tmp_path, p
     for name, text in (("bicycle", "a red bicycle"), ("soup", "soup")):
         assert run(text, *words, decoder=decoder, prior=None, out=f"{name}.png").exit_code == 0
     assert (pixels(tmp_path / "bicycle/000-00.png") != pixels(tmp_path / "soup/000-00.png")).any()
-    result = run(*words, decoder=decoder, prior=None)
-    assert "reads a text besides the image embedding, and 0 are given. Give one text" in result.stderr
-    result = run("--from-image", pictures[0], decoder=decoder, prior=None)
-    assert "--from-image has none to tell" in result.stderr
+    result = run("soup", "a red bicycle", *words, decoder=decoder, prior=None)
+    assert "all pictures are told the same text, and 2 are given. Give one, or none" in result.stderr
+    # Without a text it is told the empty one.
+    assert run(*words, decoder=decoder, prior=None, out="silent.png").exit_code == 0
+    assert (pixels(tmp_path / "silent/000-00.png") != pixels(tmp_path / "soup/000-00.png")).any()
+    for mode in (("--from-image", pictures[0]), ("--interpolate", *pictures[:2])):
+        made = {}
+        for name, text in (("bicycle", ["a red bicycle"]), ("empty", [""]), ("none", [])):
+            result = run(*text, *mode, "--n", 3, decoder=decoder, prior=None, out=f"{name}.png")
+            assert result.exit_code == 0, result.stderr
+            made[name] = pixels(tmp_path / name / "000-01.png")
+        assert (made["bicycle"] != made["empty"]).any()
+        assert (made["none"] == made["empty"]).all()
 
 
 @pytest.mark.parametrize(
@@ -267,14 +300,14 @@ def test_a_decoder_that_reads_the_text_is_told_it(run, encoded_once, tmp_path, p
         ([], 2, "nothing is asked for"),
         (["soup", "--from-image", "red.png", "--interpolate", "red.png", "blue.png"], 2, "exclude each other"),
         (["soup", "--caption-column", "a"], 2, "only of use with --captions"),
-        (["soup", "--steps", "4,many"], 2, "neither a number nor several"),
-        (["soup", "--steps", "4,3,2"], 1, "steps has 3 values for 2 stages"),
-        (["soup", "--steps", "99"], 1, "99 sampling steps of a schedule of 20 timesteps"),
-        (["soup", "--from-image", "red.png"], 1, "--from-image takes no text"),
-        (["--from-image", "red.png", "--sampler", "ddpm"], 1, "it takes no --sampler"),
-        (["--from-image", "red.png", "--steps", "4,2"], 1, "takes one number of --steps, the first stage's"),
-        (["--from-image", "red.png", "--best-of", "2"], 1, "--best-of ranks pictures by a text"),
-        (["--interpolate", "red.png", "blue.png", "--n", "1"], 1, "needs two pictures or more"),
+        (["soup", "--steps", "4,many"], 2, "write one number, or one for each stage"),
+        (["soup", "--steps", "4,3,2"], 2, "steps has 3 values for 2 stages"),
+        (["soup", "--steps", "99"], 2, "99 sampling steps of a schedule of 20 timesteps"),
+        (["soup", "--from-image", "red.png"], 1, "--from-image takes no text: this decoder reads none"),
+        (["--from-image", "red.png", "--sampler", "ddpm"], 2, "it takes no --sampler"),
+        (["--from-image", "red.png", "--steps", "4,2"], 2, "takes one number of --steps, the first stage's"),
+        (["--from-image", "red.png", "--best-of", "2"], 2, "--best-of ranks pictures by a text"),
+        (["--interpolate", "red.png", "blue.png", "--n", "1"], 2, "needs two pictures or more"),
         (["--from-image", "gone.png"], 1, "gone.png"),
         (["--from-image", "text.txt"], 1, "no image format that Pillow knows"),
         (["soup", "--inpaint", "red.png", "small.png"], 1, "the mask is 10 × 10 pixels"),

@@ -7,7 +7,7 @@ import click
 import pytest
 from embedpipe_cli import main
 
-from embedpipe.errors import DiskFull, InputError
+from embedpipe.errors import DiskFull, InputError, OptionError
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "encode --help", "verify --help", "search --help"])
@@ -23,6 +23,31 @@ def test_help_needs_no_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_names_that_cannot_be_are_told_before_torch_is_loaded(tmp_path):
+    lines = (
+        "encode shards out --model ViT-B-33 --pretrained openai",
+        f"encode shards out --model {tmp_path}/gone",
+        "generate soup --decoder gone --prior gone",
+        "train-prior gone out",
+        "train-decoder shards gone out",
+        "evaluate gone gone",
+        "sample-prior gone out --prior gone",
+    )
+    code = (
+        "import sys; from embedpipe_cli import main\n"
+        f"for line in {lines!r}:\n"
+        "    sys.argv = ['embedpipe', *line.split()]\n"
+        "    assert main._run() == 1, line\n"
+        "    assert 'torch' not in sys.modules, line\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(lines)
+    assert said[0].startswith("error: no model 'ViT-B-33'. Did you mean ViT-B-32")
+    assert all("no such folder" in line for line in said[1:])
 
 
 def test_every_command_has_help_with_an_example(embedpipe):
@@ -69,6 +94,7 @@ def raising(problem, monkeypatch):
     [
         (InputError("x: no such file", "Check the path"), 1, "error: x: no such file. Check the path\n"),
         (DiskFull("full"), 1, "error: full\n"),
+        (OptionError("--type x: no such type"), 2, "error: --type x: no such type\n"),
         (ZeroDivisionError("a\nb"), 1, "internal error: ZeroDivisionError: a b. Run again with --debug"),
         (MemoryError(), 1, "error: out of memory."),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),

@@ -12,13 +12,12 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from click.testing import CliRunner
-from embedpipe_cli.main import cli
 from safetensors.numpy import load_file
 
 from embedpipe import files
 from embedpipe.errors import EmbedpipeError
 from tests import shards
+from tests.commands import result_of, run
 
 SETTINGS = {
     "train.steps": 12,
@@ -36,17 +35,6 @@ SETTINGS = {
 }
 SMALL = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 TINY = ["--preset", "vit-tiny", *SMALL, "--valid-share", "0.2", "--device", "cpu"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
-
-
-def result_of(*arguments):
-    """The parsed --json output of a command that must succeed."""
-    outcome = run(*arguments, "--json")
-    assert outcome.exception is None, outcome.exception
-    return json.loads(outcome.stdout)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +100,9 @@ def test_another_seed_gives_other_weights(clip, data, tmp_path):
 def test_run_again_when_finished_changes_nothing(clip, data):
     out, outcome = clip
     before = weights(out)
-    assert result_of("train-clip", data, out, *TINY) == outcome
+    again = run("train-clip", data, out, *TINY, "--json")
+    assert json.loads(again.stdout) == outcome
+    assert "train-clip: all 12 steps were done before; nothing is left to train" in again.stderr
     assert same(weights(out), before)
 
 
@@ -135,14 +125,14 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(clip, data, tmp_path
 
 def test_another_model_in_the_same_folder_is_refused(clip, data):
     outcome = run("train-clip", data, clip[0], *TINY, "--set", "clip.model.embed_dim=8")
-    assert "clip.model.embed_dim is 16 there and 8 here" in str(outcome.exception)
+    assert "another recipe or data: clip.model.embed_dim was 16, now 8" in str(outcome.exception)
 
 
 def test_other_pictures_in_the_same_folder_are_refused(clip, data, tmp_path):
     shutil.copytree(clip[0], tmp_path / "clip")
     other = shards.write_shards(tmp_path / "other", shards=2, per_shard=31)
     outcome = run("train-clip", other, tmp_path / "clip", *TINY)
-    assert "belongs to another run: pictures is" in str(outcome.exception)
+    assert "another recipe or data: the pictures of DATA (sha256) was" in str(outcome.exception)
 
 
 def test_a_locked_trunk_learns_and_resumes_from_kept_features(data, tmp_path):
@@ -167,9 +157,13 @@ def test_a_split_column_without_held_out_rows_is_refused_before_training(data, t
     assert "no rows of the split 'train'" in str(outcome.exception)
 
 
-def test_a_dry_run_prints_the_configuration_and_writes_nothing(data, tmp_path):
-    outcome = run("train-clip", data, tmp_path / "clip", *TINY, "--dry-run")
-    assert json.loads(outcome.stdout)["clip"]["model"]["embed_dim"] == 16
+def test_a_dry_run_looks_at_the_data_and_writes_nothing(clip, data, tmp_path):
+    said = result_of("train-clip", data, tmp_path / "clip", *TINY, "--dry-run")
+    assert said["clip"]["model"]["embed_dim"] == 16
+    assert said["plan"]["splits"] == {"train": clip[1]["train_rows"], "valid": clip[1]["scores"]["valid"]["n"]}
+    assert said["plan"]["runs"] == {str(tmp_path / "clip"): {"steps": 12, "done": 0, "left": 12}}
+    refused = run("train-clip", data, tmp_path / "clip", *TINY, "--set", "train.batch_size=500", "--dry-run")
+    assert "fewer than a batch of 500" in str(refused.exception)
     assert not (tmp_path / "clip").exists()
 
 

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from embedpipe_cli.main import cli
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -23,6 +21,7 @@ from dalle2_core import load_decoder
 from dalle2_core.autoencoders import AUTOENCODERS
 from dalle2_core.errors import NonFiniteLoss
 from tests import shards as made
+from tests.commands import result_of, run
 
 SMALL = [
     "--sizes",
@@ -51,17 +50,6 @@ for stage in (1, 2):
         "train.log_every": 1,
     }.items():
         SMALL += ["--set", f"stages.{stage}.{name}={value}"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
-
-
-def result_of(*arguments):
-    """The parsed --json output of a command that must succeed."""
-    outcome = run(*arguments, "--json")
-    assert outcome.exception is None, outcome.exception
-    return json.loads(outcome.stdout)
 
 
 def error_of(*arguments):
@@ -141,12 +129,13 @@ def test_scores_are_of_samples_and_true_images(decoder):
 def test_the_same_command_again_changes_nothing(decoder, encoded_once):
     out, _ = decoder
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
-    result_of("train-decoder", *encoded_once, out, *SMALL, "--features", "encoder", "--score-rows", 4)
+    again = run("train-decoder", *encoded_once, out, *SMALL, "--features", "encoder", "--score-rows", 4)
+    assert "train-decoder stage 2: all 4 steps were done before; nothing is left to train" in again.stderr
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     message = error_of("train-decoder", *encoded_once, out, *SMALL, "--timesteps", 30)
-    assert "another recipe or data: diffusion.timesteps was 20, now 30" in message
+    assert "another recipe or data: stages.1.stage.timesteps was 20, now 30" in message
     message = error_of("train-decoder", *encoded_once, out, *SMALL, "--seed", 1)
-    assert "train.seed is 0 there and 1 here" in message
+    assert "another recipe or data: stages.1.train.seed was 0, now 1" in message
 
 
 def test_a_stage_trained_alone_is_the_one_of_the_whole_and_plugs_in(decoder, encoded_once, tmp_path):
@@ -183,7 +172,9 @@ def test_shards_with_shuffled_members_train_on_the_same_pairs(encoded_once, tmp_
     assert len(found[0]) == 21
     assert found[0] == found[1]
     result_of("train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL, "--stage", 1)
-    assert "order_sha256" in error_of("train-decoder", source, emb, tmp_path / "out", *SMALL, "--stage", 1)
+    assert "the order of the images in DATA (sha256) was" in error_of(
+        "train-decoder", source, emb, tmp_path / "out", *SMALL, "--stage", 1
+    )
 
 
 @pytest.mark.slow
@@ -229,7 +220,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
     [
         (["--sizes", "9,16"], ["image_size is 9", "multiple of 2"]),
         (["--sizes", "16,8"], ["16, 8 do not grow", "small to large"]),
-        (["--sizes", "8,x"], ["8,x", "numbers with commas"]),
+        (["--sizes", "8,x"], ["8,x", "one for each stage with commas"]),
         (["--dims", "8,8,8"], ["dims: 3 values for 2 stages"]),
         (["--stage", "3"], ["no stage 3", "1 to 2"]),
         (["--objective", "v,noize"], ["noize", "noise"]),
@@ -237,7 +228,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         (["--set", "stages.1.network.dimm=5"], ["stages.1.network.dimm", "dim"]),
         (["--set", "stages.1.network.image_embed_dim=7"], ["image_embed_dim is 7", "ask for"]),
         (["--text-tokens"], ["has no text tokens", "Encode it again with --text-tokens"]),
-        (["--batch-size", "1000"], ["fewer than stage 1's batch of 1000", "stages.1.train.batch_size"]),
+        (["--batch-size", "1000"], ["fewer than a batch of 1,000", "stages.1.train.batch_size"]),
         (["--vae", "/nowhere"], ["/nowhere", "no such file"]),
         (["--cache-latents"], ["--cache-latents", "Give --vae"]),
         (["--preset", "tyni"], ["tiny"]),
@@ -296,13 +287,27 @@ def test_rows_of_a_loss_that_is_not_finite_are_named(encoded_once, tmp_path, mon
     assert {"row", "src_shard", "key"} == set(named["rows"][0])
 
 
-def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path):
-    outcome = run("train-decoder", "shards", "emb", tmp_path / "out", *SMALL, "--stage", 2, "--dry-run")
-    plan = json.loads(outcome.stdout)
-    assert plan["train"] == [2]
-    assert [part["stage"]["image_size"] for part in plan["stages"]] == [8, 16]
-    assert [part["train"]["steps"] for part in plan["stages"]] == [4, 4]
-    assert list(tmp_path.iterdir()) == []
+def test_a_dry_run_looks_at_the_data_and_writes_nothing(decoder, encoded_once, tmp_path):
+    source, emb = encoded_once
+    said = result_of("train-decoder", source, emb, tmp_path / "out", *SMALL, "--stage", 2, "--dry-run")
+    assert said["train"] == [2]
+    assert [part["stage"]["image_size"] for part in said["stages"]] == [8, 16]
+    assert [part["train"]["steps"] for part in said["stages"]] == [4, 4]
+    plan, outcome = said["plan"], decoder[1]
+    assert plan["splits"] == {"train": outcome["train_rows"], "valid": outcome["valid_rows"]}
+    assert plan["join"] == outcome["join"]
+    assert plan["runs"] == {str(tmp_path / "out" / "stage-2"): {"steps": 4, "done": 0, "left": 4}}
+    # Shards that were touched since are read, and a third of the images is gone.
+    (tmp_path / "shards").mkdir()
+    for name in ("00000.tar", "00002.tar"):
+        shutil.copyfile(Path(source) / name, tmp_path / "shards" / name)
+    words = ["train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL, "--dry-run"]
+    assert "of 21 rows 7 have no image" in error_of(*words)
+    assert result_of(*words, "--drop-unjoined")["plan"]["join"]["joined"] == 14
+    assert os.listdir(tmp_path) == ["shards"]
+    words = ["train-decoder", *encoded_once, decoder[0], *SMALL, "--dry-run"]
+    assert [run["left"] for run in result_of(*words)["plan"]["runs"].values()] == [0, 0]
+    assert "was 20, now 30" in error_of(*words, "--timesteps", 30)
 
 
 def test_a_stage_may_read_the_captions_tokens(encoded_once, encode_config, tmp_path):
@@ -350,6 +355,9 @@ def blocks(tmp_path, monkeypatch):
 
 def test_a_stage_in_latents_takes_its_autoencoder_along(encoded_once, tmp_path, blocks):
     arguments = ["train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--vae", blocks[0]]
+    assert list(result_of(*arguments, "--dry-run")["plan"]["runs"]) == [
+        str(tmp_path / "out" / f"stage-{n}") for n in (1, 2)
+    ]
     assert result_of(*arguments)["complete"]
     shutil.rmtree(blocks[0])
     loaded = load_decoder(tmp_path / "out")

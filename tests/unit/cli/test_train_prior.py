@@ -9,10 +9,9 @@ import time
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from embedpipe_cli.main import cli
 from safetensors.numpy import load_file
 
+from tests.commands import result_of, run
 from tests.embeddings import write_dataset
 from tests.shards import record_anew
 
@@ -29,17 +28,6 @@ SETTINGS = {
     "optim.warmup_steps": 5,
 }
 SMALL = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
-
-
-def result_of(*arguments):
-    """The parsed --json output of a command that must succeed."""
-    outcome = run(*arguments, "--json")
-    assert outcome.exception is None, outcome.exception
-    return json.loads(outcome.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +77,32 @@ def test_the_same_command_again_changes_nothing(prior, emb):
     assert (prior / "model.safetensors").read_bytes() == before
 
 
+def test_a_dry_run_looks_at_the_data_and_writes_nothing(prior, emb, tmp_path):
+    words = ["train-prior", emb, tmp_path / "new", *SMALL, "--split-column", "split", "--dry-run"]
+    plan = result_of(*words)["plan"]
+    assert plan["splits"] == {"train": 350, "valid": 50}
+    assert plan["left_out"] == {"not finite": 0}
+    assert plan["runs"] == {str(tmp_path / "new"): {"steps": 60, "done": 0, "left": 60}}
+    every = result_of(*words, "--prior", "all")
+    assert {name: list(said["plan"]["runs"]) for name, said in every.items()} == {
+        **{name: [str(tmp_path / "new" / name)] for name in ("diffusion", "autoregressive", "contrastive")},
+        **{name: [] for name in ("ridge", "mean")},
+    }
+    assert "fewer than a batch of 1,000" in str(run(*words, "--set", "train.batch_size=1000").exception)
+    assert not (tmp_path / "new").exists()
+    words[2] = prior
+    assert result_of(*words)["plan"]["runs"] == {str(prior): {"steps": 60, "done": 60, "left": 0}}
+    assert "network.depth was 1, now 2" in str(run(*words, "--set", "network.depth=2").exception)
+
+
+def test_a_run_that_goes_on_says_from_where(emb, tmp_path):
+    words = ["train-prior", emb, tmp_path / "out", *SMALL, "--split-column", "split", "--device", "cpu"]
+    words += ["--set", "optim.schedule=constant"]
+    assert "goes on" not in run(*words, "--steps", "2").stderr
+    assert "train-prior diffusion: goes on from step 2 of 4" in run(*words, "--steps", "4").stderr
+    assert "all 4 steps were done before; nothing is left to train" in run(*words, "--steps", "4").stderr
+
+
 def test_other_settings_in_the_same_folder_are_refused_with_what_differs(prior, emb):
     outcome = run("train-prior", emb, prior, *SMALL, "--set", "network.depth=2", "--split-column", "split")
     assert "depth" in str(outcome.exception)
@@ -133,7 +147,7 @@ def test_embeddings_of_another_encoder_are_refused(prior, emb, tmp_path):
         (["--config", "/nowhere.json"], ["nowhere.json"]),
         (["--preset", "tyni"], ["tiny"]),
         (["--split-column", "splot"], ["splot", "split"]),
-        (["--set", "train.batch_size=1000"], ["350", "batch_size"]),
+        (["--set", "train.batch_size=1000"], ["350", "batch_size=87"]),
     ],
 )
 def test_mistakes_are_named(emb, tmp_path, arguments, words):

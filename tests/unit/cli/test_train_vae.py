@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from embedpipe_cli.main import cli
 from PIL import Image
 from safetensors.numpy import load_file
 
 from dalle2_core import Decoder, VQGanVAE, load_autoencoder
 from embedpipe import files
 from tests import shards
+from tests.commands import result_of, run
 from tests.tiny_unet import unet
 
 SETTINGS = {
@@ -37,17 +36,6 @@ SETTINGS = {
 }
 SMALL = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 TINY = [*SMALL, "--valid-share", "0.2", "--device", "cpu"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
-
-
-def result_of(*arguments):
-    """The parsed --json output of a command that must succeed."""
-    outcome = run(*arguments, "--json")
-    assert outcome.exception is None, outcome.exception
-    return json.loads(outcome.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +91,17 @@ def test_a_decoder_works_in_its_latents(vae):
 def test_run_again_when_finished_changes_nothing(vae, data):
     out, outcome = vae
     before = weights(out)
-    assert result_of("train-vae", data, out, *TINY) == outcome
+    again = run("train-vae", data, out, *TINY, "--json")
+    assert json.loads(again.stdout) == outcome
+    assert "train-vae: all 12 steps were done before; nothing is left to train" in again.stderr
     assert same(weights(out), before)
+
+
+def test_a_dry_run_of_a_finished_run_counts_what_was_decoded(vae, data):
+    out, outcome = vae
+    plan = result_of("train-vae", data, out, *TINY, "--dry-run")["plan"]
+    assert plan["splits"] == {"train": outcome["train_rows"], "valid": outcome["valid_rows"]}
+    assert plan["runs"] == {str(out): {"steps": 12, "done": 12, "left": 0}}
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bits(vae, data, tmp_path):
@@ -183,6 +180,8 @@ def test_a_folder_of_images_without_captions(tmp_path):
         (folder / "deep" / f"{place}.png").write_bytes(shards.png(place))
     (folder / "broken.jpg").write_bytes(b"no picture")
     brief = ["--steps", "2", "--set", "train.batch_size=4", "--set", "vae.use_vgg_and_gan=false"]
+    plan = result_of("train-vae", folder, tmp_path / "vae", *TINY, *brief, "--dry-run")["plan"]
+    assert sum(plan["splits"].values()) == 13, "whether a picture decodes is not looked at"
     outcome = result_of("train-vae", folder, tmp_path / "vae", *TINY, *brief)
     assert outcome["train_rows"] + outcome["valid_rows"] == 12
     assert sum(outcome["rejects"].values()) == 1
@@ -224,14 +223,22 @@ def test_no_pictures_is_an_error(tmp_path):
 
 def test_another_run_in_the_same_folder_is_refused(vae, data, tmp_path):
     outcome = run("train-vae", data, vae[0], *TINY, "--set", "vae.dim=16")
-    assert "vae.dim is 8 there and 16 here" in str(outcome.exception)
+    assert "another recipe or data: vae.dim was 8, now 16" in str(outcome.exception)
     shutil.copytree(vae[0], tmp_path / "vae")
     other = shards.write_shards(tmp_path / "other", shards=2, per_shard=21)
     outcome = run("train-vae", other, tmp_path / "vae", *TINY)
-    assert "belongs to another run: pictures is" in str(outcome.exception)
+    assert "another recipe or data: the pictures of DATA (sha256) was" in str(outcome.exception)
 
 
-def test_a_dry_run_prints_the_configuration_and_writes_nothing(data, tmp_path):
-    outcome = run("train-vae", data, tmp_path / "vae", *TINY, "--dry-run")
-    assert json.loads(outcome.stdout)["vae"]["dim"] == 8
+def test_a_dry_run_looks_at_the_data_and_writes_nothing(vae, data, tmp_path):
+    said = result_of("train-vae", data, tmp_path / "vae", *TINY, "--dry-run")
+    assert said["vae"]["dim"] == 8
+    assert said["plan"]["splits"] == {"train": vae[1]["train_rows"], "valid": vae[1]["valid_rows"]}
+    assert said["plan"]["runs"] == {str(tmp_path / "vae"): {"steps": 12, "done": 0, "left": 12}}
+    for words, problem in (
+        (["--set", "train.batch_size=100"], "fewer than a batch of 100"),
+        (["--split-column", "label"], "no rows of the split 'train'"),
+        (["--split-column", "lable"], "has no metadata field 'lable'"),
+    ):
+        assert problem in str(run("train-vae", data, tmp_path / "vae", *TINY, *words, "--dry-run").exception)
     assert not (tmp_path / "vae").exists()

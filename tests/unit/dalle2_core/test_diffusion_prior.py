@@ -45,6 +45,15 @@ def test_loss_is_a_finite_function_of_the_generator_and_leaves_inputs_alone(pred
     assert torch.equal(image, before[1])
 
 
+def test_the_clip_moves_along_and_is_no_part_of_the_prior():
+    clip = torch.nn.Linear(2, 2)
+    prior = make(clip=clip)
+    assert not [name for name in prior.state_dict() if "clip" in name]
+    assert not any(weight is clip.weight for weight in prior.parameters())
+    assert prior.to("meta") is prior
+    assert clip.weight.device.type == "meta"
+
+
 def test_published_call_gives_the_same_loss():
     prior = make()
     text, image = pairs()

@@ -26,9 +26,9 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def smooth_decoder():
+def smooth_decoder(**told):
     """A first stage that moves little, so that few steps invert it well, and an upsampler."""
-    first, second = unet(cond_on_image_embeds=True), unet(seed=1, lowres_cond=True, cond_on_image_embeds=False)
+    first, second = unet(cond_on_image_embeds=True, **told), unet(seed=1, lowres_cond=True, cond_on_image_embeds=False)
     for net in (first, second):
         torch.nn.init.normal_(net.to_out.weight, std=0.02)
     from dalle2_core import LowresConfig
@@ -98,3 +98,20 @@ def test_text_diff_images_begin_at_the_image():
     way = text_diff_images(decoder, image, embed, text, base, [0.0, 0.5], stop_at_unet_number=1)
     assert float((way[0] - image).abs().max()) < 0.02
     assert not torch.allclose(way[1], image, atol=1e-3)
+
+
+def test_a_decoder_that_reads_a_text_is_told_one():
+    decoder = smooth_decoder(cond_on_text_encodings=True, text_embed_dim=5)
+    images, embeds, words = torch.rand(2, 3, 8, 8), unit(2, 6), torch.randn(2, 1, 4, 5)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    told = [{"text_encodings": it, "text_mask": mask, "stop_at_unet_number": 1} for it in words]
+    still = [variations(decoder, images[0], embeds[0], 2, eta=0.0, **it) for it in told]
+    # Inverted and made with the same text, the picture comes back; with another one, the noise was another.
+    assert all(float((it - images[0]).abs().max()) < 0.02 for it in still)
+    stirred = []
+    for it in told:
+        torch.manual_seed(0)
+        stirred.append(variations(decoder, images[0], embeds[0], 2, **it))
+    assert not torch.allclose(*stirred, atol=1e-4)
+    way = interpolations(decoder, tuple(images), tuple(embeds), [0.0, 0.5, 1.0], **told[0])
+    assert float((way[[0, 2]] - images).abs().max()) < 0.02

@@ -196,7 +196,7 @@ def test_dry_run_tells_what_it_takes(source, tmp_path, embedpipe, tiny_model):
     assert (told["forecast"]["shards"], told["forecast"]["rate"]) == (2, 10)
     assert told["config"]["part"] == {"index": 1, "count": 2, "neighbours": 1, "neighbour": 0}
     refused = embedpipe(*arguments[:-1], "2/2")
-    assert (refused.exit_code, refused.stderr) == (1, "error: no part 2 of 2. Parts are 0 to 1\n")
+    assert (refused.exit_code, refused.stderr) == (2, "error: no part 2 of 2. Parts are 0 to 1\n")
 
 
 def test_a_part_that_is_killed_goes_on(source, whole, tmp_path, encode_config):

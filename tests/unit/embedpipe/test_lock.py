@@ -156,3 +156,43 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(OutputUnwritable, match="its file system has no locks .*-o flock"):
         exclusive(str(tmp_path)).__enter__()
+
+
+def write_and_fail(folder):
+    (folder / "shard").write_text("kept")
+    folder.mkdir()
+
+
+def test_a_run_that_is_refused_takes_back_the_folders_it_made(tmp_path):
+    root = tmp_path / "new" / "out"
+    with pytest.raises(ZeroDivisionError), exclusive(str(root)):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    root.mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), exclusive(str(root)):
+        raise ZeroDivisionError
+    assert root.is_dir(), "it was there before"
+    with pytest.raises(FileExistsError), exclusive(str(tmp_path / "other")):
+        write_and_fail(tmp_path / "other")
+    assert (tmp_path / "other" / "shard").exists()
+
+
+def test_who_waits_at_the_door_of_a_refused_run_does_not_hold_a_lock_that_is_gone(tmp_path, monkeypatch):
+    """It has the file open when the refused run removes it, and locks what no third run would see."""
+    from embedpipe import lock
+
+    root, take = tmp_path / "out", lock._take
+    refused = exclusive(str(root))
+    refused.__enter__()
+
+    def slow_take(*arguments):
+        monkeypatch.setattr(lock, "_take", take)
+        refused.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+        assert not root.exists()
+        return take(*arguments)
+
+    monkeypatch.setattr(lock, "_take", slow_take)
+    with exclusive(str(root)):
+        assert (root / ".lock").exists()
+        with pytest.raises(OutputBusy), exclusive(str(root)):
+            pass
