@@ -67,8 +67,9 @@ class PriorRows:
         return torch.from_numpy(taken["text"]), torch.from_numpy(taken["image"])
 
 
-def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str) -> PriorRows:
-    """The data set `emb` for a recipe. device: of the text tower, where token states are wanted and not stored.
+def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str, speaks: bool = True) -> PriorRows:
+    """The data set `emb` for a recipe. device: of the text tower, where token states are wanted and not stored; speaks:
+    say so then.
 
     Raises DatasetError where it has no rows or lacks a side, InputError where token states do not fit, ModelError where
     the text tower is not to be had.
@@ -77,12 +78,12 @@ def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str) -> 
     dataset.require_rows()
     for side in ("text", "image"):
         dataset.require(side)
-    return PriorRows(dataset, policy, _tokens(dataset, recipe, device) if recipe.text_tokens else None)
+    return PriorRows(dataset, policy, _tokens(dataset, recipe, device, speaks) if recipe.text_tokens else None)
 
 
-def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe, device: str) -> TokenStates:
+def _tokens(dataset: EmbeddingDataset, recipe: PriorRecipe, device: str, speaks: bool) -> TokenStates:
     """The token states. Raises InputError where the network cannot take them."""
-    column = token_states(dataset, device)
+    column = token_states(dataset, device, speaks)
     network = recipe.network.for_embeddings(dataset.card.dim)
     if column.width != network.dim:
         raise InputError(

@@ -88,7 +88,7 @@ def train_prior(
     together = processes or join_processes(device)
     if together.world > 1:
         device = str(together.device)
-    seen = open_rows(emb, recipe, policy or RowPolicy(), device)
+    seen = open_rows(emb, recipe, policy or RowPolicy(), device, together.is_first)
     names = splits(seen.dataset, split.column, split.valid_share)
     there = {name: rows_of(names, name, emb) for name in (TRAIN, VALID)}
     good = seen.checked(np.sort(np.concatenate(list(there.values()))))
