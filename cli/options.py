@@ -126,3 +126,13 @@ def split_options(command: _Command) -> _Command:
     return click.option(
         "--split-column", help="Metadata column that says `train` or `valid` for each row. Default: a hash of the key."
     )(command)
+
+
+def parallel_option(command: _Command) -> _Command:
+    """--parallel → `parallel`"""
+    return click.option(
+        "--parallel",
+        type=click.Choice(["ddp", "fsdp"]),
+        help="What each of several processes holds: ddp, all of the model (the default); fsdp, a share of it, where "
+        "one device has no room to train it. Short for --set train.parallel=…",
+    )(command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, split_options
+from .options import config_options, debug_option, dry_run_option, json_option, parallel_option, split_options
 
 if TYPE_CHECKING:
     from dalle2_core.training import StepReport
@@ -77,6 +77,7 @@ class Several(click.ParamType):
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="No larger image is decoded."
 )
+@parallel_option
 @click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU; under torchrun, one each.")
 @dry_run_option
 @json_option
@@ -157,6 +158,7 @@ def _short(options: dict[str, Any], count: int) -> Sequence[str]:
         "steps": options["steps"],
         "batch_size": options["batch_size"],
         "seed": options["seed"],
+        "parallel": options["parallel"],
         "show_every": options["sample_every"],
         "loggers": json.dumps(options["loggers"]) if options["loggers"] else None,
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import config_options, debug_option, dry_run_option, json_option, split_options
+from .options import config_options, debug_option, dry_run_option, json_option, parallel_option, split_options
 
 if TYPE_CHECKING:
     from dalle2_core.presets import PriorRecipe
@@ -37,6 +37,7 @@ ALL = "all"
 @split_options
 @click.option("--normalise", is_flag=True, help="Bring rows that are not of norm 1 to it, instead of refusing them.")
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or infinity, instead of refusing them.")
+@parallel_option
 @click.option("--device", help="cpu, cuda, cuda:1 … Default: the first GPU, or the CPU; under torchrun, one each.")
 @dry_run_option
 @json_option
@@ -55,6 +56,7 @@ def command(
     valid_share: float,
     normalise: bool,
     drop_nonfinite: bool,
+    parallel: str | None,
     device: str | None,
     dry_run: bool,
     as_json: bool,
@@ -81,7 +83,8 @@ def command(
     from .prior_scores import evaluate_priors
     from .row_policy import RowPolicy
 
-    short = [f"train.{name}={value}" for name, value in (("steps", steps), ("seed", seed)) if value is not None]
+    trained = {"steps": steps, "seed": seed, "parallel": parallel}
+    short = [f"train.{name}={value}" for name, value in trained.items() if value is not None]
     short += [f"train.loggers={json.dumps(loggers)}"] if loggers else []
     short += [f"prior={prior}"] if prior not in (None, ALL) else []
     recipe = resolve(prior_preset(preset), config_file, [*settings, *short])
