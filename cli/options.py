@@ -183,8 +183,8 @@ def training_options(command: _Command) -> _Command:
 
 
 def short_settings(options: Mapping[str, Any]) -> list[str]:
-    """What was given of `training_options`, as --set writes it."""
-    short = [f"train.{name}={options[name]}" for name in ("steps", "seed") if options[name] is not None]
+    """What was given of `training_options` and `parallel_option`, as --set writes it."""
+    short = [f"train.{name}={options[name]}" for name in ("steps", "seed", "parallel") if options.get(name) is not None]
     loggers = [f"train.loggers={json.dumps(options['loggers'])}"] if options["loggers"] else []
     return [*options["settings"], *short, *loggers]
 
@@ -230,4 +230,14 @@ def split_options(command: _Command) -> _Command:
     )(command)
     return click.option(
         "--split-column", help="Metadata column that says `train` or `valid` for each row. Default: a hash of the key."
+    )(command)
+
+
+def parallel_option(command: _Command) -> _Command:
+    """--parallel → `parallel`"""
+    return click.option(
+        "--parallel",
+        type=click.Choice(["ddp", "fsdp"]),
+        help="What each of several processes holds: ddp, all of the model (the default); fsdp, a share of it, where "
+        "one device has no room to train it. Short for --set train.parallel=…",
     )(command)

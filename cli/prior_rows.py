@@ -67,12 +67,12 @@ class PriorRows:
         return torch.from_numpy(taken["text"]), torch.from_numpy(taken["image"])
 
 
-def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str | None) -> PriorRows:
+def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str | None, speaks: bool = True) -> PriorRows:
     """The data set `emb` for a recipe.
 
-    device: of the text tower that makes token states which are wanted and not stored; None for a look at the rows that
-    loads none. Raises DatasetError where it has no rows or lacks a side, InputError where token states do not fit,
-    ModelError where the text tower is not to be had.
+    device: of the text tower that makes token states which are wanted and not stored, and says so if it `speaks`; None
+    for a look at the rows that loads none. Raises DatasetError where it has no rows or lacks a side, InputError where
+    token states do not fit, ModelError where the text tower is not to be had.
     """
     dataset = EmbeddingDataset(emb)
     dataset.require_rows()
@@ -80,7 +80,7 @@ def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str | No
         dataset.require(side)
     if not recipe.text_tokens or (device is None and dataset.text_tokens is None):
         return PriorRows(dataset, policy)
-    return PriorRows(dataset, policy, _fitting(token_states(dataset, device or "cpu"), recipe, dataset))
+    return PriorRows(dataset, policy, _fitting(token_states(dataset, device or "cpu", speaks), recipe, dataset))
 
 
 def _fitting(column: TokenStates, recipe: PriorRecipe, dataset: EmbeddingDataset) -> TokenStates:

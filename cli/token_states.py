@@ -55,10 +55,11 @@ class MadeStates:
         return RaggedRows.packed(np.concatenate([part.flat() for part in parts]), lengths).padded()
 
 
-def token_states(dataset: EmbeddingDataset, device: str) -> TokenStates:
+def token_states(dataset: EmbeddingDataset, device: str, speaks: bool = True) -> TokenStates:
     """The states that `dataset` holds, or else those its text tower makes, loaded from where its model card says.
 
-    Raises ModelError or RunMismatch where that model is not to be had, or has no such states.
+    speaks: say so where they are made; of several processes one does. Raises ModelError or RunMismatch where that model
+    is not to be had, or has no such states.
     """
     if dataset.text_tokens is not None:
         return dataset.text_tokens
@@ -69,9 +70,10 @@ def token_states(dataset: EmbeddingDataset, device: str) -> TokenStates:
             f"{dataset.path}: holds no text tokens, and its model makes none: {problem.what}",
             "Encode it again with --text-tokens, or put the model where it was",
         ) from problem
-    click.echo(
-        f"note: {dataset.path} holds no text tokens; its text tower makes them anew for every batch "
-        "(`embedpipe encode --text-tokens` stores them)",
-        err=True,
-    )
+    if speaks:
+        click.echo(
+            f"note: {dataset.path} holds no text tokens; its text tower makes them anew for every batch "
+            "(`embedpipe encode --text-tokens` stores them)",
+            err=True,
+        )
     return made

@@ -15,6 +15,7 @@ from .options import (
     device_option,
     dry_run_option,
     json_option,
+    parallel_option,
     refuse_missing,
     row_options,
     run_folders,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="No larger image is decoded."
 )
+@parallel_option
 @device_option(several=True)
 @dry_run_option
 @json_option
@@ -152,6 +154,7 @@ def _short(options: dict[str, Any], count: int) -> Sequence[str]:
         "steps": options["steps"],
         "batch_size": options["batch_size"],
         "seed": options["seed"],
+        "parallel": options["parallel"],
         "show_every": options["sample_every"],
         "loggers": json.dumps(options["loggers"]) if options["loggers"] else None,
     }

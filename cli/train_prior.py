@@ -12,6 +12,7 @@ from .options import (
     device_option,
     dry_run_option,
     json_option,
+    parallel_option,
     refuse_missing,
     row_options,
     short_settings,
@@ -37,6 +38,7 @@ ALL = "all"
 @training_options
 @split_options
 @row_options
+@parallel_option
 @device_option(several=True)
 @dry_run_option
 @json_option

@@ -100,7 +100,7 @@ def train_prior(
     if together.world > 1:
         device = str(together.device)
     recipe, view = job.recipe, view or TrainingView()
-    seen, rows, dropped = _open(job, device)
+    seen, rows, dropped = _open(job, device, together.is_first)
     watched = list(seen.batches(some_of(rows[VALID], _MOST_ROWS_TO_WATCH)))
 
     with run_folder(job.out, together) as place:
@@ -138,9 +138,11 @@ def train_prior(
     )
 
 
-def _open(job: PriorJob, device: str | None = None) -> tuple[PriorRows, dict[str, np.ndarray], int]:
-    """The data, the rows of each split, and how many were left out. device: see `open_rows`."""
-    seen = open_rows(job.emb, job.recipe, job.policy, device)
+def _open(
+    job: PriorJob, device: str | None = None, speaks: bool = True
+) -> tuple[PriorRows, dict[str, np.ndarray], int]:
+    """The data, the rows of each split, and how many were left out. device, speaks: see `open_rows`."""
+    seen = open_rows(job.emb, job.recipe, job.policy, device, speaks)
     rows, dropped = rows_by_split(seen.dataset, job.split, job.policy, ("text", "image"))
     refuse_few(job.emb, counts(rows), job.recipe.train.batch_size if job.is_trained else None, held_out=2)
     return seen, rows, dropped

@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON ({problem})") from problem
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole. Tensors that share memory are stored once each."""
     seen: set[int] = set()
     apart: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         seen.add(place)
     with replaced(path) as temporary:
         try:
-            save_file(apart, temporary)
+            save_file(apart, temporary, None if metadata is None else dict(metadata))
         except SafetensorError as problem:
             raise OSError(f"{path}: {problem}") from problem
 

@@ -171,6 +171,10 @@ class CausalTransformer(nn.Module):
         out: Tensor = self.project_out(self.norm(x[:, -outputs:]))
         return out, Memory(tuple(kept), place, visible)
 
+    def sharding_units(self) -> list[nn.Module]:
+        """What sharded training gathers one at a time: attention and feed-forward of each layer."""
+        return [part for layer in self.layers for part in layer.children()]
+
     def _bias(self, tokens: Tokens, place: Tensor, visible: Tensor | None) -> Tensor:
         """Relative bias [B or 1, H, L, 1 + all tokens], -inf where a token must not look."""
         length, every = tokens.x.shape[1], place.shape[1]

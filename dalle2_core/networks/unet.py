@@ -146,6 +146,10 @@ class Unet(nn.Module):
         out: Tensor = self.to_out(x)
         return out
 
+    def sharding_units(self) -> list[nn.Module]:
+        """What sharded training gathers one at a time: the blocks and the attentions, which hold nearly all weights."""
+        return [it for it in self.modules() if isinstance(it, ResnetBlock | SelfAttention | LinearAttention)]
+
     def _descend(
         self, down: DownResolution, x: Tensor, time: Tensor, context: Context, bridges: list[Tensor]
     ) -> Tensor:

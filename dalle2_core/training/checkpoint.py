@@ -4,7 +4,8 @@
       model.safetensors  ema.safetensors  optimizer.safetensors
       state.json          step, samples, tallies; what the run is; sha256 of the files and of itself
 
-A folder is written under a temporary name and renamed when all of it is on the disk.
+A folder is written under a temporary name and renamed when all of it is on the disk. Of a sharded run every process
+writes its rows, as model-00001-of-00008.safetensors; either kind is read by any number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from dalle2_core.errors import AnotherRun, CheckpointError
-from dalle2_core.files import read_json, read_tensors, sha256, sync, write_json, write_tensors
+from dalle2_core.files import read_json, sha256, sync, write_json
+from dalle2_core.training.distributed import Processes
 from dalle2_core.training.state import TrainState, load_weights
+from dalle2_core.training.stored import StoredTensors, write_stored
 
 FORMAT_VERSION = 1
+SHARDED_FORMAT_VERSION = 2
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -42,32 +47,46 @@ class Checkpoints:
     keep: int = 2
     on_saved: Callable[[], None] | None = None
 
-    def save(self, state: TrainState) -> None:
-        """Commit `state`, then prune. Raises CheckpointError if it cannot be written; older ones stay whole."""
-        write_checkpoint(self.folder / _name(state.step), state, self.identity)
-        self._prune(state)
-        if self.on_saved is not None:
-            self.on_saved()
+    def save(self, state: TrainState, together: Processes) -> None:
+        """Commit `state`, then prune. Every process calls it where the state is sharded, else the first may alone.
+
+        Raises CheckpointError if it cannot be written; older ones stay whole.
+        """
+        if state.sharded:
+            write_checkpoint(self.folder / _name(state.step), state, self.identity, together)
+        elif together.is_first:
+            write_checkpoint(self.folder / _name(state.step), state, self.identity)
+        if together.is_first:
+            self._prune(state)
+            if self.on_saved is not None:
+                self.on_saved()
 
     def sweep(self) -> None:
         """Remove what a run left that was killed while it saved or pruned."""
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def resume(self, state: TrainState) -> bool:
-        """Load the newest whole checkpoint into `state`; False if there is none.
+    def resume(self, state: TrainState, together: Processes) -> bool:
+        """Load the newest whole checkpoint into `state`, in every process; False if there is none.
 
-        A corrupt one is passed over with a warning. Raises CheckpointError if all are corrupt or if the run
-        was another.
+        Each process looks at the checksums of its share of the files. A corrupt checkpoint is passed over with a
+        warning. Raises CheckpointError if all are corrupt, if the run was another, or if not all processes see it.
         """
         corrupt = []
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        _refuse_apart(steps, together)
+        for step in reversed(steps):
             folder = self.folder / _name(step)
+            said = None
             try:
-                content, tensors = read_checkpoint(folder)
+                content, tensors = read_checkpoint(folder, together.rank, together.world)
             except CheckpointError as problem:
+                said = str(problem)
+            problems = [it for it in together.gather(said) if it is not None]
+            if problems:
                 corrupt.append(folder)
-                logger.warning("%s; the one before it is used", problem)
+                if together.is_first:
+                    logger.warning("%s; the one before it is used", problems[0])
                 continue
             self._refuse_another(folder, content["identity"])
             state.load(tensors, content["numbers"])
@@ -94,56 +113,100 @@ class Checkpoints:
                 shutil.rmtree(_set_aside(self.folder / _name(step)))
 
 
-def write_checkpoint(final: Path, state: TrainState, identity: Mapping[str, Any]) -> None:
-    """Write `state` as the folder `final`, whole. Raises CheckpointError if the disk refuses."""
+def write_checkpoint(
+    final: Path, state: TrainState, identity: Mapping[str, Any], together: Processes | None = None
+) -> None:
+    """Write `state` as the folder `final`, whole. Raises CheckpointError if the disk refuses.
+
+    together: of a sharded state, all of whose processes call it; None for one that this process holds whole.
+    """
     temporary = final.with_name(f".{final.name}.tmp")
+    rank, world = (0, 1) if together is None else (together.rank, together.world)
+
+    def begin() -> None:
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+    def write() -> dict[str, str]:
+        paths = [write_stored(temporary, part, it, rank, world) for part, it in state.tensors().items()]
+        return {path.name: sha256(path) for path in paths if path is not None}
+
+    def commit() -> None:
+        if rank == 0:
+            _commit(temporary, final, state, identity, digests)
+
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        digests = {}
-        for part, tensors in state.tensors().items():
-            path = temporary / f"{part}.safetensors"
-            write_tensors(path, tensors)
-            digests[path.name] = sha256(path)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "identity": dict(identity),
-            "numbers": state.numbers(),
-            "sha256": digests,
-        }
-        write_json(temporary / "state.json", content | {"checksum": _checksum(content)})
-        if _holds(final, digests):
-            # Saved again after an evaluation: the numbers alone are new.
-            (temporary / "state.json").replace(final / "state.json")
-        else:
-            # What is there is corrupt (the run resumed before it and came here again), or to be overwritten.
-            doomed = _set_aside(final)
-            temporary.rename(final)
-            shutil.rmtree(doomed, ignore_errors=True)
-        sync(final.parent)
+        _by_all(together, begin)
+        digests = {name: digest for some in _by_all(together, write) for name, digest in some.items()}
+        _by_all(together, commit)
     except OSError as problem:
         raise CheckpointError(
             f"{final}: could not be written ({problem.strerror or problem}); earlier checkpoints are "
             "intact. Make room or correct the permissions, then run the same command again"
         ) from problem
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Content of state.json, and the tensors by part. Raises CheckpointError if a byte is not what was written."""
+def _by_all(together: Processes | None, do: Callable[[], T]) -> list[T]:
+    """What `do` gives in each process, when all are done; an OSError of one is raised in all."""
+    if together is None:
+        return [do()]
+    mine: tuple[T | None, str | None]
+    try:
+        mine = do(), None
+    except OSError as problem:
+        mine = None, problem.strerror or str(problem)
+    found = together.gather(mine)
+    for _, said in found:
+        if said is not None:
+            raise OSError(said)
+    return [value for value, _ in found]
+
+
+def _commit(
+    temporary: Path, final: Path, state: TrainState, identity: Mapping[str, Any], digests: Mapping[str, str]
+) -> None:
+    """Say what the files of `temporary` are, and make it `final`."""
+    content = {
+        "format_version": SHARDED_FORMAT_VERSION if state.sharded else FORMAT_VERSION,
+        "identity": dict(identity),
+        "numbers": state.numbers(),
+        "sha256": dict(digests),
+    }
+    write_json(temporary / "state.json", content | {"checksum": _checksum(content)})
+    if _holds(final, digests):
+        # Saved again after an evaluation: the numbers alone are new.
+        (temporary / "state.json").replace(final / "state.json")
+    else:
+        # What is there is corrupt (the run resumed before it and came here again), or to be overwritten.
+        doomed = _set_aside(final)
+        temporary.rename(final)
+        shutil.rmtree(doomed, ignore_errors=True)
+    sync(final.parent)
+
+
+def read_checkpoint(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict[str, Any], dict[str, StoredTensors]]:
+    """Content of state.json, and the tensors by part. Raises CheckpointError if a byte is not what was written.
+
+    rank, world: the files whose checksums are looked at here are every `world`th, from number `rank` on.
+    """
     content = read_json(folder / "state.json")
     if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
         raise CheckpointError(f"{folder / 'state.json'}: corrupt (its checksum differs)")
-    if content["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format {content['format_version']}; this version reads {FORMAT_VERSION}")
-    tensors = {}
-    for name, digest in content["sha256"].items():
+    if content["format_version"] not in (FORMAT_VERSION, SHARDED_FORMAT_VERSION):
+        raise CheckpointError(
+            f"{folder}: format {content['format_version']}; this version reads up to {SHARDED_FORMAT_VERSION}"
+        )
+    parts: dict[str, list[Path]] = {}
+    for number, (name, digest) in enumerate(sorted(content["sha256"].items())):
         path = folder / name
-        if not path.is_file() or sha256(path) != digest:
+        if not path.is_file() or (number % world == rank and sha256(path) != digest):
             raise CheckpointError(f"{path}: missing or corrupt (its checksum differs)")
-        tensors[path.stem] = read_tensors(path)
-    return content, tensors
+        parts.setdefault(path.stem.partition("-")[0], []).append(path)
+    return content, {part: StoredTensors(paths) for part, paths in parts.items()}
 
 
 def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"] = "best") -> int:
@@ -161,6 +224,16 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
         content, tensors = read_checkpoint(folder / _name(best["step"]))
     load_weights(model, tensors.get("ema", tensors["model"]))
     return int(content["numbers"]["step"])
+
+
+def _refuse_apart(steps: list[int], together: Processes) -> None:
+    """Raise CheckpointError unless all processes see the same checkpoints."""
+    newest = [found[-1] if found else 0 for found in together.gather(steps)]
+    if len(set(newest)) > 1:
+        raise CheckpointError(
+            f"the processes found checkpoints of different steps ({', '.join(map(str, newest))}); "
+            "the output must be one folder that all of them see"
+        )
 
 
 def steps_named(names: Iterable[str]) -> list[int]:

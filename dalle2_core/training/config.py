@@ -26,6 +26,7 @@ class TrainConfig:
     ema_decay: of the moving average of the weights, warmed up; None for no average.
     best_metric, best_is: the number of the evaluation that says which checkpoint is best.
     precision: of matrix products in the forward pass; weights and optimizer stay float32.
+    parallel: of several processes, each holds the whole model ("ddp"), or some rows of each of its tensors ("fsdp").
     loggers: where metrics go besides metrics.jsonl: "tensorboard", "wandb".
     """
 
@@ -43,6 +44,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     loggers: tuple[str, ...] = ()
     show_every: int | None = None
+    parallel: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "save_every", "keep"):
@@ -56,6 +58,8 @@ class TrainConfig:
             raise ConfigError(f"train.best_is is {self.best_is!r}; known: lowest, highest")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"no precision {self.precision!r}; known: float32, bfloat16")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"train.parallel is {self.parallel!r}; known: ddp, fsdp")
         for name in self.loggers:
             chosen(LOGGERS, name, "logger")
 

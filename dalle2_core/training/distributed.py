@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented there
 
 from dalle2_core.errors import ConfigError
+
+# The others wait while the first process evaluates, or reads all images to join them with their rows. One that died is
+# noticed at once, whatever this is: its connections end, and torchrun ends the others.
+_LONGEST_WAIT = timedelta(hours=12)
 
 
 class Processes:
@@ -35,6 +40,8 @@ class Processes:
             )
         if accelerator.gradient_accumulation_steps != 1:
             raise ConfigError("accelerate was told to accumulate gradients; give train.accumulate instead")
+        if getattr(getattr(accelerator, "state", None), "fsdp_plugin", None) is not None:
+            raise ConfigError("accelerate was told to shard the model; give train.parallel=fsdp instead")
         self._accelerator = accelerator
         self.world: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
@@ -55,7 +62,10 @@ class Processes:
         return module if self.world == 1 else cast("nn.Module", self._accelerator.prepare_model(module))
 
     def unsynced(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients of what `parallel` gave stay this process's own and add up."""
+        """Inside, gradients of what `parallel` gave stay this process's own and add up.
+
+        Not those of a sharded module, which has no room for them: each part's are averaged at once.
+        """
         return cast("AbstractContextManager[None]", self._accelerator.no_sync(module))
 
     def add_up(self, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -89,7 +99,7 @@ def join_processes(device: torch.device | str | None = None) -> Processes:
     device: "cpu" keeps processes off their GPUs. Each of several processes otherwise takes the GPU of its local rank.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
@@ -97,7 +107,8 @@ def join_processes(device: torch.device | str | None = None) -> Processes:
     on_cpu = several and device is not None and torch.device(device).type == "cpu"
     # Which parameters have a part in a loss may change from step to step: dropped texts, self-conditioning.
     wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Processes(Accelerator(cpu=on_cpu, kwargs_handlers=[wrapping]))
+    joining = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
+    return Processes(Accelerator(cpu=on_cpu, kwargs_handlers=[wrapping, joining]))
 
 
 def _join_again(device: torch.device | str | None) -> None:
@@ -116,4 +127,6 @@ def _join_again(device: torch.device | str | None) -> None:
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=hosts)
     again = PrefixStore(f"attempt-{attempt}", store)
-    distributed.init_process_group("nccl" if on_gpu else "gloo", store=again, rank=rank, world_size=world)
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", store=again, rank=rank, world_size=world, timeout=_LONGEST_WAIT
+    )

@@ -7,24 +7,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from dalle2_core.errors import CheckpointError, ConfigError
+from dalle2_core.errors import ConfigError
 from dalle2_core.training.checkpoint import Checkpoints
 from dalle2_core.training.config import Run, StepReport, TrainConfig
 from dalle2_core.training.curves import plot_curves
 from dalle2_core.training.distributed import Processes, join_processes
-from dalle2_core.training.ema import make_ema
 from dalle2_core.training.log import Logs, open_logs
 from dalle2_core.training.optim import OptimConfig, learning_rate, make_optimizer
+from dalle2_core.training.placement import Copies, Shards, place
 from dalle2_core.training.randomness import seeded_layers
 from dalle2_core.training.state import Best, Tally, TrainState
-from dalle2_core.training.step import LossPass, refuse_to_cut, take_step
+from dalle2_core.training.step import refuse_to_cut, take_step
 from dalle2_core.types import Batch, Trainable
 
 __all__ = ["Run", "StepReport", "TrainConfig", "train"]
@@ -63,7 +63,8 @@ def train(
         processes: None takes those that torchrun started, or this one alone.
 
     Returns:
-        The state after the last step; `state.averaged` is the model to keep.
+        The state after the last step; `state.averaged` is the model to keep. With `config.parallel` "fsdp" the state
+        holds this process's share, in a copy; `model` is empty until the end, and has the trained weights then.
 
     Raises:
         NonFiniteLoss: the loss or the gradient is NaN or infinite; the checkpoints are all from before.
@@ -75,21 +76,24 @@ def train(
     device = next(model.parameters()).device
     together = processes or join_processes(device)
     refuse_to_cut(model, config, together)
-    ema = None if config.ema_decay is None else make_ema(model, config.ema_decay)
-    state = TrainState(model, make_optimizer(model, optim), ema)
+    placed = place(model, config, together)
+    state = TrainState(placed.model, make_optimizer(placed.model, optim), placed.ema)
+    # What the first process does decides: the others may know nothing to judge by.
+    judges, shows = together.gather((evaluate is not None, show is not None))[0]
 
     checkpoints = Checkpoints(run.checkpoints, _identity(run, config, optim), config.keep, run.on_saved)
     if together.is_first:
         checkpoints.sweep()
     together.wait()
-    checkpoints.resume(state)
-    _refuse_apart(state.step, together)
+    checkpoints.resume(state, together)
     saved_step = state.step
     logs = open_logs(run, config.loggers, state.logged_steps()) if together.is_first else Logs([])
 
-    model.train()
-    loss_pass = together.parallel(LossPass(model))
+    state.model.train()
     batches = stream(state.step)
+    # Sharded, a checkpoint takes all: an interruption waits until all have heard of it, at the same step.
+    held = ExitStack()
+    caught = held.enter_context(_interrupt_deferred()) if state.sharded else []
     try:
         while True:
             is_last = state.step >= config.steps
@@ -97,23 +101,26 @@ def train(
             # First what is due after the last step: an interrupted evaluation is made up for on resume.
             evaluates = state.step > state.evaluated_step and (is_last or state.step % config.evaluate_every == 0)
             is_best = False
-            if evaluate is not None and evaluates:
-                judged = _evaluate(state, evaluate, config, device) if together.is_first else {}
+            if judges and evaluates:
+                judged = _evaluate(state, placed, evaluate, config, device)
                 with _interrupt_deferred():
                     is_best = "valid" in judged and _note_best(state, judged["valid"], config)
                     for kind, numbers in judged.items():
                         logs.write(kind, state.step, state.samples, numbers)
                     state.evaluated_step = state.step
-            if show is not None and together.is_first and _shows(state.step, config):
-                _show(state, show, config, device)
+                is_best = together.gather(is_best)[0]
+            if shows and _shows(state.step, config):
+                _show(state, placed, show, config, device)
             saves = state.step > saved_step and (is_last or state.step % config.save_every == 0)
-            if together.is_first and (is_best or saves):
-                checkpoints.save(state)
+            if is_best or saves:
+                checkpoints.save(state, together)
                 saved_step = state.step
             if evaluates or saves or _shows(state.step, config):
                 together.wait()
             if is_last:
                 break
+            if state.sharded and together.add_up({"interrupted": len(caught)})["interrupted"]:
+                raise KeyboardInterrupt
 
             started = time.perf_counter()
             try:
@@ -126,7 +133,7 @@ def train(
             # An interruption waits here, so that no checkpoint ever holds half a step.
             with _interrupt_deferred():
                 rate = learning_rate(state.step + 1, config.steps, optim)
-                loss = take_step(state, loss_pass, batch, rate, config, optim, together)
+                loss = take_step(state, placed.loss_pass, batch, rate, config, optim, together)
                 seconds = time.perf_counter() - started
                 state.seconds += seconds
                 if state.step % config.log_every == 0 or state.step == config.steps:
@@ -135,13 +142,16 @@ def train(
                     state.tally = Tally()
             if on_step is not None:
                 on_step(StepReport(state.step, config.steps, state.samples, loss, rate, seconds))
-    except KeyboardInterrupt:
-        # Without the others: they were interrupted as well, and all hold the same state.
-        if together.is_first and state.step > saved_step:
-            checkpoints.save(state)
+    except KeyboardInterrupt as interruption:
+        # Copies are saved without the others: they were interrupted as well, and all hold the same state. Shards are
+        # where all agreed, and not where one is gone, which is the cause then.
+        if state.step > saved_step and not (state.sharded and interruption.__cause__):
+            checkpoints.save(state, together)
         raise
     finally:
         logs.close()
+        held.close()
+    placed.finish()
     if together.is_first:
         plot_curves(run.metrics, run.curves)
     return state
@@ -149,22 +159,27 @@ def train(
 
 def _evaluate(
     state: TrainState,
-    evaluate: Callable[[Any], Mapping[str, float]],
+    placed: Copies | Shards,
+    evaluate: Callable[[Any], Mapping[str, float]] | None,
     config: TrainConfig,
     device: torch.device,
 ) -> dict[str, dict[str, float]]:
     """Numbers of the averaged model ("valid") and, where there is an average, of the trained one ("online").
 
-    The draws of an evaluation never reach the training.
+    None of them in all processes but the first. The draws of an evaluation never reach the training.
     """
     models = {"valid": state.averaged} | ({"online": state.model} if state.ema is not None else {})
     judged = {}
-    for kind, model in models.items():
-        model.eval()
-        with torch.no_grad(), seeded_layers(config.seed, state.step, device, "evaluate"):
-            judged[kind] = dict(evaluate(model))
+    for kind, module in models.items():
+        with placed.whole(module) as model:
+            if model is None:
+                continue
+            assert evaluate is not None
+            model.eval()
+            with torch.no_grad(), seeded_layers(config.seed, state.step, device, "evaluate"):
+                judged[kind] = dict(evaluate(model))
     state.model.train()
-    if config.best_metric not in judged["valid"]:
+    if judged and config.best_metric not in judged["valid"]:
         raise ConfigError(
             f"train.best_metric is {config.best_metric!r}, which the evaluation does not give; "
             f"it gives {', '.join(sorted(judged['valid']))}"
@@ -177,11 +192,20 @@ def _shows(step: int, config: TrainConfig) -> bool:
     return step > 0 and (step >= config.steps or step % (config.show_every or config.evaluate_every) == 0)
 
 
-def _show(state: TrainState, show: Callable[[Any, int], None], config: TrainConfig, device: torch.device) -> None:
+def _show(
+    state: TrainState,
+    placed: Copies | Shards,
+    show: Callable[[Any, int], None] | None,
+    config: TrainConfig,
+    device: torch.device,
+) -> None:
     """As `_evaluate`, of the averaged model, for what it leaves behind."""
-    state.averaged.eval()
-    with torch.no_grad(), seeded_layers(config.seed, state.step, device, "show"):
-        show(state.averaged, state.step)
+    with placed.whole(state.averaged) as model:
+        if model is not None:
+            assert show is not None
+            model.eval()
+            with torch.no_grad(), seeded_layers(config.seed, state.step, device, "show"):
+                show(model, state.step)
     state.model.train()
 
 
@@ -207,6 +231,7 @@ def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, An
         "best_metric",
         "best_is",
         "loggers",
+        "parallel",
     ):
         del train[name]
     if optim.schedule == "constant":
@@ -217,21 +242,14 @@ def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, An
     return {"train": train, "optim": rates, **run.describes}
 
 
-def _refuse_apart(step: int, together: Processes) -> None:
-    """Raise CheckpointError unless all processes begin at the same step."""
-    steps = together.gather(step)
-    if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"the processes found checkpoints of different steps ({', '.join(map(str, steps))}); "
-            "the output must be one folder that all of them see"
-        )
-
-
 @contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Hold a Ctrl-C, or a scheduler's SIGTERM where that is an interruption, back until the end of the block."""
+def _interrupt_deferred() -> Iterator[list[int]]:
+    """Hold a Ctrl-C, or a scheduler's SIGTERM where that is an interruption, back until the end of the block.
+
+    Gives the list of those that came.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread only.
+        yield []  # Python delivers signals to the main thread only.
         return
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -240,7 +258,7 @@ def _interrupt_deferred() -> Iterator[None]:
     for number in deferred:
         signal.signal(number, lambda number, frame: caught.append(number))
     try:
-        yield
+        yield caught
     except Exception as problem:
         if caught:  # Another process left before this one heard of it: an interruption, too.
             raise KeyboardInterrupt from problem

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from dalle2_core.errors import CheckpointError
+from dalle2_core.training.stored import StoredTensors
 
 
 @dataclass(slots=True)
@@ -57,6 +59,11 @@ class TrainState:
     tally: Tally = field(default_factory=Tally)
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process holds some rows of the tensors, see `placement`."""
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+
+    @property
     def averaged(self) -> nn.Module:
         """The model to judge and to keep: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
@@ -84,7 +91,7 @@ class TrainState:
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
         }
 
-    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> None:
+    def load(self, tensors: Mapping[str, StoredTensors], numbers: Mapping[str, Any]) -> None:
         """Take over what `tensors()` and `numbers()` gave. Raises CheckpointError if a shape or name differs."""
         load_weights(self.model, tensors["model"])
         self._load_optimizer(tensors["optimizer"])
@@ -106,38 +113,40 @@ class TrainState:
             for moment, tensor in moments.items()
         }
 
-    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+    def _load_optimizer(self, tensors: StoredTensors) -> None:
         parameters = dict(self.model.named_parameters())
-        for key, tensor in tensors.items():
+        for key, shape in tensors.shapes.items():
             name, _, moment = key.rpartition("/")
             if name not in parameters:
                 raise CheckpointError(f"the optimizer's state names a parameter {name!r} that the model lacks")
             parameter = parameters[name]
-            self.optimizer.state[parameter][moment] = _laid_out_as(parameter, tensor)
+            self.optimizer.state[parameter][moment] = (
+                _in_memory_as(parameter, tensors.laid_out_as(parameter, key))
+                if shape == parameter.shape
+                else tensors[key].to(parameter.device)
+            )
 
 
-def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    """The moment on the parameter's device and, if it is one for each weight, in the parameter's memory layout.
+def _in_memory_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A moment of each weight on the parameter's device, in the parameter's memory layout.
 
     The fused optimizer goes through both in the order of memory: where a file's layout (always contiguous) is not the
     parameter's (channels last), it would give each weight the moment of another.
     """
-    if moment.shape != parameter.shape:
-        return moment.to(parameter.device)
     return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, tensors: StoredTensors) -> None:
     """Load a state dict whose names and shapes must all fit. Raises CheckpointError naming the first misfits."""
-    own = model.state_dict()
+    own, shapes = model.state_dict(), tensors.shapes
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in own]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
+        f"{name} is {shapes[name]}, the model has {tuple(own[name].shape)}"
         for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        if name in shapes and shapes[name] != tuple(own[name].shape)
     ]
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"weights of another model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict({name: tensors.laid_out_as(like, name) for name, like in own.items()})

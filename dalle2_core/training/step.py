@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dalle2_core.draws import Draws
 from dalle2_core.errors import ConfigError, NonFiniteLoss
@@ -61,7 +62,8 @@ def take_step(
 ) -> float:
     """Take it; returns its loss, the mean over the global batch. Nothing in `state` has changed if it raises.
 
-    loss_pass: `LossPass(state.model)`, made parallel. batch: this process's rows of the global batch, on its device.
+    loss_pass: `LossPass(state.model)`, made parallel (see `placement`). batch: this process's rows of the global batch,
+    on its device.
     """
     step, device = state.step + 1, next(state.model.parameters()).device
     start, stop = together.share(config.batch_size)
@@ -96,7 +98,8 @@ def take_step(
         raise NonFiniteLoss(f"{where}: the loss is {means['loss']}; {_ADVICE}", step)
 
     limit = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
-    grad_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not math.isfinite(grad_norm):
         where = f"step {step}, samples {state.samples + 1} to {state.samples + config.batch_size}"
         raise NonFiniteLoss(f"{where}: the gradient's norm is {grad_norm}; {_ADVICE}", step)

@@ -20,6 +20,7 @@ from dalle2_core.training.ema import make_ema
 from dalle2_core.training.optim import OptimConfig, learning_rate, make_optimizer
 from dalle2_core.training.randomness import seeded_layers, step_draws
 from dalle2_core.training.state import TrainState, load_weights
+from dalle2_core.training.stored import StoredTensors
 
 LossOf = Callable[[nn.Module, int, int, RowDraws], Tensor]
 """(the module whose forward pass gives a loss, first row, row behind the last, their draws) → scalar."""
@@ -131,12 +132,12 @@ class Stepper:
         self._forget()
         self._average()
 
-    def load(self, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, StoredTensors], numbers: dict[str, Any]) -> None:
         """Go on from what `state` gave. Raises CheckpointError if it is another model's."""
         self.state.load(tensors, numbers)
         self._forget()
 
-    def restart(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def restart(self, tensors: dict[str, StoredTensors]) -> None:
         """Take weights and average, and begin optimizer and schedule anew. Raises CheckpointError as `load`."""
         fresh = TrainState(self.state.model, make_optimizer(self.state.model, self._optim), self.state.ema)
         load_weights(fresh.model, tensors["model"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from ..card import PreprocessSpec
 from ..errors import DatasetError, InputError
 from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
-from ..read.base import NoDigest
+from ..read.base import NoDigest, Selective
 from ..types import EmbeddingBatch, Sample
 from .ahead import ahead
 from .dataset import EmbeddingDataset
@@ -68,7 +69,8 @@ class ImageLoader:
     """Batches of images and embeddings for rank r of w, in an order that is a function of (seed, step) alone.
 
     `loader.batches(step)` → this rank's share of the global batches `step`, `step + 1`, …, without end. The stream of
-    global batches is the same for every `world`. Every rank reads all shards, and decodes its own images.
+    global batches is the same for every `world`. Every rank decodes its own images; of tars on a local disk it reads no
+    others, of what lies elsewhere all.
 
     tokens: hand out the states of the captions' tokens, too. Raises DatasetError for an image that has changed since
     the join, or does not decode, naming its shard and key.
@@ -141,7 +143,7 @@ class ImageLoader:
     def all(self) -> Iterator[ImageBatch]:
         """All rows once, in the order in which they lie, a batch at a time (the last may be smaller)."""
         everything = np.arange(self._order.total)
-        with _Shards(self._join) as shards, ThreadPoolExecutor(self._options.threads) as pool:
+        with _Shards(self._join, selective=False) as shards, ThreadPoolExecutor(self._options.threads) as pool:
             for start in range(0, len(everything), self._batch_size):
                 places = everything[start : start + self._batch_size]
                 shards.keep(set(self._owners(places).tolist()))
@@ -165,10 +167,12 @@ class ImageLoader:
     def _windows(self, position: int) -> Generator[list[_Encoded], None, None]:
         """This rank's images of each window, in the order of the stream."""
         with _Shards(self._join) as shards:
-            for window in self._order.windows(position):
+            for window, following in itertools.pairwise(self._order.windows(position)):
                 # Another rank's shards, too: the next window may go on in them.
                 shards.keep(set(self._owners(window.places).tolist()))
                 ours, order = self._ours(window, position)
+                # A reader is a little ahead of what it gives.
+                shards.want(self._keys(ours), self._keys(self._ours(following, position)[0]))
                 found = self._read(shards, ours)
                 yield [found[place] for place in order]
 
@@ -181,6 +185,11 @@ class ImageLoader:
     def _every(self) -> np.ndarray:
         """The row at each place."""
         return np.concatenate([shard.rows for shard in self._join.shards])
+
+    def _keys(self, places: np.ndarray) -> Iterator[tuple[int, str]]:
+        """(number of the shard, key) of each place."""
+        for owner, place in zip(self._owners(places).tolist(), places.tolist(), strict=True):
+            yield owner, self._join.shards[owner].keys[place - int(self._bounds[owner])]
 
     def _read(self, shards: _Shards, places: np.ndarray) -> list[_Encoded]:
         """The images at those places (ascending), as they are stored."""
@@ -223,9 +232,12 @@ class ImageLoader:
 class _Shards:
     """Shards being read from front to back, each by an iterator of its own; one that has to go back begins again."""
 
-    def __init__(self, join: Join) -> None:
+    def __init__(self, join: Join, selective: bool = True) -> None:
+        """selective: where the reader can, read only what was said to be wanted."""
         self._join = join
+        self._selective = selective and isinstance(join.reader, Selective)
         self._open: dict[int, _OpenShard] = {}
+        self._wanted: dict[int, set[str]] = {}
 
     def __enter__(self) -> _Shards:
         return self
@@ -238,22 +250,48 @@ class _Shards:
         for number in self._open.keys() - wanted:
             self._open.pop(number).close()
 
+    def want(self, *keys: Iterable[tuple[int, str]]) -> None:
+        """Say which samples, as (number of a shard, key), will be asked for until this is called again."""
+        for some in self._wanted.values():
+            some.clear()  # open shards look into them
+        for number, key in itertools.chain(*keys):
+            self._wanted.setdefault(number, set()).add(key)
+
     def image(self, number: int, place: int) -> _Encoded:
-        """The image at a place of a shard."""
+        """The image at a place of a shard. Raises DatasetError if it is no longer there."""
         shard = self._open.get(number)
-        if shard is None or place < shard.next_place:
-            if shard is not None:
-                shard.close()
-            shard = self._open[number] = _OpenShard(self._join, self._join.shards[number])
-        return shard.image(place)
+        found = None if shard is None or place < shard.next_place else shard.image(place)
+        if found is None:  # its place is passed, or its bytes were, before anyone wanted them
+            found = self._opened(number).image(place)
+        if found is None:
+            joined = self._join.shards[number]
+            raise DatasetError(
+                f"{joined.shard.name}: the image of {joined.keys[place]} is no longer there, or another one: the shard "
+                "has changed since the training began",
+                "Run the same command again",
+            )
+        return found
+
+    def _opened(self, number: int) -> _OpenShard:
+        """A shard, from its beginning."""
+        if number in self._open:
+            self._open.pop(number).close()
+        wanted = self._wanted.setdefault(number, set()) if self._selective else None
+        self._open[number] = _OpenShard(self._join, self._join.shards[number], wanted)
+        return self._open[number]
 
 
 class _OpenShard:
     """One shard, read as far as `next_place` of its joined rows."""
 
-    def __init__(self, join: Join, shard: JoinedShard) -> None:
+    def __init__(self, join: Join, shard: JoinedShard, wanted: set[str] | None) -> None:
+        """wanted: keys of the samples whose bytes are to be read; None for all."""
         self._shard = shard
-        self._samples = join.reader.read(shard.shard, NoDigest())
+        reader = join.reader
+        if wanted is not None and isinstance(reader, Selective):
+            self._samples = reader.read_some(shard.shard, wanted)
+        else:
+            self._samples = reader.read(shard.shard, NoDigest())
         self.next_place = 0
 
     def close(self) -> None:
@@ -262,18 +300,14 @@ class _OpenShard:
         if close is not None:
             close()
 
-    def image(self, place: int) -> _Encoded:
-        """Read on to the image at `place`."""
+    def image(self, place: int) -> _Encoded | None:
+        """Read on to the image at `place`; None if it does not come, or is another one."""
         shard, key, sha256 = self._shard, self._shard.keys[place], self._shard.sha256[place]
         self.next_place = place + 1
         for sample in self._samples:
             if not isinstance(sample, Sample) or sample.key != key or sample.image is None:
                 continue
             if sha256 and hashlib.sha256(sample.image).hexdigest() != sha256:
-                break
+                return None
             return _Encoded(int(shard.rows[place]), key, shard.shard.name, sample.image)
-        raise DatasetError(
-            f"{shard.shard.name}: the image of {key} is no longer there, or another one: the shard has changed since "
-            "the training began",
-            "Run the same command again",
-        )
+        return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Container, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from ..types import Reject, Sample, SourceShard
 
@@ -36,5 +36,17 @@ class Reader(Protocol):
 
         When the iterator is exhausted, `digest` has been fed every byte of the shard. Raises InputError when the shard
         is gone.
+        """
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A reader that can pass over the bytes of samples that nobody wants."""
+
+    def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
+        """As `Reader.read`; samples without one of `keys`, which may change meanwhile, come as rejects.
+
+        Samples are looked at a little before they are given.
         """
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
@@ -24,6 +24,13 @@ _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: whatever
 
 class TarDamaged(Exception):
     """The bytes are no tar from some point on."""
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """A stream that can go on behind bytes without reading them; whether they are there is seen after them."""
+
+    def pass_over(self, size: int) -> None: ...
 
 
 class Readable(Protocol):
@@ -112,6 +119,9 @@ def _contents(stream: Readable, path: str, size: int) -> bytes:
 
 def _skip(stream: Readable, size: int) -> None:
     left = _padded(size)
+    if isinstance(stream, Passing):
+        stream.pass_over(left)
+        return
     while left:
         passed = len(stream.read(min(left, _CHUNK)))
         if not passed:

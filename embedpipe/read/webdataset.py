@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO, cast
 
 from .. import files, manifest
 from ..types import Reject, Sample, SourceShard
 from . import places
-from .base import Digest
-from .grouping import SampleRules, Split, readable, samples, split_at_first_dot, wanted
+from .base import Digest, NoDigest
+from .grouping import SampleRules, Split, printable, readable, samples, split_at_first_dot, wanted
 from .tar import TarDamaged, regular_files
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -41,14 +42,24 @@ class WebdatasetReader:
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one tar. A tear ends it with a `shard_truncated` reject; what came before is kept."""
         with files.reading(files.join(places.root(self.data), shard.name)) as raw:
-            yield from samples(_TarMembers(raw, digest), self.rules)
+            yield from samples(_TarMembers(_HashedStream(raw, digest)), self.rules)
+
+    def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
+        """See `Selective`. Of a tar on a local disk that is not packed the other members are not read."""
+        location = files.join(places.root(self.data), shard.name)
+        with files.reading(location) as raw:
+            # Of a remote one they are: a request for what is behind each gap takes longer.
+            stored = _SeekingStream(raw, NoDigest()) if files.is_local(location) else _HashedStream(raw, NoDigest())
+            yield from samples(_TarMembers(stored, keys), self.rules)
 
 
 class _TarMembers:
     """The files of a tar, in order; damage ends them and is told in `torn`."""
 
-    def __init__(self, raw: BinaryIO, digest: Digest) -> None:
-        self._stored = _HashedStream(raw, digest)
+    def __init__(self, stored: _HashedStream, keys: Container[str] | None = None) -> None:
+        """keys: of the samples whose members are wanted; None for all."""
+        self._stored = stored
+        self._keys = keys
         self.torn: str | None = None
         self.split: Split = split_at_first_dot
 
@@ -56,10 +67,16 @@ class _TarMembers:
         packed = self._stored.peek(2) == _GZIP_MAGIC
         plain = gzip.GzipFile(fileobj=cast("IO[bytes]", self._stored)) if packed else self._stored
         try:
-            yield from regular_files(plain, lambda path, size: wanted(path, self.split) and readable(path, size))
+            yield from regular_files(plain, self._takes)
         except (TarDamaged, gzip.BadGzipFile, EOFError, zlib.error) as problem:
             self.torn = f"the tar is damaged: {problem or 'it ends early'}"
         self._stored.drain()
+
+    def _takes(self, path: str, size: int) -> bool:
+        if not wanted(path, self.split) or not readable(path, size):
+            return False
+        place = self.split(path)
+        return self._keys is None or (place is not None and printable(place[0]) in self._keys)
 
 
 class _HashedStream:
@@ -88,3 +105,13 @@ class _HashedStream:
         """Read to the end, so that the digest covers the whole file."""
         while self.read(1 << 20):
             pass
+
+
+class _SeekingStream(_HashedStream):
+    """One that nobody hashes: what is not wanted is not read."""
+
+    def pass_over(self, size: int) -> None:
+        """Go on behind the next `size` bytes; at the end of the file nothing follows."""
+        known = min(len(self._ahead), size)
+        self._ahead = self._ahead[known:]
+        self._raw.seek(size - known, os.SEEK_CUR)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from embedpipe_cli import prior_rows
+from embedpipe_cli.token_states import token_states
 
 from embedpipe.encode.job import encode
 from embedpipe.load import EmbeddingDataset, EmbeddingLoader
@@ -92,7 +93,7 @@ def test_where_neither_they_nor_the_model_are_it_says_how_to_get_them(tmp_path, 
     assert "Encode it again with --text-tokens" in result.stderr
 
 
-def test_without_stored_tokens_the_text_tower_makes_the_same_ones(tmp_path, data, encode_config, embedpipe):
+def test_without_stored_tokens_the_text_tower_makes_the_same_ones(tmp_path, data, encode_config, embedpipe, capsys):
     bare = tmp_path / "bare"
     encode(EmbeddingDataset(data["npy"]).run.source, str(bare), encode_config())
     told = []
@@ -106,3 +107,6 @@ def test_without_stored_tokens_the_text_tower_makes_the_same_ones(tmp_path, data
         told.append(json.loads(scores.stdout)["rows"])
     for stored, made in zip(*told, strict=True):
         assert made == pytest.approx(stored, abs=1e-3)
+    capsys.readouterr()
+    assert token_states(EmbeddingDataset(str(bare)), "cpu", speaks=False).width == 32
+    assert capsys.readouterr().err == "", "of several processes one says it"

@@ -1,13 +1,9 @@
 """Stages train exactly: killed and resumed to the same bits, over two processes as one, and apart as together."""
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -15,6 +11,7 @@ from dalle2_core import Decoder, DecoderBatch, DecoderStage, DecoderTrainer, Low
 from dalle2_core.files import read_tensors
 from dalle2_core.training import OptimConfig, Run, TrainConfig, join_processes, train
 from dalle2_core.training.log import read_metrics
+from tests.launched import finish
 from tests.tiny_unet import SMALL, unet
 
 CONFIG = TrainConfig(steps=8, batch_size=10, log_every=1, evaluate_every=4, save_every=2, ema_decay=0.9)
@@ -75,7 +72,6 @@ def no_curves(monkeypatch):
 
 SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, {root!r})
 import torch
 from dataclasses import replace
 from tests.unit.dalle2_core import test_decoder_processes as t
@@ -97,30 +93,11 @@ else:
 """
 
 
-def run_script(tmp_path, *arguments, processes=1):
-    """Run SCRIPT in a process, or several under torchrun on loopback; its exit code. Nothing is left afterwards."""
+def run_script(tmp_path, *arguments, launcher="alone"):
+    """Run SCRIPT in a process, or in two under torchrun: (exit code, what was said)."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[3])))
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--standalone", "--local-addr", "127.0.0.1", "--max-restarts", "0"]
-    process = subprocess.Popen(
-        [*command, script, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        if process.poll() is None:  # its workers are in sessions of their own
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            process.wait()
-    return process.returncode, output
+    script.write_text(SCRIPT)
+    return finish(script, *arguments, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +140,7 @@ def test_killed_and_run_again_the_bits_are_those_of_an_undisturbed_run(tmp_path)
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_killed_ones_are_continued_by_one(tmp_path, alone):
-    code, output = run_script(tmp_path, "train", tmp_path / "two", 1, 5, processes=2)
+    code, output = run_script(tmp_path, "train", tmp_path / "two", 1, 5, launcher="torchrun")
     assert code != 0, "both were killed"
     assert losses_of(tmp_path / "two")[:4] == pytest.approx(losses_of(alone)[:4], abs=1e-5), output[-2000:]
     assert run_script(tmp_path, "train", tmp_path / "two", 1, 0)[0] == 0
@@ -175,7 +152,7 @@ def test_two_processes_train_as_one_and_killed_ones_are_continued_by_one(tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_of_a_decoder_trainer_train_as_one(tmp_path):
-    code, output = run_script(tmp_path, "trainer", tmp_path / "found.pt", 1, 0, processes=2)
+    code, output = run_script(tmp_path, "trainer", tmp_path / "found.pt", 1, 0, launcher="torchrun")
     assert code == 0, output[-3000:]
     losses, weights = torch.load(tmp_path / "found.pt")
     expected_losses, expected = trainer_steps(3)

@@ -1,13 +1,9 @@
 """A batch cut into parts or over processes gives the numbers of the whole batch; killed processes go on exactly."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -18,6 +14,7 @@ from dalle2_core.prior import DiffusionPrior
 from dalle2_core.training import OptimConfig, Run, TrainConfig, join_processes, train
 from dalle2_core.training.log import read_metrics
 from dalle2_core.types import PriorBatch, StepLoss
+from tests.launched import finish
 
 CONFIG = TrainConfig(steps=12, batch_size=22, log_every=1, evaluate_every=6, save_every=4, ema_decay=0.9)
 OPTIM = OptimConfig(lr=3e-3, warmup_steps=3, weight_decay=0.1)
@@ -147,14 +144,31 @@ def test_accelerate_must_not_change_the_numbers():
         Processes(SimpleNamespace(mixed_precision="bf16", gradient_accumulation_steps=1))
     with pytest.raises(ConfigError, match=r"train\.accumulate"):
         Processes(SimpleNamespace(mixed_precision="no", gradient_accumulation_steps=4))
+    sharding = SimpleNamespace(fsdp_plugin=object())
+    with pytest.raises(ConfigError, match=r"train\.parallel=fsdp"):
+        Processes(SimpleNamespace(mixed_precision="no", gradient_accumulation_steps=1, state=sharding))
+
+
+def test_what_cannot_be_sharded_is_refused():
+    from types import SimpleNamespace
+
+    from dalle2_core.training.placement import place
+
+    class Moving(torch.nn.Linear):
+        def settle(self, together):
+            pass
+
+    with pytest.raises(ConfigError, match=r"a Moving learns by more than gradients.*train\.parallel=ddp"):
+        place(Moving(2, 2), replace(CONFIG, parallel="fsdp"), SimpleNamespace(world=2))
+    with pytest.raises(ConfigError, match="known: ddp, fsdp"):
+        replace(CONFIG, parallel="fsdp2")
 
 
 SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, {here!r})
 import torch
 from dataclasses import replace
-import test_training_processes as t
+from tests.unit.dalle2_core import test_training_processes as t
 
 torch.set_num_threads(1)
 folder, rank, killed = sys.argv[1], int(os.environ["RANK"]), sys.argv[2]
@@ -168,34 +182,18 @@ def die(report):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def judged(model):
-    return {{"loss": float(sum(it.square().sum() for it in model.parameters()))}}
+    return {"loss": float(sum(it.square().sum() for it in model.parameters()))}
 
 t.go(folder, config, model=t.prior(dropout=float(sys.argv[4])), on_step=die, evaluate=judged)
 """
 
 
-def torchrun(tmp_path, folder, *arguments, restarts=0, processes=2):
-    """Run SCRIPT under torchrun on loopback; nothing of it is left afterwards."""
+def torchrun(tmp_path, folder, *arguments, restarts=0):
+    """Run SCRIPT in two processes."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--standalone", "--local-addr", "127.0.0.1", "--max-restarts", str(restarts)]
-    process = subprocess.Popen(
-        [*command, script, folder, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=200)
-    finally:
-        if process.poll() is None:  # its workers are in sessions of their own
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            process.wait()
-    assert process.returncode == 0, output[-3000:]
+    script.write_text(SCRIPT)
+    code, said = finish(script, folder, *arguments, restarts=restarts)
+    assert code == 0, said[-3000:]
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """Images and rows are joined by (source shard, key), whatever their order; what does not fit is counted."""
 
+import contextlib
+import itertools
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from embedpipe import files
 from embedpipe.errors import DatasetError, InputError
 from embedpipe.images.decode import decode
 from embedpipe.load import EmbeddingDataset
@@ -13,6 +17,7 @@ from embedpipe.load.image_order import StreamedOrder
 from embedpipe.load.images import ImageLoader, ImageOptions
 from embedpipe.load.join import join_images
 from embedpipe.load.stored import open_source
+from embedpipe.read.webdataset import WebdatasetReader
 from tests import shards as made
 
 OPTIONS = ImageOptions(size=16, threads=2, window_rows=8)
@@ -31,6 +36,11 @@ def pixels_of(row, dataset):
     """What must stand beside a row, from the sample that its key names: keys are the numbers of pictures."""
     key = dataset.metadata["key"][row]
     return decode(made.jpeg(int(key)), OPTIONS.preprocess).pixels.numpy()
+
+
+def large(seed):
+    """A picture of more bytes than the headers beside it."""
+    return made.jpeg(seed, 160, 160)
 
 
 def first(stream, count):
@@ -173,6 +183,46 @@ def test_the_stream_goes_on_from_any_step_and_is_cut_over_ranks(encoded_once, tm
     epochs = np.concatenate(whole)[:63].reshape(3, 21)
     assert all(sorted(epoch.tolist()) == list(range(21)) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_a_rank_reads_its_own_images_and_headers_alone(tmp_path, monkeypatch):
+    """Of four ranks each reads less than half of what there is, and together they see every image once."""
+    from tests.embeddings import write_dataset
+
+    for shard in range(2):
+        members = [m for i in range(30 * shard, 30 * shard + 30) for m in made.sample(i, f"{i:06d}", picture=large(i))]
+        made.write_tar(tmp_path / "shards" / f"{shard:05d}.tar", members)
+    rows = np.random.default_rng(0).normal(size=(60, 8))
+    dataset, join = joined(tmp_path / "shards", write_dataset(tmp_path / "emb", rows, rows), tmp_path / "cache")
+    everything = sum(path.stat().st_size for path in (tmp_path / "shards").iterdir())
+    read = []
+
+    @contextlib.contextmanager
+    def counting(location, reading=files.reading):
+        with reading(location) as raw:
+            yield SimpleNamespace(seek=raw.seek, read=lambda size: (data := raw.read(size), read.append(len(data)))[0])
+
+    monkeypatch.setattr(files, "reading", counting)
+    seen = []
+    for rank in range(4):
+        read.clear()
+        options = ImageOptions(size=16, threads=1, window_rows=10)
+        windows = ImageLoader(dataset, join, options, 8, 3, rank=rank, world=4)._windows(0)  # not ahead of us
+        images = [image for window in itertools.islice(windows, 6) for image in window]
+        windows.close()
+        own = sum(len(image.data) for image in images)
+        assert own < sum(read) < everything / 2
+        assert all(image.data == large(image.row) for image in images)
+        seen += [image.row for image in images]
+    assert sorted(seen) == list(range(60))
+
+
+def test_what_one_process_has_read_of_changed_shards_the_others_do_not_read(encoded_once, tmp_path, monkeypatch):
+    source, emb = encoded_once
+    other = shuffled(source, tmp_path / "shards", 1)
+    _, join = joined(other, emb, tmp_path / "cache")
+    monkeypatch.setattr(WebdatasetReader, "read", lambda *_: pytest.fail("read again"))
+    assert joined(other, emb, tmp_path / "cache")[1].rows.tolist() == join.rows.tolist()
 
 
 def test_an_image_that_changes_under_the_training_is_named(encoded_once, tmp_path):

@@ -1,0 +1,118 @@
+"""Trainings under launchers, through the command line: killed in the middle and continued by others, as if never."""
+
+import json
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dalle2_core.training.checkpoint import read_checkpoint
+from tests.embeddings import write_dataset
+from tests.launched import finish, kill_when, launch
+
+SETTINGS = {
+    "train.batch_size": 30,
+    "train.steps": 60,
+    "train.evaluate_every": 20,
+    "train.save_every": 10,
+    "train.log_every": 5,
+    "network.dim": 16,
+    "network.depth": 2,
+    "network.ff_dropout": 0,
+    "network.self_cond": "true",
+    "diffusion.timesteps": 20,
+    "diffusion.sample_timesteps": 2,
+    "optim.warmup_steps": 5,
+}
+SMALL = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture(scope="module")
+def emb(tmp_path_factory):
+    text = np.random.default_rng(0).normal(size=(300, 16))
+    return write_dataset(tmp_path_factory.mktemp("emb") / "emb", np.roll(text, 1, axis=1) + 0.1, text, shards=3)
+
+
+def words(emb, out, *more):
+    return ["-m", "embedpipe_cli", "train-prior", emb, out, *SMALL, "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(emb, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "prior"
+    code, said = finish(*words(emb, out), launcher="alone")
+    assert code == 0, said
+    return out
+
+
+def metrics_of(out):
+    """{(kind, step): numbers}, and no line twice."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found = {(line.pop("kind"), line.pop("step")): line for line in lines}
+    assert len(found) == len(lines)
+    for line in lines:
+        line.pop("seconds", None)
+    return found
+
+
+def assert_like(out, undisturbed):
+    """Exported weights, the last checkpoint's and all metrics are those of the other run to 1e-5."""
+    newest = max((undisturbed / "checkpoints").glob("step-*")).name
+    ours, theirs = (read_checkpoint(it / "checkpoints" / newest)[1] for it in (out, undisturbed))
+    exported = {
+        "model.safetensors": (load_file(out / "model.safetensors"), load_file(undisturbed / "model.safetensors"))
+    }
+    for name, (one, other) in (exported | {part: (ours[part], theirs[part]) for part in ("model", "ema")}).items():
+        assert one.keys() == other.keys()
+        for tensor in one:
+            torch.testing.assert_close(one[tensor], other[tensor], rtol=0, atol=1e-5, msg=f"{name} {tensor}")
+    logged, logged_there = metrics_of(out), metrics_of(undisturbed)
+    assert logged.keys() == logged_there.keys()
+    for which, numbers in logged.items():
+        assert numbers == pytest.approx(logged_there[which], abs=1e-5, rel=1e-5), which
+
+
+def half_done(out):
+    """Whether a checkpoint of the middle is there."""
+    return list((out / "checkpoints").glob("step-*20"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then", "parallel"),
+    [
+        ("torchrun", "alone", "ddp"),
+        ("accelerate", "alone", "ddp"),
+        ("alone", "torchrun", "ddp"),
+        ("torchrun", "alone", "fsdp"),
+    ],
+)
+def test_a_prior_killed_in_the_middle_is_finished_by_others_as_if_undisturbed(
+    emb, undisturbed, tmp_path, first, then, parallel
+):
+    out = tmp_path / "prior"
+    kill_when(lambda: half_done(out), *words(emb, out, "--parallel", parallel), launcher=first)
+    assert not (out / "model.safetensors").exists(), "it was killed before its end"
+    code, said = finish(*words(emb, out), launcher=then)
+    assert code == 0, said[-3000:]
+    assert_like(out, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_when_a_worker_dies_torchrun_starts_all_again_and_they_go_on(emb, undisturbed, tmp_path, parallel):
+    out = tmp_path / "prior"
+    with launch(*words(emb, out, "--parallel", parallel), restarts=3) as process:
+        while not half_done(out):
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.005)
+        workers = [it for it in psutil.Process(process.pid).children() if str(out) in it.cmdline()]
+        assert len(workers) == 2
+        workers[1].kill()
+        said, _ = process.communicate()
+    assert "exitcode: -9" in said
+    assert process.returncode == 0, said[-3000:]
+    assert_like(out, undisturbed)
