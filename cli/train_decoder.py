@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 @click.argument("data")
 @click.argument("emb")
 @click.argument("out")
-@click.option("--preset", default="tiny", show_default=True, help="tiny (32, 64 px), base (64, 256) or paper.")
+@click.option(
+    "--preset",
+    default="tiny",
+    show_default=True,
+    help="tiny (32, 64 px), tiny-latent (64 px, with --vae), base (64, 256) or paper.",
+)
 @click.option(
     "--sizes",
     type=ForStages(int, least=1),

@@ -200,6 +200,28 @@ def tiny() -> DecoderRecipe:
     )
 
 
+def tiny_latent() -> DecoderRecipe:
+    """One stage of 64 px, for a CPU, some thousand images and the latents of `train-vae`'s preset `tiny`.
+
+    Predicting the image itself counts errors at high noise, where the embedding has something to say, more than
+    predicting v does.
+    """
+    network = UnetConfig(
+        dim=32,
+        dim_mults=(1, 2, 4),
+        num_resnet_blocks=1,
+        resnet_groups=4,
+        attn_heads=4,
+        cond_dim=128,
+        num_image_tokens=8,
+        init_cross_embed=False,
+    )
+    optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup_steps=50, schedule="cosine")
+    train = TrainConfig(steps=3000, batch_size=16, log_every=20, evaluate_every=500, save_every=250, ema_decay=0.995)
+    stage = StageConfig(64, timesteps=1000, sample_timesteps=25, predicts="x0")
+    return DecoderRecipe((StageRecipe(network, stage, optim, train),))
+
+
 def base() -> DecoderRecipe:
     """Two stages, 64 and 256 px, for one GPU and some million images. Expected cost: not measured."""
     optim = OptimConfig(lr=1e-4, betas=(0.9, 0.99), warmup_steps=1000, max_grad_norm=0.5)
@@ -279,7 +301,7 @@ def paper() -> DecoderRecipe:
     )
 
 
-DECODER_PRESETS = {"tiny": tiny, "base": base, "paper": paper}
+DECODER_PRESETS = {"tiny": tiny, "tiny-latent": tiny_latent, "base": base, "paper": paper}
 
 
 def decoder_preset(name: str) -> DecoderRecipe:

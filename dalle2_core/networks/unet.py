@@ -42,6 +42,7 @@ class Unet(nn.Module):
             del keywords["sparse_attn_window"]
             warnings.warn("sparse_attn_window changes nothing: DALLE2-pytorch never read it either", stacklevel=2)
         config = from_keywords(UnetConfig, "Unet", {"dim": dim, **keywords})
+        config.require_widths()
         self.config = config
         make = _Parts(config)
         inputs = config.channels * (1 + config.lowres_cond + config.self_cond)

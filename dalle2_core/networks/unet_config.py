@@ -120,11 +120,14 @@ class UnetConfig:
         if any(size % 2 for size in self.cross_embed_downsample_kernel_sizes):
             raise ConfigError("unet.cross_embed_downsample_kernel_sizes must be even: they halve the size")
 
-    def _check_conditions(self) -> None:
+    def require_widths(self) -> None:
+        """Raise ConfigError where a condition's width is missing: a recipe may leave that to the data."""
         if self.cond_on_image_embeds and self.image_embed_dim is None:
             raise ConfigError("unet.cond_on_image_embeds needs image_embed_dim, the width of the image embeddings")
         if self.cond_on_text_encodings and self.text_embed_dim is None:
             raise ConfigError("unet.cond_on_text_encodings needs text_embed_dim, the width of the text tokens")
+
+    def _check_conditions(self) -> None:
         if self.lowres_noise_cond and not self.lowres_cond:
             raise ConfigError("unet.lowres_noise_cond says how noisy the smaller image is; it needs lowres_cond")
 

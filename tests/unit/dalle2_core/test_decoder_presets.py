@@ -76,3 +76,12 @@ def test_mistakes_are_named():
     with pytest.raises(ConfigError, match=r"network\.text_embed_dim is 16, .* ask for 32"):
         told.fitted(1, 512, 32, None)
     assert told.fitted(1, 512, 16, None).network.text_embed_dim == 16
+
+
+def test_widths_that_follow_from_the_data_need_not_be_said():
+    recipe = decoder_preset("tiny")
+    for number, name in ((2, "cond_on_image_embeds"), (1, "cond_on_text_encodings")):
+        recipe = with_part(recipe, number, network={name: True})
+    assert recipe.fitted(2, 6, None, None).network.image_embed_dim == 6
+    assert recipe.fitted(1, 6, 10, None).network.text_embed_dim == 10
+    assert recipe.build(2, 6).unet.condition.image_to_tokens is not None
