@@ -120,7 +120,7 @@ def test_every_setting_of_the_autoencoder_is_documented():
 
 def shown_commands():
     for page in PAGES:
-        for line in page.read_text().splitlines():
+        for line in re.sub(r"\\\n\s*", "", page.read_text()).splitlines():
             match = re.match(r"^\s*(?:\$ )?(embedpipe [a-z].*)$", line)
             if match and not match[1].startswith("embedpipe is"):
                 yield pytest.param(match[1].split("  #")[0], id=f"{page.name}: {match[1][:50]}")
