@@ -212,7 +212,7 @@ import os, signal, sys
 sys.path.insert(0, {here!r})
 import torch
 import test_training_loop as t
-import dalle2_core.training.checkpoint as checkpoint
+import dalle2_core.training.stored as stored
 
 torch.set_num_threads(1)
 folder, at, inside_save = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "save"
@@ -221,12 +221,12 @@ def die(report):
     if report.step == at and not inside_save:
         os.kill(os.getpid(), signal.SIGKILL)
 
-whole = checkpoint.write_tensors
+whole = stored.write_tensors
 def torn(path, tensors):
     whole(path, tensors)
     if inside_save and str(at) in str(path) and path.stem == "optimizer":
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.write_tensors = torn
+stored.write_tensors = torn
 t.go(folder, on_step=die)
 """
 
