@@ -9,7 +9,7 @@ from dalle2_core.training import Processes
 from embedpipe.mirror import Place, Scope, at_work, working_folder
 
 # What is kept to be quicker the next time stays on the machine.
-TRAINING = Scope(own=("checkpoints", "run.json"), leave=("cache", "join"))
+TRAINING = Scope(own=("checkpoints", "run.json"), leave=("cache", "join", "latents-*.npy"))
 
 
 @contextmanager

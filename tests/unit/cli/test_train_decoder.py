@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from dalle2_core import load_decoder
 from dalle2_core.autoencoders import AUTOENCODERS
 from dalle2_core.errors import NonFiniteLoss
+from embedpipe import files
 from tests import shards as made
 from tests.commands import result_of, run
 
@@ -392,3 +393,15 @@ def test_latents_of_other_images_are_made_anew(encoded_once, tmp_path, blocks):
     result_of("train-decoder", *encoded_once, tmp_path / "out", *options)
     (latents,) = stage.glob("latents-*.npy")
     assert latents.name != "latents-0123456789abcdef.npy"
+
+
+def test_latents_stay_on_the_machine_where_the_output_is_in_a_store(encoded_once, tmp_path, blocks, monkeypatch):
+    monkeypatch.setenv("EMBEDPIPE_CACHE", str(tmp_path / "cache"))
+    out = f"memory://latents-{tmp_path.name}/decoder"
+    result_of(
+        "train-decoder", *encoded_once, out, *SMALL, "--vae", blocks[0], "--stage", 1, "--cache-latents", "--steps", 2
+    )
+    there = files.walk(out)
+    assert "stage-1/model.safetensors" in there
+    assert [path for path in there if "latents" in path] == []
+    assert len(list((tmp_path / "cache").rglob("latents-*.npy"))) == 1
