@@ -100,6 +100,7 @@ class ImageLoader:
         self._bounds = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
         if not self._bounds[-1]:
             raise InputError(f"{dataset.path}: no rows to draw from", "Give more image shards")
+        self._row_at = np.concatenate([shard.rows for shard in join.shards])
         self._order = StreamedOrder(self._bounds, seed, options.window_rows)
 
     def __len__(self) -> int:
@@ -119,15 +120,14 @@ class ImageLoader:
 
     def embeddings(self, places: np.ndarray) -> EmbeddingBatch:
         """What is stored of the rows at such places."""
-        return self._stored(self._every()[places])
+        return self._stored(self._row_at[places])
 
     def rows(self, step: int) -> np.ndarray:
         """int64 [batch_size]: the rows of the whole global batch `step`, without reading an image."""
         first, found = step * self._batch_size, np.full(self._batch_size, -1, np.int64)
-        every = self._every()
         for window in self._order.windows(first):
             inside = window.positions < first + self._batch_size
-            found[window.positions[inside] - first] = every[window.places[inside]]
+            found[window.positions[inside] - first] = self._row_at[window.places[inside]]
             if (found >= 0).all():
                 break
         return found
@@ -181,10 +181,6 @@ class ImageLoader:
         inside = (window.positions - position) % self._batch_size
         mine = np.flatnonzero((inside >= self._share[0]) & (inside < self._share[1]))
         return window.places[mine], np.argsort(window.positions[mine])
-
-    def _every(self) -> np.ndarray:
-        """The row at each place."""
-        return np.concatenate([shard.rows for shard in self._join.shards])
 
     def _keys(self, places: np.ndarray) -> Iterator[tuple[int, str]]:
         """(number of the shard, key) of each place."""
