@@ -1,8 +1,8 @@
 """What version 0.1 wrote, before cards recorded the activation: a data set, its index, a score head and a prior's run.
 
-`version_0_1.tar.xz` was made by `python -m tests.version_0_1` with the code of version 0.1 and open_clip 3.3. The model's
-weights are not in it: they are whole numbers over a power of two, drawn by NumPy's legacy generator, whose stream is
-frozen, so that they come out the same everywhere.
+`version_0_1.tar.xz` was made by `python -m tests.version_0_1 FOLDER` with the code of version 0.1 and open_clip 3.3.
+The model's weights are not in it: they are whole numbers over a power of two, drawn by NumPy's legacy generator, whose
+stream is frozen, so that they come out the same everywhere.
 """
 
 import contextlib
@@ -79,12 +79,12 @@ def unpack(folder):
 
 def make(folder):
     """Write what the archive holds. Run by version 0.1 only."""
+    from embedpipe_cli import main
+
     from embedpipe import IndexConfig, build_index, encode
     from embedpipe.encode.base import EncoderConfig
     from embedpipe.encode.job import EncodeConfig
     from embedpipe.encode.pictures import StageConfig
-    from embedpipe_cli import main
-
     from tests import shards
 
     folder = Path(folder)
