@@ -139,14 +139,15 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
-    from embedpipe.model_name import refuse_unknown
+    from embedpipe.model_name import model_folder, refuse_unknown
     from embedpipe.model_spec import resolve
     from embedpipe.model_tables import known_name
 
     said = said_of_model(options)
     if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
         refuse_unknown(options["model"])
-        if known_name(options["model"]) is not None and not options["trust_old_card"]:
+        in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
+        if in_tables and not options["trust_old_card"]:
             resolve(options["model"], options["pretrained"], said)
 
     from embedpipe.encode.job import encode

@@ -149,7 +149,7 @@ class EncoderCard:
 
     def as_version_0_1(self) -> EncoderCard:
         """The card with what version 0.1 recorded: its fingerprint is what version 0.1 gave such an encoder."""
-        return dataclasses.replace(self, **dict.fromkeys(_SINCE_V2))
+        return dataclasses.replace(self, image_tower=None, text_tower=None, text_preprocess=None, image_rules=None)
 
     def compare(self, other: EncoderCard) -> Likeness:
         """Whether two cards are of one encoder, as far as both record it."""

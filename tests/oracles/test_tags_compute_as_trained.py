@@ -151,6 +151,8 @@ def test_the_modules_of_every_tag_are_what_the_tables_say(model):
             built = open_clip.create_model(
                 model, device="meta", force_quick_gelu=spec.quick_gelu, force_preprocess_cfg=spec.preprocess
             )
+            width = built.encode_image(torch.zeros(1, 3, *spec.size)).shape[-1]
+        assert width == spec.dim
         found = activations(built.visual), activations(text_tower(built))
         assert "none" not in found
         wanted = spec.image_tower.activation or found[0], spec.text_tower.activation or found[1]
