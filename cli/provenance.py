@@ -53,12 +53,10 @@ def made_for(folder: str, facts: Mapping[str, Any], other: str, card: EncoderCar
 
     Raises RunMismatch where one of the two was written by version 0.1, all else agrees, and nobody vouches for it.
     """
-    if facts["fingerprint"] == card.fingerprint():
-        return True
     try:
         theirs = card_from(facts["encoder"])
-    except (KeyError, ValueError):
-        return False
+    except (KeyError, ValueError):  # as much as is there
+        return bool(facts["fingerprint"] == card.fingerprint())
     return same_encoder((folder, theirs), (other, card), trust_old_card)
 
 

@@ -12,9 +12,11 @@ def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], t
     """Whether two cards, each with the name of what it belongs to, are of one encoder.
 
     Where one was written by version 0.1 and all that it records agrees, somebody has to say so: raises RunMismatch
-    unless `trust_old_card`.
+    unless `trust_old_card`. Raises it, too, where both were and the names of their models say that they differ.
     """
     likeness = one[1].compare(other[1])
+    if likeness is Likeness.SAME:
+        _refuse_other_names(one, other)
     if likeness is Likeness.UNRECORDED and not trust_old_card:
         (where, old), (_, new) = (one, other) if one[1].dated else (other, one)
         differs = _activations_that_differ(old, new)
@@ -26,6 +28,18 @@ def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], t
             else "If it is the same encoder, say so with --trust-old-card",
         )
     return likeness is not Likeness.OTHER
+
+
+def _refuse_other_names(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard]) -> None:
+    """Raise RunMismatch for two cards of version 0.1 whose models it computed with different activations."""
+    (where, first), (_, second) = one, other
+    then, also = activation_of_version_0_1(first), activation_of_version_0_1(second)
+    if first.dated and second.dated and None not in (then, also) and then != also and has_quick_gelu(first.model):
+        raise RunMismatch(
+            f"{where}: {BEFORE_ACTIVATION}; version 0.1 computed {first.model} with {activation_word(bool(then))}, and "
+            f"{second.model} with {activation_word(bool(also))}",
+            "Give the model by the name that it was made with, or encode again",
+        )
 
 
 def activation_of_version_0_1(card: EncoderCard) -> bool | None:

@@ -14,6 +14,7 @@ from .. import manifest
 from ..card import EncoderCard
 from ..columns import guess
 from ..errors import EmptyInput, InputError, RunMismatch
+from ..likeness import same_encoder
 from ..manifest import EMBEDDINGS, RunCard
 from ..plan import PlanChange, grow
 from ..read import Reader
@@ -93,7 +94,8 @@ def run_card(
     """
     card, token_width = encoder
     if before is not None and before.encoder is not None:
-        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
+        if not same_encoder((out, before.encoder), (out, card)):
+            manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
         return dataclasses.replace(before, plan=change.shards)
     return RunCard(
         format=EMBEDDINGS,

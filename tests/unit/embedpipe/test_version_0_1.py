@@ -101,7 +101,7 @@ def test_a_query_is_embedded_as_the_rows_were(written):
 
 def test_a_query_under_the_name_of_the_other_activation_is_refused(written):
     dataset = EmbeddingDataset(str(written / "emb"))
-    with pytest.raises(RunMismatch, match="computed .*-tiny with GELU, and .*-quickgelu is the model with QuickGELU"):
+    with pytest.raises(RunMismatch, match="computed .*-tiny with GELU, and .*-quickgelu with QuickGELU"):
         query_encoder(dataset, f"{MODEL}-quickgelu", "openai")
 
 
@@ -157,6 +157,19 @@ def test_old_and_new_merge_only_where_somebody_says_so(old, new, tmp_path):
     dataset = EmbeddingDataset(out)
     assert len(dataset) == 24
     assert dataset.card.fingerprint().startswith(FINGERPRINT)  # it says no more than is known of all
+
+
+def test_two_of_version_0_1_whose_names_say_that_they_differ_do_not_mix(written, old, config, tmp_path):
+    settings = config("openai", f"{MODEL}-quickgelu")
+    encoder = dataclasses.replace(settings.encoder, as_version_0_1=True)  # as it wrote such a data set
+    encode(str(written / "shards"), str(tmp_path / "quick"), dataclasses.replace(settings, encoder=encoder))
+    assert EmbeddingDataset(str(tmp_path / "quick")).card.fingerprint().startswith(FINGERPRINT)
+    said = "version 0.1 computed .*-tiny with GELU, and .*-tiny-quickgelu with QuickGELU"
+    with pytest.raises(RunMismatch, match=said):
+        merge([str(old), str(tmp_path / "quick")], str(tmp_path / "out"), MergeConfig(trust_old_card=True))
+    shards = grown(written, tmp_path / "more")
+    with pytest.raises(RunMismatch, match=said):
+        encode(shards, str(old), config("openai", f"{MODEL}-quickgelu", trust_old_card=True))
 
 
 def test_two_that_an_old_card_does_not_tell_apart_do_not_merge_through_it(written, old, new, config, tmp_path):
