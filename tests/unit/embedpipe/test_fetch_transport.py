@@ -390,7 +390,7 @@ def test_resizer_messages_have_their_class_and_no_build_paths(message, error_cla
 
 def test_large_bodies_share_a_bounded_memory_and_wait_no_longer_than_their_deadline():
     large = LargeBodies(100)
-    assert [large.take(60, Deadline(1, 1)), large.take(40, Deadline(1, 1))] == [60, 40]
+    assert [large.take(60, Deadline(60, 60)), large.take(40, Deadline(60, 60))] == [60, 40]
     with pytest.raises(TimeoutError):
         large.take(1, Deadline(0.2, 0.1))
     large.give_back(60)
