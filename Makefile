@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
+# Two at a time, the tests of a file one after the other: they share what it makes for them.
+BESIDE := -n 2 --dist loadgroup
 
 .PHONY: demo test check slow bench docs clean
 
@@ -10,10 +12,10 @@ demo: $(VENV)/.demo  ## the whole story on bundled data, offline but for pip, in
 	$(BIN)/embedpipe demo $(OUT) $(DEMO_OPTIONS)
 
 test: $(VENV)/.dev  ## every fast test that needs no GPU
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(TEST_OPTIONS)
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow" $(TEST_OPTIONS)
 
-slow: $(VENV)/.dev  ## the other ones, one at a time: models of real size, long runs, many kills
-	$(BIN)/python -m pytest -m slow $(TEST_OPTIONS)
+slow: $(VENV)/.dev  ## the other ones: models of real size, launchers, clusters, many kills
+	$(BIN)/python -m pytest $(BESIDE) -m slow $(TEST_OPTIONS)
 
 check: $(VENV)/.dev  ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
