@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,20 @@ def test_every_file_of_the_tree_is_in_the_wheel(built):
 
 def test_every_room_says_that_it_is_typed(built):
     assert {f"{name}/py.typed" for name in FOLDERS.values()} <= set(built["files"])
+
+
+def test_every_extra_is_documented():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    page = (ROOT / "docs" / "installing.md").read_text()
+    assert [name for name in extras if f"| `{name}` |" not in page] == []
+
+
+def test_the_versions_of_python_are_the_same_everywhere():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    versions = [name.rpartition(" ")[2] for name in settings["project"]["classifiers"] if "Python :: 3." in name]
+    oldest = versions[0]
+    assert settings["project"]["requires-python"] == f">={oldest}"
+    assert settings["tool"]["mypy"]["python_version"] == oldest
+    assert settings["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    for page in ("README.md", "docs/quickstart.md"):
+        assert f"Python {oldest} to {versions[-1]}" in (ROOT / page).read_text(), page
