@@ -22,10 +22,9 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from pathlib import Path
-
-import tomllib
 
 from tools.mutants import Mutant, mutants_of
 

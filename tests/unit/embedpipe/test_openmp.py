@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
-from embedpipe.execute import Task
+from embedpipe.execute import Cluster, Task
 from embedpipe.execute.processes import ProcessExecutor
+from embedpipe.execute.ray import RayExecutor
 from embedpipe.openmp import SPIN_COUNT, bound_spinning
 from embedpipe.progress import silent
-from tests.works import WritingItsEnvironment
+from tests import raycluster
+from tests.works import NotingSpinning, WritingItsEnvironment
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -66,3 +68,19 @@ def test_workers_have_it_whoever_starts_them(unset, tmp_path):
     started_with = (tmp_path / "environment").read_bytes().decode().split("\0")
     assert f"GOMP_SPINCOUNT={SPIN_COUNT}" in started_with
     assert not any(name in os.environ for name in CHOICES), "the caller's own environment was changed"
+
+
+def test_what_a_ray_worker_loads_before_its_work_is_not_torch():
+    """The work sets the variables when it is begun, see `_InFolder`."""
+    code = "import embedpipe.execute.ray, sys; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_ray_workers_have_it(unset, tmp_path):
+    ray = pytest.importorskip("ray")
+    with raycluster.start(1, cpus=1) as running:
+        RayExecutor(1, Cluster(running.address)).run(NotingSpinning(str(tmp_path)), [Task(0, "t0", "fine")], silent)
+    assert not ray.is_initialized()
+    assert (tmp_path / "spinning").read_text() == SPIN_COUNT
