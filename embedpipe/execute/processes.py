@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
+from ..openmp import bounded_in_children
 from ..progress import Listener, Progress, TaskReport
 from .base import Outcome, Task, Tasks, Work
 from .ledger import Hands, Ledger
@@ -143,7 +144,8 @@ class _Crew:
         # Ctrl-C reaches the whole group; a worker that is still importing would answer it with a traceback.
         unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process.start()
+            with bounded_in_children():
+                process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         theirs.close()  # so that reading fails when the worker is gone

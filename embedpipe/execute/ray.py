@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EmbedpipeError, WorkerDied
+from ..openmp import bound_spinning
 from ..progress import Listener
 from .base import Outcome, Tasks, Work, Worker
 from .cluster import Cluster, Room, joined, library, require_room
@@ -89,14 +91,19 @@ def _in_folder(folder: str, function: Callable[..., _Made], *arguments: Any) -> 
 
 @dataclass(frozen=True, slots=True)
 class _InFolder:
-    """A work that is begun in a folder, for the same reason."""
+    """A pickled work that is begun in a folder, for the same reason.
 
-    work: Work
+    Pickled by itself, so that what it imports (torch) is loaded after OpenMP's variables are set.
+    """
+
+    work: bytes
     folder: str
 
     def start(self, worker: int) -> Worker:
         """See `Work.start`."""
-        return _in_folder(self.folder, self.work.start, worker)
+        bound_spinning()
+        work: Work = pickle.loads(self.work)
+        return _in_folder(self.folder, work.start, worker)
 
 
 def _options(room: Room) -> dict[str, Any]:
@@ -118,7 +125,9 @@ class _Crew:
 
     def __init__(self, work: Work, ledger: Ledger, cluster: Cluster, room: Room) -> None:
         self._ray = library()
-        self._work = self._ray.put(_InFolder(work, str(Path.cwd())))  # once, however many workers there are
+        self._work = self._ray.put(
+            _InFolder(self._ray.cloudpickle.dumps(work), str(Path.cwd()))
+        )  # once, however many workers there are
         self._ledger = ledger
         self._cluster = cluster
         self._room = room

@@ -280,9 +280,11 @@ def test_a_bad_table_leaves_no_output_behind(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_python_without_imghdr_is_told_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"Python 3\.13.*Python 3\.10 to 3\.12; everything else works"):
+@pytest.mark.parametrize(("module", "package"), [("img2dataset", "img2dataset"), ("imghdr", "standard-imghdr")])
+def test_a_missing_module_is_told_with_its_package(tmp_path, monkeypatch, module, package):
+    real = download.importlib.util.find_spec
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None if name == module else real(name))
+    with pytest.raises(MissingExtra, match=f"the module {module} is not installed.*`pip install {package}`"):
         fetch(refused_urls(tmp_path / "t.csv", 1), str(tmp_path / "out"))
 
 

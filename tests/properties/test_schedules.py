@@ -45,9 +45,9 @@ def test_zero_terminal_snr_leaves_nothing_at_the_end_and_the_beginning_as_it_was
 
 
 @fast
-@given(lengths)
-def test_flow_is_straight(timesteps):
-    schedule = NoiseSchedule("flow", timesteps)
+@given(lengths, st.booleans())
+def test_flow_is_straight(timesteps, zero_terminal_snr):
+    schedule = NoiseSchedule("flow", timesteps, zero_terminal_snr)
     torch.testing.assert_close(schedule.alphas + schedule.sigmas, torch.ones(timesteps + 1))
     torch.testing.assert_close(schedule.sigmas.diff(), torch.full((timesteps,), 1 / timesteps), atol=1e-6, rtol=0)
     assert schedule.ends_in_noise

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -130,3 +131,14 @@ def test_draws_depend_on_seed_step_and_purpose_and_leave_no_trace():
     with seeded_layers(3, 4, cpu):
         assert torch.equal(one, torch.rand(3))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o027])
+def test_weights_are_as_readable_as_any_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # anew, and over one that is there
+            write_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
+            assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
