@@ -6,7 +6,7 @@ OUT    ?= demo-out
 # Two at a time, the tests of a file one after the other: they share what it makes for them.
 BESIDE := -n 2 --dist loadgroup
 
-.PHONY: demo test check slow wheel bench docs clean
+.PHONY: demo test check slow repeat wheel bench docs clean
 
 demo: $(VENV)/.demo  ## the whole story on bundled data, offline but for pip, in minutes
 	$(BIN)/embedpipe demo $(OUT) $(DEMO_OPTIONS)
@@ -22,6 +22,9 @@ check: $(VENV)/.dev  ## format, lint, import contracts, types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+repeat: $(VENV)/.dev  ## the fast tests again and again: are they always green? `--help` says more
+	$(BIN)/python tools/repeat_suite.py $(or $(N),30) --busy $(or $(BUSY),10)
 
 wheel:  ## build the distribution, install it outside the tree, run every command there
 	$(PYTHON) tools/check_wheel.py $(WHEEL_OPTIONS)
