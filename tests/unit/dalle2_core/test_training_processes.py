@@ -225,11 +225,13 @@ def test_two_processes_draw_the_dropout_of_one_that_takes_the_batch_in_two_parts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_is_started_again_and_the_bits_are_those_of_an_undisturbed_run(two, tmp_path, rank):
-    torchrun(tmp_path, ("hit", rank, 2, 0.2), restarts=1)
-    assert (tmp_path / "hit" / "was-killed").exists()
-    calm, hit = final(two / "calm"), final(tmp_path / "hit")
-    for part in calm:
-        assert [name for name in calm[part] if not torch.equal(calm[part][name], hit[part][name])] == []
-    assert losses(tmp_path / "hit") == losses(two / "calm")
+def test_a_killed_process_is_started_again_and_the_bits_are_those_of_an_undisturbed_run(two, tmp_path):
+    """The first process is killed in one training, and the second in the next."""
+    torchrun(tmp_path, ("first", 0, 2, 0.2), ("second", 1, 2, 0.2), restarts=2)
+    calm = final(two / "calm")
+    for name in ("first", "second"):
+        assert (tmp_path / name / "was-killed").exists()
+        hit = final(tmp_path / name)
+        for part in calm:
+            assert [name for name in calm[part] if not torch.equal(calm[part][name], hit[part][name])] == []
+        assert losses(tmp_path / name) == losses(two / "calm")
