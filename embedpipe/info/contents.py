@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import files, manifest
+from ..card import UNKNOWN
 from ..errors import InputError
 from ..fetch.outcome import HostFailures
 from ..fetch.report import worst_hosts
@@ -45,7 +46,8 @@ class OutputInfo:
     """What `info` tells. encoder, similarity, norms, captions and columns are None or empty for image shards.
 
     norms: lengths of the embeddings by modality, and captions: characters in a caption, both of a sample of rows.
-    merged: the data sets that this one was put together of.
+    merged: the data sets that this one was put together of. fingerprint_version: 1 where version 0.1 wrote the card, or
+    others the data set: the activation is not recorded. None for image shards.
 
     tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
     """
@@ -62,6 +64,7 @@ class OutputInfo:
     bytes: int
     encoder: dict[str, Any] | None
     fingerprint: str
+    fingerprint_version: int | None
     tokens: int | None
     token_width: int | None
     columns: tuple[str, ...]
@@ -71,6 +74,12 @@ class OutputInfo:
     merged: tuple[str, ...]
     options: dict[str, Any]
     versions: dict[str, str]
+
+    @property
+    def dated(self) -> bool:
+        """Whether version 0.1 wrote it: see `EncoderCard.dated`."""
+        known = self.encoder is not None and not self.encoder["weights_sha256"].startswith(UNKNOWN)
+        return known and self.fingerprint_version == 1
 
 
 def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> OutputInfo:
@@ -104,6 +113,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         if run.encoder is not None
         else None,
         fingerprint=run.encoder.fingerprint() if run.encoder is not None else "",
+        fingerprint_version=run.encoder.fingerprint_version if run.encoder is not None else None,
         tokens=sum(entry.tokens or 0 for entry in entries) if run.token_width is not None else None,
         token_width=run.token_width,
         columns=dataset.column_names() if dataset is not None else tuple(run.columns),
