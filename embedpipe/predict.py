@@ -30,7 +30,6 @@ from .store import open_format
 from .store.leftovers import sweep_leftovers, sweep_temporaries
 from .types import EmbeddingShard
 
-_SMALLEST_NORM = 1e-12
 _OTHER_RUN = "Give the same as before, or another output folder"
 
 
@@ -181,12 +180,12 @@ class PredictWork:
             raise DatasetError(
                 f"{self._emb}: shard {entry.number}: the prior gave no finite {text.shape} for its texts"
             )
-        norms = np.linalg.norm(image, axis=1)
-        image = (image / np.maximum(norms, _SMALLEST_NORM)[:, None]).astype(self._card.dtype)
+        raw = torch.from_numpy(image)
+        image = torch.nn.functional.normalize(raw, dim=-1).numpy().astype(self._card.dtype)
         metadata: dict[str, list[Any]] = source.metadata(place).to_pydict()
         metadata["similarity"] = np.einsum("nd,nd->n", image, text, dtype=np.float32).tolist()
         if IMAGE_NORM in measured(self._run.columns):
-            metadata[IMAGE_NORM] = norms.tolist()
+            metadata[IMAGE_NORM] = torch.linalg.vector_norm(raw, dim=-1).tolist()
         return EmbeddingShard(entry.number, image, text, metadata, ())
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class OpenClipEncoder:
         self._pictures_at_once = 16 if convolutional and device == "cpu" else 1 << 20
         self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
         self._texts = TextTower(self._model, tokenizer, device, config.text_batch_size)
-        self._encode_image = self._model.encode_image
+        # Said, since CoCa's models normalise unless they are told not to.
+        self._encode_image: Callable[[Any], Any] = functools.partial(self._model.encode_image, normalize=False)
         self._compile = config.compile
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card.preprocess.mean, device=device).view(shape)
@@ -63,7 +65,7 @@ class OpenClipEncoder:
         # be compiled again, so all batches are filled up to one.
         self._pictures_at_once = size = min(batch_size, self._pictures_at_once)
         compiled = torch.compile(self._model.encode_image, options={"freezing": True})
-        self._encode_image = lambda part: compiled(_filled_up(part, size))[: len(part)]  # type: ignore[no-untyped-call]
+        self._encode_image = lambda part: _run(compiled, part, size)
         self.images(torch.zeros(size, 3, *self._card.preprocess.size, dtype=torch.uint8)).wait()
         return time.perf_counter() - begun
 
@@ -107,6 +109,11 @@ class OpenClipEncoder:
         if not self._autocast:
             return contextlib.nullcontext()
         return torch.autocast("cuda", DTYPES[self._card.precision])
+
+
+def _run(compiled: Any, pictures: torch.Tensor, size: int) -> torch.Tensor:
+    made: torch.Tensor = compiled(_filled_up(pictures, size), normalize=False)
+    return made[: len(pictures)]
 
 
 def _filled_up(pictures: torch.Tensor, size: int) -> torch.Tensor:

@@ -89,7 +89,8 @@ class TextTower:
             yield rows, int(lengths[rows].max()) if self._cut else tokens.shape[1]
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device))
+        # Said, since CoCa's models normalise unless they are told not to.
+        encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device), normalize=False)
         return encoded
 
     def _encode_cut(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
