@@ -9,7 +9,7 @@ import click
 from .options import debug_option, json_option
 
 if TYPE_CHECKING:
-    from embedpipe.model_spec import ModelSpec
+    from embedpipe.architecture import ModelSpec
 
 
 @click.command()

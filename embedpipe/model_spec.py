@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import model_tables
-from .card import TextPreprocessSpec
+from .architecture import ModelSpec, of_config, takes_quick_gelu
 from .errors import ModelError, did_you_mean
 from .model_tables import QUICK_GELU_SUFFIX
 
@@ -59,35 +59,6 @@ class ModelOptions:
         return {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class TowerSpec:
-    """What a tower must turn out to be. activation: None where another library (timm, transformers) decides it."""
-
-    activation: str | None
-    pooling: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Everything that decides a model's numbers, apart from its weights.
-
-    model: as open_clip knows it, or `hf-hub:…`, `local-dir:…`. preprocess: mean, std, interpolation and resize_mode;
-    None where the model's own configuration brings them. size: of its images, (height, width). dim: of its embeddings.
-    needs_transformers: whether the package must be there.
-    """
-
-    model: str
-    quick_gelu: bool
-    preprocess: dict[str, Any] | None
-    size: tuple[int, int]
-    dim: int
-    context_length: int
-    image_tower: TowerSpec
-    text_tower: TowerSpec
-    text_preprocess: TextPreprocessSpec
-    needs_transformers: bool
-
-
 def resolve(model: str, pretrained: str, options: ModelOptions | None = None) -> ModelSpec:
     """The spec of one of open_clip's models with a tag, a checkpoint file, or `random`.
 
@@ -107,28 +78,6 @@ def resolve(model: str, pretrained: str, options: ModelOptions | None = None) ->
     _refuse_what_cannot_be(named, name, config, values, options)
     preprocess = {field: values[field] for field in BARE_PREPROCESS}
     return of_config(name, config, preprocess, quick_gelu=values["quick_gelu"])
-
-
-def of_config(
-    name: str, config: Mapping[str, Any], preprocess: dict[str, Any] | None, quick_gelu: bool | None = None
-) -> ModelSpec:
-    """The spec of a model configuration. quick_gelu: None for what the configuration says."""
-    quick = bool(config.get("quick_gelu", False)) if quick_gelu is None else quick_gelu
-    text = config["text_cfg"]
-    size = config["vision_cfg"].get("image_size", 224)
-    hf_tokenizer, clean, options = _tokenizing(name, text)
-    return ModelSpec(
-        model=name,
-        quick_gelu=quick,
-        preprocess=preprocess,
-        size=(int(size[0]), int(size[1])) if isinstance(size, list | tuple) else (int(size), int(size)),
-        dim=int(config["embed_dim"]),
-        context_length=int(text.get("context_length", 77)),
-        image_tower=_image_tower(config["vision_cfg"], quick),
-        text_tower=_text_tower(text, quick),
-        text_preprocess=TextPreprocessSpec(clean, options),
-        needs_transformers=hf_tokenizer or "hf_model_name" in text,
-    )
 
 
 def tag_values(name: str, tag: str) -> dict[str, Any]:
@@ -164,7 +113,7 @@ def _by_value(name: str) -> _ByValue:
                 tags = found.setdefault(field, {}).setdefault(value, [])
                 if tag not in tags:
                     tags.append(tag)
-    if found and not _has_quick_gelu(model_tables.configs()[name]):
+    if found and not takes_quick_gelu(model_tables.configs()[name]):
         found["quick_gelu"] = {False: [name]}  # other libraries decide: what tags say of it changes nothing
     return found
 
@@ -261,7 +210,7 @@ def require_weights(model: str, pretrained: str) -> str:
 def _refuse_what_cannot_be(
     named: str, name: str, config: Mapping[str, Any], values: Mapping[str, Any], options: ModelOptions
 ) -> None:
-    if options.quick_gelu is not None and not _has_quick_gelu(config):
+    if options.quick_gelu is not None and not takes_quick_gelu(config):
         raise ModelError(
             f"{named}: its towers are of other libraries, which decide their activation", "Drop --quickgelu or --gelu"
         )
@@ -283,14 +232,7 @@ def is_checkpoint(model: str, pretrained: str) -> bool:
 def has_quick_gelu(model: str) -> bool:
     """Whether `quick_gelu` changes anything in a model of open_clip's tables."""
     name = model_tables.known_name(model)
-    return name is not None and _has_quick_gelu(model_tables.configs()[name])
-
-
-def _has_quick_gelu(config: Mapping[str, Any]) -> bool:
-    """Whether `quick_gelu` changes any tower: those of timm and transformers have their own activation."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    own_vision = not vision.get("timm_model_name") and not isinstance(vision.get("layers"), list | tuple)
-    return own_vision or not text.get("hf_model_name")
+    return name is not None and takes_quick_gelu(model_tables.configs()[name])
 
 
 def _word(field: str) -> str:
@@ -301,41 +243,3 @@ def _shown(value: Any, field: str = "") -> str:
     if isinstance(value, bool):
         return "QuickGELU" if value else "GELU"
     return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
-
-
-def _image_tower(vision: Mapping[str, Any], quick_gelu: bool) -> TowerSpec:
-    if vision.get("timm_model_name"):
-        return TowerSpec(None, vision.get("timm_pool", "avg") or "own")
-    if isinstance(vision.get("layers"), list | tuple):
-        return TowerSpec("relu", "attention")
-    attentional = vision.get("attentional_pool", False)
-    if attentional:
-        pooling = "attention" if attentional is True else f"attention_{attentional}"
-    else:
-        pooling = vision.get("pool_type", "tok") + "+norm" * bool(vision.get("final_ln_after_pool"))
-    return TowerSpec(_activation(quick_gelu, vision.get("act_kwargs")), pooling)
-
-
-def _text_tower(text: Mapping[str, Any], quick_gelu: bool) -> TowerSpec:
-    if text.get("hf_model_name"):
-        return TowerSpec(None, str(text.get("hf_pooler_type", "mean_pooler")).removesuffix("_pooler"))
-    pooling = "cls" if text.get("embed_cls") else text.get("pool_type", "argmax")
-    return TowerSpec(_activation(quick_gelu, text.get("act_kwargs")), pooling)
-
-
-def _activation(quick_gelu: bool, settings: Mapping[str, Any] | None) -> str:
-    if quick_gelu:
-        return "quick_gelu"
-    return "gelu_tanh" if (settings or {}).get("approximate") == "tanh" else "gelu"
-
-
-def _tokenizing(name: str, text: Mapping[str, Any]) -> tuple[bool, str, dict[str, Any]]:
-    """Whether the tokenizer is of transformers, how it cleans captions, and its other options."""
-    options = dict(text.get("tokenizer_kwargs") or {})
-    if text.get("tokenizer_mode"):
-        options["mode"] = text["tokenizer_mode"]
-    if text.get("hf_tokenizer_name"):
-        return True, options.pop("clean", "whitespace"), options
-    if ":" not in name and "siglip" in name.lower():
-        return True, "canonicalize", {}
-    return False, options.pop("clean", "lower"), options

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..card import EncoderCard
+from ..card import BEFORE_ACTIVATION, EncoderCard
 from ..errors import InputError, RunMismatch
-from ..likeness import computes_quick_gelu
+from ..likeness import activation_of_version_0_1, activation_word, computes_quick_gelu
 from ..load import EmbeddingDataset
 from ..manifest import refuse_difference
 from ..model_spec import ModelOptions, has_quick_gelu, is_checkpoint
@@ -59,6 +59,7 @@ def encoder_of(
         raise InputError(f"{path}: which model made it is not known ({card.model})", "Give --model and --pretrained")
     name = model or card.model
     weights = (card.pretrained if model is None else "") if pretrained is None else pretrained
+    _refuse_other_activation(card, path, name)
     file = is_checkpoint(name, weights)
     config = EncoderConfig(
         model=name,
@@ -81,6 +82,17 @@ def encoder_of(
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
     refuse_difference(path, card.facts(), same_format.facts(), "encoder", "Give the model that made it")
     return encoder
+
+
+def _refuse_other_activation(card: EncoderCard, path: str, name: str) -> None:
+    """Raise RunMismatch where a card does not record the activation, and `name` has another than its model's name."""
+    then, now = activation_of_version_0_1(card), activation_of_version_0_1(replace(card, model=name))
+    if card.dated and then is not None and now is not None and then != now:
+        raise RunMismatch(
+            f"{path}: {BEFORE_ACTIVATION}; version 0.1 computed {card.model} with {activation_word(then)}, "
+            f"and {name} is the model with {activation_word(now)}",
+            "Give the name that it was made with",
+        )
 
 
 def _as_the_card_says(card: EncoderCard) -> ModelOptions:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from embedpipe.encode import EncoderConfig, load_encoder
-from embedpipe.encode.loading import activations, text_tower
+from embedpipe.encode.built import activations, text_tower
 from embedpipe.images.decode import decode
 from embedpipe.model_spec import resolve
 from tests import shards

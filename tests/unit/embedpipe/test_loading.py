@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embedpipe.encode import EncoderConfig, load_encoder
-from embedpipe.encode.loading import activations, cleaning
+from embedpipe.encode.built import activations, cleaning
 from embedpipe.errors import MissingExtra, ModelError
 from embedpipe.model_spec import ModelOptions
 from tests import tiny_clip, version_0_1

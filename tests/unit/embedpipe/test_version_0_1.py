@@ -99,6 +99,12 @@ def test_a_query_is_embedded_as_the_rows_were(written):
     assert cosines(now.texts(captions).rows, stored).max() < 1 - 1e-5
 
 
+def test_a_query_under_the_name_of_the_other_activation_is_refused(written):
+    dataset = EmbeddingDataset(str(written / "emb"))
+    with pytest.raises(RunMismatch, match="computed .*-tiny with GELU, and .*-quickgelu is the model with QuickGELU"):
+        query_encoder(dataset, f"{MODEL}-quickgelu", "openai")
+
+
 def test_the_old_index_is_used(written, embedpipe):
     found = embedpipe(
         "search", written / "emb", "a cat", "--model", MODEL, "--pretrained", "openai", "-k", "3", "--json"
