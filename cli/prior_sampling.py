@@ -93,6 +93,7 @@ def sample_prior(
     gpus: int | None = None,
     workers: int = 1,
     listen: Listener = silent,
+    trust_old_card: bool = False,
 ) -> PredictReport:
     """Predict image embeddings for all texts of the data set `emb` into the data set `out`; run again, it goes on.
 
@@ -103,7 +104,7 @@ def sample_prior(
     """
     facts = read_run(run_folder, PRIOR_RUN, "train-prior")
     dataset = EmbeddingDataset(emb)
-    refuse_another_encoder(run_folder, facts, dataset)
+    refuse_another_encoder(run_folder, facts, dataset, trust_old_card)
     text_tokens = bool(facts["recipe"].get("text_tokens"))
     if text_tokens:
         dataset.require_text_tokens()

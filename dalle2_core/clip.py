@@ -284,9 +284,14 @@ class LoadedClip:
 
 
 def load_open_clip(name: str, pretrained: str | None) -> LoadedClip:
-    """A model by open_clip's names. Raises ConfigError if it does not know or cannot get it."""
+    """A model by open_clip's names. Raises ConfigError if it does not know or cannot get it.
+
+    A tag's weights get the activation that they were trained with, whichever of its names the architecture is given by.
+    A checkpoint file does not say it: it gets that of the architecture's name (`…-quickgelu`, or GELU).
+    """
+    tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) if pretrained else {}
     try:
-        model = open_clip.create_model(name, pretrained=pretrained)
+        model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=bool(tag.get("quick_gelu", False)))
         tokenizer = open_clip.get_tokenizer(name)
     # What open_clip raises for names it does not know and weights it cannot get; OSError is what the network gives.
     except (RuntimeError, ValueError, OSError) as problem:

@@ -20,7 +20,7 @@ from . import files, manifest
 from .card import PredictionCard
 from .columns import IMAGE_NORM, MEASURED, measured
 from .errors import DatasetError, RunMismatch
-from .execute import Task, Worker, one_by_one, open_executor
+from .execute import Task, Worker, one_by_one, open_executor, torch_threads
 from .load import EmbeddingDataset
 from .lock import exclusive
 from .manifest import EMBEDDINGS, RunCard, ShardManifest
@@ -130,11 +130,17 @@ class PredictWork:
 
     def start(self, worker: int) -> Worker:
         """Load the predictor on this worker's device and open the data set."""
-        if len(self._devices) > 1:  # one worker works in the caller's process, whose threads are the caller's
-            torch.set_num_threads(self._threads)
-        predict = self._load(self._devices[worker])
+        # One worker works in the caller's process, on as many threads as the caller has.
+        threads = self._threads if len(self._devices) > 1 else torch.get_num_threads()
+        with torch_threads(threads):
+            predict = self._load(self._devices[worker])
         source = EmbeddingDataset(self._emb)
-        return one_by_one(lambda task, listen: self._do(source, predict, task.number, listen))
+
+        def do(task: Task, listen: Listener) -> TaskReport:
+            with torch_threads(threads):
+                return self._do(source, predict, task.number, listen)
+
+        return one_by_one(do)
 
     def _do(self, source: EmbeddingDataset, predict: Predictor, number: int, listen: Listener) -> TaskReport:
         place = {shard.manifest.number: i for i, shard in enumerate(source.shards)}.get(number)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from .wording import counted
+
+if TYPE_CHECKING:
+    from numpy import ndarray  # whoever shows progress has no other use for numpy
 
 SAMPLES_TO_JUDGE_BY = 1000
 
@@ -44,11 +46,11 @@ class CutCaptions:
     tokens: int = 0
 
     @classmethod
-    def of(cls, tokens_cut: np.ndarray | None) -> CutCaptions:
+    def of(cls, tokens_cut: ndarray | None) -> CutCaptions:
         """int32 [n], tokens cut off of each row's caption; None counts as no rows."""
         if tokens_cut is None:
             return cls()
-        return cls(len(tokens_cut), int((tokens_cut > 0).sum()), int(tokens_cut.sum(dtype=np.int64)))
+        return cls(len(tokens_cut), int((tokens_cut > 0).sum()), int(tokens_cut.sum(dtype="int64")))
 
     def __add__(self, other: CutCaptions) -> CutCaptions:
         return CutCaptions(self.rows + other.rows, self.captions + other.captions, self.tokens + other.tokens)

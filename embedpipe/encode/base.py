@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..card import EncoderCard
+from ..model_spec import ModelOptions
 from ..ragged import RaggedRows
 
 
@@ -101,7 +102,9 @@ class EncoderConfig:
     checkpoint file, `random` (weights drawn from `seed`), or empty for a folder, which brings its own. dtype: of the
     stored embeddings, float16 or float32. precision: one of `precision.PRECISIONS`. decode: one of
     `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which costs a
-    minute or so at the start of each worker.
+    minute or so at the start of each worker. options: what is said of activation and preprocessing, which a checkpoint
+    file may need. as_version_0_1: build the model as version 0.1 did, which took the architecture's activation for all
+    its tags, to match the numbers that it wrote; the card then records what version 0.1 did.
     """
 
     model: str
@@ -113,6 +116,8 @@ class EncoderConfig:
     text_batch_size: int = 256
     compile: bool = False
     seed: int = 0
+    options: ModelOptions = field(default_factory=ModelOptions)
+    as_version_0_1: bool = False
 
 
 LoadEncoder = Callable[[EncoderConfig, str], Encoder]

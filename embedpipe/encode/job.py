@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import files, manifest
-from ..card import EncoderCard
+from ..card import BEFORE_ACTIVATION, EncoderCard
 from ..errors import DiskFull, ModelError, OptionError, RunMismatch, did_you_mean
 from ..execute import Cluster, Demand, Executor, Outcome, Places, SetAside, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
@@ -42,6 +42,7 @@ class EncodeConfig:
     READERS or auto. caption_key: the .json field that holds the caption where there is no .txt, or the column of a
     table. image_column and key_column: of a table, see `SampleRules`. samples_per_shard: how a folder of loose images
     is cut. format: a name in FORMATS. overwrite: remove what an earlier run wrote to the output, and begin again.
+    trust_old_card: go on with what version 0.1 began, with the model built as version 0.1 built it.
     max_rejects: stop early when there is no hope to stay below it.
     """
 
@@ -58,6 +59,7 @@ class EncodeConfig:
     image_column: str | None = None
     key_column: str | None = None
     overwrite: bool = False
+    trust_old_card: bool = False
     max_rejects: RejectLimit | None = None
     cluster: Cluster = field(default_factory=Cluster)
     part: Part | None = None
@@ -136,7 +138,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         found = manifest.read_run(out)
         change = plan(out, found, config.shaping(), reader, config.overwrite)
         before = None if config.overwrite else found
-        config = _settled(config, before, places.devices[0])
+        config = _settled(out, config, before, places.devices[0])
         listen(Progress(doing=f"loading {config.encoder.model}"))
         encoder, facts = _look_at_encoder(config, executor, places)
         run, change = _begin(data, out, (found, change), facts, config, reader)
@@ -276,9 +278,19 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
         raise OptionError(f"part {config.part} cannot begin the whole output again", "Drop --shard-of or --overwrite")
 
 
-def _settled(config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
-    """`config` with what follows from the device, and the precision of an earlier run where none was asked for."""
+def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
+    """`config` with what follows from the device, and the precision of an earlier run where none was asked for.
+
+    What version 0.1 began goes on with the model built as version 0.1 did. Raises RunMismatch unless that is wanted.
+    """
     encoder, stage = config.encoder, config.stage
+    if before is not None and before.encoder is not None and before.encoder.dated:
+        if not config.trust_old_card:
+            raise RunMismatch(
+                f"{out}: {BEFORE_ACTIVATION}, by version 0.1",
+                "Encode into another folder, or go on with --trust-old-card: as version 0.1 built the model",
+            )
+        encoder = dataclasses.replace(encoder, as_version_0_1=True)
     if encoder.precision == "auto" and before is not None and before.encoder is not None:
         encoder = dataclasses.replace(encoder, precision=before.encoder.precision)
     stage = dataclasses.replace(stage, pin_memory=device.startswith("cuda"))

@@ -1,51 +1,24 @@
-"""CLIP models through open_clip; the one file that imports it here."""
+"""A model of open_clip as an `Encoder`, once `loading` has loaded it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import logging
-import pickle
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
-from safetensors import SafetensorError
 
-from ..card import EncoderCard, PreprocessSpec
-from ..errors import ModelError, did_you_mean
-from ..model_name import model_folder
+from ..card import EncoderCard
+from ..errors import ModelError
 from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
-from .precision import DTYPES, choose_precision
+from .precision import DTYPES
 from .text_tower import TextTower
-
-# `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
-RANDOM = "random"
 
 # Of a row of zeros nobody can say where it points: it is divided by this, and stays one of zeros.
 _SMALLEST_NORM = 1e-12
-
-# What open_clip and torch raise on wrong names, torn files and configurations that do not fit together.
-_LOAD_PROBLEMS = (
-    RuntimeError,
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    KeyError,
-    ImportError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 class OpenClipEncoder:
@@ -59,7 +32,7 @@ class OpenClipEncoder:
         # and weights of the lower precision are twice as fast.
         self._autocast = device.startswith("cuda") and dtype != torch.float32
         self._input_dtype = torch.float32 if self._autocast else dtype
-        convolutional = _convolutional(model)
+        convolutional = is_convolutional(model)
         self._memory_format = torch.channels_last if convolutional else torch.contiguous_format
         # What convolutions make of 16 pictures stays in a core's cache; of 64 it does not (180 against 111 a second).
         self._pictures_at_once = 16 if convolutional and device == "cpu" else 1 << 20
@@ -148,7 +121,7 @@ def _filled_up(pictures: torch.Tensor, size: int) -> torch.Tensor:
     return torch.cat([pictures, pictures.new_zeros(missing, *pictures.shape[1:])]) if missing else pictures
 
 
-def _convolutional(model: Any) -> bool:
+def is_convolutional(model: Any) -> bool:
     """Whether the image tower is made of convolutions, which run twice as fast with channels last; a ViT has one."""
     return sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules()) > 4
 
@@ -187,139 +160,3 @@ class _OnItsWay:
         if self._copied is not None:
             self._copied.synchronize()
         return Embedded(*_parted(self._host.numpy()))
-
-
-def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
-    """Load a model. Raises ModelError for an unknown name or tag, or for weights that do not load.
-
-    `config.model` may be an open_clip name, `hf-hub:org/repo`, `local-dir:folder`, or the folder itself.
-    """
-    name = _model_name(config)
-    # open_clip warns on its logger about random weights and odd tags; our errors and the card say it.
-    logging.getLogger().addFilter(_quiet_open_clip)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(config.seed)
-            random = config.pretrained == RANDOM
-            model = open_clip.create_model(
-                name,
-                pretrained=config.pretrained if config.pretrained and not random else None,
-                device="cpu",
-                precision="fp32",
-                require_pretrained=not random,
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-    except _LOAD_PROBLEMS as problem:
-        raise _load_error(config, problem) from problem
-    finally:
-        logging.getLogger().removeFilter(_quiet_open_clip)
-    model.eval().requires_grad_(False)
-    precision = choose_precision(config.precision, device, _convolutional(model))
-    card = _card(replace(config, precision=precision), model, tokenizer)
-    return OpenClipEncoder(model, tokenizer, card, device, config)
-
-
-def _quiet_open_clip(record: logging.LogRecord) -> bool:
-    return "open_clip" not in record.pathname
-
-
-def _model_name(config: EncoderConfig) -> str:
-    """The name open_clip knows the model by, checked before anything heavy is done."""
-    model = config.model
-    if model.startswith("hf-hub:"):
-        return model
-    folder = model_folder(model)
-    if folder is not None:
-        if config.pretrained:
-            raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
-        return f"local-dir:{folder}"
-    if model not in open_clip.list_models() and model.replace("/", "-") not in open_clip.list_models():
-        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip.list_models()))
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if not config.pretrained:
-        known = f"a tag ({', '.join(tags[:4])} …)" if tags else "a checkpoint file"
-        raise ModelError(f"{model}: no weights were named", f"Give --pretrained {known}, a file, or `random`")
-    if config.pretrained != RANDOM and not Path(config.pretrained).is_file() and config.pretrained.lower() not in tags:
-        raise ModelError(
-            f"{model}: no pretrained tag or checkpoint file {config.pretrained!r}",
-            did_you_mean(config.pretrained, [*tags, RANDOM])
-            if tags
-            else "This model has no tags: give a checkpoint file, or `random`",
-        )
-    return model
-
-
-def _load_error(config: EncoderConfig, problem: Exception) -> ModelError:
-    named = f"{config.model} {config.pretrained}".strip()
-    if "download" in str(problem).lower() or "connect" in str(problem).lower():
-        return ModelError(
-            f"{named}: the weights could not be downloaded: {str(problem)[:200]}",
-            "Check the network, or give --pretrained a checkpoint file on this machine",
-        )
-    if isinstance(problem, ModuleNotFoundError):
-        return ModelError(f"{named}: needs the package {problem.name}", f"Install it: pip install {problem.name}")
-    return ModelError(f"{named}: the weights do not load: {type(problem).__name__}: {str(problem)[:300]}")
-
-
-def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
-    cfg = model.visual.preprocess_cfg
-    size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
-    spec = PreprocessSpec(
-        size=(int(size[0]), int(size[1])),
-        mean=_per_channel(cfg["mean"]),
-        std=_per_channel(cfg["std"]),
-        interpolation=cfg["interpolation"],
-        resize_mode=cfg["resize_mode"],
-        fill_color=int(cfg["fill_color"]),
-    )
-    return EncoderCard(
-        model=_lasting(config.model),
-        pretrained=_lasting(config.pretrained),
-        weights_sha256=_weights_sha256(model),
-        dim=_dim(model, spec),
-        dtype=config.dtype,
-        normalised=True,
-        precision=config.precision,
-        decode=config.decode,
-        preprocess=spec,
-        tokenizer=_tokenizer_name(tokenizer),
-        context_length=int(tokenizer.context_length),
-    )
-
-
-def _per_channel(values: Any) -> tuple[float, float, float]:
-    """Floats, also where a configuration says `[0, 0, 0]` or `0`: the card must read back from JSON as it was."""
-    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
-    return float(red), float(green), float(blue)
-
-
-def _lasting(name: str) -> str:
-    """A file or folder by its absolute path, so that a search from elsewhere finds it; any other name as it is."""
-    path = Path(name.removeprefix("local-dir:"))
-    return str(path.resolve()) if name and path.exists() else name
-
-
-def _tokenizer_name(tokenizer: Any) -> str:
-    inner = getattr(tokenizer, "tokenizer", None)
-    size = getattr(tokenizer, "vocab_size", None) or getattr(inner, "vocab_size", "?")
-    return f"{type(tokenizer).__name__}-{size}"
-
-
-def _dim(model: Any, spec: PreprocessSpec) -> int:
-    # Towers of other libraries do not all say their output width; one pass over a blank image does.
-    with torch.inference_mode():
-        return int(model.encode_image(torch.zeros(1, 3, *spec.size)).shape[-1])
-
-
-def _weights_sha256(model: Any) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def known_models() -> dict[str, list[str]]:
-    """Model name → pretrained tags (none where only a checkpoint file can be given)."""
-    return {name: open_clip.list_pretrained_tags_by_model(name) for name in open_clip.list_models()}

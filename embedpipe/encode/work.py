@@ -8,11 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-import torch
-
 from .. import manifest
 from ..errors import OutputUnwritable
-from ..execute import Desk, Worker
+from ..execute import Desk, Worker, torch_threads
 from ..manifest import RunCard, ShardManifest
 from ..progress import CutCaptions, TaskReport
 from ..read import Reader
@@ -62,15 +60,16 @@ class EncodeWork:
                 f"{self._out}: {socket.gethostname()} does not see the output that the run began",
                 "Give a folder that all machines share at the same place, or an object store",
             )
-        torch.set_num_threads(self._threads)
-        encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
+        with torch_threads(self._threads):
+            encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
         manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")
 
         def work(desk: Desk) -> None:
             def finish(gathered: Gathered) -> None:
                 desk.done(gathered.task, self._commit(gathered))
 
-            encode_shards(desk, self._reader, encoder, self._stage, finish)
+            with torch_threads(self._threads):
+                encode_shards(desk, self._reader, encoder, self._stage, finish)
 
         return work
 

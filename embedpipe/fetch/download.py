@@ -33,14 +33,13 @@ _ENVIRONMENT = {
 
 
 def require_img2dataset() -> None:
-    """Raise MissingExtra where img2dataset cannot run."""
-    if importlib.util.find_spec("imghdr") is None:
-        raise MissingExtra(
-            "fetch downloads with img2dataset, which does not run on Python 3.13 and later (it imports imghdr)",
-            "Run `embedpipe fetch` with Python 3.10 to 3.12; everything else works here",
-        )
-    if importlib.util.find_spec("img2dataset") is None:
-        raise MissingExtra("fetch needs img2dataset, which is not installed", "Run `pip install img2dataset`")
+    """Raise MissingExtra where img2dataset, or a module that it imports and Python 3.13 removed, is not installed."""
+    for module, package in (("img2dataset", "img2dataset"), ("imghdr", "standard-imghdr")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(
+                f"fetch resizes images with img2dataset, and the module {module} is not installed",
+                f"Run `pip install {package}`",
+            )
 
 
 @dataclass(slots=True)

@@ -11,8 +11,10 @@ import numpy as np
 
 from ..card import EncoderCard
 from ..errors import InputError, RunMismatch
+from ..likeness import computes_quick_gelu
 from ..load import EmbeddingDataset
 from ..manifest import refuse_difference
+from ..model_spec import ModelOptions, has_quick_gelu, is_checkpoint
 
 if TYPE_CHECKING:
     from ..encode import Encoder
@@ -27,9 +29,10 @@ def query_encoder(
     pretrained: str | None = None,
     device: str = "cpu",
     precision: str = "auto",
+    options: ModelOptions | None = None,
 ) -> Encoder:
     """The encoder that made `dataset`: see `encoder_of`."""
-    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision)
+    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision, options)
 
 
 def encoder_of(
@@ -39,8 +42,13 @@ def encoder_of(
     pretrained: str | None = None,
     device: str = "cpu",
     precision: str = "auto",
+    options: ModelOptions | None = None,
 ) -> Encoder:
     """The encoder of a card, loaded from where it says, or from `model`/`pretrained`. path: whose card it is.
+
+    Of a card of version 0.1 the model is built as version 0.1 did, since that is what the stored numbers are of.
+
+    options: what a checkpoint file does not say; needed for embeddings of others only, since our card says it.
 
     Raises RunMismatch when the model found there is not the one the embeddings were made with, InputError when nobody
     knows which that is.
@@ -49,11 +57,17 @@ def encoder_of(
 
     if not card.known and model is None:
         raise InputError(f"{path}: which model made it is not known ({card.model})", "Give --model and --pretrained")
+    name = model or card.model
+    weights = (card.pretrained if model is None else "") if pretrained is None else pretrained
+    file = is_checkpoint(name, weights)
     config = EncoderConfig(
-        model=model or card.model,
-        pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
+        model=name,
+        pretrained=weights,
         precision=precision,
         dtype=card.dtype,
+        # What matches the numbers: a file does not say how it was used, and version 0.1 had its own way.
+        options=_as_the_card_says(card) if options in (None, ModelOptions()) and file else options or ModelOptions(),
+        as_version_0_1=card.dated,
     )
     encoder = load_encoder(config, device)
     if not card.known:
@@ -67,6 +81,15 @@ def encoder_of(
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
     refuse_difference(path, card.facts(), same_format.facts(), "encoder", "Give the model that made it")
     return encoder
+
+
+def _as_the_card_says(card: EncoderCard) -> ModelOptions:
+    """What made the numbers, said to a checkpoint file."""
+    if not card.known or card.dated:
+        return ModelOptions()
+    preprocess = card.preprocess
+    quick_gelu = computes_quick_gelu(card) if has_quick_gelu(card.model) else None
+    return ModelOptions(quick_gelu, preprocess.mean, preprocess.std, preprocess.interpolation, preprocess.resize_mode)
 
 
 def embed_image(encoder: Encoder, path: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import files, manifest
+from ..card import UNKNOWN
 from ..columns import NORMS, measured
 from ..errors import InputError
 from ..fetch.outcome import HostFailures
@@ -49,7 +50,8 @@ class OutputInfo:
     norms: of the projections before they were normalised, by modality, of the rows of which they are known; empty where
     the data set was written without. stored_norms: of the stored rows, and captions: characters in a caption, both of a
     sample of rows. cut: captions that were longer than the model's context, None where nobody counted.
-    merged: the data sets that this one was put together of.
+    merged: the data sets that this one was put together of. fingerprint_version: 1 where version 0.1 wrote the card, or
+    others the data set: the activation is not recorded. None for image shards.
 
     tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
     """
@@ -66,6 +68,7 @@ class OutputInfo:
     bytes: int
     encoder: dict[str, Any] | None
     fingerprint: str
+    fingerprint_version: int | None
     tokens: int | None
     token_width: int | None
     columns: tuple[str, ...]
@@ -77,6 +80,12 @@ class OutputInfo:
     merged: tuple[str, ...]
     options: dict[str, Any]
     versions: dict[str, str]
+
+    @property
+    def dated(self) -> bool:
+        """Whether version 0.1 wrote it: see `EncoderCard.dated`."""
+        known = self.encoder is not None and not self.encoder["weights_sha256"].startswith(UNKNOWN)
+        return known and self.fingerprint_version == 1
 
 
 def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> OutputInfo:
@@ -111,6 +120,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         if run.encoder is not None
         else None,
         fingerprint=run.encoder.fingerprint() if run.encoder is not None else "",
+        fingerprint_version=run.encoder.fingerprint_version if run.encoder is not None else None,
         tokens=sum(entry.tokens or 0 for entry in entries) if run.token_width is not None else None,
         token_width=run.token_width,
         columns=dataset.column_names() if dataset is not None else tuple(run.columns),

@@ -58,7 +58,15 @@ class MergeWork:
             written = self._copy(task.number, taken)
         else:
             written = self._rewrite(task.number, taken)
-        committed = dataclasses.replace(entry, number=task.number, source=taken.source, files=written, timing_s={})
+        assert self.run.encoder is not None
+        committed = dataclasses.replace(
+            entry,
+            number=task.number,
+            source=taken.source,
+            files=written,
+            fingerprint=self.run.encoder.fingerprint(),
+            timing_s={},
+        )
         manifest.commit(self.out, committed, self.run.shard_digits)
         return TaskReport(1, entry.rows_out, entry.rows_rejected, entry.rejects, committed.bytes())
 

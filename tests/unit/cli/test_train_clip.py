@@ -11,7 +11,6 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from embedpipe import files
@@ -35,14 +34,6 @@ SETTINGS = {
 }
 SMALL = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 TINY = ["--preset", "vit-tiny", *SMALL, "--valid-share", "0.2", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    """encode sets how many threads torch uses; sums over other numbers of threads round differently."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

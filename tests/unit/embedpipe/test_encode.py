@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedpipe import files, manifest
 from embedpipe.encode import EncoderConfig, load_encoder, pictures
@@ -398,6 +399,16 @@ def test_other_data_of_the_same_names_is_refused(tmp_path, encoded, encode_confi
 def test_an_output_in_use_is_refused(encoded_once, encoded, encode_config):
     with exclusive(str(encoded)), pytest.raises(OutputBusy):
         encode(encoded_once[0], str(encoded), encode_config())
+
+
+def test_the_callers_torch_has_as_many_threads_as_before(encoded_once, tmp_path, encode_config):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        encode(encoded_once[0], str(tmp_path / "emb"), encode_config(threads_per_worker=1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_options_that_do_not_shape_the_data_may_change(encoded_once, encoded, encode_config):

@@ -1,0 +1,339 @@
+"""Loading a model through open_clip; the one file here that imports it.
+
+`model_spec` says what the model must compute. open_clip is told so, and what it built is held against it: a version of
+open_clip that builds something else is an error, not other numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+
+from ..card import EncoderCard, PreprocessSpec, TowerCard
+from ..errors import MissingExtra, ModelError
+from ..images.decode import RULES
+from ..model_name import model_folder
+from ..model_spec import (
+    BARE_PREPROCESS,
+    RANDOM,
+    ModelOptions,
+    ModelSpec,
+    TowerSpec,
+    of_config,
+    refuse_other,
+    require_weights,
+    resolve,
+)
+from .base import EncoderConfig
+from .open_clip import OpenClipEncoder, is_convolutional
+from .precision import choose_precision
+
+# What open_clip and torch raise on wrong names, torn files and configurations that do not fit together.
+_LOAD_PROBLEMS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+# Classes of activations by name, in lower case, in several libraries. What squashes gates and scores is none.
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "geluactivation": "gelu",
+    "quickgelu": "quick_gelu",
+    "quickgeluactivation": "quick_gelu",
+    "gelutanh": "gelu_tanh",
+    "newgeluactivation": "gelu_tanh",
+    "fastgeluactivation": "gelu_tanh",
+    "relu": "relu",
+    "relu6": "relu6",
+    "leakyrelu": "leaky_relu",
+    "silu": "silu",
+    "siluactivation": "silu",
+    "swish": "silu",
+    "hardswish": "hard_swish",
+    "mish": "mish",
+}
+# What ways of cleaning captions make of one that tells them apart.
+_UNCLEAN = "  A_b,  C! "
+_CLEANED = {"a_b, c!": "lower", "A_b, C!": "whitespace", "a b c": "canonicalize"}
+
+
+def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
+    """Load a model.
+
+    Raises ModelError (an unknown name or tag, options that contradict it, weights that do not load) and MissingExtra.
+
+    `config.model` may be an open_clip name, `hf-hub:org/repo`, `local-dir:folder`, or the folder itself.
+    """
+    # What is wrong with a name, a tag or an option is said before anything heavy is done.
+    own = _own_name(config)
+    if config.as_version_0_1 and config.options != ModelOptions():
+        raise ModelError(
+            f"{config.model}: to be built as version 0.1 did, which took no options of activation or preprocessing",
+            "Drop them",
+        )
+    name = own or require_weights(config.model, config.pretrained)
+    spec = None if own or config.as_version_0_1 else resolve(config.model, config.pretrained, config.options)
+    try:
+        with _without_known_noise():
+            torch.manual_seed(config.seed)
+            if config.as_version_0_1:
+                model, tokenizer = _built_as_version_0_1(name, config)
+            else:
+                spec = spec or of_config(name, open_clip.get_model_config(name), None)
+                _require_transformers(config, spec)
+                model, tokenizer = _built(spec, config)
+    except _LOAD_PROBLEMS as problem:
+        raise _load_error(config, problem) from problem
+    model.eval().requires_grad_(False)
+    precision = choose_precision(config.precision, device, is_convolutional(model))
+    config = replace(config, precision=precision)
+    card = _card(config, model, tokenizer)
+    if spec is not None:
+        card = _checked(config, spec, card, model, tokenizer)
+    return OpenClipEncoder(model, tokenizer, card, device, config)
+
+
+def _own_name(config: EncoderConfig) -> str | None:
+    """open_clip's name of a model that brings its own configuration; None for one of its tables."""
+    if config.model.startswith("hf-hub:"):
+        return config.model
+    folder = model_folder(config.model)
+    if folder is None:
+        return None
+    if config.pretrained:
+        raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
+    return f"local-dir:{folder}"
+
+
+def _built(spec: ModelSpec, config: EncoderConfig) -> tuple[Any, Any]:
+    random = config.pretrained == RANDOM
+    own = spec.preprocess is None
+    model = open_clip.create_model(
+        spec.model,
+        pretrained=None if own or random else config.pretrained,
+        device="cpu",
+        precision="fp32",
+        force_quick_gelu=spec.quick_gelu and not own,
+        force_preprocess_cfg=spec.preprocess,
+        pretrained_text=not random,
+        require_pretrained=not random,
+    )
+    return model, open_clip.get_tokenizer(spec.model)
+
+
+def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:
+    """The model as version 0.1 built it: the activation of the bare architecture, whatever the tag's weights want."""
+    random = config.pretrained == RANDOM
+    model = open_clip.create_model(
+        name,
+        pretrained=config.pretrained if config.pretrained and not random else None,
+        device="cpu",
+        precision="fp32",
+        require_pretrained=not random,
+    )
+    return model, open_clip.get_tokenizer(name)
+
+
+@contextlib.contextmanager
+def _without_known_noise() -> Iterator[None]:
+    """While the block runs, what open_clip says is shown, but for three messages that say what is known here."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        # Random weights were asked for (they are required otherwise); a failed download is raised, and told, as well.
+        known = ("No pretrained weights loaded for model", "Failed to download weights for tag")
+        return not record.getMessage().startswith(known)
+
+    with warnings.catch_warnings():
+        # It compares a tag with the architecture's default. Which one is computed was resolved, and is checked.
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
+        logging.getLogger().addFilter(wanted)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeFilter(wanted)
+
+
+def _require_transformers(config: EncoderConfig, spec: ModelSpec) -> None:
+    if spec.needs_transformers and importlib.util.find_spec("transformers") is None:
+        raise _missing_extra(config, "transformers")
+
+
+def _missing_extra(config: EncoderConfig, package: str) -> MissingExtra:
+    named = f"{config.model} {config.pretrained}".strip()
+    return MissingExtra(
+        f"{named}: its captions go through a tokenizer of Hugging Face, and {package} is not installed",
+        'pip install "embedpipe[hf]"',
+    )
+
+
+def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | MissingExtra:
+    named = f"{config.model} {config.pretrained}".strip()
+    if "download" in str(problem).lower() or "connect" in str(problem).lower():
+        return ModelError(
+            f"{named}: the weights could not be downloaded: {str(problem)[:200]}",
+            "Check the network, or give --pretrained a checkpoint file on this machine, and --like-tag with the tag",
+        )
+    if isinstance(problem, ModuleNotFoundError):
+        if problem.name in ("transformers", "tokenizers", "sentencepiece"):
+            return _missing_extra(config, problem.name)
+        return ModelError(f"{named}: needs the package {problem.name}", f"Install it: pip install {problem.name}")
+    return ModelError(f"{named}: the weights do not load: {type(problem).__name__}: {str(problem)[:300]}")
+
+
+def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
+    """The card with what version 0.1 recorded."""
+    cfg = model.visual.preprocess_cfg
+    size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
+    spec = PreprocessSpec(
+        size=(int(size[0]), int(size[1])),
+        mean=_per_channel(cfg["mean"]),
+        std=_per_channel(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        resize_mode=cfg["resize_mode"],
+        fill_color=int(cfg["fill_color"]),
+    )
+    return EncoderCard(
+        model=_lasting(config.model),
+        pretrained=_lasting(config.pretrained),
+        weights_sha256=_weights_sha256(model),
+        dim=_dim(model, spec),
+        dtype=config.dtype,
+        normalised=True,
+        precision=config.precision,
+        decode=config.decode,
+        preprocess=spec,
+        tokenizer=_tokenizer_name(tokenizer),
+        context_length=int(tokenizer.context_length),
+    )
+
+
+def _checked(config: EncoderConfig, spec: ModelSpec, card: EncoderCard, model: Any, tokenizer: Any) -> EncoderCard:
+    """The card with all that is recorded now. Raises ModelError where what was built is not what `spec` says."""
+    found = {field: getattr(card.preprocess, field) for field in BARE_PREPROCESS}
+    if spec.preprocess is None:
+        refuse_other(config.model, spec, found, config.options)
+    image = TowerCard(activations(model.visual), spec.image_tower.pooling)
+    text = TowerCard(activations(text_tower(model)), spec.text_tower.pooling)
+    clean = cleaning(tokenizer)
+    named = f"{config.model} {config.pretrained}".strip()
+    built: dict[str, tuple[Any, Any]] = {
+        "activation of the image tower": (spec.image_tower.activation or image.activation, image.activation),
+        "activation of the text tower": (spec.text_tower.activation or text.activation, text.activation),
+        "pooling of the image tower": (image.pooling, _image_pooling(model, spec.image_tower)),
+        "pooling of the text tower": (text.pooling, _text_pooling(model, spec.text_tower)),
+        "preprocessing": (spec.preprocess or found, found),
+        "image size": (spec.size, card.preprocess.size),
+        "width": (spec.dim, card.dim),
+        "context length": (spec.context_length, card.context_length),
+        "cleaning of captions": (spec.text_preprocess.clean, clean),
+    }
+    for what, (wanted, there) in built.items():
+        if wanted != there:
+            raise ModelError(
+                f"{named}: open_clip {open_clip.__version__} built another model than its tables say: {what} {there}, "
+                f"not {wanted}",
+                "Install the version of open_clip that this embedpipe was tested with",
+            )
+    return dataclasses.replace(
+        card, image_tower=image, text_tower=text, text_preprocess=spec.text_preprocess, image_rules=RULES
+    )
+
+
+def text_tower(model: Any) -> Any:
+    """The module that makes texts into vectors: `.text`, or, of a plain CLIP, its transformer."""
+    return getattr(model, "text", None) or model.transformer
+
+
+def activations(tower: torch.nn.Module) -> str:
+    """The activations of a tower's modules by canonical names, in alphabetical order, joined by `+`; `none` for none.
+
+    Functions that a library calls without a module are not seen.
+    """
+    found = set()
+    for module in tower.modules():
+        word = _ACTIVATIONS.get(type(module).__name__.lower())
+        if word == "gelu" and getattr(module, "approximate", "none") == "tanh":
+            word = "gelu_tanh"
+        if word is not None:
+            found.add(word)
+    return "+".join(sorted(found)) or "none"
+
+
+def cleaning(tokenizer: Any) -> str:
+    """How a tokenizer cleans captions, by what it does: lower, whitespace or canonicalize."""
+    clean = getattr(tokenizer, "clean_fn", None)
+    if clean is None:
+        return "canonicalize" if type(tokenizer).__name__ == "SigLipTokenizer" else "none"
+    return _CLEANED.get(clean(_UNCLEAN), "unknown")
+
+
+def _image_pooling(model: Any, spec: TowerSpec) -> str:
+    """What the image tower itself says, where it is open_clip's own; else what `spec` says."""
+    visual = model.visual
+    if not hasattr(visual, "pool_type"):
+        return spec.pooling
+    if getattr(visual, "attn_pool", None) is not None:
+        kind = getattr(visual, "attn_pool_type", "")
+        return f"attention_{kind}" if kind else "attention"
+    return str(visual.pool_type) + "+norm" * bool(getattr(visual, "final_ln_after_pool", False))
+
+
+def _text_pooling(model: Any, spec: TowerSpec) -> str:
+    tower = getattr(model, "text", model)
+    pooling = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+    if pooling is None:
+        return spec.pooling
+    return "cls" if getattr(tower, "cls_emb", None) is not None else str(pooling)
+
+
+def _per_channel(values: Any) -> tuple[float, float, float]:
+    """Floats, also where a configuration says `[0, 0, 0]` or `0`: the card must read back from JSON as it was."""
+    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
+    return float(red), float(green), float(blue)
+
+
+def _lasting(name: str) -> str:
+    """A file or folder by its absolute path, so that a search from elsewhere finds it; any other name as it is."""
+    path = Path(name.removeprefix("local-dir:"))
+    return str(path.resolve()) if name and path.exists() else name
+
+
+def _tokenizer_name(tokenizer: Any) -> str:
+    inner = getattr(tokenizer, "tokenizer", None)
+    size = getattr(tokenizer, "vocab_size", None) or getattr(inner, "vocab_size", "?")
+    return f"{type(tokenizer).__name__}-{size}"
+
+
+def _dim(model: Any, spec: PreprocessSpec) -> int:
+    # Towers of other libraries do not all say their output width; one pass over a blank image does.
+    with torch.inference_mode():
+        return int(model.encode_image(torch.zeros(1, 3, *spec.size)).shape[-1])
+
+
+def _weights_sha256(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
