@@ -1,13 +1,12 @@
-"""The download process, and the only file that imports img2dataset. `python -m embedpipe.fetch.worker`, see `tasks`.
+"""The download process. `python -m embedpipe.fetch.worker`, see `tasks`.
 
-img2dataset's resizer makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
+A resizer (`resizers`) makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import os
 import queue
 import sys
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from . import local, tasks
+from . import local, resizers, tasks
 from .connection import Connections
 from .loop import DownloadLoop
 from .outcome import Failure
@@ -36,12 +35,11 @@ _OF_PICTURE = ("width", "height", "original_width", "original_height", "orientat
 Tell = Callable[[Event], None]
 
 
-def _import_resizer() -> Any:
-    # Its imports pull in torch (through webdataset, which does without where there is none) and wandb (which only its
-    # own logger calls): three seconds of every start, and nothing here uses them.
+def _spare_imports() -> None:
+    # img2dataset's imports pull in torch (through webdataset, which does without where there is none) and wandb (which
+    # only its own logger calls): three seconds of every start, and nothing here uses them.
     sys.modules["torch"] = None  # type: ignore[assignment]
     sys.modules["wandb"] = types.ModuleType("wandb")
-    return importlib.import_module("img2dataset.resizer")
 
 
 class PartWriter:
@@ -95,17 +93,9 @@ class Worker:
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        rules = settings.pictures
-        self.pictures = PictureMaker(
-            rules,
-            _import_resizer().Resizer(
-                image_size=rules.image_size,
-                resize_mode=rules.resize_mode,
-                resize_only_if_bigger=rules.only_if_bigger,
-                encode_format=rules.image_format,
-                encode_quality=settings.quality,
-            ),
-        )
+        _spare_imports()
+        resizer = resizers.make(resizers.choose(settings.resizer), settings.pictures, settings.quality)
+        self.pictures = PictureMaker(settings.pictures, resizer)
         self.transport = Transport(
             Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),
             settings.user_agent,
@@ -150,7 +140,7 @@ def _lines_until_parent_is_gone(stream: BinaryIO) -> queue.SimpleQueue[bytes]:
 def main() -> None:
     """Read settings and tasks from stdin, write events to stdout, until stdin ends."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever img2dataset prints goes to the log
+    os.dup2(2, 1)  # whatever libraries print goes to the log
 
     def tell(event: Event) -> None:
         events.write(tasks.to_line(event))
