@@ -25,7 +25,6 @@ from .tasks import Task, WorkerSettings
 
 _TRIES_PER_TASK = 2
 _ENVIRONMENT = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask a registry for its newest version at every start
     "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # refused from the header, before a bomb is unpacked
     "OMP_NUM_THREADS": "1",
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 from ..picture import PictureRules, Resizer
 from .base import Kind
 
 
 def _make(rules: PictureRules, quality: int) -> Resizer:
+    # albumentations, inside it, would ask PyPI for its newest version at every start, and warn of it.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     resizer: Resizer = importlib.import_module("img2dataset.resizer").Resizer(
         image_size=rules.image_size,
         resize_mode=rules.resize_mode,

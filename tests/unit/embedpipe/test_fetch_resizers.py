@@ -19,7 +19,7 @@ SIZES = [(64, 64), (1, 1), (1, 200), (200, 1), (63, 64), (65, 64), (33, 57), (12
 def body(mode, width, height, format="PNG", seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if mode == "L" else pixels, mode).save(stream, format)
+    Image.fromarray(pixels.squeeze(2) if mode == "L" else pixels).save(stream, format)
     return stream.getvalue()
 
 
