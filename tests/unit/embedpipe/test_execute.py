@@ -332,7 +332,7 @@ def test_ray_replaces_a_worker_that_falls_silent(cluster, tmp_path):
 
     thread = threading.Thread(target=stop_the_first)
     thread.start()
-    executor = RayExecutor(1, Cluster(cluster.address, silence_s=5))
+    executor = RayExecutor(1, Cluster(cluster.address, silence_s=10))
     outcome = executor.run(Doing(str(tmp_path)), tasks("slow", "fine"), silent)
     thread.join()
     assert (outcome.report.tasks, outcome.set_aside) == (2, ())
