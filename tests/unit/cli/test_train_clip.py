@@ -102,7 +102,7 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(clip, data, tmp_path
     command = [sys.executable, "-m", "embedpipe_cli", "train-clip", data, str(out), *TINY]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not list((out / "checkpoints").glob("step-*")) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
