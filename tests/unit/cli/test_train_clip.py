@@ -97,6 +97,7 @@ def test_run_again_when_finished_changes_nothing(clip, data):
     assert same(weights(out), before)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_ends_with_the_same_weights(clip, data, tmp_path):
     out = tmp_path / "clip"
     command = [sys.executable, "-m", "embedpipe_cli", "train-clip", data, str(out), *TINY]

@@ -104,6 +104,7 @@ def test_a_dry_run_of_a_finished_run_counts_what_was_decoded(vae, data):
     assert plan["runs"] == {str(out): {"steps": 12, "done": 12, "left": 0}}
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_ends_with_the_same_bits(vae, data, tmp_path):
     out = tmp_path / "vae"
     command = [sys.executable, "-m", "embedpipe_cli", "train-vae", data, str(out), *TINY]
