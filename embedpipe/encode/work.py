@@ -12,7 +12,7 @@ from .. import manifest
 from ..errors import OutputUnwritable
 from ..execute import Desk, Worker, torch_threads
 from ..manifest import RunCard, ShardManifest
-from ..progress import TaskReport
+from ..progress import CutCaptions, TaskReport
 from ..read import Reader
 from ..store import open_format
 from ..types import SourceShard
@@ -80,6 +80,7 @@ class EncodeWork:
         shard = gathered.shard(self._card.dtype, self._columns)
         written = open_format(self._format).write(self._out, shard, source.name, self._columns, self._digits)
         spent = {**gathered.spent_s, "write": time.perf_counter() - begun}
+        cut = CutCaptions.of(shard.tokens_cut)
         rejects = Counter(reject.error_class for reject in shard.rejects)
         entry = ShardManifest(
             number=shard.number,
@@ -95,7 +96,9 @@ class EncodeWork:
             fingerprint=self._card.fingerprint(),
             tokens=shard.text_tokens.total if shard.text_tokens is not None else None,
             token_width=shard.text_tokens.width if shard.text_tokens is not None else None,
+            captions_cut=cut.captions if shard.tokens_cut is not None else None,
+            tokens_cut=cut.tokens if shard.tokens_cut is not None else None,
             timing_s={name: round(seconds, 3) for name, seconds in spent.items()},
         )
         manifest.commit(self._out, entry, self._digits)
-        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent)
+        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent, cut=cut)

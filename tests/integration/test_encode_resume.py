@@ -42,7 +42,7 @@ def start(arguments):
 
 def fork(arguments, stderr=os.devnull):
     """The same command in a fork of this process, which has imported torch already. Returns its pid."""
-    import embedpipe.encode.open_clip  # noqa: F401 - so that the child need not
+    import embedpipe.encode.loading  # noqa: F401 - so that the child need not
 
     handler = signal.signal(signal.SIGTERM, main._interrupt)  # as the console script does before anything else
     pid = os.fork()

@@ -1,5 +1,6 @@
 """train-decoder: from image shards and embeddings on disk to a decoder, through the command line."""
 
+import dataclasses
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from dalle2_core import load_decoder
 from dalle2_core.autoencoders import AUTOENCODERS
 from dalle2_core.errors import NonFiniteLoss
 from embedpipe import files
+from embedpipe.card import card_from
 from tests import shards as made
 from tests.commands import result_of, run
 
@@ -251,6 +253,15 @@ def test_stages_of_other_embeddings_or_sizes_are_not_put_together(
     assert "embeddings of another encoder" in message
     message = error_of("train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--sizes", "4,16", "--stage", 2)
     assert "makes images of 8 pixels, but the recipe's stage 1 makes 4" in message
+    # A stage of version 0.1: all that its card records agrees.
+    written = tmp_path / "out" / "stage-1" / "run.json"
+    facts = json.loads(written.read_text())
+    card = card_from(facts["encoder"]).as_version_0_1()
+    facts |= {"encoder": dataclasses.asdict(card), "fingerprint": card.fingerprint()}
+    written.write_text(json.dumps(facts))
+    words = ("train-decoder", *encoded_once, tmp_path / "out", *SMALL, "--sizes", "4,16", "--stage", 2)
+    assert "stage-1: written before the activation was recorded" in error_of(*words)
+    assert "makes images of 8 pixels" in error_of(*words, "--trust-old-card")
 
 
 def test_images_that_are_missing_are_counted_and_refused(encoded_once, tmp_path):
