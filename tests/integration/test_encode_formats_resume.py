@@ -28,7 +28,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes(name, tiny_model, tmp_path
         out = tmp_path / str(attempt)
         pid = fork(arguments(out))
         wanted = rng.randrange(1, 5)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             if len(list(out.glob("manifest/*.json"))) >= wanted:
                 time.sleep(rng.uniform(0, 0.02))

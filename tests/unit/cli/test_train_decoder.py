@@ -186,7 +186,7 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(encoded_once, decode
     # How many threads torch has decides the last bit.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not list((tmp_path / "hit").glob("stage-2/checkpoints/step*")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -205,7 +205,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -503,7 +503,7 @@ def test_a_shard_is_read_while_the_one_before_is_written(tmp_path, tiny_encoder,
 
     def written(desk):
         def finish(gathered):
-            until = time.monotonic() + 20
+            until = time.monotonic() + 600
             while len(decoded) < min(18, 6 * gathered.task.number + 12) and time.monotonic() < until:
                 time.sleep(0.01)
             when_written.append((gathered.task.number, len(decoded)))
