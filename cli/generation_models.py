@@ -121,7 +121,7 @@ def encoded_pictures(encoder: Encoder, images: Tensor) -> Tensor:
         decoded = [decode(png(image), encoder.card.preprocess) for image in some]
         pixels = torch.stack([it.pixels for it in decoded if isinstance(it, DecodedImage)])
         assert len(pixels) == len(some)
-        parts.append(torch.from_numpy(encoder.images(pixels).numpy()).clone())
+        parts.append(torch.from_numpy(encoder.images(pixels).wait().rows))
     return torch.cat(parts)
 
 

@@ -74,7 +74,9 @@ class LoadPredictor:
                 embed = torch.from_numpy(text[rows].astype(np.float32)).to(on)
                 draws = RowDraws(seed, start, len(embed), on)
                 states, mask = _states(tokens, rows, on) if self.text_tokens and tokens is not None else (None, None)
-                found = prior.sample(embed, text_encodings=states, text_mask=mask, **keywords, generator=draws)
+                found = prior.sample(
+                    embed, text_encodings=states, text_mask=mask, normalize=False, generator=draws, **keywords
+                )
                 parts.append(found.float().cpu().numpy())
                 listen(Progress(rows=len(embed)))
             return np.concatenate(parts)

@@ -68,6 +68,8 @@ def command(
     if as_json:
         display.print_json(report)
         return
+    if report.cut.captions:
+        click.echo(f"note: {report.cut.said(report.context_length)} when {emb} was encoded", err=True)
     already = f" ({report.already} were there already)" if report.already else ""
     click.echo(
         f"{out}: {counted(report.rows, 'row')} in {counted(report.shards, 'shard')}{already}, "

@@ -108,7 +108,7 @@ def command(
     quick = not many and (searcher.card is not None or len(dataset) <= _ROWS_AT_A_GLANCE)
     shown = contextlib.nullcontext(silent) if quick else display.progress("search", "queries" if many else "rows")
     with shown as view:
-        found = answers(searcher, query, load, k, min_score, view)
+        found = answers(searcher, query, load, k, min_score, view, lambda text: click.echo(f"note: {text}", err=True))
         if many:
             _answer_many(found, save, as_json)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dalle2_core.errors import ConfigError
 
 
-@runtime_checkable
 class Autoencoder(Protocol):
     """What a stage asks of an autoencoder.
 
@@ -27,6 +26,9 @@ class Autoencoder(Protocol):
     def encode(self, pixels: Tensor) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+
+_MEMBERS = ("latent_channels", "downsampling", "latent_mean", "latent_std", "encode", "decode")
 
 
 class Space(Protocol):
@@ -77,11 +79,11 @@ class LatentSpace:
 
 def check_autoencoder(autoencoder: object) -> None:
     """Raises ConfigError if it lacks what the protocol asks for, or a channel's deviation is not above 0."""
-    if not isinstance(autoencoder, Autoencoder):
-        wanted = ("latent_channels", "downsampling", "latent_mean", "latent_std", "encode", "decode")
-        missing = [name for name in wanted if not hasattr(autoencoder, name)]
+    # Not by isinstance: it looks at classes alone, and a module's buffers are none of its class's attributes.
+    missing = [name for name in _MEMBERS if not hasattr(autoencoder, name)]
+    if missing:
         raise ConfigError(f"the autoencoder {type(autoencoder).__name__} lacks {', '.join(missing)}")
-    if not bool((torch.as_tensor(autoencoder.latent_std) > 0).all()):
+    if not bool((torch.as_tensor(cast(Autoencoder, autoencoder).latent_std) > 0).all()):
         raise ConfigError("the autoencoder's latent_std must be above 0 in every channel; measure it on the data")
 
 

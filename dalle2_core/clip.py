@@ -105,9 +105,24 @@ class ClipBatch:
         return ClipBatch(self.image[start:stop], self.tokens[start:stop])
 
 
-def count_cut(tokens: Tensor) -> int:
-    """How many rows of `tokenize` fill the whole context length: their captions were cut, or just fit."""
-    return int((tokens[:, -1] != 0).sum())
+@dataclass(frozen=True, slots=True)
+class CutTexts:
+    """captions: how many were longer than the context. tokens: how many of theirs were cut off."""
+
+    captions: int
+    tokens: int
+
+
+def count_cut(captions: Sequence[str], tokens: Tensor) -> CutTexts:
+    """What `tokenize` cut off, of captions and its [n, l] of them.
+
+    Only rows that are filled to their last place can have been cut; these captions are tokenised once more, in full.
+    """
+    context_length = tokens.shape[1]
+    encode = _tokenizer(context_length).encode
+    full = torch.nonzero(tokens[:, -1] != 0)[:, 0].tolist()
+    over = [max(0, len(encode(captions[row])) + 2 - context_length) for row in full]  # 2: start and end
+    return CutTexts(sum(count > 0 for count in over), sum(over))
 
 
 def tokenize(captions: Sequence[str], config: ClipConfig) -> Tensor:

@@ -28,12 +28,19 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; on success it takes the place of `path`, on failure it is removed."""
+    """Give a temporary path to write; on success it takes the place of `path`, on failure it is removed.
+
+    Its mode is that of any new file in the folder, whoever wrote it: safetensors lets only the owner read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays last: matplotlib picks its format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
+        if temporary.stat().st_mode & 0o777 != mode:
+            temporary.chmod(mode)
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

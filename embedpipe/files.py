@@ -339,11 +339,18 @@ def _writing_beside(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A temporary path, whose file takes the place of `path` when the block ends without an exception."""
+    """A temporary path, whose file takes the place of `path` when the block ends without an exception.
+
+    Its mode is that of any new file in the folder, whoever wrote it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode & 0o777
         yield beside
+        if beside.stat().st_mode & 0o777 != mode:
+            beside.chmod(mode)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

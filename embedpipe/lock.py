@@ -160,7 +160,7 @@ def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tupl
     for tries_left in reversed(range(_TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as problem:
             if isinstance(problem, FileNotFoundError) and tries_left:  # a refused run has just removed the folder
                 continue

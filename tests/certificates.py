@@ -12,7 +12,7 @@ def make(folder):
     is in no file. selfsigned: by itself.
     """
     authority, stranger = trustme.CA(), trustme.CA()
-    last_year = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=300)
+    last_year = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=300)
     made = {
         "good": authority.issue_cert("127.0.0.1", "localhost"),
         "expired": authority.issue_cert(

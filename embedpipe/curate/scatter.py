@@ -31,7 +31,7 @@ class ScratchRows:
         self._dtype = np.dtype(dtype)
         self._dim = dim
         self._row_bytes = dim * self._dtype.itemsize
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def __enter__(self) -> ScratchRows:
         return self

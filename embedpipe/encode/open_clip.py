@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 
 from ..card import EncoderCard
 from ..errors import ModelError
-from .base import EncoderConfig, Later, TextStates
+from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
 from .precision import DTYPES
 from .text_tower import TextTower
+
+# Of a row of zeros nobody can say where it points: it is divided by this, and stays one of zeros.
+_SMALLEST_NORM = 1e-12
 
 
 class OpenClipEncoder:
@@ -34,7 +38,8 @@ class OpenClipEncoder:
         self._pictures_at_once = 16 if convolutional and device == "cpu" else 1 << 20
         self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
         self._texts = TextTower(self._model, tokenizer, device, config.text_batch_size)
-        self._encode_image = self._model.encode_image
+        # Said, since CoCa's models normalise unless they are told not to.
+        self._encode_image: Callable[[Any], Any] = functools.partial(self._model.encode_image, normalize=False)
         self._compile = config.compile
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card.preprocess.mean, device=device).view(shape)
@@ -60,13 +65,13 @@ class OpenClipEncoder:
         # be compiled again, so all batches are filled up to one.
         self._pictures_at_once = size = min(batch_size, self._pictures_at_once)
         compiled = torch.compile(self._model.encode_image, options={"freezing": True})
-        self._encode_image = lambda part: compiled(_filled_up(part, size))[: len(part)]  # type: ignore[no-untyped-call]
-        self.images(torch.zeros(size, 3, *self._card.preprocess.size, dtype=torch.uint8)).numpy()
+        self._encode_image = lambda part: _run(compiled, part, size)
+        self.images(torch.zeros(size, 3, *self._card.preprocess.size, dtype=torch.uint8)).wait()
         return time.perf_counter() - begun
 
     @torch.inference_mode()
     def images(self, pixels: torch.Tensor) -> Later:
-        """uint8 [b, 3, h, w] → float32 [b, dim], L2-normalised. Pixels are scaled and normalised on the device.
+        """uint8 [b, 3, h, w] → b embeddings and their norms. Pixels are scaled and normalised on the device.
 
         On CUDA this returns as soon as the work is queued there.
         """
@@ -74,14 +79,19 @@ class OpenClipEncoder:
         scaled = ((moved.float() / 255 - self._mean) / self._std).to(self._input_dtype)
         parts = torch.split(scaled.contiguous(memory_format=self._memory_format), self._pictures_at_once)
         with self._casting():
-            rows = _normalised(torch.cat([self._encode_image(part) for part in parts]))
-        return rows if rows.device.type == "cpu" else _OnItsWay(rows)
+            measured = _measured(torch.cat([self._encode_image(part) for part in parts]))
+        return _OnItsWay(measured)
+
+    @property
+    def counts_cut_tokens(self) -> bool:
+        """Whether it can tell how many tokens of a caption were cut off."""
+        return self._texts.counts_cut
 
     @torch.inference_mode()
-    def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """Captions → float32 [n, dim], L2-normalised, tokenised as the model's own configuration says."""
+    def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
+        """Captions → their embeddings, norms and tokens cut; tokenised as the model's own configuration says."""
         with self._casting():
-            return _normalised(self._texts.embed(captions)).cpu().numpy()
+            return _of_texts(*self._texts.embed(captions))
 
     @torch.inference_mode()
     def text_states(self, captions: Sequence[str]) -> TextStates:
@@ -92,13 +102,18 @@ class OpenClipEncoder:
                 "Drop --text-tokens, or take another model",
             )
         with self._casting():
-            embedded, tokens = self._texts.states(captions, self._card.dtype)
-            return TextStates(_normalised(embedded).cpu().numpy(), tokens)
+            embedded, tokens_cut, tokens = self._texts.states(captions, self._card.dtype)
+            return TextStates(_of_texts(embedded, tokens_cut), tokens)
 
     def _casting(self) -> contextlib.AbstractContextManager[Any]:
         if not self._autocast:
             return contextlib.nullcontext()
         return torch.autocast("cuda", DTYPES[self._card.precision])
+
+
+def _run(compiled: Any, pictures: torch.Tensor, size: int) -> torch.Tensor:
+    made: torch.Tensor = compiled(_filled_up(pictures, size), normalize=False)
+    return made[: len(pictures)]
 
 
 def _filled_up(pictures: torch.Tensor, size: int) -> torch.Tensor:
@@ -111,19 +126,37 @@ def is_convolutional(model: Any) -> bool:
     return sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules()) > 4
 
 
-def _normalised(features: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(features.float(), dim=-1)
+def _measured(features: torch.Tensor) -> torch.Tensor:
+    """[n, dim] → float32 [n, dim + 1]: each row at norm 1, and behind it the norm it had.
+
+    One tensor, so that both leave a device in one copy. A row of zeros stays one.
+    """
+    rows = features.float()
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return torch.cat([rows / norms.clamp_min(_SMALLEST_NORM), norms], dim=-1)
+
+
+def _parted(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows [n, dim], norms [n]) of what `_measured` put together."""
+    return np.ascontiguousarray(measured[:, :-1]), measured[:, -1].copy()
+
+
+def _of_texts(features: torch.Tensor, tokens_cut: np.ndarray | None) -> EmbeddedTexts:
+    return EmbeddedTexts(*_parted(_measured(features).cpu().numpy()), tokens_cut)
 
 
 class _OnItsWay:
-    """A tensor that is being copied from a CUDA device into pinned memory."""
+    """What `_measured` made, perhaps still being copied from a CUDA device into pinned memory."""
 
-    def __init__(self, rows: torch.Tensor) -> None:
-        self._host = rows.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._copied.record(torch.cuda.current_stream(rows.device))
+    def __init__(self, measured: torch.Tensor) -> None:
+        self._host = measured.to("cpu", non_blocking=True)
+        self._copied: torch.cuda.Event | None = None
+        if measured.device.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(measured.device))
 
-    def numpy(self) -> np.ndarray:
-        """float32 [b, dim], once it has arrived."""
-        self._copied.synchronize()
-        return self._host.numpy()
+    def wait(self) -> Embedded:
+        """The embeddings, once they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return Embedded(*_parted(self._host.numpy()))

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import manifest
 from ..card import EncoderCard
-from ..columns import guess
+from ..columns import MEASURED, guess
 from ..errors import EmptyInput, InputError, RunMismatch
 from ..likeness import same_encoder
 from ..manifest import EMBEDDINGS, RunCard
@@ -101,7 +101,10 @@ def run_card(
         format=EMBEDDINGS,
         options=shaping,
         plan=change.shards,
-        columns=_guess_columns(change.shards, reader, open_format(shaping["format"]).own_columns),
+        columns={
+            **MEASURED,
+            **_guess_columns(change.shards, reader, open_format(shaping["format"]).own_columns),
+        },
         encoder=card,
         token_width=token_width,
         shard_digits=max(5, len(str(10 * len(change.shards)))),

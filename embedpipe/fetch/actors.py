@@ -18,8 +18,9 @@ from .. import execute, files
 from ..errors import InputError, OutputUnwritable
 from ..execute import Cluster, Demand, Desk, Worker, one_ahead, open_places
 from ..progress import Listener, Note, Progress, TaskReport
+from . import resizers
 from .assembly import Assembly
-from .download import DownloadPool, require_img2dataset
+from .download import DownloadPool
 from .tasks import Task, WorkerSettings
 
 
@@ -33,7 +34,7 @@ class DownloadWork:
 
     def start(self, worker: int) -> Worker:
         """Refuse to work where parts, or the images of a folder, are not seen; then start a download process."""
-        require_img2dataset()
+        resizers.choose(self.settings.resizer)
         if not self.parts.is_dir():
             raise OutputUnwritable(
                 f"{self.parts}: {socket.gethostname()} does not see what the run has begun there",

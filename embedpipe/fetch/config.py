@@ -12,6 +12,7 @@ from ..execute import Cluster, refuse_address_beside
 from .connection import tls_context
 from .guard import host_and_port
 from .outcome import ERROR_CLASSES, FINAL, HostFailures
+from .resizers import AUTO, check_name
 
 RESIZE_MODES = {
     "keep_ratio": "the shorter side becomes --image-size",
@@ -43,6 +44,7 @@ class FetchConfig:
     Those of `shaping()` decide what the shards hold and are locked in the output; the others may change between two
     runs over the same output. `caption_col` None means: the column `caption` if the table has one.
     `max_aspect_ratio` 0 means any, `quality` None the format's own.
+    `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all give the same bytes.
     `source` table or images says what a folder holds; auto looks.
     `timeout_s` bounds each wait on the network, `3 * timeout_s` one whole try, from the resolver to the last byte.
     `per_host` urls of one host are asked for at once, shared out among the processes. `ca_file` is a PEM file of
@@ -62,6 +64,7 @@ class FetchConfig:
     max_aspect_ratio: float = 0.0
     image_format: str = "jpg"
     quality: int | None = None
+    resizer: str = AUTO
     orient: bool = True
     drop_duplicates: bool = False
     allow_hosts: tuple[str, ...] = ()
@@ -92,6 +95,7 @@ class FetchConfig:
         if self.executor not in EXECUTORS:
             raise OptionError(f"--executor {self.executor}: not for fetch", did_you_mean(self.executor, EXECUTORS))
         refuse_address_beside(self.executor, self.cluster)
+        check_name(self.resizer)
         if self.image_format not in IMAGE_FORMATS:
             raise OptionError(
                 f"--format {self.image_format}: no such format", did_you_mean(self.image_format, IMAGE_FORMATS)

@@ -7,7 +7,6 @@ If we are killed without a chance to do so, the pipe that feeds it closes and it
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import selectors
 import signal
@@ -19,28 +18,16 @@ from pathlib import Path
 from types import TracebackType
 
 from .. import files
-from ..errors import MissingExtra, WorkerDied
+from ..errors import WorkerDied
 from ..progress import Listener, Progress
 from . import tasks
 from .tasks import Task, WorkerSettings
 
 _TRIES_PER_TASK = 2
 _ENVIRONMENT = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask a registry for its newest version at every start
     "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # refused from the header, before a bomb is unpacked
     "OMP_NUM_THREADS": "1",
 }
-
-
-def require_img2dataset() -> None:
-    """Raise MissingExtra where img2dataset cannot run."""
-    if importlib.util.find_spec("imghdr") is None:
-        raise MissingExtra(
-            "fetch downloads with img2dataset, which does not run on Python 3.13 and later (it imports imghdr)",
-            "Run `embedpipe fetch` with Python 3.10 to 3.12; everything else works here",
-        )
-    if importlib.util.find_spec("img2dataset") is None:
-        raise MissingExtra("fetch needs img2dataset, which is not installed", "Run `pip install img2dataset`")
 
 
 @dataclass(slots=True)

@@ -108,7 +108,7 @@ def _class_of(problem: BaseException) -> str:
 
 
 def of_resizing(message: str) -> Failure:
-    """The failure that a message of img2dataset's resizer stands for."""
+    """The failure that a resizer's message stands for."""
     if message == "image too small":
         return Failure("too_small", message)
     if "CV_IO_MAX_IMAGE" in message or message == "image area too large":

@@ -1,7 +1,7 @@
 """The bytes of an answer → the image that is stored, or why there is none.
 
-The header decides first: what is too small, too large or too long is never decoded. img2dataset's resizer does the
-resizing. OpenCV, inside it, reads plain JPEG, PNG and WebP as everyone does, but knows nothing of orientation, colour
+The header decides first: what is too small, too large or too long is never decoded. A resizer (`resizers`) does the
+resizing. OpenCV, inside each, reads plain JPEG, PNG and WebP as everyone does, but knows nothing of orientation, colour
 profiles, inks, sixteen bits or transparency: such images are turned into plain ones by Pillow first.
 """
 
@@ -39,7 +39,7 @@ _UPRIGHT = {
 # What Pillow is known to raise over damaged headers, tags and pixels.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 
-# img2dataset's resizer: (stream, boxes) → image, width, height, original width, original height, error.
+# A resizer, called as img2dataset's is: (stream, boxes) → image, width, height, original width, original height, error.
 Resizer = Callable[[Any, Any], tuple[Any, ...]]
 
 

@@ -6,6 +6,7 @@ numbers behind the last, whatever they are named; a file that changed, or went, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -291,5 +292,14 @@ def _run_card(
         plan=plan,
         source=files.absolute(urls),
         columns={field.name: str(field.type) for field in (*layout.FIXED, *list(chosen.schema)[2:])},
-        versions={name: importlib.metadata.version(name) for name in ("embedpipe", "img2dataset", "pyarrow")},
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that may shape the bytes, of those that are installed."""
+    found = {}
+    for name in ("embedpipe", "img2dataset", "opencv-python-headless", "pyarrow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -62,7 +62,7 @@ class RunReport:
         self.out = out
         self.config = config
         self.listener = listener
-        self.began = datetime.datetime.now(datetime.timezone.utc)
+        self.began = datetime.datetime.now(datetime.UTC)
         self.begun_s = time.monotonic()
         self.rows = self.shards = self.received = 0
         self.failed: dict[str, int] = {}

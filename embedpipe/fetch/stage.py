@@ -17,11 +17,11 @@ from .. import files, lock, manifest
 from ..errors import EmbedpipeError, InputError, OutputUnwritable
 from ..manifest import Totals
 from ..progress import Listener, Progress, silent
-from . import pack, retry
+from . import pack, resizers, retry
 from .actors import DownloadWork, download_on_cluster
 from .assembly import SMALLEST_PART, Assembly, RunContext
 from .config import FetchConfig, FetchReport
-from .download import DownloadPool, require_img2dataset
+from .download import DownloadPool
 from .duplicates import RepeatedUrls, StoredContents, index_urls
 from .outcome import HostFailures
 from .picture import PictureRules
@@ -58,7 +58,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
     """
     config = config or FetchConfig()
     started = time.perf_counter()
-    require_img2dataset()
+    resizers.choose(config.resizer)
     if config.executor == "ray" and not files.is_local(out):
         raise InputError(
             f"{out}: on a cluster, parts on their way lie in a folder of the output that all machines share",
@@ -210,6 +210,7 @@ def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
             image_format=config.image_format,
         ),
         quality=config.stored_quality,
+        resizer=config.resizer,
         threads=config.threads,
         timeout_s=config.timeout_s,
         deadline_s=config.timeout_s * _DEADLINE_PER_TIMEOUT,

@@ -40,6 +40,7 @@ class WorkerSettings:
     folder: str
     pictures: PictureRules
     quality: int
+    resizer: str
     threads: int
     timeout_s: float
     deadline_s: float

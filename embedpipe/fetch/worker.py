@@ -1,13 +1,12 @@
-"""The download process, and the only file that imports img2dataset. `python -m embedpipe.fetch.worker`, see `tasks`.
+"""The download process. `python -m embedpipe.fetch.worker`, see `tasks`.
 
-img2dataset's resizer makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
+A resizer (`resizers`) makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import os
 import queue
 import sys
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from . import local, tasks
+from . import local, resizers, tasks
 from .connection import Connections
 from .loop import DownloadLoop
 from .outcome import Failure
@@ -34,14 +33,6 @@ _REPORT_EVERY_S = 0.5
 _OF_PICTURE = ("width", "height", "original_width", "original_height", "orientation")
 
 Tell = Callable[[Event], None]
-
-
-def _import_resizer() -> Any:
-    # Its imports pull in torch (through webdataset, which does without where there is none) and wandb (which only its
-    # own logger calls): three seconds of every start, and nothing here uses them.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    sys.modules["wandb"] = types.ModuleType("wandb")
-    return importlib.import_module("img2dataset.resizer")
 
 
 class PartWriter:
@@ -90,22 +81,13 @@ class PartWriter:
 
 
 class Worker:
-    """Downloads one part after another."""
+    """Downloads one part after another. Imports img2dataset, and so torch where it is not hidden, see `main`."""
 
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        rules = settings.pictures
-        self.pictures = PictureMaker(
-            rules,
-            _import_resizer().Resizer(
-                image_size=rules.image_size,
-                resize_mode=rules.resize_mode,
-                resize_only_if_bigger=rules.only_if_bigger,
-                encode_format=rules.image_format,
-                encode_quality=settings.quality,
-            ),
-        )
+        resizer = resizers.make(resizers.choose(settings.resizer), settings.pictures, settings.quality)
+        self.pictures = PictureMaker(settings.pictures, resizer)
         self.transport = Transport(
             Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),
             settings.user_agent,
@@ -134,14 +116,14 @@ class Worker:
         return self.pictures.make(answer.body)
 
 
-def _lines_until_parent_is_gone(stream: BinaryIO) -> queue.SimpleQueue[bytes]:
-    """The lines of `stream`, as they come. Its end means that nobody waits for us, whatever we are doing: exit."""
+def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[bytes]:
+    """The lines of `stream`, as they come; `ended` is called from a thread when there are no more."""
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         for line in stream:
             lines.put(line)
-        os._exit(0)
+        ended()
 
     threading.Thread(target=read, daemon=True).start()
     return lines
@@ -150,12 +132,17 @@ def _lines_until_parent_is_gone(stream: BinaryIO) -> queue.SimpleQueue[bytes]:
 def main() -> None:
     """Read settings and tasks from stdin, write events to stdout, until stdin ends."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever img2dataset prints goes to the log
+    os.dup2(2, 1)  # whatever libraries print goes to the log
 
     def tell(event: Event) -> None:
         events.write(tasks.to_line(event))
 
-    lines = _lines_until_parent_is_gone(sys.stdin.buffer)
+    # img2dataset's imports pull in torch (through webdataset, which does without where there is none) and wandb (which
+    # only its own logger calls): three seconds of every start, and nothing in this process uses them.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    sys.modules["wandb"] = types.ModuleType("wandb")
+    # The end of stdin means that nobody waits for us, whatever we are doing.
+    lines = _lines(sys.stdin.buffer, ended=lambda: os._exit(0))
     worker = Worker(tasks.settings_from(lines.get()), tell)
     while True:
         task = tasks.task_from(lines.get())

@@ -123,12 +123,14 @@ def _groups(
 
     Neighbours in any case, so that the rows of a list come in the order of shards, whatever was done first.
     """
-    whole = {part.shards[0]: part.shards for part in parts if part.name == part_name(made_with, part.shards)}
+    whole: dict[IndexedShard, list[tuple[IndexedShard, ...]]] = {}
+    for done in parts:
+        if done.name == part_name(made_with, done.shards):
+            whole.setdefault(done.shards[0], []).append(done.shards)
     first = place = rows = 0
     while place < len(shards):
-        part = whole.get(shards[place], ())
-        if part and shards[place : place + len(part)] != part:
-            part = ()
+        fitting = [part for part in whole.get(shards[place], ()) if shards[place : place + len(part)] == part]
+        part = max(fitting, key=len, default=())
         if place > first and (part or rows + shards[place].rows > most_rows):
             yield shards[first:place]
             first, rows = place, 0

@@ -18,6 +18,7 @@ from ..model_spec import ModelOptions, has_quick_gelu, is_checkpoint
 
 if TYPE_CHECKING:
     from ..encode import Encoder
+    from ..encode.base import EmbeddedTexts
 
 _TEXTS_AT_ONCE = 256
 
@@ -104,12 +105,12 @@ def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     decoded = decode(data, encoder.card.preprocess)
     if isinstance(decoded, Undecodable):
         raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
-    first: np.ndarray = encoder.images(decoded.pixels[None]).numpy()[0]
+    first: np.ndarray = encoder.images(decoded.pixels[None]).wait().rows[0]
     return first
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], np.ndarray]]:
-    """(some of the texts, their embeddings: float32 [m, dim]), in order."""
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], EmbeddedTexts]]:
+    """(some of the texts, what the encoder makes of them), in order."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = list(texts[start : start + _TEXTS_AT_ONCE])
-        yield some, np.asarray(encoder.texts(some), np.float32)
+        yield some, encoder.texts(some)

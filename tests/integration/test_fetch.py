@@ -24,12 +24,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from embedpipe import manifest
 from embedpipe.errors import InputError, MissingExtra, OutputBusy, OutputUnwritable, RunMismatch
-from embedpipe.fetch import ERROR_CLASSES, FetchConfig, download, fetch
+from embedpipe.fetch import ERROR_CLASSES, FetchConfig, fetch, resizers
 from embedpipe.fetch.pack import uid
 from embedpipe.lock import exclusive
 from embedpipe.read import open_reader
 from embedpipe.read.grouping import SampleRules
-from tests import web
+from tests import shards, web
 from tests.shards import DEEP
 
 HERE = ("127.0.0.1",)
@@ -280,10 +280,24 @@ def test_a_bad_table_leaves_no_output_behind(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_python_without_imghdr_is_told_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"Python 3\.13.*Python 3\.10 to 3\.12; everything else works"):
-        fetch(refused_urls(tmp_path / "t.csv", 1), str(tmp_path / "out"))
+@pytest.mark.parametrize(("module", "package"), [("img2dataset", "img2dataset"), ("imghdr", "standard-imghdr")])
+def test_a_missing_module_is_told_with_its_package(tmp_path, monkeypatch, module, package):
+    real = resizers.importlib.util.find_spec
+    monkeypatch.setattr(resizers.importlib.util, "find_spec", lambda name: None if name == module else real(name))
+    with pytest.raises(MissingExtra, match=f"the module {module} is not installed.*`pip install {package}`"):
+        fetch(refused_urls(tmp_path / "t.csv", 1), str(tmp_path / "out"), FetchConfig(resizer="img2dataset"))
+
+
+def test_shards_are_the_same_whatever_resizes(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for seed, mode in enumerate(("RGB", "L", "RGBA") * 3):
+        (images / f"{seed}.png").write_bytes(shards.png(seed, 40 + 31 * seed, 300 - 29 * seed, mode))
+    for name in resizers.RESIZERS:
+        report = fetch(str(images), str(tmp_path / name), FetchConfig(resizer=name, image_size=100, processes=1))
+        assert report.succeeded == 9
+    first, *others = ((tmp_path / name / "00000.tar").read_bytes() for name in resizers.RESIZERS)
+    assert all(other == first for other in others)
 
 
 # --- kills, as a command of its own ---
@@ -333,19 +347,19 @@ def test_sigkill_leaves_no_process_and_the_same_command_ends_with_the_same_bytes
     folder, options, expected = paced
     out = folder / "killed"
     run = command(folder / "urls.csv", out, *options)
-    until(lambda: len(manifest.committed_numbers(str(out))) >= 2, 40)
+    until(lambda: len(manifest.committed_numbers(str(out))) >= 2, 600)
     workers = children_of(run.pid)
     assert len(workers) == 2
     run.kill()
     run.communicate()
-    until(lambda: gone(workers), 5)
+    until(lambda: gone(workers), 60)
     committed = manifest.committed_numbers(str(out))
     assert 2 <= len(committed) < 8
     # Resumed, it loses a download process on the way, which costs nothing but time.
     run = command(folder / "urls.csv", out, *options, "--json")
-    until(lambda: len(manifest.committed_numbers(str(out))) > len(committed), 40)
+    until(lambda: len(manifest.committed_numbers(str(out))) > len(committed), 600)
     os.kill(children_of(run.pid)[0], signal.SIGKILL)
-    stdout, stderr = run.communicate(timeout=60)
+    stdout, stderr = run.communicate(timeout=600)
     assert run.returncode == 0, stderr
     assert json.loads(stdout)["shards_now"] == 8 - len(committed)
     assert shard_bytes(out) == expected
@@ -358,12 +372,12 @@ def test_ctrl_c_ends_it_at_once_with_130(paced):
     folder, options, _ = paced
     # One url at a time, so that it is still at work when the interruption comes.
     run = command(folder / "urls.csv", folder / "interrupted", *options, "--per-host", 1)
-    until(lambda: len(children_of(run.pid)) == 2, 30)
+    until(lambda: len(children_of(run.pid)) == 2, 600)
     workers = children_of(run.pid)
     with pytest.raises(OutputBusy):
         fetch(str(folder / "urls.csv"), str(folder / "interrupted"), FetchConfig(samples_per_shard=20))
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=60)
+    _, stderr = run.communicate(timeout=600)
     assert run.returncode == 130
     assert "Traceback" not in stderr
     assert gone(workers)
@@ -377,7 +391,7 @@ def test_a_disk_that_takes_no_more_is_one_line(paced):
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     run = command(folder / "urls.csv", folder / "full", *options, preexec_fn=small_files_only)
-    _, stderr = run.communicate(timeout=60)
+    _, stderr = run.communicate(timeout=600)
     assert run.returncode == 1
     assert stderr.strip().splitlines()[-1].startswith("error: ")
     assert "cannot write: " in stderr
@@ -388,13 +402,13 @@ def test_a_disk_that_takes_no_more_is_one_line(paced):
 def test_too_many_rejects_exit_with_3(tmp_path):
     urls = refused_urls(tmp_path / "t.csv", 4)
     run = command(urls, tmp_path / "out", "--max-rejects", "50%")
-    stdout, stderr = run.communicate(timeout=60)
+    stdout, stderr = run.communicate(timeout=600)
     assert run.returncode == 3
     assert "warning: not one image was fetched" in stderr
     assert "too many rejects: 4 of 4 (100.0%), and --max-rejects allows 50%" in stderr
     assert "0 of 4 images" in stdout
     assert "refused_address" in stdout
     again = command(urls, tmp_path / "out")
-    stdout, _ = again.communicate(timeout=60)
+    stdout, _ = again.communicate(timeout=600)
     assert again.returncode == 0
     assert "nothing to do" in stdout

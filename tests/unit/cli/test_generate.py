@@ -122,7 +122,7 @@ def test_pictures_are_what_the_python_calls_make(run, runs, tmp_path, tiny_encod
     from dalle2_core.types import EmbeddedText
 
     assert run("a red bicycle", "--n", 2, "--seed", 5).exit_code == 0
-    text = torch.from_numpy(tiny_encoder.texts(["a red bicycle"]))
+    text = torch.from_numpy(tiny_encoder.texts(["a red bicycle"]).rows)
     dalle2 = DALLE2(load_prior(runs["prior"]), Decoder.load(runs["decoder"]))
     expected = dalle2(EmbeddedText(text), num_images=2, seed=5)
     for number, image in enumerate(expected):
@@ -135,10 +135,10 @@ def test_scores_are_cosines_of_the_stored_pictures(run, tmp_path, tiny_encoder):
 
     assert run("a red bicycle", "--n", 3).exit_code == 0
     record = json.loads((tmp_path / "out.json").read_text())
-    text = tiny_encoder.texts(["a red bicycle"])[0]
+    text = tiny_encoder.texts(["a red bicycle"]).rows[0]
     for image in record["images"]:
         decoded = decode((tmp_path / "out" / image["file"]).read_bytes(), tiny_encoder.card.preprocess)
-        expected = float(tiny_encoder.images(decoded.pixels[None]).numpy()[0] @ text)
+        expected = float(tiny_encoder.images(decoded.pixels[None]).wait().rows[0] @ text)
         assert abs(image["score"] - expected) < 1e-2  # the command computes in the machine's precision
 
 

@@ -13,6 +13,7 @@ from dalle2_core import pretrained
 from dalle2_core.clip import (
     ClipBatch,
     ClipConfig,
+    CutTexts,
     TrainableClip,
     _shifted,
     count_cut,
@@ -155,9 +156,11 @@ def test_batches_are_scored_together():
 
 
 def test_long_captions_are_counted():
-    tokens = tokenize(["short", "a b c d e f g h i j k l m n o p"], TINY)
-    assert tokens.shape == (2, 12)
-    assert count_cut(tokens) == 1
+    captions = ["short", "a b c d e f g h i j", "a b c d e f g h i j k", "a b c d e f g h i j k l m n o p"]
+    tokens = tokenize(captions, TINY)
+    assert tokens.shape == (4, 12)
+    assert count_cut(captions, tokens) == CutTexts(captions=2, tokens=1 + 6)  # the second just fits
+    assert count_cut(captions[:2], tokens[:2]) == CutTexts(0, 0)
 
 
 def test_open_clip_loads_the_folder_with_nothing_of_ours(tmp_path):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dalle2_core import Decoder, DecoderBatch, VQGanVAE
 from dalle2_core.adversarial import adaptive_weight, gradient_penalty
-from dalle2_core.autoencoder import Autoencoder
+from dalle2_core.autoencoder import check_autoencoder
 from dalle2_core.draws import RowDraws
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.perceptual import VggFeatures
@@ -35,7 +35,7 @@ def step_of(model, step=0, images=None):
 
 def test_it_is_an_autoencoder():
     model = vae()
-    assert isinstance(model, Autoencoder)
+    check_autoencoder(model)
     pixels = pictures(3) * 2 - 1
     latents = model.encode(pixels)
     assert latents.shape == (3, model.latent_channels, 16 // model.downsampling, 4)
@@ -310,3 +310,23 @@ def test_an_unknown_keyword_names_the_near_ones():
 def test_images_that_do_not_fit_are_refused(call, problem):
     with pytest.raises((ShapeError, ConfigError), match=problem):
         call()
+
+
+def test_what_an_autoencoder_lacks_is_named():
+    class Halfway(torch.nn.Module):
+        """Its latents' statistics are buffers, as they are in every autoencoder here."""
+
+        latent_channels = downsampling = 4
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("latent_mean", torch.zeros(4))
+            self.register_buffer("latent_std", torch.ones(4))
+
+        def encode(self, pixels):
+            return pixels
+
+    with pytest.raises(ConfigError, match=r"Halfway lacks decode$"):
+        check_autoencoder(Halfway())
+    Halfway.decode = Halfway.encode
+    check_autoencoder(Halfway())

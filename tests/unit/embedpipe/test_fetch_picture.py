@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from img2dataset.resizer import Resizer
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from embedpipe.errors import InputError
 from embedpipe.execute import Cluster
-from embedpipe.fetch import RESIZE_MODES, FetchConfig
+from embedpipe.fetch import RESIZE_MODES, FetchConfig, resizers
 from embedpipe.fetch.config import IMAGE_FORMATS
 from embedpipe.fetch.outcome import ERROR_CLASSES, Failure
 from embedpipe.fetch.picture import PictureMaker, PictureRules
@@ -22,14 +21,7 @@ from tests import bodies, shards
 def maker(image_format="png", quality=1, **rules):
     defaults = {"image_size": 64, "resize_mode": "no", "only_if_bigger": True, "min_image_size": 0}
     chosen = PictureRules(**{**defaults, "max_aspect_ratio": 0.0, "orient": True, **rules}, image_format=image_format)
-    resizer = Resizer(
-        image_size=chosen.image_size,
-        resize_mode=chosen.resize_mode,
-        resize_only_if_bigger=chosen.only_if_bigger,
-        encode_format=image_format,
-        encode_quality=quality,
-    )
-    return PictureMaker(chosen, resizer)
+    return PictureMaker(chosen, resizers.make("img2dataset", chosen, quality))
 
 
 def encoded(image, format="PNG", **options):

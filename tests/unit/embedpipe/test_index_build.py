@@ -171,6 +171,15 @@ def test_parts_are_of_neighbours_and_what_is_done_is_kept(data):
         assert set(done) <= set(groups)
 
 
+def test_a_part_of_shards_that_are_gone_does_not_hide_a_done_one():
+    first, second = IndexedShard(0, 3, ""), IndexedShard(1, 3, "")
+    done = [(first, second), (first,), (first, IndexedShard(99, 1, ""))]
+    parts = [Part(part_name("a", shards), shards, ()) for shards in done]
+    for some in itertools.permutations(parts):
+        assert list(adding._groups((first, second), some, "a", 1)) == [(first, second)]
+    assert list(adding._groups((first,), parts, "a", 1)) == [(first,)]
+
+
 def test_a_worker_that_does_not_see_the_build_says_so(root, tmp_path):
     trained = adding.Trained(str(tmp_path / "trained.faiss"), "", full=False)
     with pytest.raises(OutputUnwritable, match="does not see the build"):

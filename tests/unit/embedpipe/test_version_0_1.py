@@ -93,10 +93,10 @@ def test_a_query_is_embedded_as_the_rows_were(written):
     encoder = query_encoder(dataset, precision="fp32")
     captions = dataset.metadata(0, ("caption",)).column(0).to_pylist()
     stored = np.asarray(dataset.array(0, "text"), np.float32)
-    assert cosines(encoder.texts(captions), stored).min() > 1 - 1e-6
+    assert cosines(encoder.texts(captions).rows, stored).min() > 1 - 1e-6
     # The tag's own activation gives other vectors: that is what the card did not say.
     now = load_encoder(EncoderConfig(MODEL, "openai", precision="fp32"))
-    assert cosines(now.texts(captions), stored).max() < 1 - 1e-5
+    assert cosines(now.texts(captions).rows, stored).max() < 1 - 1e-5
 
 
 def test_a_query_under_the_name_of_the_other_activation_is_refused(written):

@@ -1,0 +1,42 @@
+"""What resizes and encodes the images that are stored. RESIZERS maps a name to it; all give the same bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from ...errors import MissingExtra, OptionError, did_you_mean
+from ..picture import PictureRules, Resizer
+from . import img2dataset, opencv
+from .base import Kind
+
+# In the order in which `auto` takes the first that is installed.
+RESIZERS: dict[str, Kind] = {"img2dataset": img2dataset.KIND, "opencv": opencv.KIND}
+AUTO = "auto"
+
+
+def check_name(name: str) -> None:
+    """Raise OptionError unless there is such a resizer, or the name is auto."""
+    if name not in (AUTO, *RESIZERS):
+        raise OptionError(f"--resizer {name}: no such resizer", did_you_mean(name, (AUTO, *RESIZERS)))
+
+
+def choose(name: str) -> str:
+    """`name`, or for auto the first resizer that is installed. Raises OptionError (unknown) and MissingExtra."""
+    check_name(name)
+    if name == AUTO:
+        name = next((known for known, kind in RESIZERS.items() if not _missing(kind)), next(iter(RESIZERS)))
+    for module, package in _missing(RESIZERS[name]).items():
+        raise MissingExtra(
+            f"fetch resizes images with {name}, and the module {module} is not installed",
+            f"Run `pip install {package}`",
+        )
+    return name
+
+
+def make(name: str, rules: PictureRules, quality: int) -> Resizer:
+    """The resizer of that name, which must be installed."""
+    return RESIZERS[name].make(rules, quality)
+
+
+def _missing(kind: Kind) -> dict[str, str]:
+    return {module: package for module, package in kind.needs.items() if importlib.util.find_spec(module) is None}

@@ -1,0 +1,16 @@
+"""What a resizer is to be found by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..picture import PictureRules, Resizer
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """needs: modules that must be there → the package that brings each. make: rules and quality → a resizer."""
+
+    needs: Mapping[str, str]
+    make: Callable[[PictureRules, int], Resizer]
