@@ -130,6 +130,13 @@ def test_pictures_are_what_the_python_calls_make(run, runs, tmp_path, tiny_encod
         assert np.abs(made - image.permute(1, 2, 0).numpy() * 255).max() <= 2
 
 
+def test_a_text_that_is_cut_is_told(run):
+    long = run("a red bicycle " * 20, "a cat", "--n", 1)
+    assert long.exit_code == 0, long.stderr
+    assert "note: 1 text (50.0%) was longer than 16 tokens; 46 tokens cut" in long.stderr
+    assert "cut" not in run("a cat", "--n", 1).stderr
+
+
 def test_scores_are_cosines_of_the_stored_pictures(run, tmp_path, tiny_encoder):
     from embedpipe.images.decode import decode
 
