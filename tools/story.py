@@ -52,7 +52,7 @@ class Installed:
         """Run a program of the environment. Raises Failed for another exit code, and where it is noisy."""
         call = [str(self.python.parent / command[0]), *command[1:]]
         done = subprocess.run(
-            call, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=600
+            call, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=1800
         )
         said = f"`{' '.join(command)[:300]}`"
         if done.returncode != code:
