@@ -115,7 +115,7 @@ def assert_finished(out, undisturbed):
 def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(source, tiny_model, undisturbed, tmp_path):
     rng = random.Random(0)
     moments = []
-    for attempt in range(10):
+    for attempt in range(6):
         out = tmp_path / str(attempt)
         for _ in range(2):
             pid = fork(command(source, out, tiny_model, 1))

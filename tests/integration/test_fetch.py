@@ -106,7 +106,7 @@ def story(site, tmp_path_factory):
     )
     pq.write_table(table, folder / "urls.parquet")
     seen = []
-    config = FetchConfig(samples_per_shard=25, timeout_s=1.2, retries=1, allow_hosts=HERE, processes=2)
+    config = FetchConfig(samples_per_shard=25, timeout_s=2.5, retries=1, allow_hosts=HERE, processes=2)
     report = fetch(str(folder / "urls.parquet"), str(folder / "out"), config, seen.append)
     return folder, table, config, report, seen
 
