@@ -196,6 +196,20 @@ def test_a_column_of_numbers_lies_in_any_order(tmp_path):
         assert np.array_equal(whole(NpyRows(str(tmp_path / "a.npy"))), array)
 
 
+@pytest.mark.parametrize(("shape", "same"), [((6, 1), True), ((1, 6), True), ((0, 6), True), ((3, 2), False)])
+def test_fortran_order_is_taken_where_it_is_no_other(shape, same, tmp_path):
+    numbers = np.arange(np.prod(shape), dtype=np.float16)
+    with (tmp_path / "a.npy").open("wb") as stream:
+        about = {"descr": "<f2", "fortran_order": True, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, about)
+        stream.write(numbers.tobytes())
+    if same:
+        assert np.array_equal(whole(NpyRows(str(tmp_path / "a.npy"))), numbers.reshape(shape))
+        return
+    with pytest.raises(DatasetError, match="its array is in Fortran order"):
+        NpyRows(str(tmp_path / "a.npy"))
+
+
 def test_what_is_no_npy_or_torn_is_named(tmp_path):
     place = tmp_path / "a.npy"
     np.save(place, values("float16"))

@@ -193,6 +193,12 @@ def test_sampling_timesteps_cover_the_whole_schedule(timesteps, data):
     assert bool((chosen[1:] < chosen[:-1]).all())
 
 
+def test_a_single_step_of_sampling_is_from_the_noisiest_timestep():
+    chosen = timesteps_for(NoiseSchedule("cosine", 10), 1)
+    assert chosen.tolist() == [9]
+    assert chosen.dtype == torch.int64
+
+
 @pytest.mark.parametrize("steps", [0, 11])
 def test_more_steps_than_timesteps_are_refused(steps):
     with pytest.raises(ConfigError, match="choose 1 to 10"):
