@@ -23,6 +23,8 @@ _OPTIONAL = {
     "s3fs": ("s3:// paths", "pip install 'embedpipe[s3]'"),
     "ray": ("--executor ray", "pip install 'embedpipe[ray]'"),
     "diffusers": ("--vae with a folder of diffusers", "pip install 'embedpipe[diffusers]'"),
+    "transformers": ("encode with tokenizers of Hugging Face", "pip install 'embedpipe[hf]'"),
+    "sentencepiece": ("encode with tokenizers of Hugging Face", "pip install 'embedpipe[hf]'"),
     "tensorboard": ("--log tensorboard", "pip install 'embedpipe[tensorboard]'"),
     "wandb": ("--log wandb", "pip install 'embedpipe[wandb]'"),
 }
