@@ -35,7 +35,7 @@ def captions_around(context):
         "&lt;end&gt; " * 30,
         LONG,
         "a <|endoftext|> b",
-        "[SEP] [PAD] " * 12,
+        "[SEP] [PAD] " * 60,
         "</s> " * 80,
     ]
     return words + odd
@@ -116,6 +116,18 @@ def test_separators_that_are_blanked_out_count_as_they_are_cut():
     assert blanked(captions).tolist() != plain(captions).tolist()
     counts = [cut_counter(each)(captions, each(captions)).tolist() for each in (blanked, plain)]
     assert counts[0] == counts[1]
+
+
+def test_a_class_token_behind_the_padding_counts_as_the_models_own():
+    """open_clip's mode `clips`: start and end token around the caption, then padding, then a class token."""
+    tokenizer = hugging_face("bert", 20)
+    tokenizer.tokenizer_mode, tokenizer.strip_sep_token = "clips", False
+    tokenizer.tokenizer.bos_token, tokenizer.tokenizer.eos_token = "[CLS]", "[SEP]"
+    captions = [" ".join(["cat"] * count) for count in (1, 16, 17, 18, 19, 40)]
+    tokens, whole = tokenizer(captions), tokenizer(captions, context_length=FAR)
+    counted = cut_counter(tokenizer)(captions, tokens)
+    assert counted.tolist() == [0, 0, 0, 1, 2, 23]
+    assert counted.tolist() == ((whole != 0).sum(dim=1) - 20).clamp(min=0).tolist()
 
 
 @settings(max_examples=40)
