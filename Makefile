@@ -3,23 +3,28 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
+# Two at a time, the tests of a file one after the other: they share what it makes for them.
+BESIDE := -n 2 --dist loadgroup
 
-.PHONY: demo test check slow wheel bench docs clean
+.PHONY: demo test check slow repeat wheel bench docs clean
 
 demo: $(VENV)/.demo  ## the whole story on bundled data, offline but for pip, in minutes
 	$(BIN)/embedpipe demo $(OUT) $(DEMO_OPTIONS)
 
 test: $(VENV)/.dev  ## every fast test that needs no GPU
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(TEST_OPTIONS)
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow" $(TEST_OPTIONS)
 
-slow: $(VENV)/.dev  ## the other ones, one at a time: models of real size, long runs, many kills
-	$(BIN)/python -m pytest -m slow $(TEST_OPTIONS)
+slow: $(VENV)/.dev  ## the other ones: models of real size, launchers, clusters, many kills
+	$(BIN)/python -m pytest $(BESIDE) -m slow $(TEST_OPTIONS)
 
 check: $(VENV)/.dev  ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+repeat: $(VENV)/.dev  ## the fast tests again and again: are they always green? `--help` says more
+	$(BIN)/python tools/repeat_suite.py $(or $(N),30) --busy $(or $(BUSY),10)
 
 wheel:  ## build the distribution, install it outside the tree, run every command there
 	$(PYTHON) tools/check_wheel.py $(WHEEL_OPTIONS)

@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a pool of threads does not surv
 
 from embedpipe_cli import main as cli
 
-import embedpipe.encode.open_clip  # noqa: F401 - so that no fork has to
+import embedpipe.encode.loading  # noqa: F401 - so that no fork has to
 from embedpipe.execute import processes
 from embedpipe.verify import verify
 from tests import shards, tiny_clip

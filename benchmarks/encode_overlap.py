@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from embedpipe.encode import EncoderConfig, job, load_encoder
+from embedpipe.encode.base import Embedded, EmbeddedTexts
 from embedpipe.encode.job import EncodeConfig
 from embedpipe.encode.pictures import StageConfig
 from embedpipe.encode.stage import encode_shards
@@ -59,7 +60,12 @@ class RecordingEncoder:
         self.calls.append(("images", pixels.clone()))
         return self.encoder.images(pixels)
 
-    def texts(self, captions: Sequence[str]) -> np.ndarray:
+    @property
+    def counts_cut_tokens(self) -> bool:
+        """Whether the encoder does."""
+        return self.encoder.counts_cut_tokens
+
+    def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
         """Encode, and keep the captions."""
         self.calls.append(("texts", list(captions)))
         return self.encoder.texts(captions)
@@ -70,8 +76,21 @@ class RecordingEncoder:
             getattr(self.encoder, name)(argument)
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Embeddings that need not be waited for."""
+
+    made: Embedded
+
+    def wait(self) -> Embedded:
+        """Them."""
+        return self.made
+
+
 class FreeEncoder:
     """An encoder that costs nothing: the same row for everything."""
+
+    counts_cut_tokens = True
 
     def __init__(self, card: Any) -> None:
         self.card = card
@@ -81,13 +100,15 @@ class FreeEncoder:
         """Nothing is compiled."""
         return 0.0
 
-    def images(self, pixels: torch.Tensor) -> torch.Tensor:
+    def images(self, pixels: torch.Tensor) -> Ready:
         """The row, as often as there are images."""
-        return torch.from_numpy(self._row).expand(len(pixels), -1)
+        rows = np.broadcast_to(self._row, (len(pixels), self.card.dim))
+        return Ready(Embedded(rows, np.ones(len(pixels), np.float32)))
 
-    def texts(self, captions: Sequence[str]) -> np.ndarray:
+    def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
         """The row, as often as there are captions."""
-        return np.broadcast_to(self._row, (len(captions), self.card.dim))
+        rows = np.broadcast_to(self._row, (len(captions), self.card.dim))
+        return EmbeddedTexts(rows, np.ones(len(captions), np.float32), np.zeros(len(captions), np.int32))
 
 
 @dataclass(frozen=True, slots=True)

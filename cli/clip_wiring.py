@@ -87,8 +87,9 @@ class ClipJob:
 class ClipOutcome:
     """What train-clip did.
 
-    scores: for each held-out split, recall both ways. captions_cut: captions that fill the model's context length.
-    metrics: the scores on the split `valid`, flat, and chance beside them. rejects: samples left out, by reason.
+    scores: for each held-out split, recall both ways. captions_cut, tokens_cut: captions longer than the model's
+    context, and tokens cut off. metrics: the scores on the split `valid`, flat, and chance beside them. rejects:
+    samples left out, by reason.
     """
 
     out: str
@@ -98,6 +99,7 @@ class ClipOutcome:
     parameters: int
     trained_parameters: int
     captions_cut: int
+    tokens_cut: int
     rejects: dict[str, int]
     scores: dict[str, ClipScores]
     metrics: dict[str, float]
@@ -145,6 +147,7 @@ def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> C
         model.eval()
         model.save_open_clip(place.folder)
         scores = _score_all(model, pairs, pictures)
+        cut = count_cut(pictures.captions, tokens)
         outcome = ClipOutcome(
             out=job.out,
             steps=state.step,
@@ -152,7 +155,8 @@ def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> C
             train_rows=len(rows[TRAIN]),
             parameters=sum(weight.numel() for weight in model.parameters()),
             trained_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            captions_cut=count_cut(tokens),
+            captions_cut=cut.captions,
+            tokens_cut=cut.tokens,
             rejects=pictures.rejects,
             scores=scores,
             metrics=scores[VALID].numbers() | {"chance_at_10": scores[VALID].chance(10)},

@@ -30,7 +30,8 @@ class DecoderJob:
 
     data: image shards; emb: their embeddings; out: the decoder's folder. stages: numbers of those to train, from 1;
     empty for all. vaes: folders of autoencoders for the first stages; cache_latents: what these make
-    of the images is made once and kept.
+    of the images is made once and kept. trust_old_card: stages of version 0.1 may stand beside new ones where all that
+    it recorded of their encoder agrees.
     """
 
     data: str
@@ -43,6 +44,7 @@ class DecoderJob:
     source: ImageSource = field(default_factory=ImageSource)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     cache_latents: bool = False
+    trust_old_card: bool = False
 
     def numbers(self) -> tuple[int, ...]:
         """The stages to train, in order. Raises ConfigError for one that is not there."""

@@ -15,6 +15,7 @@ from dalle2_core.decoders import VAE, finish_decoder
 from dalle2_core.files import sha256
 from dalle2_core.stage import DecoderStage
 from embedpipe import files
+from embedpipe.card import EncoderCard
 from embedpipe.errors import RunMismatch
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import local_copy
@@ -22,7 +23,7 @@ from embedpipe.mirror import local_copy
 from .another_run import NameOf, option_of, refuse_finished
 from .decoder_job import DecoderJob
 from .decoder_rows import DecoderRows
-from .provenance import RUN_FILE, read_run
+from .provenance import RUN_FILE, made_for, read_run
 from .row_policy import RowPolicy
 
 STAGE_RUN = "decoder-stage"
@@ -106,14 +107,14 @@ def settings_of(number: int) -> NameOf:
     return name_of
 
 
-def refuse_neighbours(job: DecoderJob, number: int, fingerprint: str) -> None:
+def refuse_neighbours(job: DecoderJob, number: int, card: EncoderCard) -> None:
     """Raise RunMismatch if a finished stage beside this one does not fit it: of another encoder, or of another size."""
     for other in range(1, len(job.recipe.stages) + 1):
         folder = stage_of(job.out, other)
         if other == number or not files.exists(files.join(folder, RUN_FILE)):
             continue
         found = read_run(folder, STAGE_RUN, _MADE_BY)
-        if found["fingerprint"] != fingerprint:
+        if not made_for(folder, found, job.emb, card, job.trust_old_card):
             raise RunMismatch(
                 f"{folder}: trained on embeddings of another encoder than {job.emb} holds",
                 "Give embeddings of the same encoder, or another output folder",

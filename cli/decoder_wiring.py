@@ -123,7 +123,7 @@ def _open(job: DecoderJob, device: str, weights: bool = True) -> tuple[Embedding
         check_guidance(stage, job.judge.cond_scale)
         if job.cache_latents and stage.vae is not None:
             stage.refuse_encoded()
-        refuse_neighbours(job, number, dataset.card.fingerprint())
+        refuse_neighbours(job, number, dataset.card)
     return dataset, stages
 
 

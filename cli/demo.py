@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -151,10 +150,8 @@ def _run(ctx: click.Context, step: Step) -> float:
 
 def _run_and_pass_on_interrupts(command: Sequence[str]) -> int:
     """Run a command to its end; its exit code. An interruption is handed on, so that it ends in good order."""
-    # Threads that wait must not spin: on a machine with other work, torch's took a small model's step twice as long.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     # In a session of its own it hears of a Ctrl-C from here, once; the terminal would tell it a second time.
-    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         try:
             return process.wait()

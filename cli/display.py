@@ -35,6 +35,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def note_old_card(path: str, dated: bool, more: str = "") -> None:
+    """Say on stderr of a data set or run that version 0.1 wrote it, where that is so. more: what follows from it."""
+    if dated:
+        from embedpipe.card import BEFORE_ACTIVATION
+
+        click.echo(f"note: {path}: {BEFORE_ACTIVATION}{more}", err=True)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
     """A table on stdout; numbers are right-aligned."""
     from rich.console import Console

@@ -15,12 +15,16 @@ from .options import (
     executor_options,
     json_option,
     max_rejects_option,
+    model_options,
+    said_of_model,
     too_many_rejects,
+    trust_option,
     verbose_option,
 )
 
 if TYPE_CHECKING:
     from embedpipe.encode.job import EncodeConfig
+    from embedpipe.model_spec import ModelOptions
 
 
 @click.command()
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--pretrained", default="", help="A pretrained tag, a checkpoint file, or `random`. Not needed for a folder."
 )
+@model_options
 @click.option("--gpus", type=click.IntRange(0), help="CUDA devices, one worker each. Default: all there are.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, with --gpus 0.")
 @click.option("--threads", type=click.IntRange(1), help="Threads per worker. Default: the cores, shared out evenly.")
@@ -56,6 +61,11 @@ if TYPE_CHECKING:
     "--text-tokens",
     is_flag=True,
     help="Store the last hidden states of the captions' tokens, too: for priors and decoders that read them.",
+)
+@click.option(
+    "--reject-cut-captions",
+    is_flag=True,
+    help="Samples whose caption is longer than the model's context become rejects. Default: the caption is cut.",
 )
 @click.option(
     "--caption-key",
@@ -109,6 +119,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Remove the data set that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
 )
+@trust_option("Go on with what version 0.1 began, with the model as it built it")
 @max_rejects_option(
     "A run that is past hope stops between two shards, before its end: over a count, or over twice a share of at least "
     "1,000 samples. What is committed stays."
@@ -128,21 +139,28 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     \b
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
     embedpipe encode shards emb --model clip-run --gpus 0 --workers 2
+    embedpipe encode shards emb --model ViT-B-32 --pretrained laion.pt --like-tag laion2b_s34b_b79k
     embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
-    from embedpipe.model_name import refuse_unknown
+    from embedpipe.model_name import model_folder, refuse_unknown
+    from embedpipe.model_spec import resolve
+    from embedpipe.model_tables import known_name
 
+    said = said_of_model(options)
     if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
         refuse_unknown(options["model"])
+        in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
+        if in_tables and not options["trust_old_card"]:
+            resolve(options["model"], options["pretrained"], said)
 
     from embedpipe.encode.job import encode
 
     from . import display
     from .main import EXIT_REJECTS
 
-    config = _config(options)
+    config = _config(options, said)
     if options["dry_run"]:
         _print_plan(data, out, config, options["rate"], options["price"])
         return
@@ -158,7 +176,7 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
         ctx.exit(EXIT_REJECTS)
 
 
-def _config(options: dict[str, Any]) -> EncodeConfig:
+def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
     from embedpipe.encode.base import EncoderConfig
     from embedpipe.encode.job import EncodeConfig
     from embedpipe.encode.launcher import part_of
@@ -173,11 +191,13 @@ def _config(options: dict[str, Any]) -> EncodeConfig:
             dtype=options["embedding_dtype"],
             decode=options["decode"],
             compile=options["compile_model"],
+            options=said,
         ),
         stage=StageConfig(
             images=not options["no_image"],
             texts=not options["no_text"],
             text_tokens=options["text_tokens"],
+            reject_cut_captions=options["reject_cut_captions"],
             batch_size=options["batch_size"],
             decode_threads=options["threads"],
             max_pixels=options["max_pixels"],
@@ -193,6 +213,7 @@ def _config(options: dict[str, Any]) -> EncodeConfig:
         image_column=options["image_col"],
         key_column=options["key_col"],
         overwrite=options["overwrite"],
+        trust_old_card=options["trust_old_card"],
         max_rejects=options["max_rejects"],
         cluster=Cluster(options["address"]),
         part=None if options["shard_of"] is None else part_of(options["shard_of"], os.environ),
@@ -239,6 +260,8 @@ def _print(out: str, report: Any) -> None:
         click.echo(f"time: {display.shares(report.time_share)}")
     if done.rejects:
         display.table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
+    if done.cut.captions:
+        click.echo(f"note: {done.cut.said(report.context_length)}; the column text_tokens_cut says of which", err=True)
     if torn := done.rejects.get("shard_truncated"):
         click.echo(
             f"warning: {counted(torn, 'input shard')} cut short or damaged; what came before is encoded, {out}/errors "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import debug_option, device_option, json_option, refuse_missing, run_folders
+from .options import debug_option, device_option, json_option, refuse_missing, run_folders, trust_option
 
 if TYPE_CHECKING:
     from dalle2_core.training import Comparison
@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
 @device_option()
+@trust_option("Compare what version 0.1 wrote with what was written later")
 @json_option
 @debug_option
 def command(
-    runs: tuple[str, ...], emb: str, split_name: str, cond_scale: float, seed: int, device: str | None, as_json: bool
+    runs: tuple[str, ...],
+    emb: str,
+    split_name: str,
+    cond_scale: float,
+    seed: int,
+    device: str | None,
+    trust_old_card: bool,
+    as_json: bool,
 ) -> None:
     """Compare priors with each other and with what needs no training, on held-out rows, and say which wins.
 
@@ -38,7 +46,9 @@ def command(
     from . import prior_scores
     from .training_job import default_device
 
-    found = prior_scores.evaluate_priors(runs, emb, split_name, device or default_device(), seed, cond_scale)
+    found = prior_scores.evaluate_priors(
+        runs, emb, split_name, device or default_device(), seed, cond_scale, trust_old_card
+    )
     show(found, split_name, as_json)
 
 

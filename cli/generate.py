@@ -17,9 +17,12 @@ from .options import (
     device_option,
     dry_run_option,
     json_option,
+    model_options,
     one_or_each,
     refuse_missing,
     run_folders,
+    said_of_model,
+    trust_option,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +71,9 @@ _PICTURE = click.Path(dir_okay=False)
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures made at once.")
 @click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
+@model_options
 @device_option()
+@trust_option("Use what version 0.1 wrote together with what was written later")
 @click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
 @dry_run_option
 @json_option
@@ -79,6 +84,7 @@ def command(
     prior: str | None,
     model: str | None,
     pretrained: str | None,
+    trust_old_card: bool,
     device: str | None,
     guidance: Any,
     text_guidance: Any,
@@ -124,7 +130,8 @@ def command(
         options[name] = one_or_each(options[name])
     names = ("captions", "column", "from_image", "inpaint", "interpolate", "embedding")
     asked = {name: options.pop(name) or None for name in names}
-    models = Models(decoder, prior, model, pretrained, device or default_device())
+    said = said_of_model(options)
+    models = Models(decoder, prior, model, pretrained, device or default_device(), said, trust_old_card)
     if emb is not None and (texts or any(asked.values())):
         raise click.UsageError("--beside takes the captions of a data set: leave texts and pictures out")
     held = None if emb is None else held_out(models, emb, rows)
@@ -183,7 +190,7 @@ def _watching() -> Iterator[Watching]:
         def on_smaller_batch(size: int) -> None:
             click.echo(f"out of memory: going on with {size} pictures at once", err=True)
 
-        yield Watching(on_step, on_smaller_batch, on_doing)
+        yield Watching(on_step, on_smaller_batch, on_doing, lambda text: click.echo(f"note: {text}", err=True))
 
 
 def _print(made: Made, out: str, report: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from embedpipe.encode import Encoder
 from embedpipe.errors import ModelError
 from embedpipe.images.sheet import SheetCell
 from embedpipe.index import embed_image, read_embeddings
+from embedpipe.progress import CutCaptions
 
 from .generation_beside import HeldOut, cells_of, compare
 from .generation_models import Models, Parts, encoded_pictures, open_parts, text_is_read
@@ -64,7 +65,7 @@ def generate(request: Request, models: Models, config: GenerationConfig, watchin
 
 def _from_texts(request: Request, parts: Parts, config: GenerationConfig, texts: list[str], watching: Watching) -> Made:
     encoder = parts.encoder()
-    text = _embedded(encoder, texts, parts)
+    text = _embedded(encoder, texts, parts, watching)
     dalle2 = _both(parts)
     known: tuple[Tensor | None, Tensor | None] = (None, None)
     if request.inpaint is not None:
@@ -95,7 +96,7 @@ def _from_embeddings(
         image_embed=embeds,
         inpaint_image=shown[0],
         inpaint_mask=shown[1],
-        **_told(parts, texts, len(embeds)),
+        **_told(parts, texts, len(embeds), watching),
         **config.of_decoder(),
         **_sampling(config, watching),
     )
@@ -112,7 +113,7 @@ def _variations(request: Request, parts: Parts, config: GenerationConfig, texts:
         config.num_images,
         eta=1.0 if config.eta is None else _one(config.eta),
         steps=_one(config.steps),
-        **_told(parts, texts, 1),
+        **_told(parts, texts, 1, watching),
         cond_scale=config.cond_scale,
         **_sampling(config, watching),
     )
@@ -132,7 +133,7 @@ def _interpolation(
         (_normalised(embed_image(encoder, one)), _normalised(embed_image(encoder, other))),
         shares,
         steps=_one(config.steps),
-        **_told(parts, texts, 1),
+        **_told(parts, texts, 1, watching),
         cond_scale=config.cond_scale,
         **_sampling(config, watching),
     )
@@ -165,22 +166,28 @@ def _both(parts: Parts) -> DALLE2:
     return DALLE2(parts.prior, parts.decoder, prior_reads_tokens=parts.prior_reads_text)
 
 
-def _embedded(encoder: Encoder, texts: Sequence[str], parts: Parts) -> EmbeddedText:
+def _embedded(encoder: Encoder, texts: Sequence[str], parts: Parts, watching: Watching) -> EmbeddedText:
     """What the encoder makes of texts; with states of tokens where prior or decoder read them."""
     if not text_is_read(parts):
-        return EmbeddedText(_normalised(encoder.texts(texts)))
-    found = encoder.text_states(texts)
-    states, mask = found.tokens.padded()
-    tokens = torch.from_numpy(states.astype(np.float32))
-    return EmbeddedText(_normalised(found.embeddings), tokens, torch.from_numpy(mask))
+        found = encoder.texts(texts)
+        read = EmbeddedText(_normalised(found.rows))
+    else:
+        with_states = encoder.text_states(texts)
+        found, (states, mask) = with_states.embeddings, with_states.tokens.padded()
+        tokens = torch.from_numpy(states.astype(np.float32))
+        read = EmbeddedText(_normalised(found.rows), tokens, torch.from_numpy(mask))
+    cut = CutCaptions.of(found.tokens_cut)
+    if cut.captions:
+        watching.on_note(cut.said(encoder.card.context_length, "text"))
+    return read
 
 
-def _told(parts: Parts, texts: Sequence[str], rows: int) -> dict[str, Any]:
+def _told(parts: Parts, texts: Sequence[str], rows: int, watching: Watching) -> dict[str, Any]:
     """The text for a decoder that reads one besides the embedding, or the empty one: the same for all rows."""
     if not parts.reads_text:
         return {}
     assert len(texts) < 2
-    text = _embedded(parts.encoder(), texts or [""], parts).repeated(rows)
+    text = _embedded(parts.encoder(), texts or [""], parts, watching).repeated(rows)
     return {"text_encodings": text.text_encodings, "text_mask": text.text_mask}
 
 

@@ -73,7 +73,7 @@ def held_out(models: Models, emb: str, most: int) -> HeldOut:
         raise InputError("--beside makes pictures of captions, and a text needs a prior", "Give --prior RUN")
     facts = read_run(models.prior, PRIOR_RUN, "train-prior")
     dataset = EmbeddingDataset(emb)
-    refuse_another_encoder(models.prior, facts, dataset)
+    refuse_another_encoder(models.prior, facts, dataset, models.trust_old_card)
     _refuse_another_split(models, facts["split"])
     names = splits(dataset, facts["split"]["column"], facts["split"]["valid_share"])
     rows = some_of(rows_of(names, VALID, emb), most)

@@ -24,10 +24,12 @@ from embedpipe.encode import Encoder
 from embedpipe.errors import DatasetError, InputError, RunMismatch
 from embedpipe.images.decode import DecodedImage, decode
 from embedpipe.index import encoder_of
+from embedpipe.model_spec import ModelOptions
 
+from .display import note_old_card
 from .generation_pictures import png
 from .prior_scores import PRIOR_RUN
-from .provenance import RUN_FILE, read_run
+from .provenance import RUN_FILE, made_for, read_run
 
 STAGE_RUN = "decoder-stage"
 _PICTURES_AT_ONCE = 64
@@ -38,7 +40,8 @@ class Models:
     """Where the models are.
 
     decoder: a folder of train-decoder. prior: one of train-prior, or None. model, pretrained: where the encoder is now,
-    if not where it was, or if no run says which it is. device: that all of them run on.
+    if not where it was, or if no run says which it is. device: that all of them run on. options: what a checkpoint file
+    does not say of itself. trust_old_card: take a run of version 0.1 for one of the same encoder where all else agrees.
     """
 
     decoder: str
@@ -46,6 +49,8 @@ class Models:
     model: str | None = None
     pretrained: str | None = None
     device: str = "cpu"
+    options: ModelOptions = field(default_factory=ModelOptions)
+    trust_old_card: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def encoded_pictures(encoder: Encoder, images: Tensor) -> Tensor:
         decoded = [decode(png(image), encoder.card.preprocess) for image in some]
         pixels = torch.stack([it.pixels for it in decoded if isinstance(it, DecodedImage)])
         assert len(pixels) == len(some)
-        parts.append(torch.from_numpy(encoder.images(pixels).numpy()).clone())
+        parts.append(torch.from_numpy(encoder.images(pixels).wait().rows))
     return torch.cat(parts)
 
 
@@ -131,7 +136,10 @@ def decoder_facts(folder: str) -> dict[str, Any] | None:
 
 
 def _refuse_different(models: Models, prior: dict[str, Any] | None, decoder: dict[str, Any] | None) -> None:
-    if prior is not None and decoder is not None and prior["fingerprint"] != decoder["fingerprint"]:
+    if prior is None or decoder is None or prior["fingerprint"] == decoder["fingerprint"]:
+        return
+    card = _card(models, prior)
+    if not made_for(models.decoder, decoder, str(models.prior), card, models.trust_old_card):
         raise RunMismatch(
             f"{models.prior} and {models.decoder}: trained on embeddings of different encoders "
             f"({prior['encoder']['model']} and {decoder['encoder']['model']})",
@@ -150,14 +158,16 @@ def _load_encoder(models: Models, known: dict[str, Any] | None, on_doing: OnDoin
 
 def _encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
     if known is not None:
-        return encoder_of(_card(models, known), _name(models), models.model, models.pretrained, models.device)
+        card, where = _card(models, known), _name(models)
+        note_old_card(where, card.dated, ": its encoder is built as version 0.1 built it")
+        return encoder_of(card, where, models.model, models.pretrained, models.device, options=models.options)
     if models.model is None:
         raise InputError(
             f"{models.decoder}: does not say which encoder its image embeddings are of", "Give --model and --pretrained"
         )
     from embedpipe.encode import EncoderConfig, load_encoder
 
-    return load_encoder(EncoderConfig(models.model, models.pretrained or ""), models.device)
+    return load_encoder(EncoderConfig(models.model, models.pretrained or "", options=models.options), models.device)
 
 
 def _card(models: Models, known: dict[str, Any]) -> EncoderCard:

@@ -89,11 +89,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """Who hears of the steps, of batches that memory made smaller, and of what goes on before there are steps."""
+    """Who hears of the steps, of batches that memory made smaller, and of what goes on before there are steps.
+
+    on_note: hears what should be known of the texts, such as that one is longer than the encoder's context.
+    """
 
     on_step: OnStep | None = None
     on_smaller_batch: OnSmaller | None = None
     on_doing: OnDoing = unheard
+    on_note: OnDoing = unheard
 
     def keywords(self) -> dict[str, Any]:
         """As the models take them."""

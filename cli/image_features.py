@@ -51,7 +51,7 @@ def open_features(what: str, dataset: EmbeddingDataset, device: str) -> ImageFea
 def _encoder_features(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     def features(images: Tensor) -> Tensor:
         pixels = resized(images, encoder.card.preprocess.size[0])
-        return torch.from_numpy(encoder.images((pixels * 255).round().to(torch.uint8)).numpy())
+        return torch.from_numpy(encoder.images((pixels * 255).round().to(torch.uint8)).wait().rows)
 
     return features
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from .options import debug_option, json_option
+
+if TYPE_CHECKING:
+    from embedpipe.info import OutputInfo
 
 
 @click.command()
@@ -35,6 +40,7 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
     embedpipe info emb --html emb.html
     """
     from embedpipe import files
+    from embedpipe.card import BEFORE_ACTIVATION
     from embedpipe.fetch import ERROR_CLASSES
     from embedpipe.info import describe, info_page, look_at
     from embedpipe.types import REJECT_CLASSES
@@ -68,31 +74,64 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
             ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, {norms}, {encoder['precision']} precision"),
             ("fingerprint", found.fingerprint[:16]),
         ]
+        rows += _towers(encoder)
+        if found.dated:
+            rows.append(("note", BEFORE_ACTIVATION))
         if predicted := encoder.get("predicted_by"):
             rows.append(("image embeddings", f"predicted by a {predicted['kind']} {predicted['sha256'][:16]}"))
     if found.tokens is not None:
         each = found.tokens / max(1, found.rows)
         rows.append(("text tokens", f"{found.tokens:,} × {found.token_width}, {each:.1f} for each row"))
     spreads = [("similarity", found.similarity, 3), ("caption length", found.captions, 0)]
-    spreads += [(f"{name} norm", norm, 5) for name, norm in found.norms.items()]
     for name, spread, digits in spreads:
         if spread is not None:
             marks = {"mean": spread.mean, "5%": spread.p05, "50%": spread.p50, "95%": spread.p95}
             rows.append((name, ", ".join(f"{mark} {value:.{digits}f}" for mark, value in marks.items())))
+    rows += _norms(found)
+    if found.cut is not None:
+        rows.append(("captions cut", found.cut.shares()))
     if found.merged:
         rows.append(("merged of", ", ".join(found.merged)))
     if found.columns:
         rows.append(("columns", ", ".join(found.columns)))
     display.table([path, ""], rows)
-    drawn = [("similarity of image and text, and how many rows have it", found.similarity, 3)]
-    drawn += [(f"norm of the {name} embeddings, of a sample of rows", norm, 5) for name, norm in found.norms.items()]
-    for heading, spread, digits in drawn:
-        if spread is not None:
-            click.echo(f"{heading}:")
-            for line in display.histogram(spread.least, spread.most, spread.bins, digits=digits):
-                click.echo(line)
-            click.echo()
+    if (alike := found.similarity) is not None:
+        click.echo("similarity of image and text, and how many rows have it:")
+        for line in display.histogram(alike.least, alike.most, alike.bins, digits=3):
+            click.echo(line)
+        click.echo()
     if found.rejects:
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
         display.table(["rejected because", "samples", "which means"], [(n, c, meanings.get(n, "")) for n, c in counts])
     display.worst_hosts(found.hosts)
+
+
+def _towers(encoder: dict[str, Any]) -> list[tuple[str, str]]:
+    """What decides the towers' numbers besides the weights, where it was recorded."""
+    if "image_tower" not in encoder:
+        return []
+    towers = [(side, encoder[f"{side}_tower"]) for side in ("image", "text")]
+    said = [f"{side} {tower['activation']}, pooled by {tower['pooling']}" for side, tower in towers]
+    images = encoder["preprocess"]
+    size = "×".join(map(str, images["size"]))
+    return [
+        ("towers", "; ".join(said)),
+        ("images", f"{size}, {images['interpolation']}, {images['resize_mode']}"),
+        ("captions", f"cleaned by {encoder['text_preprocess']['clean']}, at most {encoder['context_length']} tokens"),
+    ]
+
+
+def _norms(found: OutputInfo) -> list[tuple[str, str]]:
+    """What is known of norms: of the projections, and of what is stored."""
+    from embedpipe.info import without_norms
+
+    rows = []
+    for side, norm in found.norms.items():
+        of = "" if norm.n == found.rows else f", of {norm.n:,} of {found.rows:,} rows"
+        rows.append((f"{side}_norm", f"{norm.least:.4g} to {norm.most:.4g}, median {norm.p50:.4g}{of}"))
+    if (ruled_out := without_norms(found)) is not None:
+        rows.append(("norms", ruled_out))
+    if found.stored_norms:
+        stored = (f"{side} {norm.least:.5f} to {norm.most:.5f}" for side, norm in found.stored_norms.items())
+        rows.append(("stored norms", ", ".join(stored)))
+    return rows

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 import click
 
+from embedpipe.openmp import bound_spinning
+
 from .options import debugging
 
 # In the order of the story; each lives in the module of that name and is called `command` there.
@@ -94,6 +96,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """The console script."""
+    bound_spinning()  # before torch or faiss load their OpenMP, which reads its variables then and never again
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's end is an interruption like any other
     _leave(_run())
 

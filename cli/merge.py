@@ -8,7 +8,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option, verbose_option
+from .options import debug_option, dry_run_option, json_option, trust_option, verbose_option
 
 if TYPE_CHECKING:
     from embedpipe.merge import MergeReport
@@ -17,13 +17,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="EMB EMB... OUT")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that copy shards.")
+@trust_option("Merge what version 0.1 wrote with what was written later")
 @verbose_option("A line for each shard that was taken over.")
 @dry_run_option
 @json_option
 @debug_option
 @click.pass_context
 def command(
-    ctx: click.Context, paths: tuple[str, ...], workers: int, verbose: bool, dry_run: bool, as_json: bool
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    workers: int,
+    trust_old_card: bool,
+    verbose: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Embedding data sets of one encoder → a new one, OUT, with the shards of all of them.
 
@@ -41,14 +48,15 @@ def command(
     *sources, out = paths
     if len(sources) < 2:
         raise click.UsageError("Name two data sets or more, and the folder for what comes of them last.")
+    config = MergeConfig(workers, trust_old_card=trust_old_card)
     if dry_run:
-        plan = plan_merge(sources, out)
+        plan = plan_merge(sources, out, trust_old_card)
         names = {task.number: {"shard": task.name, "from": task.payload.path} for task in plan.tasks}
         facts = {"prefixes": plan.prefixes, "columns": plan.columns, "unfinished": plan.unfinished}
-        display.print_json({"shards": names, **facts, "config": MergeConfig(workers)})
+        display.print_json({"shards": names, **facts, "config": config})
         return
     with display.progress("merge", "rows", verbose=verbose) as view:
-        report = merge(sources, out, MergeConfig(workers), view)
+        report = merge(sources, out, config, view)
     if as_json:
         display.print_json(report)
     else:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from .options import debug_option, json_option
 
+if TYPE_CHECKING:
+    from embedpipe.architecture import ModelSpec
+
 
 @click.command()
 @click.argument("name", required=False)
+@click.argument("tag", required=False)
 @json_option
 @debug_option
-def command(name: str | None, as_json: bool) -> None:
-    """List the models `encode` knows, and their pretrained tags.
+def command(name: str | None, tag: str | None, as_json: bool) -> None:
+    """List the models `encode` knows, and their pretrained tags; or say what the tags of one model mean.
 
-    With NAME: those whose name holds it. Besides these, encode takes hf-hub:org/repo and a folder of train-clip.
+    With the NAME of a model: for each tag (or for TAG) the activation and preprocessing that its weights want, image
+    size, width, context length and where the weights are. With a part of a name: the models whose name holds it.
+    Besides these, encode takes hf-hub:org/repo and a folder of train-clip.
 
     \b
     embedpipe models ViT-L
+    embedpipe models ViT-L-14
+    embedpipe models ViT-L-14 openai --json
     """
-    from embedpipe.encode.open_clip import known_models
+    from embedpipe import model_tables
     from embedpipe.errors import InputError, did_you_mean
 
     from . import display
 
-    known = known_models()
+    model = model_tables.known_name(name) if name is not None else None
+    if model is not None:
+        _show(model, tag, as_json)
+        return
+    if tag is not None:
+        raise InputError(f"no model {name!r}", did_you_mean(str(name), model_tables.configs()))
+    known = {model: list(model_tables.tags().get(model, {})) for model in model_tables.configs()}
     found = {model: tags for model, tags in known.items() if name is None or name.lower() in model.lower()}
     if not found:
         assert name is not None
@@ -33,3 +49,63 @@ def command(name: str | None, as_json: bool) -> None:
         display.print_json(found)
     else:
         display.table(["model", "pretrained tags"], [(model, ", ".join(tags)) for model, tags in found.items()])
+
+
+def _show(model: str, tag: str | None, as_json: bool) -> None:
+    """What the tags of a model mean, or one of them."""
+    from embedpipe import model_tables
+    from embedpipe.errors import ModelError, did_you_mean
+    from embedpipe.model_spec import RANDOM, resolve
+
+    from . import display
+
+    tags = list(model_tables.tags().get(model, {}))
+    if tag is not None and model_tables.tag_of(model, tag) is None:
+        raise ModelError(f"{model}: no pretrained tag {tag!r}", did_you_mean(tag, tags) if tags else "It has none")
+    chosen = [tag.lower().replace("-", "_")] if tag is not None else tags
+    found = {name: _facts(resolve(model, name), model_tables.tag_of(model, name) or {}) for name in chosen}
+    architecture = _architecture(resolve(model, RANDOM))
+    if as_json:
+        display.print_json({"model": model, **architecture, "tags": found})
+        return
+    said = architecture
+    click.echo(
+        f"{model}: images of {'×'.join(map(str, said['image_size']))}, embeddings of {said['dim']} values, captions up "
+        f"to {said['context_length']} tokens, cleaned by {said['captions']}"
+    )
+    if not tags:
+        click.echo("it has no tags: give --pretrained a checkpoint file, or `random`")
+        return
+    columns = ["activation", "mean", "std", "interpolation", "resize mode", "weights"]
+    rows = [(name, *(_cell(facts[column.replace(" ", "_")]) for column in columns)) for name, facts in found.items()]
+    display.table(["tag", *columns], rows)
+    click.echo("licence: unknown to open_clip's tables; the page of the weights, huggingface.co/…, says it")
+    if other := model_tables.sibling(model):
+        click.echo(f"see {other}, too: the same architecture with the other activation")
+
+
+def _architecture(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "image_size": list(spec.size),
+        "dim": spec.dim,
+        "context_length": spec.context_length,
+        "captions": spec.text_preprocess.clean,
+        "needs_extra": "hf" if spec.needs_transformers else None,
+    }
+
+
+def _facts(spec: ModelSpec, said: Any) -> dict[str, Any]:
+    assert spec.preprocess is not None
+    towers = {spec.image_tower.activation, spec.text_tower.activation} - {None}
+    return {
+        "activation": " and ".join(sorted(str(tower) for tower in towers)) or "of another library",
+        "image_activation": spec.image_tower.activation,
+        "text_activation": spec.text_tower.activation,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in spec.preprocess.items()},
+        "weights": said.get("hf_hub", "").rstrip("/") or said.get("url", ""),
+        "licence": "unknown",  # open_clip's tables do not say it; the page of the weights does
+    }
+
+
+def _cell(value: Any) -> str:
+    return ",".join(f"{part:.4g}" for part in value) if isinstance(value, list) else str(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from embedpipe.model_spec import ModelOptions
     from embedpipe.progress import RejectLimit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -154,6 +155,68 @@ def address_option(command: _Command) -> _Command:
 def verbose_option(what: str) -> Callable[[_Command], _Command]:
     """-v / --verbose → `verbose`. what: what it shows."""
     return click.option("-v", "--verbose", is_flag=True, help=what)
+
+
+def trust_option(what: str) -> Callable[[_Command], _Command]:
+    """--trust-old-card → `trust_old_card`. what: is done then."""
+    return click.option(
+        "--trust-old-card",
+        is_flag=True,
+        help=f"{what}, where all that version 0.1 recorded of the encoder agrees: it did not record the activation.",
+    )
+
+
+class PerChannel(click.ParamType):
+    """Three numbers, one for each of red, green and blue: 0.48,0.46,0.41. The value is a tuple."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse `0.5,0.5,0.5`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            red, green, blue = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: write three numbers with commas between: 0.5,0.5,0.5", param, ctx)
+        return red, green, blue
+
+
+_MODEL_OPTIONS = ("quick_gelu", "mean", "std", "interpolation", "resize_mode", "like_tag")
+
+
+def model_options(command: _Command) -> _Command:
+    """What a checkpoint file does not say of itself; see `said_of_model`, which takes it out of a command's options."""
+    for option in (
+        click.option(
+            "--resize-mode", type=click.Choice(["shortest", "longest", "squash"]), help="Likewise, of images."
+        ),
+        click.option("--interpolation", type=click.Choice(["bicubic", "bilinear", "random"]), help="Likewise."),
+        click.option("--std", type=PerChannel(), help="What images are divided by then, likewise."),
+        click.option(
+            "--mean", type=PerChannel(), help="What is subtracted from images in 0..1, where a file does not say it."
+        ),
+        click.option(
+            "--quickgelu/--gelu",
+            "quick_gelu",
+            default=None,
+            help="The activation that a checkpoint file was trained with, where the model's tags do not agree on it.",
+        ),
+        click.option(
+            "--like-tag",
+            metavar="TAG",
+            help="Use a checkpoint file as this tag of the model is used: its activation and preprocessing.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def said_of_model(options: dict[str, Any]) -> ModelOptions:
+    """The values of `model_options`, taken out of `options`."""
+    from embedpipe.model_spec import ModelOptions
+
+    return ModelOptions(**{name: options.pop(name) for name in _MODEL_OPTIONS})
 
 
 def config_options(command: _Command) -> _Command:

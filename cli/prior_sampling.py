@@ -74,7 +74,9 @@ class LoadPredictor:
                 embed = torch.from_numpy(text[rows].astype(np.float32)).to(on)
                 draws = RowDraws(seed, start, len(embed), on)
                 states, mask = _states(tokens, rows, on) if self.text_tokens and tokens is not None else (None, None)
-                found = prior.sample(embed, text_encodings=states, text_mask=mask, **keywords, generator=draws)
+                found = prior.sample(
+                    embed, text_encodings=states, text_mask=mask, normalize=False, generator=draws, **keywords
+                )
                 parts.append(found.float().cpu().numpy())
                 listen(Progress(rows=len(embed)))
             return np.concatenate(parts)
@@ -91,6 +93,7 @@ def sample_prior(
     gpus: int | None = None,
     workers: int = 1,
     listen: Listener = silent,
+    trust_old_card: bool = False,
 ) -> PredictReport:
     """Predict image embeddings for all texts of the data set `emb` into the data set `out`; run again, it goes on.
 
@@ -101,7 +104,7 @@ def sample_prior(
     """
     facts = read_run(run_folder, PRIOR_RUN, "train-prior")
     dataset = EmbeddingDataset(emb)
-    refuse_another_encoder(run_folder, facts, dataset)
+    refuse_another_encoder(run_folder, facts, dataset, trust_old_card)
     text_tokens = bool(facts["recipe"].get("text_tokens"))
     if text_tokens:
         dataset.require_text_tokens()

@@ -21,7 +21,7 @@ from embedpipe.load import EmbeddingDataset, rows_of, splits
 from embedpipe.load.split import TRAIN
 
 from .prior_rows import PriorRows
-from .provenance import read_run
+from .provenance import made_for, read_run
 from .row_policy import RowPolicy
 from .token_states import token_states
 
@@ -79,7 +79,13 @@ def watch(model: Any, batches: Sequence[PriorBatch], seed: int, device: str) -> 
 
 
 def evaluate_priors(
-    run_folders: Sequence[str], emb: str, split_name: str, device: str, seed: int = 0, cond_scale: float = 1.0
+    run_folders: Sequence[str],
+    emb: str,
+    split_name: str,
+    device: str,
+    seed: int = 0,
+    cond_scale: float = 1.0,
+    trust_old_card: bool = False,
 ) -> Comparison:
     """The priors of some runs beside the baselines, on the rows of `emb` in the split `split_name`.
 
@@ -90,7 +96,7 @@ def evaluate_priors(
     dataset.require_rows()
     runs = {folder: read_run(folder, PRIOR_RUN, "train-prior") for folder in run_folders}
     for folder, facts in runs.items():
-        refuse_another_encoder(folder, facts, dataset)
+        refuse_another_encoder(folder, facts, dataset, trust_old_card)
     split, policy = _agreed(runs)
     names = splits(dataset, split["column"], split["valid_share"])
     plain = PriorRows(dataset, policy)
@@ -114,14 +120,16 @@ def evaluate_priors(
     return compare(predictions, image, text, seed=seed)
 
 
-def refuse_another_encoder(folder: str, facts: Mapping[str, Any], dataset: EmbeddingDataset) -> None:
+def refuse_another_encoder(
+    folder: str, facts: Mapping[str, Any], dataset: EmbeddingDataset, trust_old_card: bool = False
+) -> None:
     """Raise RunMismatch unless `dataset` holds embeddings, not predicted, of the encoder the run's prior knows."""
     if dataset.card.predicted_by is not None:
         raise RunMismatch(
             f"{dataset.path}: its image embeddings were predicted by a {dataset.card.predicted_by.kind}",
             "Give the data set they were predicted for",
         )
-    if facts["fingerprint"] != dataset.card.fingerprint():
+    if not made_for(folder, facts, dataset.path, dataset.card, trust_old_card):
         raise RunMismatch(
             f"{folder}: trained on embeddings of another encoder ({facts['encoder']['model']}) than {dataset.path} "
             f"holds ({dataset.card.model})",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from embedpipe import files
+from embedpipe.card import EncoderCard, card_from
 from embedpipe.errors import DatasetError, InputError
+from embedpipe.likeness import same_encoder
 
 RUN_FILE = "run.json"
 _PACKAGES = ("embedpipe", "torch", "open_clip_torch", "numpy", "pyarrow", "img2dataset", "faiss-cpu")
@@ -43,6 +46,18 @@ def write_run(folder: str, kind: str, facts: dict[str, Any]) -> None:
     """Write `run.json` whole: what kind of run this is, and its facts (plain JSON values)."""
     content = {"kind": kind, "versions": versions(), **facts}
     files.write_bytes(files.join(folder, RUN_FILE), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def made_for(folder: str, facts: Mapping[str, Any], other: str, card: EncoderCard, trust_old_card: bool) -> bool:
+    """Whether a run in `folder` was trained on embeddings of the encoder of `card`, which is that of `other`.
+
+    Raises RunMismatch where one of the two was written by version 0.1, all else agrees, and nobody vouches for it.
+    """
+    try:
+        theirs = card_from(facts["encoder"])
+    except (KeyError, ValueError):  # as much as is there
+        return bool(facts["fingerprint"] == card.fingerprint())
+    return same_encoder((folder, theirs), (other, card), trust_old_card)
 
 
 def read_run(folder: str, kind: str, made_by: str) -> dict[str, Any]:

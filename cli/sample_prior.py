@@ -6,7 +6,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, dry_run_option, json_option, refuse_missing, run_folders
+from .options import debug_option, dry_run_option, json_option, refuse_missing, run_folders, trust_option
 
 
 @click.command()
@@ -21,6 +21,7 @@ from .options import debug_option, dry_run_option, json_option, refuse_missing, 
 @click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows sampled at once.")
 @click.option("--gpus", type=click.IntRange(0), help="Workers, one on each GPU. Default: all GPUs there are.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, where gpus is 0.")
+@trust_option("Sample for what version 0.1 wrote a prior that was trained later, or the other way round")
 @dry_run_option
 @json_option
 @debug_option
@@ -36,6 +37,7 @@ def command(
     batch_size: int,
     gpus: int | None,
     workers: int,
+    trust_old_card: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -62,10 +64,12 @@ def command(
         display.print_json({"shards": len(dataset.manifests), "rows": len(dataset), "predicted_by": card})
         return
     with display.progress("sample-prior", "rows") as view:
-        report = prior_sampling.sample_prior(run, emb, out, sampling, batch_size, gpus, workers, view)
+        report = prior_sampling.sample_prior(run, emb, out, sampling, batch_size, gpus, workers, view, trust_old_card)
     if as_json:
         display.print_json(report)
         return
+    if report.cut.captions:
+        click.echo(f"note: {report.cut.said(report.context_length)} when {emb} was encoded", err=True)
     already = f" ({report.already} were there already)" if report.already else ""
     click.echo(
         f"{out}: {counted(report.rows, 'row')} in {counted(report.shards, 'shard')}{already}, "

@@ -11,7 +11,7 @@ import click
 
 from embedpipe.wording import counted
 
-from .options import debug_option, json_option
+from .options import debug_option, json_option, model_options, said_of_model
 
 if TYPE_CHECKING:
     from embedpipe.index import Asked, Hit
@@ -47,6 +47,7 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 @click.option("--exact", is_flag=True, help="Compare with every row; no index is needed.")
 @click.option("--model", help="Where the model is now, if not where it was. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
+@model_options
 @click.option("--images", "data", help="Where the image shards are now, for contact sheets.")
 @click.option(
     "--save",
@@ -85,6 +86,7 @@ def command(
 
     from . import display
 
+    said = said_of_model(asked)
     try:
         query = Asked(**asked)
     except InputError as problem:
@@ -98,13 +100,15 @@ def command(
     if searcher.card is None and not exact:
         click.echo(f"note: no {modality} index, so every row is compared; `embedpipe index {emb}` makes one", err=True)
 
+    display.note_old_card(emb, dataset.card.dated, ": queries are embedded as version 0.1 embedded them")
+
     def load() -> Any:
-        return query_encoder(dataset, model, pretrained)
+        return query_encoder(dataset, model, pretrained, options=said)
 
     quick = not many and (searcher.card is not None or len(dataset) <= _ROWS_AT_A_GLANCE)
     shown = contextlib.nullcontext(silent) if quick else display.progress("search", "queries" if many else "rows")
     with shown as view:
-        found = answers(searcher, query, load, k, min_score, view)
+        found = answers(searcher, query, load, k, min_score, view, lambda text: click.echo(f"note: {text}", err=True))
         if many:
             _answer_many(found, save, as_json)
             return

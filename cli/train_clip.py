@@ -78,13 +78,15 @@ def command(data: str, out: str, **options: Any) -> None:
 
 
 def _print(outcome: ClipOutcome, context_length: int) -> None:
+    from embedpipe.progress import CutCaptions
+
     from . import display
 
     if outcome.rejects:
         display.table(["left out because", "samples"], sorted(outcome.rejects.items(), key=lambda item: -item[1]))
     if outcome.captions_cut:
         click.echo(
-            f"warning: {outcome.captions_cut:,} captions fill all {context_length} tokens and may have been cut; "
+            f"warning: {CutCaptions(captions=outcome.captions_cut, tokens=outcome.tokens_cut).said(context_length)}; "
             "see --set clip.model.text_cfg.context_length=77",
             err=True,
         )

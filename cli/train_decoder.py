@@ -20,6 +20,7 @@ from .options import (
     row_options,
     run_folders,
     split_options,
+    trust_option,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cache-latents", is_flag=True, help="With --vae: encode each image once, and keep its latents beside the stage."
 )
+@trust_option("Train beside stages that version 0.1 trained, or on what it wrote")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps of each stage.")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows of a step, of each stage, over all processes.")
 @click.option("--seed", type=click.IntRange(0), help="Of weights, order, noise and dropout, of each stage.")
@@ -150,6 +152,7 @@ def _job(data: str, emb: str, out: str, options: dict[str, Any]) -> DecoderJob:
         ImageSource(options["drop_unjoined"], options["decode_threads"], options["max_pixels"], policy),
         JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
         options["cache_latents"],
+        options["trust_old_card"],
     )
 
 

@@ -67,12 +67,15 @@ def command(
 
 
 def _print(report: VerifyReport) -> None:
+    from embedpipe.card import BEFORE_ACTIVATION
     from embedpipe.verify import KINDS
 
     click.echo(
         f"{report.path}: {KINDS[report.format]}, {report.committed:,} of {report.planned:,} shards, "
         f"{counted(report.rows, 'row')}, {report.rejected:,} rejected, {report.bytes / 1e6:,.1f} MB"
     )
+    if report.dated:
+        click.echo(BEFORE_ACTIVATION)
     if report.missing:
         click.echo(f"{counted(report.missing, 'planned shard')} not made yet; the command that began them goes on")
     if report.leftovers:

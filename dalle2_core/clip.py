@@ -105,9 +105,24 @@ class ClipBatch:
         return ClipBatch(self.image[start:stop], self.tokens[start:stop])
 
 
-def count_cut(tokens: Tensor) -> int:
-    """How many rows of `tokenize` fill the whole context length: their captions were cut, or just fit."""
-    return int((tokens[:, -1] != 0).sum())
+@dataclass(frozen=True, slots=True)
+class CutTexts:
+    """captions: how many were longer than the context. tokens: how many of theirs were cut off."""
+
+    captions: int
+    tokens: int
+
+
+def count_cut(captions: Sequence[str], tokens: Tensor) -> CutTexts:
+    """What `tokenize` cut off, of captions and its [n, l] of them.
+
+    Only rows that are filled to their last place can have been cut; these captions are tokenised once more, in full.
+    """
+    context_length = tokens.shape[1]
+    encode = _tokenizer(context_length).encode
+    full = torch.nonzero(tokens[:, -1] != 0)[:, 0].tolist()
+    over = [max(0, len(encode(captions[row])) + 2 - context_length) for row in full]  # 2: start and end
+    return CutTexts(sum(count > 0 for count in over), sum(over))
 
 
 def tokenize(captions: Sequence[str], config: ClipConfig) -> Tensor:
@@ -269,9 +284,14 @@ class LoadedClip:
 
 
 def load_open_clip(name: str, pretrained: str | None) -> LoadedClip:
-    """A model by open_clip's names. Raises ConfigError if it does not know or cannot get it."""
+    """A model by open_clip's names. Raises ConfigError if it does not know or cannot get it.
+
+    A tag's weights get the activation that they were trained with, whichever of its names the architecture is given by.
+    A checkpoint file does not say it: it gets that of the architecture's name (`…-quickgelu`, or GELU).
+    """
+    tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) if pretrained else {}
     try:
-        model = open_clip.create_model(name, pretrained=pretrained)
+        model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=bool(tag.get("quick_gelu", False)))
         tokenizer = open_clip.get_tokenizer(name)
     # What open_clip raises for names it does not know and weights it cannot get; OSError is what the network gives.
     except (RuntimeError, ValueError, OSError) as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,7 +29,43 @@ class PreprocessSpec:
     fill_color: int
 
 
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What becomes of an image besides its pixels, before it is resized: each `ignored`, or the name of what is done.
+
+    transparency: of an alpha channel or a palette's. orientation: of EXIF's. colour_profile: of an embedded one.
+    """
+
+    transparency: str
+    orientation: str
+    colour_profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class TowerCard:
+    """What decides a tower's numbers besides its weights, in words that do not depend on a library's class names.
+
+    activation: gelu, quick_gelu, gelu_tanh, relu, silu …, all that are in it, in alphabetical order, joined by `+`.
+    pooling: how a vector is made of positions: tok, avg, map, attention, argmax, last …
+    """
+
+    activation: str
+    pooling: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextPreprocessSpec:
+    """How a caption is cleaned before it becomes tokens: lower, whitespace or canonicalize; other options by name."""
+
+    clean: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 UNKNOWN = "unknown"
+BEFORE_ACTIVATION = "written before the activation was recorded"
+
+# What cards of version 0.1 did not have. Where it is not there, it is no part of the fingerprint.
+_SINCE_V2 = ("image_tower", "text_tower", "text_preprocess", "image_rules")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +80,14 @@ class PredictionCard:
     sampling: dict[str, Any]
 
 
+class Likeness(enum.Enum):
+    """How two cards compare. UNRECORDED: the same but for what the older one did not record."""
+
+    SAME = "same"
+    UNRECORDED = "unrecorded"
+    OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderCard:
     """Model, weights, preprocessing and number format of an embedding data set.
@@ -51,6 +96,8 @@ class EncoderCard:
     `fingerprint()` is equal: the names a user typed for the model (`model`, `pretrained`) are not part of it.
     predicted_by: None where the image embeddings were made from images. Predicted ones have another fingerprint, so
     that nothing takes them for the real thing.
+    image_tower, text_tower, text_preprocess, image_rules: None where version 0.1 wrote the card, which did not record
+    them; such a card keeps the fingerprint that version 0.1 gave it.
     """
 
     model: str
@@ -65,14 +112,28 @@ class EncoderCard:
     tokenizer: str
     context_length: int
     predicted_by: PredictionCard | None = None
+    image_tower: TowerCard | None = None
+    text_tower: TowerCard | None = None
+    text_preprocess: TextPreprocessSpec | None = None
+    image_rules: ImageRules | None = None
 
     @property
     def known(self) -> bool:
         """Whether it is known what made the numbers: False for data sets that others wrote, see `unknown_card`."""
         return not self.weights_sha256.startswith(UNKNOWN)
 
+    @property
+    def fingerprint_version(self) -> int:
+        """1 for what version 0.1 recorded, 2 where the activation and all else that decides the numbers is recorded."""
+        return 1 if any(getattr(self, name) is None for name in _SINCE_V2) else 2
+
+    @property
+    def dated(self) -> bool:
+        """Whether it was `BEFORE_ACTIVATION`, by version 0.1. Cards of what others wrote are not: nothing is known."""
+        return self.known and self.fingerprint_version == 1
+
     def fingerprint(self) -> str:
-        """Hex sha256 over everything that decides the numbers."""
+        """Hex sha256 over everything that is recorded of what decides the numbers."""
         facts = self.facts()
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -80,9 +141,24 @@ class EncoderCard:
         """What the fingerprint is made of, as plain values."""
         facts = dataclasses.asdict(self)
         del facts["model"], facts["pretrained"]
-        if self.predicted_by is None:
-            del facts["predicted_by"]  # Absent rather than null: data sets from before there was this keep their print.
+        # Absent rather than null: data sets from before there was this keep their print.
+        for name in ("predicted_by", *_SINCE_V2):
+            if facts[name] is None:
+                del facts[name]
         return facts
+
+    def as_version_0_1(self) -> EncoderCard:
+        """The card with what version 0.1 recorded: its fingerprint is what version 0.1 gave such an encoder."""
+        return dataclasses.replace(self, image_tower=None, text_tower=None, text_preprocess=None, image_rules=None)
+
+    def compare(self, other: EncoderCard) -> Likeness:
+        """Whether two cards are of one encoder, as far as both record it."""
+        if self.fingerprint() == other.fingerprint():
+            return Likeness.SAME
+        one_is_dated = self.dated != other.dated and self.known and other.known
+        if one_is_dated and self.as_version_0_1().fingerprint() == other.as_version_0_1().fingerprint():
+            return Likeness.UNRECORDED
+        return Likeness.OTHER
 
     def of_encoder(self) -> EncoderCard:
         """The card of the encoder alone: what a query must be encoded with."""

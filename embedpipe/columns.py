@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 # Columns every embedding shard has, in this order; what readers pass through comes behind them.
@@ -28,8 +29,23 @@ FIXED = {
 }
 EXTRA = "extra"
 
-_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(), "float": pa.float32()}
+# What the encoder found out of each row besides its embeddings. They stand behind `similarity`, and in the run card
+# among the columns passed through: that of version 0.1 has none of them.
+IMAGE_NORM, TEXT_NORM, TEXT_TOKENS_CUT = "image_norm", "text_norm", "text_tokens_cut"
+MEASURED = {IMAGE_NORM: "float", TEXT_NORM: "float", TEXT_TOKENS_CUT: "int32"}
+NORMS = {"image": IMAGE_NORM, "text": TEXT_NORM}
+_BEHIND = "similarity"
+
+_TYPES = {
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "bool": pa.bool_(),
+}
 _INT64 = range(-(2**63), 2**63)
+_INTEGERS = {"int32": range(-(2**31), 2**31), "int64": _INT64}
 
 
 def arrow_type(kind: str) -> pa.DataType:
@@ -39,7 +55,25 @@ def arrow_type(kind: str) -> pa.DataType:
 
 def schema(columns: Mapping[str, str]) -> pa.Schema:
     """The Arrow schema of a metadata file whose passed-through columns are `columns`."""
-    return pa.schema([(name, _TYPES[kind]) for name, kind in {**FIXED, **columns, EXTRA: "string"}.items()])
+    kinds = {**columns, **FIXED, EXTRA: "string"}
+    return pa.schema([(name, _TYPES[kinds[name]]) for name in names(columns)])
+
+
+def names(columns: Mapping[str, str]) -> tuple[str, ...]:
+    """All metadata columns of a data set whose passed-through ones are `columns`, in their order."""
+    fixed = list(FIXED)
+    behind = fixed.index(_BEHIND) + 1
+    return tuple(dict.fromkeys((*fixed[:behind], *measured(columns), *fixed[behind:], *columns, EXTRA)))
+
+
+def measured(columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of MEASURED that are among `columns`; a column of such a name and another type is somebody else's."""
+    return tuple(name for name, kind in MEASURED.items() if columns.get(name) == kind)
+
+
+def passed_through(columns: Mapping[str, str]) -> dict[str, str]:
+    """Those of `columns` that come from the input."""
+    return {name: kind for name, kind in columns.items() if name not in measured(columns)}
 
 
 def guess(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -50,7 +84,7 @@ def guess(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     kinds: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in FIXED and name != EXTRA and _storable(name):
+            if name not in FIXED and name not in MEASURED and name != EXTRA and _storable(name):
                 kinds.setdefault(name, set()).update(_kind(value))
     return {name: join_kinds(found) for name, found in kinds.items()}
 
@@ -72,14 +106,16 @@ def join_kinds(kinds: set[str]) -> str:
     string (JSON)."""
     if len(kinds) == 1:
         return next(iter(kinds))
-    return "double" if kinds == {"int64", "double"} else "string"
+    if kinds == {"int32", "int64"}:
+        return "int64"
+    return "double" if kinds and kinds <= {"int32", "int64", "float", "double"} else "string"
 
 
 def split_row(metadata: Mapping[str, Any], columns: Mapping[str, str], stored: Mapping[str, Any]) -> dict[str, Any]:
     """One sample's metadata as values for `columns`, plus `extra` (JSON of what found no place, or None).
 
-    `stored` are the row's values in the fixed columns: a field of such a name goes to `extra` when it says otherwise,
-    as a table's own `similarity` does.
+    `columns` are those that come from the input. `stored` are the row's values in the others: a field of such a name
+    goes to `extra` when it says otherwise, as a table's own `similarity` does.
     """
     row: dict[str, Any] = dict.fromkeys(columns)
     homeless: dict[str, Any] = {}
@@ -111,7 +147,11 @@ def _fit(value: Any, kind: str) -> Any:
         return None
     if kind == "double":
         return _exact_double(value)
-    return value if isinstance(value, int) and value in _INT64 else None
+    if kind == "float":
+        exact = _exact_double(value)
+        with np.errstate(over="ignore"):
+            return exact if exact is not None and float(np.float32(exact)) == exact else None
+    return value if isinstance(value, int) and value in _INTEGERS[kind] else None
 
 
 def _exact_double(value: float) -> float | None:

@@ -20,6 +20,7 @@ import pydantic
 from . import files
 from .card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
+from .progress import CutCaptions
 from .sealed import Unsound, seal, unseal
 from .types import SourceShard
 
@@ -95,8 +96,10 @@ class ShardManifest:
     in an earlier shard and are tried again in this one, how many had failed by which class. `source_sha256` hashes the
     input shard's bytes.
     `fingerprint` is the encoder card's (embeddings) or empty. `tokens` and `token_width`: how many token states there
-    are in all rows together, and how wide each is; None where they are not stored. `timing_s` is the one field that
-    differs between two runs over the same input.
+    are in all rows together, and how wide each is; None where they are not stored. `captions_cut` and `tokens_cut`: how
+    many rows have a caption that is longer than the model's context, and how many tokens of these were not read; None
+    where there are no captions, where the tokenizer cannot tell, or where version 0.1 did not count. `timing_s` is the
+    one field that differs between two runs over the same input.
     """
 
     number: int
@@ -114,12 +117,20 @@ class ShardManifest:
     token_width: int | None = None
     retried: dict[str, int] = field(default_factory=dict)
     rows_dropped: int = 0
+    captions_cut: int | None = None
+    tokens_cut: int | None = None
     timing_s: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def bytes(self) -> int:
         """Total size of the shard's files."""
         return sum(record.bytes for record in self.files)
+
+    def cut(self) -> CutCaptions:
+        """The captions that were cut, of those rows of which it is known."""
+        if self.captions_cut is None or self.tokens_cut is None:
+            return CutCaptions()
+        return CutCaptions(self.rows_out, self.captions_cut, self.tokens_cut)
 
     def file(self, path: str) -> FileRecord | None:
         """The record of the file at that path inside the output, None where the shard has none."""
@@ -143,20 +154,23 @@ class Totals:
     succeeded: int
     failed: dict[str, int]
     retried: int
+    cut: CutCaptions
 
 
 def totals(manifests: Iterable[ShardManifest]) -> Totals:
     """Add up committed shards."""
     rows = succeeded = retried = 0
     failed: dict[str, int] = {}
+    cut = CutCaptions()
     for entry in manifests:
+        cut += entry.cut()
         again = sum(entry.retried.values())
         rows += entry.rows_in - again
         succeeded += entry.rows_out
         retried += again
         for name in entry.rejects.keys() | entry.retried.keys():
             failed[name] = failed.get(name, 0) + entry.rejects.get(name, 0) - entry.retried.get(name, 0)
-    return Totals(rows, succeeded, {name: count for name, count in sorted(failed.items()) if count > 0}, retried)
+    return Totals(rows, succeeded, {name: count for name, count in sorted(failed.items()) if count > 0}, retried, cut)
 
 
 def _dump(value: RunCard | ShardManifest) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+from . import model_tables
 from .errors import ModelError, did_you_mean
 
 _CONFIG_FILE = "open_clip_config.json"
@@ -29,13 +29,5 @@ def refuse_unknown(model: str) -> None:
     """Raise ModelError for a folder that is no model, or a name of none of open_clip's configuration files."""
     if model_folder(model) is not None or model.startswith("hf-hub:"):
         return
-    names = _configured()
-    if names and not {model, model.replace("/", "-")} & names:
-        raise ModelError(f"no model {model!r}", did_you_mean(model, names))
-
-
-def _configured() -> set[str]:
-    """The names of open_clip's configuration files, found without importing it; none where it keeps them elsewhere."""
-    found = importlib.util.find_spec("open_clip")
-    places = found.submodule_search_locations if found is not None else None
-    return {path.stem for place in places or () for path in Path(place, "model_configs").glob("*.json")}
+    if model_tables.known_name(model) is None:
+        raise ModelError(f"no model {model!r}", did_you_mean(model, model_tables.configs()))

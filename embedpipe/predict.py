@@ -18,12 +18,13 @@ import torch
 
 from . import files, manifest
 from .card import PredictionCard
+from .columns import IMAGE_NORM, MEASURED, measured
 from .errors import DatasetError, RunMismatch
-from .execute import Task, Worker, one_by_one, open_executor
+from .execute import Task, Worker, one_by_one, open_executor, torch_threads
 from .load import EmbeddingDataset
 from .lock import exclusive
 from .manifest import EMBEDDINGS, RunCard, ShardManifest
-from .progress import Listener, Progress, TaskReport, silent
+from .progress import CutCaptions, Listener, Progress, TaskReport, silent
 from .ragged import RaggedRows
 from .store import open_format
 from .store.leftovers import sweep_leftovers, sweep_temporaries
@@ -36,7 +37,7 @@ class Predictor(Protocol):
     """Image embeddings for the texts of one shard."""
 
     def __call__(self, shard: str, text: np.ndarray, tokens: RaggedRows | None, listen: Listener) -> np.ndarray:
-        """float32 [n, dim], L2-normalised, for text embeddings [n, dim] as stored; a function of its arguments.
+        """float32 [n, dim], not normalised, for text embeddings [n, dim] as stored; a function of its arguments.
 
         shard: the name of the input shard. tokens: the states of the captions' tokens, where they are stored. listen:
         is told of rows as they are done.
@@ -46,11 +47,16 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PredictReport:
-    """What a run of `predict_images` did. already: shards committed before. rows: in the whole output."""
+    """What a run of `predict_images` did. already: shards committed before. rows: in the whole output.
+
+    cut: captions of the data set that were longer than the encoder's context_length when they were encoded.
+    """
 
     shards: int
     already: int
     rows: int
+    cut: CutCaptions
+    context_length: int
     seconds: float
 
 
@@ -91,7 +97,14 @@ def predict_images(
         manifest.settle(out)
         if outcome.set_aside:
             raise DatasetError(f"{emb}: {outcome.set_aside[0].reason}", "Run `embedpipe verify` on it")
-    return PredictReport(len(source.manifests), len(committed), sum(rows.values()), time.perf_counter() - begun)
+    return PredictReport(
+        shards=len(source.manifests),
+        already=len(committed),
+        rows=sum(rows.values()),
+        cut=sum((entry.cut() for entry in source.manifests), CutCaptions()),
+        context_length=source.card.context_length,
+        seconds=time.perf_counter() - begun,
+    )
 
 
 class PredictWork:
@@ -117,11 +130,17 @@ class PredictWork:
 
     def start(self, worker: int) -> Worker:
         """Load the predictor on this worker's device and open the data set."""
-        if len(self._devices) > 1:  # one worker works in the caller's process, whose threads are the caller's
-            torch.set_num_threads(self._threads)
-        predict = self._load(self._devices[worker])
+        # One worker works in the caller's process, on as many threads as the caller has.
+        threads = self._threads if len(self._devices) > 1 else torch.get_num_threads()
+        with torch_threads(threads):
+            predict = self._load(self._devices[worker])
         source = EmbeddingDataset(self._emb)
-        return one_by_one(lambda task, listen: self._do(source, predict, task.number, listen))
+
+        def do(task: Task, listen: Listener) -> TaskReport:
+            with torch_threads(threads):
+                return self._do(source, predict, task.number, listen)
+
+        return one_by_one(do)
 
     def _do(self, source: EmbeddingDataset, predict: Predictor, number: int, listen: Listener) -> TaskReport:
         place = {shard.manifest.number: i for i, shard in enumerate(source.shards)}.get(number)
@@ -145,6 +164,8 @@ class PredictWork:
             dim=self._card.dim,
             dtype=self._card.dtype,
             fingerprint=self._card.fingerprint(),
+            captions_cut=entry.captions_cut,
+            tokens_cut=entry.tokens_cut,
             timing_s={"all": round(time.perf_counter() - begun, 3)},
         )
         manifest.commit(self._out, done, self._run.shard_digits)
@@ -159,9 +180,12 @@ class PredictWork:
             raise DatasetError(
                 f"{self._emb}: shard {entry.number}: the prior gave no finite {text.shape} for its texts"
             )
-        image = image.astype(self._card.dtype)
+        raw = torch.from_numpy(image)
+        image = torch.nn.functional.normalize(raw, dim=-1).numpy().astype(self._card.dtype)
         metadata: dict[str, list[Any]] = source.metadata(place).to_pydict()
         metadata["similarity"] = np.einsum("nd,nd->n", image, text, dtype=np.float32).tolist()
+        if IMAGE_NORM in measured(self._run.columns):
+            metadata[IMAGE_NORM] = torch.linalg.vector_norm(raw, dim=-1).tolist()
         return EmbeddingShard(entry.number, image, text, metadata, ())
 
 
@@ -173,7 +197,14 @@ def _run_card(out: str, source: EmbeddingDataset, predicted_by: PredictionCard) 
     if before is None:
         if manifest.committed_numbers(out):
             raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
-        return replace(source.run, options=options, encoder=card, source=files.absolute(source.path), token_width=None)
+        return replace(
+            source.run,
+            options=options,
+            columns={IMAGE_NORM: MEASURED[IMAGE_NORM], **source.run.columns},
+            encoder=card,
+            source=files.absolute(source.path),
+            token_width=None,
+        )
     if before.format != EMBEDDINGS or before.encoder is None:
         raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
     if before.encoder.predicted_by is None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .wording import counted
+
+if TYPE_CHECKING:
+    from numpy import ndarray  # whoever shows progress has no other use for numpy
 
 SAMPLES_TO_JUDGE_BY = 1000
 
@@ -29,6 +35,39 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class CutCaptions:
+    """Captions that are longer than their model's context, counted. `a + b` is what both together hold.
+
+    rows: that were looked at. captions: of these, how many were cut. tokens: that were not read, of all of them.
+    """
+
+    rows: int = 0
+    captions: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, tokens_cut: ndarray | None) -> CutCaptions:
+        """int32 [n], tokens cut off of each row's caption; None counts as no rows."""
+        if tokens_cut is None:
+            return cls()
+        return cls(len(tokens_cut), int((tokens_cut > 0).sum()), int(tokens_cut.sum(dtype="int64")))
+
+    def __add__(self, other: CutCaptions) -> CutCaptions:
+        return CutCaptions(self.rows + other.rows, self.captions + other.captions, self.tokens + other.tokens)
+
+    def shares(self) -> str:
+        """`37 of 3,000 (1.2%), 812 tokens`."""
+        return f"{self.captions:,} of {self.rows:,} ({self.captions / max(1, self.rows):.1%}), {self.tokens:,} tokens"
+
+    def said(self, context_length: int, noun: str = "caption") -> str:
+        """`37 captions (1.2%) were longer than 77 tokens; 812 tokens cut`."""
+        captions = counted(self.captions, noun)
+        share = f" ({self.captions / self.rows:.1%})" if self.rows > 1 else ""
+        were = "was" if self.captions == 1 else "were"
+        return f"{captions}{share} {were} longer than {context_length} tokens; {counted(self.tokens, 'token')} cut"
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReport:
     """What one finished task (one shard) did. `a + b` is what both did."""
 
@@ -39,6 +78,7 @@ class TaskReport:
     bytes: int = 0
     spent_s: dict[str, float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    cut: CutCaptions = CutCaptions()
 
     def __add__(self, other: TaskReport) -> TaskReport:
         return TaskReport(
@@ -49,6 +89,7 @@ class TaskReport:
             bytes=self.bytes + other.bytes,
             spent_s=add_seconds(self.spent_s, other.spent_s),
             notes=(*self.notes, *other.notes),
+            cut=self.cut + other.cut,
         )
 
 

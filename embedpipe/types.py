@@ -45,6 +45,7 @@ REJECT_CLASSES = {
     "caption_missing": "no caption beside the image, or an empty one",
     "caption_encoding": "the caption is not UTF-8",
     "caption_too_large": "the caption (.txt, or a table's) is larger than 1 MiB",
+    "caption_too_long": "more tokens than the model's context holds (with --reject-cut-captions)",
     "image_missing": "no image beside the caption",
     "image_empty": "the image member holds zero bytes",
     "image_undecodable": "the bytes are no image that Pillow can read, or it is truncated",
@@ -92,7 +93,8 @@ class EmbeddingShard:
     """All rows of one shard, ready to be written. Row i of every field is the same sample.
 
     image, text: float16 or float32 [n, d], or None. `metadata` maps column name to a list of n values.
-    text_tokens: last hidden states of each caption's real tokens, or None where they were not asked for.
+    text_tokens: last hidden states of each caption's real tokens, or None where they were not asked for. tokens_cut:
+    int32 [n], tokens of each caption that the model did not read, None where that is not known.
     """
 
     number: int
@@ -101,6 +103,7 @@ class EmbeddingShard:
     metadata: dict[str, list[Any]]
     rejects: tuple[Reject, ...]
     text_tokens: RaggedRows | None = None
+    tokens_cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.metadata["key"])

@@ -30,6 +30,17 @@ hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("embe
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "embedpipe"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
+def pytest_collection_modifyitems(items):
+    """For xdist's `--dist loadgroup`: tests of a file stay together, since they share what it made for them.
+
+    A test may say otherwise with `xdist_group`; all tests of one group run one after the other.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Working folders of remote outputs, and copies of what lies there, away from the user's."""

@@ -1,9 +1,11 @@
 """A small embedding data set, written through the store as `encode` writes one, from arrays a test makes up."""
 
+import dataclasses
+
 import numpy as np
 
 from embedpipe import manifest
-from embedpipe.card import EncoderCard, PreprocessSpec
+from embedpipe.card import EncoderCard, ImageRules, PreprocessSpec, TextPreprocessSpec, TowerCard
 from embedpipe.columns import EXTRA, FIXED
 from embedpipe.manifest import EMBEDDINGS, RunCard, ShardManifest
 from embedpipe.ragged import RaggedRows
@@ -11,9 +13,19 @@ from embedpipe.store import open_format
 from embedpipe.types import EmbeddingShard, Reject, SourceShard
 
 
-def card(dim, weights="0" * 64):
+def card(dim, weights="0" * 64, activation="gelu"):
+    """activation: None for a card as version 0.1 wrote them."""
     spec = PreprocessSpec((32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", "shortest", 0)
-    return EncoderCard("made-up", "random", weights, dim, "float16", True, "fp32", "exact", spec, "None-0", 8)
+    made_up = EncoderCard("made-up", "random", weights, dim, "float16", True, "fp32", "exact", spec, "None-0", 8)
+    if activation is None:
+        return made_up
+    return dataclasses.replace(
+        made_up,
+        image_tower=TowerCard(activation, "tok"),
+        text_tower=TowerCard(activation, "argmax"),
+        text_preprocess=TextPreprocessSpec("lower"),
+        image_rules=ImageRules("ignored", "ignored", "ignored"),
+    )
 
 
 def normalised(rows):

@@ -16,9 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +24,18 @@ import fsspec
 from embedpipe import storage
 
 BUCKET = "bucket"
-_MAY_TAKE_S = 60
+# On a port that the system chooses, said once it is listened on; until whoever started it is gone.
+_SERVER = """
+import logging, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+app = DomainDispatcherApplication(create_backend_app)
+server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+print(server.server_port, flush=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+sys.stdin.read()
+"""
 
 
 @dataclass
@@ -146,14 +154,12 @@ class ObjectStore:
 @contextlib.contextmanager
 def serve():
     """A running server, reached by every `s3://` of this process as long as the block lasts."""
-    port = _free_port()
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", _SERVER], env=environment, **pipes)
     proxy = None
     try:
-        _wait_for(port, process)
-        proxy = _Proxy(port)
+        proxy = _Proxy(int(process.stdout.readline()))
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         store = ObjectStore(proxy)
         with _settings(store.endpoint):
@@ -164,7 +170,7 @@ def serve():
             proxy.shutdown()
             proxy.server_close()
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @contextlib.contextmanager
@@ -195,22 +201,3 @@ def _settings(endpoint):
             del fsspec.config.conf["s3"]
         else:
             fsspec.config.conf["s3"] = before
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_for(port, process):
-    until = time.monotonic() + _MAY_TAKE_S
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise RuntimeError(f"moto_server ended with {process.returncode}")
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise RuntimeError("moto_server does not answer")

@@ -317,7 +317,7 @@ class Site:
     def connections(self):
         return self._told("/connections") - 1
 
-    def _told(self, path, timeout_s=5):
+    def _told(self, path, timeout_s=60):
         with urllib.request.urlopen(self.url(path), timeout=timeout_s) as response:
             return json.load(response)
 

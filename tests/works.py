@@ -142,3 +142,25 @@ ACTIONS = {
     "exit": _exit,
     "print": _print_lots,
 }
+
+
+@dataclass(frozen=True)
+class WritingItsEnvironment:
+    """Writes the environment that the worker process was started with to `folder`/environment."""
+
+    folder: str
+
+    def start(self, worker):
+        Path(self.folder, "environment").write_bytes(Path("/proc/self/environ").read_bytes())
+        return one_by_one(lambda task, listen: TaskReport(tasks=1))
+
+
+@dataclass(frozen=True)
+class NotingSpinning:
+    """Writes how long OpenMP's threads will spin in the worker process to `folder`/spinning."""
+
+    folder: str
+
+    def start(self, worker):
+        Path(self.folder, "spinning").write_text(os.environ.get("GOMP_SPINCOUNT", ""))
+        return one_by_one(lambda task, listen: TaskReport(tasks=1))

@@ -19,9 +19,6 @@ import warnings
 
 import numpy as np
 
-warnings.simplefilter("ignore")
-os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-
 
 class Truth:
     """What every row must be; `check` counts the rows that were compared."""
@@ -275,6 +272,8 @@ READERS = {
 
 
 def main():
+    warnings.simplefilter("ignore")
+    os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
     name, out, truth, *images = sys.argv[1:]
     read, packages = READERS[name]
     with contextlib.redirect_stdout(io.StringIO()):

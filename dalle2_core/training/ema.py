@@ -30,7 +30,10 @@ def _average_with(decay: float) -> Callable[[Any, Any, Any], None]:
     @torch.no_grad()
     def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
         weight = 1.0 - decay_at(int(updates), decay)
-        floating = [i for i, tensor in enumerate(averaged) if tensor.is_floating_point()]
-        torch._foreach_lerp_([averaged[i] for i in floating], [current[i] for i in floating], weight)
+        # torch gives the tensors of one dtype at a time; whole numbers have no average.
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
 
     return average

@@ -35,6 +35,7 @@ class FilterConfig:
     1) of all rows with the largest `by`, a number column. keys, not_keys: files of keys to keep, and to leave out, see
     `subset`; allow_missing: count the keys that the data set has not instead of refusing them. head: a file of a score
     head, made for head_model (see `open_head`) and applied to the embeddings of `modality`; min_score: of its score.
+    trust_old_card: score what version 0.1 wrote, whose card does not say the activation.
     materialise: also write the kept rows as an embedding data set. examples: how many rows around each cut
     examples.html shows. images: where the image shards are now, None for where they were encoded from. threads: None
     for one on each core.
@@ -49,6 +50,7 @@ class FilterConfig:
     allow_missing: bool = False
     head: str | None = None
     head_model: str | None = None
+    trust_old_card: bool = False
     min_score: float | None = None
     modality: str = "image"
     materialise: bool = False
@@ -154,7 +156,7 @@ def _opened(path: str, config: FilterConfig) -> tuple[EmbeddingDataset, Head | N
     head = None
     if config.head is not None:
         dataset.require(config.modality)
-        head = open_head(config.head, dataset.card, config.head_model)
+        head = open_head(config.head, dataset.card, config.head_model, config.trust_old_card)
     known = types(dataset, head is not None)
     for text in config.where:
         parse(text, known)

@@ -5,21 +5,28 @@ Two shapes are in the wild, both state dicts: `weight`, `bias` of one Linear(d, 
 (christophschuhmann/improved-aesthetic-predictor). They want L2-normalised embeddings of the model they were trained on;
 the files do not say which. A card beside the file (`head.json` beside `head.pth`) may:
 
-    {"model": "ViT-L-14", "pretrained": "openai", "weights_sha256": "…", "activation": "none"}
+    {"model": "ViT-L-14", "pretrained": "openai", "weights_sha256": "…", "quick_gelu": true, "activation": "none"}
+
+`activation` is the head's own. That of the encoder follows from model and tag, or is said by `quick_gelu`; a head
+scores embeddings computed with the same one only.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..card import EncoderCard
+from .. import model_tables
+from ..card import BEFORE_ACTIVATION, EncoderCard
 from ..errors import InputError, RunMismatch, did_you_mean
+from ..likeness import activation_of_version_0_1, activation_word, computes_quick_gelu
+from ..model_spec import has_quick_gelu, tag_values
 
 # What the files that LAION published are called, and which model they are for.
 PUBLISHED = {
@@ -53,15 +60,18 @@ class Head:
         return scores
 
 
-def open_head(path: str, card: EncoderCard, model: str | None = None) -> Head:
+def open_head(path: str, card: EncoderCard, model: str | None = None, trust_old_card: bool = False) -> Head:
     """The head in a .pth, .pt or .safetensors file, for embeddings of `card`.
 
     model: which model it was made for, as MODEL/PRETRAINED or the first digits of the weights' sha256; None for what
-    the card beside the file or its name says. Raises InputError when the file is no head, RunMismatch when it is for
-    another model, or nothing says for which.
+    the card beside the file or its name says. trust_old_card: take a data set of version 0.1, which did not record the
+    activation, for one of that model. Raises InputError when the file is no head, RunMismatch when it is for another
+    model or another activation, or nothing says for which.
     """
     about = _read_card(path)
-    _refuse_other_model(path, card, model or _claim(path, about))
+    claim = model or _claim(path, about)
+    _refuse_other_model(path, card, claim)
+    _refuse_other_activation(path, card, _quick_gelu(claim or "", about), trust_old_card)
     activation = str(about.get("activation", "relu" if "relu" in Path(path).stem.lower() else "none"))
     if activation not in ACTIVATIONS:
         raise InputError(f"{path}: its card names the activation {activation!r}", did_you_mean(activation, ACTIVATIONS))
@@ -110,8 +120,39 @@ def _refuse_other_model(path: str, card: EncoderCard, claim: str | None) -> None
         raise RunMismatch(f"{path}: a head for {claim}; the embeddings are of {made_by}", remedy)
 
 
+def _quick_gelu(claim: str, about: Mapping[str, Any]) -> bool | None:
+    """Whether a head is for embeddings computed with QuickGELU; None where neither card nor model and tag say it."""
+    if isinstance(about.get("quick_gelu"), bool):
+        return bool(about["quick_gelu"])
+    by_name = claim if "/" in claim else f"{about.get('model', '')}/{about.get('pretrained', '')}"
+    model, _, tag = by_name.rpartition("/")
+    name = model_tables.known_name(model)
+    if name is not None and has_quick_gelu(name) and model_tables.tag_of(name, tag) is not None:
+        return bool(tag_values(name, tag)["quick_gelu"])
+    return True if model.endswith(model_tables.QUICK_GELU_SUFFIX) else None
+
+
+def _refuse_other_activation(path: str, card: EncoderCard, wanted: bool | None, trust_old_card: bool) -> None:
+    if wanted is None or not card.known:
+        return
+    there = computes_quick_gelu(card)
+    a_head = f"{path}: a head for embeddings computed with {activation_word(wanted)}"
+    if there is None and not trust_old_card:
+        then = activation_of_version_0_1(card)
+        said = "" if then is None else f"; version 0.1 computed {card.model} with {activation_word(then)}"
+        raise RunMismatch(
+            f"{a_head}; these were {BEFORE_ACTIVATION}{said}",
+            "Encode again, or score them all the same with --trust-old-card",
+        )
+    if there is not None and there != wanted:
+        raise RunMismatch(
+            f"{a_head}; these were computed with {activation_word(there)}",
+            "Encode with the model and tag that the head was made for, or give a head made for these",
+        )
+
+
 def _plain(model: str) -> str:
-    # OpenAI's weights are the same under both names: open_clip takes the quick GELU with them either way.
+    # The same weights have both names; that the activation is the same is looked at by itself.
     return re.sub(r"[/_]", "-", model).lower().replace("-quickgelu", "")
 
 

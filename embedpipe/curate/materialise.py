@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from .. import files, manifest
+from ..columns import TEXT_TOKENS_CUT
 from ..errors import RunMismatch
 from ..execute import in_order
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
-from ..progress import Listener, Progress
+from ..progress import CutCaptions, Listener, Progress
 from ..store import open_format
 from ..store.leftovers import sweep_temporaries
 from ..store.rejects import read_rejects
@@ -99,6 +100,7 @@ def _write_shard(
 ) -> ShardManifest:
     """Write one shard's files; its manifest, to be committed."""
     shard = _chosen(dataset, rows, entry)
+    cut = _cut(entry, shard)
     format = open_format(str(run.options.get("format", "npy")))
     written = format.write(out, shard, entry.source.name, run.columns, run.shard_digits)
     return dataclasses.replace(
@@ -107,8 +109,22 @@ def _write_shard(
         rows_dropped=entry.rows_dropped + entry.rows_out - len(shard),
         files=written,
         tokens=shard.text_tokens.total if shard.text_tokens is not None else None,
+        captions_cut=cut.captions if cut is not None else None,
+        tokens_cut=cut.tokens if cut is not None else None,
         timing_s={},
     )
+
+
+def _cut(entry: ShardManifest, shard: EmbeddingShard) -> CutCaptions | None:
+    """The captions of the chosen rows that were cut, where it is known of all rows of the shard."""
+    if entry.captions_cut is None:
+        return None
+    if not len(shard):
+        return CutCaptions()
+    counts = shard.metadata.get(TEXT_TOKENS_CUT)
+    if counts is None or None in counts:
+        return None
+    return CutCaptions.of(np.array(counts, np.int32))
 
 
 def _chosen(dataset: EmbeddingDataset, rows: np.ndarray, entry: ShardManifest) -> EmbeddingShard:

@@ -11,9 +11,9 @@ from .base import Encoder, EncoderConfig
 
 
 def _open_clip(config: EncoderConfig, device: str) -> Encoder:
-    from . import open_clip  # imports open_clip and torchvision: only when it is asked for
+    from . import loading  # imports open_clip and torchvision: only when it is asked for
 
-    return open_clip.load(config, device)
+    return loading.load(config, device)
 
 
 ENCODERS = {"open_clip": _open_clip}

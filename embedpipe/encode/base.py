@@ -3,34 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..card import EncoderCard
+from ..model_spec import ModelOptions
 from ..ragged import RaggedRows
 
 
-class Later(Protocol):
-    """An array that may still be in the making, on a device; a tensor in memory is one."""
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What an image tower made of b images: its projection, by direction and length.
 
-    def numpy(self) -> np.ndarray:
-        """The array, waited for."""
-        ...
+    rows: float32 [b, dim], L2-normalised. norms: float32 [b], of the projection before that; `rows * norms[:, None]` is
+    what the projection gave.
+    """
+
+    rows: np.ndarray
+    norms: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedTexts:
+    """What a text tower made of n captions.
+
+    rows, norms: see `Embedded`. tokens_cut: int32 [n], how many tokens of each caption lie behind the end of the
+    model's context and were not read; None where the tokenizer cannot tell.
+    """
+
+    rows: np.ndarray
+    norms: np.ndarray
+    tokens_cut: np.ndarray | None
+
+    def take(self, rows: np.ndarray) -> EmbeddedTexts:
+        """Those rows, in that order (numbers or a mask)."""
+        cut = self.tokens_cut[rows] if self.tokens_cut is not None else None
+        return EmbeddedTexts(self.rows[rows], self.norms[rows], cut)
 
 
 @dataclass(frozen=True, slots=True)
 class TextStates:
     """What a text tower made of n captions.
 
-    embeddings: float32 [n, dim], L2-normalised. tokens: for each caption the last hidden states of its real tokens (the
-    output of the tower's final layer norm, not normalised further), in the dtype that the card stores.
+    embeddings: of the captions. tokens: for each caption the last hidden states of its real tokens (the output of the
+    tower's final layer norm, not normalised further), in the dtype that the card stores.
     """
 
-    embeddings: np.ndarray
+    embeddings: EmbeddedTexts
     tokens: RaggedRows
+
+
+class Later(Protocol):
+    """Embeddings that may still be in the making, on a device."""
+
+    def wait(self) -> Embedded:
+        """The embeddings, waited for."""
+        ...
 
 
 class Encoder(Protocol):
@@ -46,11 +77,16 @@ class Encoder(Protocol):
         ...
 
     def images(self, pixels: torch.Tensor) -> Later:
-        """uint8 [b, 3, h, w] of the card's input size → float32 [b, dim], L2-normalised."""
+        """uint8 [b, 3, h, w] of the card's input size → b embeddings and their norms."""
         ...
 
-    def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """Captions, as many as there are, → float32 [n, dim], L2-normalised, row i for caption i."""
+    @property
+    def counts_cut_tokens(self) -> bool:
+        """Whether it can tell how many tokens of a caption were cut off."""
+        ...
+
+    def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
+        """Captions, as many as there are, → their embeddings, norms and tokens cut, row i for caption i."""
         ...
 
     def text_states(self, captions: Sequence[str]) -> TextStates:
@@ -66,7 +102,9 @@ class EncoderConfig:
     checkpoint file, `random` (weights drawn from `seed`), or empty for a folder, which brings its own. dtype: of the
     stored embeddings, float16 or float32. precision: one of `precision.PRECISIONS`. decode: one of
     `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which costs a
-    minute or so at the start of each worker.
+    minute or so at the start of each worker. options: what is said of activation and preprocessing, which a checkpoint
+    file may need. as_version_0_1: build the model as version 0.1 did, which took the architecture's activation for all
+    its tags, to match the numbers that it wrote; the card then records what version 0.1 did.
     """
 
     model: str
@@ -78,6 +116,8 @@ class EncoderConfig:
     text_batch_size: int = 256
     compile: bool = False
     seed: int = 0
+    options: ModelOptions = field(default_factory=ModelOptions)
+    as_version_0_1: bool = False
 
 
 LoadEncoder = Callable[[EncoderConfig, str], Encoder]

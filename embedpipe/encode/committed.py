@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from .. import files, manifest
 from ..errors import RunMismatch
 from ..manifest import RunCard, ShardManifest
-from ..progress import add_counts
+from ..progress import CutCaptions, add_counts
 
 
 @dataclass(slots=True)
 class Committed:
-    """numbers: shards that need not be encoded. rows, rejected, rejects: of all of them together. redone: names of
+    """numbers: shards that need not be encoded. rows, rejected, rejects, cut: of all of them together. redone: names of
     shards whose files are not what their manifests say; these are not committed any more.
     """
 
@@ -21,6 +21,7 @@ class Committed:
     rows: int = 0
     rejected: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    cut: CutCaptions = field(default_factory=CutCaptions)
     redone: list[str] = field(default_factory=list)
 
     def add(self, entry: ShardManifest) -> None:
@@ -28,6 +29,7 @@ class Committed:
         self.numbers.add(entry.number)
         self.rows += entry.rows_out
         self.rejected += entry.rows_rejected
+        self.cut += entry.cut()
         if entry.rejects:
             self.rejects = add_counts(self.rejects, entry.rejects)
 

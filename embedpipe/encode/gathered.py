@@ -8,11 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from ..columns import EXTRA, FIXED, optional_string, split_row, storable
+from ..columns import (
+    IMAGE_NORM,
+    TEXT_NORM,
+    TEXT_TOKENS_CUT,
+    names,
+    optional_string,
+    passed_through,
+    split_row,
+    storable,
+)
 from ..execute import Task
 from ..ragged import RaggedRows
 from ..types import EmbeddingShard, Reject
-from .base import Later
+from ..wording import counted
+from .base import Embedded, EmbeddedTexts, Later
 from .pictures import Row
 
 
@@ -20,19 +30,20 @@ from .pictures import Row
 class Gathered:
     """The rows and rejects of a shard so far, embeddings batch by batch, and where the time went (s).
 
-    image: float32 [b, dim] of each batch, perhaps still on their way from the device. text: float32 [n, dim].
-    text_tokens: states of the tokens, in the stored dtype; equal captions share theirs. sha256: of the input shard,
-    known at its end.
+    image: of each batch, perhaps still on their way from the device. text_tokens: states of the tokens, in the stored
+    dtype; equal captions share theirs. sha256: of the input shard, known at its end. most_tokens: a sample whose
+    caption has more is a reject; None where it is cut.
     """
 
     task: Task
     rows: list[Row] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     image: list[Later] = field(default_factory=list)
-    text: np.ndarray | None = None
+    text: EmbeddedTexts | None = None
     text_tokens: RaggedRows | None = None
     sha256: str = ""
     spent_s: dict[str, float] = field(default_factory=dict)
+    most_tokens: int | None = None
 
     @property
     def rows_in(self) -> int:
@@ -40,43 +51,83 @@ class Gathered:
         return len(self.rows) + len(self.rejects)
 
     def shard(self, dtype: str, columns: Mapping[str, str]) -> EmbeddingShard:
-        """All of it as an embedding shard; rows whose numbers are not finite become rejects."""
-        image = np.concatenate([batch.numpy() for batch in self.image]) if self.image else None
-        text, tokens = self.text, self.text_tokens
-        finite = np.ones(len(self.rows), bool)
-        for array in (image, text):
-            if array is not None:
-                finite &= np.isfinite(array).all(axis=1)
-        if tokens is not None:
-            finite &= tokens.finite()
-        rejects = [*self.rejects, *(_nonfinite(self.rows[i]) for i in np.flatnonzero(~finite))]
-        rows = [row for row, kept in zip(self.rows, finite, strict=True) if kept]
-        image = image[finite] if image is not None else None
-        text = text[finite] if text is not None else None
-        similarity: list[float | None] = [None] * len(rows)
-        if image is not None and text is not None:
-            similarity = np.einsum("nd,nd->n", image, text).tolist()
+        """All of it as an embedding shard.
+
+        Rows whose numbers are not finite become rejects, and so do those whose captions are too long, if that is asked.
+        """
+        image, text, tokens = _together(self.image), self.text, self.text_tokens
+        refused = self._refused(image)
+        kept = np.array([row not in refused for row in range(len(self.rows))], bool)
+        if image is not None:
+            image = Embedded(image.rows[kept], image.norms[kept])
+        if text is not None:
+            text = text.take(kept)
         return EmbeddingShard(
             number=self.task.number,
-            image=image.astype(dtype) if image is not None else None,
-            text=text.astype(dtype) if text is not None else None,
-            metadata=_metadata(rows, self.task.name, similarity, columns),
-            rejects=tuple(rejects),
-            text_tokens=tokens.take(finite) if tokens is not None else None,
+            image=image.rows.astype(dtype) if image is not None else None,
+            text=text.rows.astype(dtype) if text is not None else None,
+            metadata=_metadata(
+                [self.rows[row] for row in np.flatnonzero(kept)], self.task.name, _measured(image, text), columns
+            ),
+            rejects=(*self.rejects, *refused.values()),
+            text_tokens=tokens.take(kept) if tokens is not None else None,
+            tokens_cut=text.tokens_cut if text is not None else None,
         )
 
+    def _refused(self, image: Embedded | None) -> dict[int, Reject]:
+        """What is wrong with rows that were encoded, by row, in their order."""
+        text, tokens = self.text, self.text_tokens
+        cut = (
+            text.tokens_cut if text is not None and text.tokens_cut is not None else np.zeros(len(self.rows), np.int32)
+        )
+        too_long = cut > 0 if self.most_tokens is not None else np.zeros(len(self.rows), bool)
+        finite = np.ones(len(self.rows), bool)
+        for side in (image, text):
+            if side is not None:
+                finite &= np.isfinite(side.rows).all(axis=1) & np.isfinite(side.norms)
+        if tokens is not None:
+            finite &= tokens.finite()
+        refused = {}
+        for row in np.flatnonzero(too_long | ~finite).tolist():
+            sample = self.rows[row].sample
+            if too_long[row]:
+                reason = "caption_too_long", f"{counted(int(cut[row]), 'token')} more than {self.most_tokens}"
+            else:
+                reason = "embedding_nonfinite", "the model gave NaN or infinity"
+            refused[row] = Reject(sample.key, sample.index, "encode", *reason)
+        return refused
 
-def _nonfinite(row: Row) -> Reject:
-    return Reject(row.sample.key, row.sample.index, "encode", "embedding_nonfinite", "the model gave NaN or infinity")
+
+def _together(batches: Sequence[Later]) -> Embedded | None:
+    made = [batch.wait() for batch in batches]
+    if not made:
+        return None
+    return Embedded(np.concatenate([batch.rows for batch in made]), np.concatenate([batch.norms for batch in made]))
+
+
+def _measured(image: Embedded | None, text: EmbeddedTexts | None) -> dict[str, list[Any]]:
+    """What is known of each row from its embeddings, by column; a column that is not here is null."""
+    found: dict[str, list[Any]] = {}
+    if image is not None:
+        found[IMAGE_NORM] = image.norms.tolist()
+    if text is not None:
+        found[TEXT_NORM] = text.norms.tolist()
+        if text.tokens_cut is not None:
+            found[TEXT_TOKENS_CUT] = text.tokens_cut.tolist()
+    if image is not None and text is not None:
+        found["similarity"] = np.einsum("nd,nd->n", image.rows, text.rows).tolist()
+    return found
 
 
 def _metadata(
-    rows: Sequence[Row], source: str, similarity: list[float | None], columns: Mapping[str, str]
+    rows: Sequence[Row], source: str, measured: Mapping[str, Sequence[Any]], columns: Mapping[str, str]
 ) -> dict[str, list[Any]]:
-    table: dict[str, list[Any]] = {name: [] for name in (*FIXED, *columns, EXTRA)}
-    for row, alike in zip(rows, similarity, strict=True):
+    table: dict[str, list[Any]] = {name: [] for name in names(columns)}
+    of_input = passed_through(columns)
+    ours = table.keys() - of_input.keys()
+    for place, row in enumerate(rows):
         sample = row.sample
-        fixed = {
+        stored = {
             "key": sample.key,
             "image_path": sample.key,
             "caption": storable(sample.caption) if sample.caption is not None else None,
@@ -84,11 +135,11 @@ def _metadata(
             "width": row.width,
             "height": row.height,
             "sha256": row.sha256,
-            "similarity": alike,
             "src_shard": source,
             "src_index": sample.index,
         }
-        passed = split_row(sample.metadata, columns, fixed)
-        for name, value in {**fixed, **passed}.items():
+        stored |= {name: measured[name][place] if name in measured else None for name in ours - stored.keys()}
+        passed = split_row(sample.metadata, of_input, stored)
+        for name, value in {**stored, **passed}.items():
             table[name].append(storable(value) if isinstance(value, str) else value)
     return table

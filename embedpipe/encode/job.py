@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import files, manifest
-from ..card import EncoderCard
-from ..errors import DiskFull, OptionError, RunMismatch, did_you_mean
+from ..card import BEFORE_ACTIVATION, EncoderCard
+from ..errors import DiskFull, ModelError, OptionError, RunMismatch, did_you_mean
 from ..execute import Cluster, Demand, Executor, Outcome, Places, SetAside, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
 from ..plan import PlanChange
-from ..progress import Listener, Progress, RejectLimit, TaskReport, add_counts, silent
+from ..progress import CutCaptions, Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader
 from ..store import FORMATS
 from ..store.leftovers import sweep_leftovers, sweep_temporaries
@@ -42,6 +42,7 @@ class EncodeConfig:
     READERS or auto. caption_key: the .json field that holds the caption where there is no .txt, or the column of a
     table. image_column and key_column: of a table, see `SampleRules`. samples_per_shard: how a folder of loose images
     is cut. format: a name in FORMATS. overwrite: remove what an earlier run wrote to the output, and begin again.
+    trust_old_card: go on with what version 0.1 began, with the model built as version 0.1 built it.
     max_rejects: stop early when there is no hope to stay below it.
     """
 
@@ -58,6 +59,7 @@ class EncodeConfig:
     image_column: str | None = None
     key_column: str | None = None
     overwrite: bool = False
+    trust_old_card: bool = False
     max_rejects: RejectLimit | None = None
     cluster: Cluster = field(default_factory=Cluster)
     part: Part | None = None
@@ -82,8 +84,9 @@ class EncodeConfig:
             "format": self.format,
             "image_column": self.image_column,
             "key_column": self.key_column,
-            # Absent rather than false: outputs begun before there was this option go on without it.
+            # Absent rather than false: outputs begun before there were these options go on without them.
             **({"text_tokens": True} if self.stage.text_tokens else {}),
+            **({"reject_cut_captions": True} if self.stage.reject_cut_captions else {}),
         }
 
     def reader(self, data: str) -> Reader:
@@ -96,11 +99,11 @@ class EncodeConfig:
 class EncodeReport:
     """What a run of `encode` did, of the shards that it was for.
 
-    planned: shards in the plan. already: of these, committed before. rows, rejected, rejects (by class): in the whole
-    output, also from earlier runs. report: what this run added, at samples_per_s (rejects counted) by the clock;
-    time_share: where its workers spent their time, adding up to 1. vanished: input shards that are no longer there
-    (embeddings made of them are kept). redone: committed shards whose files were missing or cut and which were encoded
-    again. set_aside: shards that could not be encoded, and why.
+    planned: shards in the plan. already: of these, committed before. rows, rejected, rejects (by class), cut (captions
+    longer than the model's context_length): in the whole output, also from earlier runs. report: what this run added,
+    at samples_per_s (rejects counted) by the clock; time_share: where its workers spent their time, adding up to 1.
+    vanished: input shards that are no longer there (embeddings made of them are kept). redone: committed shards whose
+    files were missing or cut and which were encoded again. set_aside: shards that could not be encoded, and why.
     """
 
     planned: int
@@ -108,6 +111,8 @@ class EncodeReport:
     rows: int
     rejected: int
     rejects: dict[str, int]
+    cut: CutCaptions
+    context_length: int
     redone: tuple[str, ...]
     report: TaskReport
     vanished: tuple[str, ...]
@@ -133,7 +138,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         found = manifest.read_run(out)
         change = plan(out, found, config.shaping(), reader, config.overwrite)
         before = None if config.overwrite else found
-        config = _settled(config, before, places.devices[0])
+        config = _settled(out, config, before, places.devices[0])
         listen(Progress(doing=f"loading {config.encoder.model}"))
         encoder, facts = _look_at_encoder(config, executor, places)
         run, change = _begin(data, out, (found, change), facts, config, reader)
@@ -181,18 +186,26 @@ def _look_at_encoder(
 ) -> tuple[Encoder | None, tuple[EncoderCard, int | None]]:
     """The encoder, where this process has a device for it, and its facts, which depend on the device."""
     if config.executor == "ray":
-        return None, executor.call(_facts_of, config.encoder, places.devices[0], config.stage.text_tokens)
+        return None, executor.call(_facts_of, config.encoder, places.devices[0], config.stage)
     encoder = load_encoder(config.encoder, places.devices[0])
-    return encoder, _facts(encoder, config.stage.text_tokens)
+    return encoder, _facts(encoder, config.stage)
 
 
-def _facts_of(config: EncoderConfig, device: str, text_tokens: bool) -> tuple[EncoderCard, int | None]:
-    return _facts(load_encoder(config, device), text_tokens)
+def _facts_of(config: EncoderConfig, device: str, stage: StageConfig) -> tuple[EncoderCard, int | None]:
+    return _facts(load_encoder(config, device), stage)
 
 
-def _facts(encoder: Encoder, text_tokens: bool) -> tuple[EncoderCard, int | None]:
-    """The encoder's card, and how wide its token states are where they are asked for."""
-    return encoder.card, encoder.text_states(["a"]).tokens.width if text_tokens else None
+def _facts(encoder: Encoder, stage: StageConfig) -> tuple[EncoderCard, int | None]:
+    """The encoder's card, and how wide its token states are where they are asked for.
+
+    Raises ModelError where captions that are cut are to be rejected, and nobody can tell which are.
+    """
+    if stage.reject_cut_captions and not encoder.counts_cut_tokens:
+        raise ModelError(
+            f"{encoder.card.model}: its tokenizer does not tell how many tokens of a caption it cuts off",
+            "Drop --reject-cut-captions",
+        )
+    return encoder.card, encoder.text_states(["a"]).tokens.width if stage.text_tokens else None
 
 
 def _begin(
@@ -257,13 +270,27 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
         raise OptionError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
     if config.stage.text_tokens and not config.stage.texts:
         raise OptionError("no text tokens without texts: texts were turned off", "Drop --text-tokens or --no-text")
+    if config.stage.reject_cut_captions and not config.stage.texts:
+        raise OptionError(
+            "no caption is cut without texts: texts were turned off", "Drop --reject-cut-captions or --no-text"
+        )
     if config.part is not None and config.overwrite:
         raise OptionError(f"part {config.part} cannot begin the whole output again", "Drop --shard-of or --overwrite")
 
 
-def _settled(config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
-    """`config` with what follows from the device, and the precision of an earlier run where none was asked for."""
+def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
+    """`config` with what follows from the device, and the precision of an earlier run where none was asked for.
+
+    What version 0.1 began goes on with the model built as version 0.1 did. Raises RunMismatch unless that is wanted.
+    """
     encoder, stage = config.encoder, config.stage
+    if before is not None and before.encoder is not None and before.encoder.dated:
+        if not config.trust_old_card:
+            raise RunMismatch(
+                f"{out}: {BEFORE_ACTIVATION}, by version 0.1",
+                "Encode into another folder, or go on with --trust-old-card: as version 0.1 built the model",
+            )
+        encoder = dataclasses.replace(encoder, as_version_0_1=True)
     if encoder.precision == "auto" and before is not None and before.encoder is not None:
         encoder = dataclasses.replace(encoder, precision=before.encoder.precision)
     stage = dataclasses.replace(stage, pin_memory=device.startswith("cuda"))
@@ -282,6 +309,7 @@ def _still_to_do(run: RunCard, committed: Committed, vanished: Sequence[int], co
 def _report(
     run: RunCard, planned: int, change: PlanChange, committed: Committed, outcome: Outcome, seconds: float
 ) -> EncodeReport:
+    assert run.encoder is not None
     done = outcome.report
     spent = sum(done.spent_s.values())
     return EncodeReport(
@@ -290,6 +318,8 @@ def _report(
         rows=done.rows + committed.rows,
         rejected=done.rejected + committed.rejected,
         rejects=add_counts(done.rejects, committed.rejects),
+        cut=done.cut + committed.cut,
+        context_length=run.encoder.context_length,
         redone=tuple(committed.redone),
         report=done,
         vanished=tuple(run.plan[number].name for number in change.vanished),

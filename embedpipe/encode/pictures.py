@@ -29,7 +29,8 @@ _CLOSING_MAY_TAKE_S = 2.0
 class StageConfig:
     """How one worker encodes. images/texts: which sides to encode. batch_size: samples per pass through a tower.
 
-    text_tokens: keep the states of the captions' tokens, too.
+    text_tokens: keep the states of the captions' tokens, too. reject_cut_captions: a caption that is longer than the
+    model's context makes its sample a reject.
 
     decode_threads: threads that decode and resize ahead of the model; None: as many as the worker has for arithmetic.
     max_pixels: larger images are rejected unread. pin_memory: put batches where a CUDA device can fetch them without
@@ -43,6 +44,7 @@ class StageConfig:
     max_pixels: int = DEFAULT_MAX_PIXELS
     pin_memory: bool = False
     text_tokens: bool = False
+    reject_cut_captions: bool = False
 
 
 @dataclass(frozen=True, slots=True)

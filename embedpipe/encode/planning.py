@@ -12,8 +12,9 @@ from typing import Any
 
 from .. import manifest
 from ..card import EncoderCard
-from ..columns import guess
+from ..columns import MEASURED, guess
 from ..errors import EmptyInput, InputError, RunMismatch
+from ..likeness import same_encoder
 from ..manifest import EMBEDDINGS, RunCard
 from ..plan import PlanChange, grow
 from ..read import Reader
@@ -93,13 +94,17 @@ def run_card(
     """
     card, token_width = encoder
     if before is not None and before.encoder is not None:
-        manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
+        if not same_encoder((out, before.encoder), (out, card)):
+            manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
         return dataclasses.replace(before, plan=change.shards)
     return RunCard(
         format=EMBEDDINGS,
         options=shaping,
         plan=change.shards,
-        columns=_guess_columns(change.shards, reader, open_format(shaping["format"]).own_columns),
+        columns={
+            **MEASURED,
+            **_guess_columns(change.shards, reader, open_format(shaping["format"]).own_columns),
+        },
         encoder=card,
         token_width=token_width,
         shard_digits=max(5, len(str(10 * len(change.shards)))),

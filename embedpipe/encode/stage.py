@@ -17,7 +17,7 @@ import numpy as np
 from ..execute import Desk, Task
 from ..progress import Progress
 from ..read import Reader
-from .base import Encoder
+from .base import EmbeddedTexts, Encoder
 from .gathered import Gathered
 from .pictures import Batch, ShardEnd, StageConfig, batches_ahead
 from .writer import Writer
@@ -36,11 +36,13 @@ def encode_shards(
     """
     compile_s = encoder.prepare(config.batch_size) if config.images else 0.0
     start_s = {"compile": compile_s} if compile_s else {}
+    most_tokens = encoder.card.context_length if config.reject_cut_captions else None
     gathered: Gathered | None = None
     with Writer(finish) as writer, batches_ahead(_tasks(desk), reader, encoder.card, config, writer.check) as batches:
         for waited_s, made in _timed(batches):
             if gathered is None or gathered.task is not made.task:
-                gathered = Gathered(made.task, spent_s={"wait": 0.0, "model": 0.0, **start_s})
+                spent_s = {"wait": 0.0, "model": 0.0, **start_s}
+                gathered = Gathered(made.task, spent_s=spent_s, most_tokens=most_tokens)
                 start_s = {}
             gathered.spent_s["wait"] += waited_s
             if isinstance(made, Batch):
@@ -75,7 +77,7 @@ def _encode_batch(batch: Batch, encoder: Encoder, gathered: Gathered, desk: Desk
     if batch.pixels is not None:
         gathered.image.append(encoder.images(batch.pixels))
         if len(gathered.image) > _BATCHES_ON_DEVICE:
-            gathered.image[-1 - _BATCHES_ON_DEVICE].numpy()
+            gathered.image[-1 - _BATCHES_ON_DEVICE].wait()
     model_s = time.perf_counter() - begun
     gathered.spent_s["model"] += model_s
     desk.tell(gathered.task, Progress(rows=len(batch.rows), rejected=len(batch.rejects), spent_s={"model": model_s}))
@@ -92,14 +94,15 @@ def _end_shard(end: ShardEnd, encoder: Encoder, gathered: Gathered, config: Stag
 
 
 def _encode_texts(gathered: Gathered, encoder: Encoder, with_tokens: bool) -> None:
-    """The captions' embeddings, float32 [n, dim], and their tokens' states; each distinct caption is encoded once."""
+    """The captions' embeddings and their tokens' states; each distinct caption is encoded once."""
     captions = [row.sample.caption or "" for row in gathered.rows]
     place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     rows = np.array([place[caption] for caption in captions], np.int64)
     if not place:
-        gathered.text = np.zeros((0, encoder.card.dim), np.float32)
+        none = np.zeros(0, np.int32) if encoder.counts_cut_tokens else None
+        gathered.text = EmbeddedTexts(np.zeros((0, encoder.card.dim), np.float32), np.zeros(0, np.float32), none)
     elif with_tokens:
         made = encoder.text_states(list(place))
-        gathered.text, gathered.text_tokens = made.embeddings[rows], made.tokens.take(rows)
+        gathered.text, gathered.text_tokens = made.embeddings.take(rows), made.tokens.take(rows)
     else:
-        gathered.text = encoder.texts(list(place))[rows]
+        gathered.text = encoder.texts(list(place)).take(rows)

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from ..ragged import RaggedRows
+from .cut_captions import cut_counter
 
 # Two runs of one tower at different lengths differ by rounding only; an error in the cut shows as tenths.
 _SAME = 1e-2
 
 
 class TextTower:
-    """An open_clip model's text side. `embed(captions)` → [n, dim] on the model's device, not normalised."""
+    """An open_clip model's text side. Embeddings are [n, dim] on the model's device, not normalised."""
 
     def __init__(self, model: Any, tokenizer: Any, device: str, batch_size: int) -> None:
         self._model = model
@@ -32,6 +33,7 @@ class TextTower:
         self._device = device
         self._batch_size = batch_size
         self._pad_id = _pad_id(tokenizer)
+        self._count_cut = cut_counter(tokenizer)
         self._cut = _is_causal(model) and self._cutting_changes_nothing()
 
     @property
@@ -39,11 +41,21 @@ class TextTower:
         """Whether batches are cut to their longest caption."""
         return self._cut
 
-    def embed(self, captions: Sequence[str]) -> torch.Tensor:
-        """float [n, dim], row i for caption i."""
-        tokens = self._tokenizer(list(captions))
+    @property
+    def counts_cut(self) -> bool:
+        """Whether it is known how many tokens of a caption are cut off."""
+        return self._count_cut is not None
+
+    def embed(self, captions: Sequence[str]) -> tuple[torch.Tensor, np.ndarray | None]:
+        """(float [n, dim], int32 [n] tokens cut off where that is known), row i for caption i."""
+        tokens, tokens_cut = self._tokenised(captions)
         batches = self._batches(tokens, _lengths(tokens, self._pad_id))
-        return _in_row_order([(rows, self._encode_cut(tokens[rows], length)) for rows, length in batches])
+        embedded = _in_row_order([(rows, self._encode_cut(tokens[rows], length)) for rows, length in batches])
+        return embedded, tokens_cut
+
+    def _tokenised(self, captions: Sequence[str]) -> tuple[torch.Tensor, np.ndarray | None]:
+        tokens = self._tokenizer(list(captions))
+        return tokens, self._count_cut(captions, tokens) if self._count_cut is not None else None
 
     @property
     def has_states(self) -> bool:
@@ -51,9 +63,9 @@ class TextTower:
         tower = _tower(self._model)
         return hasattr(tower, "ln_final") and hasattr(tower, "transformer")
 
-    def states(self, captions: Sequence[str], dtype: str) -> tuple[torch.Tensor, RaggedRows]:
+    def states(self, captions: Sequence[str], dtype: str) -> tuple[torch.Tensor, np.ndarray | None, RaggedRows]:
         """What `embed` gives, and the last hidden states of the real tokens of each caption, in memory as `dtype`."""
-        tokens = self._tokenizer(list(captions))
+        tokens, tokens_cut = self._tokenised(captions)
         lengths = _lengths(tokens, self._pad_id)
         # Filled batch by batch: never more than one batch of padded states is there.
         values = np.empty((int(lengths.sum()), _tower(self._model).ln_final.weight.shape[0]), dtype)
@@ -68,7 +80,7 @@ class TextTower:
             values[filled : filled + len(states)] = states.to(getattr(torch, dtype)).cpu().numpy()
             starts[rows.numpy()] = filled + (lengths[rows].cumsum(0) - lengths[rows]).numpy()
             filled += len(states)
-        return _in_row_order(encoded), RaggedRows(values, starts, lengths.numpy().astype(np.int32))
+        return _in_row_order(encoded), tokens_cut, RaggedRows(values, starts, lengths.numpy().astype(np.int32))
 
     def _batches(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         """(numbers of its rows, tokens to encode of each) of each batch."""
@@ -77,7 +89,8 @@ class TextTower:
             yield rows, int(lengths[rows].max()) if self._cut else tokens.shape[1]
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device))
+        # Said, since CoCa's models normalise unless they are told not to.
+        encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device), normalize=False)
         return encoded
 
     def _encode_cut(self, tokens: torch.Tensor, length: int) -> torch.Tensor:

@@ -8,13 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-import torch
-
 from .. import manifest
 from ..errors import OutputUnwritable
-from ..execute import Desk, Worker
+from ..execute import Desk, Worker, torch_threads
 from ..manifest import RunCard, ShardManifest
-from ..progress import TaskReport
+from ..progress import CutCaptions, TaskReport
 from ..read import Reader
 from ..store import open_format
 from ..types import SourceShard
@@ -62,15 +60,16 @@ class EncodeWork:
                 f"{self._out}: {socket.gethostname()} does not see the output that the run began",
                 "Give a folder that all machines share at the same place, or an object store",
             )
-        torch.set_num_threads(self._threads)
-        encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
+        with torch_threads(self._threads):
+            encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
         manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")
 
         def work(desk: Desk) -> None:
             def finish(gathered: Gathered) -> None:
                 desk.done(gathered.task, self._commit(gathered))
 
-            encode_shards(desk, self._reader, encoder, self._stage, finish)
+            with torch_threads(self._threads):
+                encode_shards(desk, self._reader, encoder, self._stage, finish)
 
         return work
 
@@ -81,6 +80,7 @@ class EncodeWork:
         shard = gathered.shard(self._card.dtype, self._columns)
         written = open_format(self._format).write(self._out, shard, source.name, self._columns, self._digits)
         spent = {**gathered.spent_s, "write": time.perf_counter() - begun}
+        cut = CutCaptions.of(shard.tokens_cut)
         rejects = Counter(reject.error_class for reject in shard.rejects)
         entry = ShardManifest(
             number=shard.number,
@@ -96,7 +96,9 @@ class EncodeWork:
             fingerprint=self._card.fingerprint(),
             tokens=shard.text_tokens.total if shard.text_tokens is not None else None,
             token_width=shard.text_tokens.width if shard.text_tokens is not None else None,
+            captions_cut=cut.captions if shard.tokens_cut is not None else None,
+            tokens_cut=cut.tokens if shard.tokens_cut is not None else None,
             timing_s={name: round(seconds, 3) for name, seconds in spent.items()},
         )
         manifest.commit(self._out, entry, self._digits)
-        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent)
+        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent, cut=cut)

@@ -12,7 +12,7 @@ from .inline import InlineExecutor
 from .places import Demand, Places, places_here, places_on_cluster
 from .processes import ProcessExecutor
 from .ray import RayExecutor
-from .threads import in_order, one_ahead, several_at_once
+from .threads import in_order, one_ahead, several_at_once, torch_threads
 
 EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor] | type[RayExecutor]] = {
     "inline": InlineExecutor,
@@ -41,6 +41,7 @@ __all__ = [
     "open_places",
     "refuse_address_beside",
     "several_at_once",
+    "torch_threads",
 ]
 
 

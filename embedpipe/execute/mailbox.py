@@ -5,11 +5,11 @@ Nothing but numbers, names and these messages travels: pixels and embeddings nev
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -30,13 +30,13 @@ class Left:
 class Mailbox:
     """Runs a work on a thread; `exchange` brings it answers and takes away what it said.
 
-    Whoever stops asking for `silence_s` has given this worker up: its process ends, so that a machine which slept does
-    not go on beside its replacement.
+    end: called once, from a thread, when the worker has no business any more: with 1 when nobody has asked for
+    `silence_s`, so that a machine which slept does not go on beside its replacement; with an exit code when the work
+    leaves by SystemExit or the like. Whose process this is, and so what the end is, only the caller knows.
     """
 
-    def __init__(self, work: Work, worker: int, folder: str, release: str, silence_s: float) -> None:
-        with contextlib.suppress(OSError):  # so that relative paths mean what they mean where the run was begun
-            os.chdir(folder)
+    def __init__(self, work: Work, worker: int, release: str, silence_s: float, end: Callable[[int], object]) -> None:
+        self._end = end
         self._said: deque[Message | Left] = deque()
         self._answers: deque[Answer] = deque()
         self._changed = threading.Condition()
@@ -97,11 +97,12 @@ class Mailbox:
     def _serve(self, work: Work, worker: int) -> None:
         try:
             failed = attempt(lambda: work.start(worker)(self))
-        except BaseException as problem:  # something ended the process, as far as the work is concerned
-            os._exit(problem.code if isinstance(problem, SystemExit) and isinstance(problem.code, int) else 1)
+        except BaseException as problem:  # the process has ended, as far as the work is concerned
+            self._end(problem.code if isinstance(problem, SystemExit) and isinstance(problem.code, int) else 1)
+            return
         self._say(failed if failed is not None else Left())
 
     def _watch(self) -> None:
         while time.monotonic() - self._asked < self._silence_s:
             time.sleep(BEAT_S)
-        os._exit(1)
+        self._end(1)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
+from ..openmp import bounded_in_children
 from ..progress import Listener, Progress, TaskReport
 from .base import Outcome, Task, Tasks, Work
 from .ledger import Hands, Ledger
@@ -25,11 +26,12 @@ class _ParentGone(BaseException):
 
 
 class _PipeDesk:
-    """The desk of a worker process."""
+    """The desk of a worker process. orphaned: called where the parent is gone and a shard in hand would go on."""
 
-    def __init__(self, connection: Connection, parent: int) -> None:
+    def __init__(self, connection: Connection, parent: int, orphaned: Callable[[], object]) -> None:
         self._connection = connection
         self._parent = parent
+        self._orphaned = orphaned
         self._sending = threading.Lock()
 
     def next(self) -> Task | None:
@@ -44,7 +46,7 @@ class _PipeDesk:
     def tell(self, task: Task, step: Progress) -> None:
         """See `Desk`."""
         if os.getppid() != self._parent:
-            os._exit(1)
+            self._orphaned()
         self._send(Step(task.number, step))
 
     def done(self, task: Task, report: TaskReport) -> None:
@@ -67,7 +69,7 @@ def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None
     """The life of a worker process: get ready, then task after task until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
-    desk = _PipeDesk(connection, parent)
+    desk = _PipeDesk(connection, parent, lambda: os._exit(1))
     try:
         with contextlib.suppress(_ParentGone, OSError):
             failed = attempt(lambda: work.start(worker)(desk))
@@ -142,7 +144,8 @@ class _Crew:
         # Ctrl-C reaches the whole group; a worker that is still importing would answer it with a traceback.
         unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process.start()
+            with bounded_in_children():
+                process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         theirs.close()  # so that reading fails when the worker is gone

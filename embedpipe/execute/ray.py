@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EmbedpipeError, WorkerDied
+from ..openmp import bound_spinning
 from ..progress import Listener
-from .base import Outcome, Tasks, Work
+from .base import Outcome, Tasks, Work, Worker
 from .cluster import Cluster, Room, joined, library, require_room
 from .ledger import Answer, Hands, Ledger
 from .mailbox import BEAT_S, Left, Mailbox
@@ -45,7 +47,7 @@ class RayExecutor:
             require_room(1, self.room)
             remote = ray.remote(**_options(self.room), max_retries=0)(_in_folder)
             try:
-                made: _Made = ray.get(remote.remote(str(Path.cwd()), function, arguments))
+                made: _Made = ray.get(remote.remote(str(Path.cwd()), function, *arguments))
             except ray.exceptions.RayTaskError as problem:
                 if isinstance(problem.cause, EmbedpipeError):
                     raise problem.cause from RemoteTraceback(str(problem))
@@ -77,10 +79,31 @@ class RayExecutor:
         return ledger.outcome()
 
 
-def _in_folder(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    with contextlib.suppress(OSError):  # see `Mailbox`
+def _in_folder(folder: str, function: Callable[..., _Made], *arguments: Any) -> _Made:
+    """Call it in the folder where the run was begun, so that relative paths mean what they mean there.
+
+    For a process that Ray has started for this: it stays in that folder.
+    """
+    with contextlib.suppress(OSError):  # other machines need not have it
         os.chdir(folder)
     return function(*arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _InFolder:
+    """A pickled work that is begun in a folder, for the same reason.
+
+    Pickled by itself, so that what it imports (torch) is loaded after OpenMP's variables are set.
+    """
+
+    work: bytes
+    folder: str
+
+    def start(self, worker: int) -> Worker:
+        """See `Work.start`."""
+        bound_spinning()
+        work: Work = pickle.loads(self.work)
+        return _in_folder(self.folder, work.start, worker)
 
 
 def _options(room: Room) -> dict[str, Any]:
@@ -102,7 +125,9 @@ class _Crew:
 
     def __init__(self, work: Work, ledger: Ledger, cluster: Cluster, room: Room) -> None:
         self._ray = library()
-        self._work = self._ray.put(work)  # once, however many workers there are
+        self._work = self._ray.put(
+            _InFolder(self._ray.cloudpickle.dumps(work), str(Path.cwd()))
+        )  # once, however many workers there are
         self._ledger = ledger
         self._cluster = cluster
         self._room = room
@@ -112,7 +137,8 @@ class _Crew:
     def hire(self, number: int) -> None:
         """Ask the cluster for a worker; where and when it starts is up to that."""
         actor_class = self._ray.remote(**_options(self._room), max_restarts=0, max_task_retries=0)(Mailbox)
-        actor = actor_class.remote(self._work, number, str(Path.cwd()), version("embedpipe"), self._cluster.silence_s)
+        # An actor has a process to itself, which may be ended.
+        actor = actor_class.remote(self._work, number, version("embedpipe"), self._cluster.silence_s, os._exit)
         self._ask(_Seat(Hands(number), actor, None), None)
 
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -34,6 +35,19 @@ def in_order(
         finally:
             for _, result in ahead:
                 result.cancel()
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch computes on `count` threads while the block lasts: the process may be the caller's, who has others."""
+    import torch  # not for those that only hand out
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | None) -> Worker:

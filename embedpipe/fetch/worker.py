@@ -35,13 +35,6 @@ _OF_PICTURE = ("width", "height", "original_width", "original_height", "orientat
 Tell = Callable[[Event], None]
 
 
-def _spare_imports() -> None:
-    # img2dataset's imports pull in torch (through webdataset, which does without where there is none) and wandb (which
-    # only its own logger calls): three seconds of every start, and nothing here uses them.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    sys.modules["wandb"] = types.ModuleType("wandb")
-
-
 class PartWriter:
     """Takes what came of each url of one part, in the order of arrival."""
 
@@ -88,12 +81,11 @@ class PartWriter:
 
 
 class Worker:
-    """Downloads one part after another."""
+    """Downloads one part after another. Imports img2dataset, and so torch where it is not hidden, see `main`."""
 
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        _spare_imports()
         resizer = resizers.make(resizers.choose(settings.resizer), settings.pictures, settings.quality)
         self.pictures = PictureMaker(settings.pictures, resizer)
         self.transport = Transport(
@@ -124,14 +116,14 @@ class Worker:
         return self.pictures.make(answer.body)
 
 
-def _lines_until_parent_is_gone(stream: BinaryIO) -> queue.SimpleQueue[bytes]:
-    """The lines of `stream`, as they come. Its end means that nobody waits for us, whatever we are doing: exit."""
+def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[bytes]:
+    """The lines of `stream`, as they come; `ended` is called from a thread when there are no more."""
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         for line in stream:
             lines.put(line)
-        os._exit(0)
+        ended()
 
     threading.Thread(target=read, daemon=True).start()
     return lines
@@ -145,7 +137,12 @@ def main() -> None:
     def tell(event: Event) -> None:
         events.write(tasks.to_line(event))
 
-    lines = _lines_until_parent_is_gone(sys.stdin.buffer)
+    # img2dataset's imports pull in torch (through webdataset, which does without where there is none) and wandb (which
+    # only its own logger calls): three seconds of every start, and nothing in this process uses them.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    sys.modules["wandb"] = types.ModuleType("wandb")
+    # The end of stdin means that nobody waits for us, whatever we are doing.
+    lines = _lines(sys.stdin.buffer, ended=lambda: os._exit(0))
     worker = Worker(tasks.settings_from(lines.get()), tell)
     while True:
         task = tasks.task_from(lines.get())

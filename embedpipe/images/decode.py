@@ -12,12 +12,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import functional as tv
 
-from ..card import PreprocessSpec
+from ..card import ImageRules, PreprocessSpec
 from . import jpeg
 from .geometry import Geometry, geometry
 
 DECODERS = ("exact", "fast", "pillow")
 DEFAULT_MAX_PIXELS = 100_000_000
+# As open_clip's transform does it: `convert("RGB")` drops alpha, and EXIF and colour profiles are not looked at.
+RULES = ImageRules(transparency="ignored", orientation="ignored", colour_profile="ignored")
 
 # The pixel limit is ours (`max_pixels`, a reject with a reason); Pillow's own would be an exception or a warning.
 Image.MAX_IMAGE_PIXELS = None

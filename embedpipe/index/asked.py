@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError, OptionError
-from ..progress import Listener, Progress, silent
+from ..progress import CutCaptions, Listener, Progress, silent
 from .encoders import embed_image, embed_texts
 from .query import Searcher, row_of_key
 from .results import COLUMNS, Answer
@@ -62,15 +62,17 @@ def answers(
     k: int = 10,
     min_score: float | None = None,
     listen: Listener = silent,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Answer]:
     """Each query's text (None where it is none) and hits, in order. A single query's hits have all metadata.
 
     `listen` hears of answers to many queries, or of rows that a single one is compared with, without an index.
-    load_encoder is called where there is something to embed. Raises InputError and what loading the encoder raises.
+    load_encoder is called where there is something to embed; `note`, at the end, where a text was longer than its
+    encoder's context. Raises InputError and what loading the encoder raises.
     """
     many = asked.queries is not None
     columns, rows = (COLUMNS, silent) if many else (None, listen)
-    for texts, vectors in _embedded(searcher, asked, load_encoder, listen):
+    for texts, vectors in _embedded(searcher, asked, load_encoder, listen, note):
         for text, hits in zip(texts, searcher.hits(vectors, k, min_score, columns, rows), strict=True):
             yield text, hits
             if many:
@@ -78,7 +80,11 @@ def answers(
 
 
 def _embedded(
-    searcher: Searcher, asked: Asked, load_encoder: Callable[[], Encoder], listen: Listener
+    searcher: Searcher,
+    asked: Asked,
+    load_encoder: Callable[[], Encoder],
+    listen: Listener,
+    note: Callable[[str], None],
 ) -> Iterator[tuple[list[str | None], np.ndarray]]:
     """Blocks of queries: their texts and float32 [n, dim]."""
     if asked.key is not None:
@@ -95,8 +101,12 @@ def _embedded(
         if isinstance(found, np.ndarray):
             yield [None] * len(found), found
         else:
-            for texts, vectors in embed_texts(load_encoder(), found):
-                yield list(texts), vectors
+            encoder, cut = load_encoder(), CutCaptions()
+            for texts, embedded in embed_texts(encoder, found):
+                cut += CutCaptions.of(embedded.tokens_cut)
+                yield list(texts), embedded.rows
+            if cut.captions:
+                note(cut.said(encoder.card.context_length, "text"))
 
 
 def _not_empty(text: str) -> str:

@@ -11,11 +11,14 @@ import numpy as np
 
 from ..card import EncoderCard
 from ..errors import InputError, RunMismatch
+from ..likeness import computes_quick_gelu, same_encoder
 from ..load import EmbeddingDataset
 from ..manifest import refuse_difference
+from ..model_spec import ModelOptions, has_quick_gelu, is_checkpoint
 
 if TYPE_CHECKING:
     from ..encode import Encoder
+    from ..encode.base import EmbeddedTexts
 
 _TEXTS_AT_ONCE = 256
 
@@ -26,9 +29,10 @@ def query_encoder(
     pretrained: str | None = None,
     device: str = "cpu",
     precision: str = "auto",
+    options: ModelOptions | None = None,
 ) -> Encoder:
     """The encoder that made `dataset`: see `encoder_of`."""
-    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision)
+    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision, options)
 
 
 def encoder_of(
@@ -38,8 +42,13 @@ def encoder_of(
     pretrained: str | None = None,
     device: str = "cpu",
     precision: str = "auto",
+    options: ModelOptions | None = None,
 ) -> Encoder:
     """The encoder of a card, loaded from where it says, or from `model`/`pretrained`. path: whose card it is.
+
+    Of a card of version 0.1 the model is built as version 0.1 did, since that is what the stored numbers are of.
+
+    options: what a checkpoint file does not say; needed for embeddings of others only, since our card says it.
 
     Raises RunMismatch when the model found there is not the one the embeddings were made with, InputError when nobody
     knows which that is.
@@ -48,11 +57,19 @@ def encoder_of(
 
     if not card.known and model is None:
         raise InputError(f"{path}: which model made it is not known ({card.model})", "Give --model and --pretrained")
+    name = model or card.model
+    weights = (card.pretrained if model is None else "") if pretrained is None else pretrained
+    if card.dated:
+        same_encoder((path, card), (name, replace(card, model=name)))
+    file = is_checkpoint(name, weights)
     config = EncoderConfig(
-        model=model or card.model,
-        pretrained=(card.pretrained if model is None else "") if pretrained is None else pretrained,
+        model=name,
+        pretrained=weights,
         precision=precision,
         dtype=card.dtype,
+        # What matches the numbers: a file does not say how it was used, and version 0.1 had its own way.
+        options=_as_the_card_says(card) if options in (None, ModelOptions()) and file else options or ModelOptions(),
+        as_version_0_1=card.dated,
     )
     encoder = load_encoder(config, device)
     if not card.known:
@@ -68,6 +85,15 @@ def encoder_of(
     return encoder
 
 
+def _as_the_card_says(card: EncoderCard) -> ModelOptions:
+    """What made the numbers, said to a checkpoint file."""
+    if not card.known or card.dated:
+        return ModelOptions()
+    preprocess = card.preprocess
+    quick_gelu = computes_quick_gelu(card) if has_quick_gelu(card.model) else None
+    return ModelOptions(quick_gelu, preprocess.mean, preprocess.std, preprocess.interpolation, preprocess.resize_mode)
+
+
 def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     """float32 [dim] of an image file. Raises InputError when it is missing or does not decode."""
     from ..images.decode import Undecodable, decode
@@ -79,12 +105,12 @@ def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     decoded = decode(data, encoder.card.preprocess)
     if isinstance(decoded, Undecodable):
         raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
-    first: np.ndarray = encoder.images(decoded.pixels[None]).numpy()[0]
+    first: np.ndarray = encoder.images(decoded.pixels[None]).wait().rows[0]
     return first
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], np.ndarray]]:
-    """(some of the texts, their embeddings: float32 [m, dim]), in order."""
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], EmbeddedTexts]]:
+    """(some of the texts, what the encoder makes of them), in order."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = list(texts[start : start + _TEXTS_AT_ONCE])
-        yield some, np.asarray(encoder.texts(some), np.float32)
+        yield some, encoder.texts(some)

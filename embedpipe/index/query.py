@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..card import BEFORE_ACTIVATION
 from ..errors import DatasetError, InputError
 from ..load import EmbeddingDataset
 from ..progress import Listener, silent
@@ -118,8 +119,10 @@ def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queri
 
 def _require_same_data(dataset: EmbeddingDataset, card: IndexCard) -> None:
     if card.fingerprint != dataset.card.fingerprint():
+        dated = card.fingerprint == dataset.card.as_version_0_1().fingerprint()
+        of = f"embeddings {BEFORE_ACTIVATION}" if dated else "another model's embeddings"
         raise DatasetError(
-            f"{dataset.path}: its {card.modality} index is of another model's embeddings",
+            f"{dataset.path}: its {card.modality} index is of {of}",
             build_command(dataset.path, card.modality),
         )
     if card.shards != indexed_shards(dataset):

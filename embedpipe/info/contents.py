@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 
 from .. import files, manifest
+from ..card import UNKNOWN
+from ..columns import NORMS, measured
 from ..errors import InputError
 from ..fetch.outcome import HostFailures
 from ..fetch.report import worst_hosts
 from ..load import EmbeddingDataset
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS
-from ..progress import Listener, Progress, silent
+from ..progress import CutCaptions, Listener, Progress, silent
 
 _BINS = 10
-# Norms and captions are looked at in blocks of rows from shards evenly spread: enough for a histogram, however large
-# the data set is.
+# Stored norms and captions are looked at in blocks of rows from shards evenly spread: enough for a histogram, however
+# large the data set is.
 _SHARDS_LOOKED_AT = 64
 _ROWS_OF_EACH = 512
+_NORM_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,13 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class OutputInfo:
-    """What `info` tells. encoder, similarity, norms, captions and columns are None or empty for image shards.
+    """What `info` tells. encoder, similarity, norms, captions, cut and columns are None or empty for image shards.
 
-    norms: lengths of the embeddings by modality, and captions: characters in a caption, both of a sample of rows.
-    merged: the data sets that this one was put together of.
+    norms: of the projections before they were normalised, by modality, of the rows of which they are known; empty where
+    the data set was written without. stored_norms: of the stored rows, and captions: characters in a caption, both of a
+    sample of rows. cut: captions that were longer than the model's context, None where nobody counted.
+    merged: the data sets that this one was put together of. fingerprint_version: 1 where version 0.1 wrote the card, or
+    others the data set: the activation is not recorded. None for image shards.
 
     tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
     """
@@ -62,15 +68,24 @@ class OutputInfo:
     bytes: int
     encoder: dict[str, Any] | None
     fingerprint: str
+    fingerprint_version: int | None
     tokens: int | None
     token_width: int | None
     columns: tuple[str, ...]
     similarity: Spread | None
     norms: dict[str, Spread]
+    stored_norms: dict[str, Spread]
     captions: Spread | None
+    cut: CutCaptions | None
     merged: tuple[str, ...]
     options: dict[str, Any]
     versions: dict[str, str]
+
+    @property
+    def dated(self) -> bool:
+        """Whether version 0.1 wrote it: see `EncoderCard.dated`."""
+        known = self.encoder is not None and not self.encoder["weights_sha256"].startswith(UNKNOWN)
+        return known and self.fingerprint_version == 1
 
 
 def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> OutputInfo:
@@ -89,6 +104,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         run = dataset.run
     entries = list(dataset.manifests if dataset is not None else manifest.read_manifests(path, run.shard_digits))
     total = manifest.totals(entries)
+    spreads = _of_all_rows(dataset, listen) if dataset is not None else {}
     return OutputInfo(
         path=path,
         format=run.format,
@@ -104,28 +120,51 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         if run.encoder is not None
         else None,
         fingerprint=run.encoder.fingerprint() if run.encoder is not None else "",
+        fingerprint_version=run.encoder.fingerprint_version if run.encoder is not None else None,
         tokens=sum(entry.tokens or 0 for entry in entries) if run.token_width is not None else None,
         token_width=run.token_width,
         columns=dataset.column_names() if dataset is not None else tuple(run.columns),
-        similarity=_similarity(dataset, listen) if dataset is not None else None,
-        norms=_norms(dataset) if dataset is not None else {},
+        similarity=spreads.get("similarity"),
+        norms={modality: spreads[name] for modality, name in NORMS.items() if name in spreads},
+        stored_norms=_stored_norms(dataset) if dataset is not None else {},
         captions=_captions(dataset) if dataset is not None else None,
+        cut=total.cut if total.cut.rows else None,
         merged=tuple(part.path for part in run.merged),
         options=run.options,
         versions=run.versions,
     )
 
 
-def _similarity(dataset: EmbeddingDataset, listen: Listener) -> Spread | None:
+def _of_all_rows(dataset: EmbeddingDataset, listen: Listener) -> dict[str, Spread]:
+    """How similarities and norms are spread, by column; without those of which there is not one."""
     listen(Progress(planned=len(dataset.shards)))
-    parts = []
+    columns = ("similarity", *(name for name in measured(dataset.run.columns) if name in NORMS.values()))
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in columns}
     for number, shard in enumerate(dataset.shards):
-        parts.append(dataset.metadata(number, ("similarity",)).column(0).drop_null().to_numpy())
+        table = dataset.metadata(number, columns)
+        for name in columns:
+            parts[name].append(table[name].drop_null().to_numpy())
         listen(Progress(rows=shard.stop - shard.start, tasks=1))
-    return spread(np.concatenate(parts)) if parts else None
+    found = {name: spread(np.concatenate(values)) for name, values in parts.items()}
+    return {name: values for name, values in found.items() if values is not None}
 
 
-def _norms(dataset: EmbeddingDataset) -> dict[str, Spread]:
+def without_norms(found: OutputInfo) -> str | None:
+    """What it rules out that an embedding data set has no norms of its projections; None where it has them all."""
+    sides = [
+        side
+        for side, stored in found.stored_norms.items()
+        if side not in found.norms and max(1 - stored.least, stored.most - 1) < _NORM_TOLERANCE
+    ]
+    if not sides:
+        return None
+    return (
+        f"none of {' and '.join(sides)}: written without, so its rows are no image_embeds for diffusers' decoders, "
+        "and nothing for priors that standardise raw embeddings"
+    )
+
+
+def _stored_norms(dataset: EmbeddingDataset) -> dict[str, Spread]:
     found: dict[str, Spread] = {}
     for modality, column in (("image", dataset.image), ("text", dataset.text)):
         if column is not None and len(dataset):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..card import BEFORE_ACTIVATION
 from ..images.html import document, histogram, picture, table, text
-from .contents import OutputInfo, Spread
+from .contents import OutputInfo, Spread, without_norms
 from .gallery import Gallery, Shown
 
 _STYLE = """
@@ -22,7 +23,10 @@ def info_page(found: OutputInfo, gallery: Gallery, kind: str, meanings: Mapping[
     """The page, pictures included. kind: what the output is called. meanings: of error classes."""
     parts = [table(("", ""), _facts(found, kind))]
     spreads = [("similarity of image and text", found.similarity, "all rows that have one")]
-    spreads += [(f"norm of the {name} embeddings", norm, "a sample of rows") for name, norm in found.norms.items()]
+    spreads += [
+        (f"norm of the {name} projection, before it was normalised", norm, "all rows that have one")
+        for name, norm in found.norms.items()
+    ]
     spreads += [("characters in a caption", found.captions, "a sample of rows")]
     drawn = "\n".join(_spread(name, values, of) for name, values, of in spreads if values is not None)
     parts.append(f'<div class="spreads">\n{drawn}\n</div>')
@@ -48,7 +52,11 @@ def _facts(found: OutputInfo, kind: str) -> list[tuple[str, object]]:
     if found.encoder is not None:
         facts.append(("model", f"{found.encoder['model']} {found.encoder['pretrained']}".strip()))
         facts.append(("embeddings", f"{found.encoder['dim']} × {found.encoder['dtype']}, {found.encoder['precision']}"))
-        facts.append(("fingerprint", found.fingerprint))
+        facts.append(("fingerprint", found.fingerprint + f", {BEFORE_ACTIVATION}" * found.dated))
+    if (ruled_out := without_norms(found)) is not None:
+        facts.append(("norms", ruled_out))
+    if found.cut is not None:
+        facts.append(("captions cut", found.cut.shares()))
     if found.tokens is not None:
         facts.append(("text tokens", f"{found.tokens:,} × {found.token_width}"))
     if found.merged:

@@ -5,6 +5,7 @@ from .columns import EmbeddingColumn, RaggedColumn
 from .dataset import EmbeddingDataset
 from .loader import EmbeddingLoader
 from .metadata import MetadataColumn, MetadataColumns
+from .raw import RawColumn
 from .split import hash_split, rows_of, splits
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MetadataColumn",
     "MetadataColumns",
     "RaggedColumn",
+    "RawColumn",
     "hash_split",
     "rows_of",
     "splits",

@@ -10,6 +10,7 @@ import numpy as np
 from ..card import EncoderCard
 from ..ragged import RaggedRows
 from .choice import Index, as_row, as_rows
+from .raw import Norms, RawColumn
 
 
 class Shards(Protocol):
@@ -32,6 +33,10 @@ class Shards(Protocol):
         """The token states of a shard's captions."""
         ...
 
+    def norms(self, modality: str) -> Norms | None:
+        """The norms of rows before they were normalised; None where the stored rows were not."""
+        ...
+
 
 def by_shard(rows: np.ndarray, stops: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(shard, which of `rows` lie in it, their places in it), shard by shard."""
@@ -45,7 +50,7 @@ class EmbeddingColumn:
     """One modality's embeddings.
 
     `len(column)`, `column.dim`, `column[i]` → [dim], `column[a:b]` and `column[[3, 1, 2]]` → [n, dim], in the stored
-    dtype. `column.read()` → all of it as float32.
+    dtype. `column.read()` → all of it as float32. `column.raw()` → the same rows before they were normalised.
     """
 
     def __init__(self, shards: Shards, modality: str) -> None:
@@ -80,6 +85,14 @@ class EmbeddingColumn:
             out[start:stop] = self._shards.array(shard, self._modality)
             start = stop
         return out
+
+    def raw(self) -> RawColumn:
+        """The rows as the tower's projection gave them, float32: a column that is read as this one is.
+
+        `column.raw()[7]`, `column.raw()[100:200]`, `column.raw().read()`; whole data sets: `batches(raw=True)`.
+        Raises DatasetError where the data set was written without norms.
+        """
+        return RawColumn(self, self._shards.norms(self._modality))
 
 
 class RaggedColumn:

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..card import EncoderCard
-from ..columns import EXTRA, FIXED
-from ..errors import DatasetError
-from ..manifest import RunCard, ShardManifest
+from ..columns import NORMS, names
+from ..errors import DatasetError, InputError
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..ragged import RaggedRows
 from ..store.foreign import NOTE
 from ..store.foreign.base import Foreign
@@ -24,6 +24,7 @@ from .held import Held
 from .keys import KeyRows
 from .metadata import MetadataColumns
 from .opening import open_at
+from .raw import Norms, scaled, without_norms
 from .reading import RowReading
 
 # Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
@@ -49,9 +50,9 @@ class EmbeddingDataset:
 
     `len(dataset)` rows; `.card` tells what made them (`.card.known` is False where others left no record); `.image` and
     `.text` are columns (None where the data set has no such side); `.text_tokens` holds the states of each caption's
-    tokens (None where they were not stored); `.metadata["caption"]` is a metadata column. All are read as they are
-    asked for. `.find(keys)` gives rows by key: a row is identified by (src_shard, key). `.batches(n)` reads from end to
-    end.
+    tokens (None where they were not stored); `.metadata["caption"]` is a metadata column; `.image.raw()` are the rows
+    before they were normalised. All are read as they are asked for. `.find(keys)` gives rows by key: a row is
+    identified by (src_shard, key). `.batches(n)` reads from end to end.
     Raises InputError, DatasetError when it is not there, damaged, or holds rows of two encoders; StorageFailed.
     """
 
@@ -98,8 +99,17 @@ class EmbeddingDataset:
 
     def require_normalised(self, modality: str) -> None:
         """Raise DatasetError when rows are not of norm 1, by a sample: what others wrote may have any."""
+        least, most = self._stored_norms(modality)
+        if max(1 - least, most - 1) > _NORM_TOLERANCE:
+            raise DatasetError(
+                f"{self.path}: {modality} rows have norms of {least:.3g} to {most:.3g}, not 1",
+                f'Write {{"normalise": true}} into its {NOTE}, or open it with Foreign(normalise=True)',
+            )
+
+    def _stored_norms(self, modality: str) -> tuple[float, float]:
+        """(least, most) norm of stored rows, of a sample where others wrote them: theirs may have any."""
         if self.card.normalised or not len(self):
-            return
+            return 1.0, 1.0
         column, norms = self.require(modality), []
         chosen = self.shards[:: max(1, len(self.shards) // _NORMS_FROM_SHARDS)][:_NORMS_FROM_SHARDS]
         for shard in chosen:
@@ -108,11 +118,22 @@ class EmbeddingDataset:
                 reading.in_order(shard.start, modality, rows)
             norms.append(np.linalg.norm(rows, axis=1))
         found = np.concatenate(norms)
-        if np.abs(found - 1).max() > _NORM_TOLERANCE:
-            raise DatasetError(
-                f"{self.path}: {modality} rows have norms of {found.min():.3g} to {found.max():.3g}, not 1",
-                f'Write {{"normalise": true}} into its {NOTE}, or open it with Foreign(normalise=True)',
-            )
+        return float(found.min()), float(found.max())
+
+    def norms(self, modality: str) -> Norms | None:
+        """The norms of that side's rows before they were normalised; None where the stored rows were not.
+
+        Raises DatasetError where they were, and nobody kept the norms.
+        """
+        self.require(modality)
+        least, most = self._stored_norms(modality)
+        if max(1 - least, most - 1) > _NORM_TOLERANCE:
+            return None
+        name = NORMS[modality]
+        others = self.run.format != EMBEDDINGS or "read_as" in self.run.options
+        if self.run.columns.get(name) not in ("float", "double" if others else "float"):
+            raise without_norms(self.path, modality, name)
+        return Norms(self.path, name, self.metadata[name].__getitem__)
 
     def array(self, shard: int, modality: str) -> np.ndarray:
         """The embeddings of the shard at that place in `shards`, memory-mapped where possible: [n, dim]."""
@@ -161,12 +182,14 @@ class EmbeddingDataset:
         stop: int | None = None,
         reuse: bool = False,
         finite: bool = False,
+        raw: bool = False,
     ) -> Iterator[EmbeddingBatch]:
         """Rows [start, stop) in order, `batch_size` at a time (the last may be smaller), in the stored dtype.
 
         dtype: float16 or float32 instead. sides: `image`, `text`; None for those there are. reuse: fill the same memory
         again and again: a batch then holds until the next one is asked for. finite: raise DatasetError, naming file and
-        row, for one with NaN or infinity.
+        row, for one with NaN or infinity. raw: float32 rows as the projection gave them, before they were normalised;
+        raises DatasetError where the data set was written without norms.
         """
         wanted = (
             tuple(sides) if sides is not None else tuple(n for n in ("image", "text") if getattr(self, n) is not None)
@@ -174,7 +197,14 @@ class EmbeddingDataset:
         for side in wanted:
             self.require(side)
         rows = range(*slice(start, stop).indices(len(self)))
-        return sequential(self, self.card, rows, batch_size, dtype or self.card.dtype, wanted, reuse, finite)
+        if not raw:
+            return sequential(self, self.card, rows, batch_size, dtype or self.card.dtype, wanted, reuse, finite)
+        if dtype not in (None, "float32"):
+            raise InputError(f"no raw batches of {dtype!r}", "Raw rows are float32")
+        norms = {side: self.norms(side) for side in wanted}
+        return scaled(
+            sequential(self, self.card, rows, batch_size, "float32", wanted, reuse, finite), rows.start, norms
+        )
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One metadata column, all rows. Raises DatasetError naming the near columns when there is none such."""
@@ -185,7 +215,7 @@ class EmbeddingDataset:
 
     def column_names(self) -> tuple[str, ...]:
         """Names of the metadata columns."""
-        return tuple(dict.fromkeys((*FIXED, *self.run.columns, EXTRA)))
+        return names(self.run.columns)
 
     def rows(self, rows: Sequence[int], columns: tuple[str, ...] | None = None) -> list[dict[str, object]]:
         """Metadata of some rows, as dicts, in the order asked for."""

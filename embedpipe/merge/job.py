@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import files, manifest
+from ..card import BEFORE_ACTIVATION
 from ..errors import InputError, RunMismatch
 from ..execute import SetAside, Task, open_executor
 from ..lock import exclusive
@@ -16,7 +17,7 @@ from ..plan import grow
 from ..progress import Listener, Progress, TaskReport, silent
 from ..store.leftovers import sweep_leftovers, sweep_temporaries
 from ..types import SourceShard
-from .parts import Part, changed_columns, merged_options, open_parts, unified_columns
+from .parts import Part, changed_columns, common_card, merged_options, open_parts, unified_columns
 from .work import MergeWork, Taken
 
 _ANOTHER = "Merge into another folder"
@@ -24,10 +25,14 @@ _ANOTHER = "Merge into another folder"
 
 @dataclass(frozen=True, slots=True)
 class MergeConfig:
-    """Everything `merge` can be told. workers: processes that take shards over."""
+    """Everything `merge` can be told. workers: processes that take shards over.
+
+    trust_old_card: merge what version 0.1 wrote with what was written later, where all that it recorded agrees.
+    """
 
     workers: int = 1
     executor: str = "auto"
+    trust_old_card: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,9 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
     """
     config = config or MergeConfig()
     begun = time.perf_counter()
-    plan_merge(paths, out)  # what cannot be is refused before a folder is made
+    plan_merge(paths, out, config.trust_old_card)  # what cannot be is refused before a folder is made
     with exclusive(out):
-        found = plan_merge(paths, out)
+        found = plan_merge(paths, out, config.trust_old_card)
         redone = _retract_damaged(out, found.run.shard_digits)
         committed = set(manifest.committed_numbers(out))
         todo = [task for task in found.tasks if task.number not in committed]
@@ -102,7 +107,7 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
     )
 
 
-def plan_merge(paths: Sequence[str], out: str) -> MergePlan:
+def plan_merge(paths: Sequence[str], out: str, trust_old_card: bool = False) -> MergePlan:
     """What `merge` would do, without doing it. Raises as `merge` does."""
     if len(paths) < 2:
         raise InputError(
@@ -111,7 +116,7 @@ def plan_merge(paths: Sequence[str], out: str) -> MergePlan:
     if files.absolute(out).rstrip("/") in {files.absolute(path).rstrip("/") for path in paths}:
         raise InputError(f"{out}: is one of the data sets to merge", "Name another folder as the last one")
     previous = _previous(out)
-    parts = open_parts(paths)
+    parts = open_parts(paths, trust_old_card)
     if previous is not None:
         parts = _continued(out, previous, parts)
     shards = [(part, source, entry) for part in parts for source, entry in part.shards()]
@@ -165,9 +170,10 @@ def _continued(out: str, previous: RunCard, parts: Sequence[Part]) -> tuple[Part
             )
     known = [before.path for before in previous.merged]
     assert previous.encoder is not None
-    first = parts[0].run.encoder
-    assert first is not None
-    manifest.refuse_difference(out, previous.encoder.facts(), first.facts(), "encoder", _ANOTHER)
+    now_card = common_card(parts)
+    if now_card.dated and not previous.encoder.dated:
+        raise RunMismatch(f"{out}: its card says more than is known of a data set {BEFORE_ACTIVATION}", _ANOTHER)
+    manifest.refuse_difference(out, previous.encoder.facts(), now_card.facts(), "encoder", _ANOTHER)
     manifest.refuse_difference(out, previous.options, merged_options(parts[0]), "set of options", _ANOTHER)
     return (*(now[path] for path in known), *(part for part in parts if part.path not in known))
 
@@ -184,7 +190,7 @@ def _run_card(
         options=merged_options(parts[0]),
         plan=plan,
         columns=columns,
-        encoder=first.encoder,
+        encoder=common_card(parts),
         shard_digits=max(5, len(str(10 * len(plan)))),
         versions=first.versions,
         token_width=first.token_width,

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import files, manifest
+from ..card import EncoderCard
 from ..columns import join_kinds
 from ..errors import DatasetError, InputError, RunMismatch
+from ..likeness import same_encoder
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS, MergedPart, RunCard, ShardManifest
 from ..store import Contents
 from ..types import SourceShard
@@ -34,7 +36,7 @@ class Part:
         return MergedPart(self.path, self.prefix, self.run.source, self.run.options, self.run.merged)
 
 
-def open_parts(paths: Sequence[str]) -> tuple[Part, ...]:
+def open_parts(paths: Sequence[str], trust_old_card: bool = False) -> tuple[Part, ...]:
     """The data sets at `paths`. Raises InputError, DatasetError, and RunMismatch if they cannot be merged."""
     paths = [files.absolute(path).rstrip("/") for path in paths]
     twice = [path for path, count in Counter(paths).items() if count > 1]
@@ -42,7 +44,11 @@ def open_parts(paths: Sequence[str]) -> tuple[Part, ...]:
         raise InputError(f"{twice[0]}: given twice", "Name each data set once")
     parts = [_open(path) for path in paths]
     for other in parts[1:]:
-        _require_same(parts[0], other)
+        _require_same(parts[0], other, trust_old_card)
+    # Two may agree with an older card that does not tell them apart.
+    recorded = [part for part in parts if part.run.encoder is not None and not part.run.encoder.dated]
+    for other in recorded[1:]:
+        _require_same(recorded[0], other, trust_old_card)
     return tuple(replace(part, prefix=prefix) for part, prefix in zip(parts, _prefixes(parts), strict=True))
 
 
@@ -65,8 +71,20 @@ def _open(path: str) -> Part:
     return Part(path, run, entries)
 
 
-def _require_same(first: Part, other: Part) -> None:
+def common_card(parts: Sequence[Part]) -> EncoderCard:
+    """The card of the first of the parts, or, where version 0.1 wrote any, of the first of those: it records less."""
+    cards = [part.run.encoder for part in parts if part.run.encoder is not None]
+    return next((card for card in cards if card.dated), cards[0])
+
+
+def _require_same(first: Part, other: Part, trust_old_card: bool) -> None:
+    assert first.run.encoder is not None
+    assert other.run.encoder is not None
+    encoders = (first.path, first.run.encoder), (other.path, other.run.encoder)
+    same = same_encoder(*encoders, trust_old_card=trust_old_card)
     for what, facts in (("encoder", _card_facts), ("set of options", _option_facts)):
+        if same and facts is _card_facts:
+            continue
         found = [
             f"{name} is {there}, not {here}"
             for name, here, there in manifest.differences(facts(first.run), facts(other.run))

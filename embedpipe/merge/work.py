@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from .. import files, manifest
-from ..columns import EXTRA, FIXED, split_row
+from ..columns import EXTRA, FIXED, measured, names, passed_through, split_row
 from ..errors import DatasetError
 from ..execute import Task, Worker, one_by_one
 from ..manifest import FileRecord, RunCard, ShardManifest
@@ -58,7 +58,15 @@ class MergeWork:
             written = self._copy(task.number, taken)
         else:
             written = self._rewrite(task.number, taken)
-        committed = dataclasses.replace(entry, number=task.number, source=taken.source, files=written, timing_s={})
+        assert self.run.encoder is not None
+        committed = dataclasses.replace(
+            entry,
+            number=task.number,
+            source=taken.source,
+            files=written,
+            fingerprint=self.run.encoder.fingerprint(),
+            timing_s={},
+        )
         manifest.commit(self.out, committed, self.run.shard_digits)
         return TaskReport(1, entry.rows_out, entry.rows_rejected, entry.rejects, committed.bytes())
 
@@ -86,12 +94,11 @@ class MergeWork:
         storage = open_format(str(self.run.options["format"]))
         reader, place = storage.reader, (taken.path, entry)
         rejects = read_rejects(*place, taken.digits).to_pylist()
-        columns = (*FIXED, *self.run.columns, EXTRA)
         shard = EmbeddingShard(
             number=number,
             image=reader.embeddings(*place, "image", taken.digits) if entry.rows_out else None,
             text=reader.embeddings(*place, "text", taken.digits) if entry.rows_out else None,
-            metadata={name: [] for name in columns},
+            metadata={name: [] for name in names(self.run.columns)},
             rejects=tuple(
                 Reject(row["key"], row["src_index"], row["stage"], row["error_class"], row["message"])
                 for row in rejects
@@ -134,11 +141,13 @@ def _metadata(table: pa.Table, taken: Taken, columns: Mapping[str, str]) -> dict
     if dict(columns) == taken.columns:
         found: dict[str, list[Any]] = table.to_pydict()
         return {**found, "src_shard": [taken.source.name] * table.num_rows}
-    rows: dict[str, list[Any]] = {name: [] for name in (*FIXED, *columns, EXTRA)}
+    rows: dict[str, list[Any]] = {name: [] for name in names(columns)}
+    theirs, ours = passed_through(taken.columns), passed_through(columns)
     for row in table.to_pylist():
-        fixed = {name: row[name] for name in FIXED} | {"src_shard": taken.source.name}
-        passed = {name: row[name] for name in taken.columns if row[name] is not None}
+        # Null where that data set was written without: its rows are not measured anew.
+        stored = {name: row.get(name) for name in (*FIXED, *measured(columns))} | {"src_shard": taken.source.name}
+        passed = {name: row[name] for name in theirs if row[name] is not None}
         passed |= json.loads(row[EXTRA]) if row[EXTRA] else {}
-        for name, value in {**fixed, **split_row(passed, columns, fixed)}.items():
+        for name, value in {**stored, **split_row(passed, ours, stored)}.items():
             rows[name].append(value)
     return rows

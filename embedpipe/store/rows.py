@@ -113,6 +113,11 @@ def _at_once(location: str, row_bytes: int) -> int:
     return max(1, most // max(1, row_bytes))
 
 
+def _require_there(rows: Rows, start: int, out: np.ndarray) -> None:
+    if start + len(out) > rows.shape[0]:
+        raise DatasetError(f"{rows.location}: {rows.shape[0]} rows, {start + len(out)} wanted", _NOT_WHOLE)
+
+
 class NpyRows:
     """Rows of an .npy file, straight into the caller's buffer; of a remote one, ranges of bytes."""
 
@@ -190,6 +195,9 @@ class NpzRows:
                     self._array = archive[self._name]
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, InputError) as problem:
                 raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+            if (self._array.shape, self._array.dtype) != (self.shape, self.dtype):
+                raise DatasetError(f"{self.location}: {self._name} is another array than a moment ago", _NOT_WHOLE)
+        _require_there(self, start, out)  # numpy would repeat a single row to fill `out`
         out[...] = self._array[start : start + len(out)]
 
     def close(self) -> None:
@@ -244,8 +252,7 @@ class ParquetRows:
 
     def read(self, start: int, out: np.ndarray) -> None:
         """See `Rows`."""
-        if start + len(out) > self.shape[0]:
-            raise DatasetError(f"{self.location}: {self.shape[0]} rows, {start + len(out)} wanted", _NOT_WHOLE)
+        _require_there(self, start, out)
         filled = 0
         while filled < len(out):
             inside = start + filled - self._place

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..columns import schema
+from ..columns import NORMS, TEXT_TOKENS_CUT, measured, schema
 from ..errors import DatasetError
 from ..manifest import RunCard, ShardManifest
+from ..progress import CutCaptions
 from ..ragged import RaggedRows
 from ..store import Contents, open_format
 from ..store.rejects import read_rejects
@@ -53,6 +54,7 @@ def content_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[st
             else:
                 arrays[modality] = found
         yield from _number_faults(run, arrays)
+        yield from _measure_faults(run, entry, contents, table)
         if "read_as" not in run.options:
             yield from _similarity_faults(arrays, table["similarity"], str(entry.dtype))
         if contents.text_tokens:
@@ -121,6 +123,36 @@ def _number_faults(run: RunCard, arrays: Mapping[str, np.ndarray]) -> Iterator[s
         finite, length = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         yield from _told(f"{modality} embeddings", ~finite, "hold NaN or infinity")
         yield from _told(f"{modality} embeddings", finite & (np.abs(length - 1) > tolerance), "are not of length 1")
+
+
+def _measure_faults(run: RunCard, entry: ShardManifest, contents: Contents, table: pa.Table) -> Iterator[str]:
+    """Norms are there, finite and above 0, where their embeddings are; tokens cut add up to what the manifest says.
+
+    A merged data set may hold rows without, and those of others may know of them or not.
+    """
+    may_lack = bool(run.merged) or "read_as" in run.options
+    there = measured(run.columns)
+    for modality, name in NORMS.items():
+        if name not in there:
+            continue
+        column = table[name]
+        if modality not in contents.modalities:
+            if column.null_count < len(column):
+                yield f"{name}: there, where there are no {modality} embeddings"
+            continue
+        if column.null_count and not may_lack:
+            yield f"{name}: {column.null_count} rows have none"
+        norms = column.to_numpy()
+        known = column.is_valid().to_numpy()
+        yield from _told(name, known & ~(np.isfinite(norms) & (norms > 0)), "are not finite and above 0")
+    if TEXT_TOKENS_CUT in there and entry.tokens_cut is not None and not may_lack:
+        counts = table[TEXT_TOKENS_CUT].drop_null().to_numpy()
+        found = CutCaptions.of(counts)
+        if (counts < 0).any() or (found.captions, found.tokens) != (entry.captions_cut, entry.tokens_cut):
+            yield (
+                f"{TEXT_TOKENS_CUT}: {found.tokens} tokens of {found.captions} captions, but the manifest says "
+                f"{entry.tokens_cut} of {entry.captions_cut}"
+            )
 
 
 def _lengths(block: np.ndarray) -> np.ndarray:

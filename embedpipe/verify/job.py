@@ -56,6 +56,7 @@ class VerifyReport:
 
     missing: planned shards that are not committed yet (not a fault: the run may still go on). leftovers: files that
     belong to no committed shard (no fault: a killed run leaves such). dropped: shards that `repair` dropped.
+    dated: version 0.1 wrote the data set, before the activation was recorded (no fault).
     """
 
     path: str
@@ -70,6 +71,7 @@ class VerifyReport:
     faults: tuple[Fault, ...]
     leftovers: tuple[str, ...]
     dropped: tuple[int, ...] = ()
+    dated: bool = False
 
     @property
     def whole(self) -> bool:
@@ -128,6 +130,7 @@ def _check(path: str, run: RunCard, config: VerifyConfig, listen: Listener) -> V
         bytes=outcome.report.bytes,
         faults=(*_run_faults(path, run, lost, config.deep), *_shard_faults(run, outcome)),
         leftovers=tuple(sorted(leftovers)),
+        dated=run.encoder is not None and run.encoder.dated,
     )
 
 

@@ -42,7 +42,7 @@ def start(arguments):
 
 def fork(arguments, stderr=os.devnull):
     """The same command in a fork of this process, which has imported torch already. Returns its pid."""
-    import embedpipe.encode.open_clip  # noqa: F401 - so that the child need not
+    import embedpipe.encode.loading  # noqa: F401 - so that the child need not
 
     handler = signal.signal(signal.SIGTERM, main._interrupt)  # as the console script does before anything else
     pid = os.fork()
@@ -78,7 +78,7 @@ def group_is_empty(group):
     return True
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -115,18 +115,19 @@ def assert_finished(out, undisturbed):
 def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(source, tiny_model, undisturbed, tmp_path):
     rng = random.Random(0)
     moments = []
-    for attempt in range(10):
+    for attempt in range(6):
         out = tmp_path / str(attempt)
         for _ in range(2):
             pid = fork(command(source, out, tiny_model, 1))
             wanted = len(list(out.glob("manifest/*.json"))) + rng.randrange(3)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 600
             while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
                 if (out / "embedpipe.json").exists() and len(list(out.glob("manifest/*.json"))) >= wanted:
                     time.sleep(rng.uniform(0, 0.02))
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
                     break
+                time.sleep(0.002)  # it may have this core
             moments.append(len(list(out.glob("manifest/*.json"))))
             assert verify(str(out), shards.DEEP).whole, "what is committed is whole at any moment"
         assert ended(fork(command(source, out, tiny_model, 1))) == 0
@@ -165,13 +166,13 @@ def test_two_workers_killed_and_interrupted_and_one_of_them_killed_write_the_sam
 
     def until_one_more_is_committed():
         before = len(list(out.glob("manifest/*.json")))
-        until(lambda: len(list(out.glob("manifest/*.json"))) > before, 120)
+        until(lambda: len(list(out.glob("manifest/*.json"))) > before)
 
     pid = fork(arguments)
     until_one_more_is_committed()
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    until(lambda: group_is_empty(pid), 120)  # workers notice that their parent is gone, once they have loaded
+    until(lambda: group_is_empty(pid))  # workers notice that their parent is gone, once they have loaded
     assert verify(str(out), shards.DEEP).whole
 
     (out / "manifest" / "00000.json").unlink(missing_ok=True)  # whichever shard was done first
@@ -180,14 +181,14 @@ def test_two_workers_killed_and_interrupted_and_one_of_them_killed_write_the_sam
     os.killpg(pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
     assert ended(pid) in (0, 130), said.read_text()
     assert "Traceback" not in said.read_text()
-    until(lambda: group_is_empty(pid), 120)
+    until(lambda: group_is_empty(pid))
     assert not [path for path in out.rglob("*") if ".tmp-" in path.name]
     assert verify(str(out), shards.DEEP).whole
 
     for number in range(3):
         (out / "manifest" / f"{number:05d}.json").unlink(missing_ok=True)
     pid = fork(arguments, str(said))
-    until(lambda: len(_workers(pid)) == 2, 120)
+    until(lambda: len(_workers(pid)) == 2)
     os.kill(_workers(pid)[0], signal.SIGKILL)
     assert ended(pid) == 0, said.read_text()
     assert_finished(out, undisturbed)

@@ -106,7 +106,7 @@ def story(site, tmp_path_factory):
     )
     pq.write_table(table, folder / "urls.parquet")
     seen = []
-    config = FetchConfig(samples_per_shard=25, timeout_s=1.2, retries=1, allow_hosts=HERE, processes=2)
+    config = FetchConfig(samples_per_shard=25, timeout_s=2.5, retries=1, allow_hosts=HERE, processes=2)
     report = fetch(str(folder / "urls.parquet"), str(folder / "out"), config, seen.append)
     return folder, table, config, report, seen
 
@@ -347,19 +347,19 @@ def test_sigkill_leaves_no_process_and_the_same_command_ends_with_the_same_bytes
     folder, options, expected = paced
     out = folder / "killed"
     run = command(folder / "urls.csv", out, *options)
-    until(lambda: len(manifest.committed_numbers(str(out))) >= 2, 40)
+    until(lambda: len(manifest.committed_numbers(str(out))) >= 2, 600)
     workers = children_of(run.pid)
     assert len(workers) == 2
     run.kill()
     run.communicate()
-    until(lambda: gone(workers), 5)
+    until(lambda: gone(workers), 60)
     committed = manifest.committed_numbers(str(out))
     assert 2 <= len(committed) < 8
     # Resumed, it loses a download process on the way, which costs nothing but time.
     run = command(folder / "urls.csv", out, *options, "--json")
-    until(lambda: len(manifest.committed_numbers(str(out))) > len(committed), 40)
+    until(lambda: len(manifest.committed_numbers(str(out))) > len(committed), 600)
     os.kill(children_of(run.pid)[0], signal.SIGKILL)
-    stdout, stderr = run.communicate(timeout=60)
+    stdout, stderr = run.communicate(timeout=600)
     assert run.returncode == 0, stderr
     assert json.loads(stdout)["shards_now"] == 8 - len(committed)
     assert shard_bytes(out) == expected
@@ -372,12 +372,12 @@ def test_ctrl_c_ends_it_at_once_with_130(paced):
     folder, options, _ = paced
     # One url at a time, so that it is still at work when the interruption comes.
     run = command(folder / "urls.csv", folder / "interrupted", *options, "--per-host", 1)
-    until(lambda: len(children_of(run.pid)) == 2, 30)
+    until(lambda: len(children_of(run.pid)) == 2, 600)
     workers = children_of(run.pid)
     with pytest.raises(OutputBusy):
         fetch(str(folder / "urls.csv"), str(folder / "interrupted"), FetchConfig(samples_per_shard=20))
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=60)
+    _, stderr = run.communicate(timeout=600)
     assert run.returncode == 130
     assert "Traceback" not in stderr
     assert gone(workers)
@@ -391,7 +391,7 @@ def test_a_disk_that_takes_no_more_is_one_line(paced):
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     run = command(folder / "urls.csv", folder / "full", *options, preexec_fn=small_files_only)
-    _, stderr = run.communicate(timeout=60)
+    _, stderr = run.communicate(timeout=600)
     assert run.returncode == 1
     assert stderr.strip().splitlines()[-1].startswith("error: ")
     assert "cannot write: " in stderr
@@ -402,13 +402,13 @@ def test_a_disk_that_takes_no_more_is_one_line(paced):
 def test_too_many_rejects_exit_with_3(tmp_path):
     urls = refused_urls(tmp_path / "t.csv", 4)
     run = command(urls, tmp_path / "out", "--max-rejects", "50%")
-    stdout, stderr = run.communicate(timeout=60)
+    stdout, stderr = run.communicate(timeout=600)
     assert run.returncode == 3
     assert "warning: not one image was fetched" in stderr
     assert "too many rejects: 4 of 4 (100.0%), and --max-rejects allows 50%" in stderr
     assert "0 of 4 images" in stdout
     assert "refused_address" in stdout
     again = command(urls, tmp_path / "out")
-    stdout, _ = again.communicate(timeout=60)
+    stdout, _ = again.communicate(timeout=600)
     assert again.returncode == 0
     assert "nothing to do" in stdout

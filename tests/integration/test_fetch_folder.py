@@ -20,7 +20,7 @@ from embedpipe.verify import verify
 from tests import shards
 from tests.integration.test_fetch import shard_bytes, table_of
 
-CONFIG = FetchConfig(samples_per_shard=4, image_size=32, processes=2, min_image_size=10)
+CONFIG = FetchConfig(samples_per_shard=4, image_size=32, processes=1, min_image_size=10)
 
 
 def photo(folder, name, seed, caption=None, fields=None, size=(40, 60)):

@@ -24,7 +24,7 @@ def refused(tmp_path):
 
 def test_the_report_adds_up_and_is_written_once_a_run(refused):
     urls, out = refused
-    report = fetch(urls, out, FetchConfig(samples_per_shard=4))
+    report = fetch(urls, out, FetchConfig(samples_per_shard=4, processes=1))
     assert report.report == f"{out}/reports/00001.json"
     document = json.loads(Path(report.report).read_text())
     run = document["this_run"]
@@ -35,9 +35,9 @@ def test_the_report_adds_up_and_is_written_once_a_run(refused):
     assert run["hosts"] == [worst, {"host": "10.0.0.2", "failed": 1, "classes": {"refused_address": 1}}]
     assert document["total"] == {"rows": 6, "succeeded": 0, "failed": report.failed, "retried": 0}
     assert document["options"]["samples_per_shard"] == 4
-    again = fetch(urls, out, FetchConfig(samples_per_shard=4))
+    again = fetch(urls, out, FetchConfig(samples_per_shard=4, processes=1))
     assert (again.report, again.hosts) == (None, ())  # nothing was done
-    retried = fetch(urls, out, FetchConfig(samples_per_shard=4, retry_failed=True))
+    retried = fetch(urls, out, FetchConfig(samples_per_shard=4, processes=1, retry_failed=True))
     assert retried.report == f"{out}/reports/00002.json"
     assert json.loads(Path(retried.report).read_text())["this_run"]["rows"] == 3
     # `info` reads the tables, and takes a row as it ended last.

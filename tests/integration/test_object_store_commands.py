@@ -20,6 +20,7 @@ from tests.objectstore import Fault
 pytestmark = pytest.mark.slow
 
 SHARE = 0.05
+SHARDS = 10
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def store():
 def here(tmp_path_factory, encode_config):
     """(image shards, embeddings) on this machine."""
     root = tmp_path_factory.mktemp("here")
-    source = shards.write_shards(root / "shards", 20, 3)
+    source = shards.write_shards(root / "shards", SHARDS, 3)
     encode(source, str(root / "emb"), encode_config())
     return root
 
@@ -87,9 +88,9 @@ def same(url, folder, store, tmp_path, without=("embedpipe.json",)):
 
 def test_encode_writes_what_it_writes_here(store, here, there, faults, tmp_path, encode_config):
     report = encode(f"{there}/shards", f"{there}/new", encode_config())
-    assert (report.report.tasks, report.set_aside) == (20, ())
+    assert (report.report.tasks, report.set_aside) == (SHARDS, ())
     assert faults.struck > 3
-    assert faults.seen / 20 < 12, "requests for a shard"
+    assert faults.seen / SHARDS < 12, "requests for a shard"
     copy = shards.tree(fetched(f"{there}/new", tmp_path / "new"), ["embedpipe.json"])
     mine = shards.tree(here / "emb", ["embedpipe.json"])
     for name in [name for name in copy if name.startswith("manifest/")]:  # the change mark is the store's
@@ -99,7 +100,7 @@ def test_encode_writes_what_it_writes_here(store, here, there, faults, tmp_path,
         assert one == other
     assert copy == mine
     before = len(store.requests)
-    assert encode(f"{there}/shards", f"{there}/new", encode_config()).already == 20
+    assert encode(f"{there}/shards", f"{there}/new", encode_config()).already == SHARDS
     asked = [rest for rest in store.requests[before:] if rest[1].endswith(".tar") and rest[0] == "HEAD"]
     assert len(asked) < 5, "input shards are known from a listing"
 
@@ -108,7 +109,7 @@ def test_parts_on_s3_agree_on_the_plan(store, here, there, faults, encode_config
     out = f"{there}/parts"
     for i in (1, 0):
         encode(f"{there}/shards", out, encode_config(part=Part(i, 2)))
-    assert manifest.committed_numbers(out) == list(range(20))
+    assert manifest.committed_numbers(out) == list(range(SHARDS))
     store.heal()
     shards_there = fsspec.filesystem("s3")
     shards_there.pipe_file("bucket/shards/00000-new.tar", (here / "shards" / "00000.tar").read_bytes())

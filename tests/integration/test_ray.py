@@ -29,7 +29,11 @@ from tests import clusters, raycluster, shards, web
 from tests.works import Doing
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="a cluster on loopback is Linux's")]
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="a cluster on loopback is Linux's"),
+]
 
 SHARDS = 10
 

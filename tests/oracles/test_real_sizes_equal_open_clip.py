@@ -67,7 +67,10 @@ def test_rows_of_all_modes_are_what_open_clip_gives(name, tmp_path, encode_confi
     """To the bit of the pixels; `exact`, off by one of 255 here and there, shows in a convolutional tower first."""
     place = shards.write_tar(tmp_path / "in.tar", members())
     image, text = by_hand(name, place)
-    for decode, most in (("pillow", 1e-6), ("exact", 3e-6)):
+    bounds = {"exact": 3e-6}
+    if name in ("RN50", "test-sigmoid"):  # convolutions, and another resizing: what the bits do shows in either
+        bounds["pillow"] = 1e-6
+    for decode, most in bounds.items():
         out = str(tmp_path / decode)
         model = {"pretrained": "random", "dtype": "float32", "decode": decode}
         encode(place, out, encode_config(name, **model, threads_per_worker=2, stage={"batch_size": 5}))

@@ -138,15 +138,15 @@ def test_every_damage_to_image_shards_is_found(seeds, image_shards, tmp_path):
 
 @pytest.mark.slow
 def test_every_byte_of_the_documents_counts(tmp_path, encoded_once):
-    """Each byte of embedpipe.json and of a manifest, changed in two ways."""
+    """Each byte of embedpipe.json and of a manifest, changed in one way: some bit of it, or a letter's case."""
     mine = shutil.copytree(encoded_once[1], tmp_path / "emb")
     for path in (mine / "embedpipe.json", mine / "manifest" / "00001.json"):
         data = path.read_bytes()
         for place in range(len(data)):
-            for change in (1 << (place % 8), 0x20):
-                path.write_bytes(data[:place] + bytes([data[place] ^ change]) + data[place + 1 :])
-                with pytest.raises(EmbedpipeError):
-                    EmbeddingDataset(str(mine))
+            change = 1 << (place // 2 % 8) if place % 2 else 0x20
+            path.write_bytes(data[:place] + bytes([data[place] ^ change]) + data[place + 1 :])
+            with pytest.raises(EmbedpipeError):
+                EmbeddingDataset(str(mine))
         path.write_bytes(data)
     assert files_of(mine)
 

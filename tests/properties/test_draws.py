@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from dalle2_core.draws import RowDraws, coin, derived_seed, integers, normal, uniform
+from dalle2_core.draws import RowDraws, coin, common_seed, derived_seed, integers, normal, uniform
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,51 @@ def test_a_generator_and_none_draw_as_torch_does():
     assert torch.equal(normal((4, 3), torch.Generator().manual_seed(5), CPU), expected)
     torch.manual_seed(5)
     assert torch.equal(normal((4, 3), None, CPU), expected)
+
+
+def test_every_kind_of_draw_comes_from_the_generator_that_is_given():
+    def drawn(draws):
+        return (
+            uniform((3, 2), draws, CPU),
+            integers(-5, 500, (3, 2), draws, CPU),
+            torch.tensor(common_seed(draws, CPU)),
+            normal((3, 2), draws, CPU, torch.float64),
+        )
+
+    def expected(generator):
+        return (
+            torch.rand((3, 2), generator=generator),
+            torch.randint(-5, 500, (3, 2), generator=generator),
+            torch.randint(2**62, (), generator=generator),
+            torch.randn((3, 2), generator=generator, dtype=torch.float64),
+        )
+
+    for ours, theirs in zip(
+        drawn(torch.Generator().manual_seed(5)), expected(torch.Generator().manual_seed(5)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    torch.manual_seed(5)
+    ours = drawn(None)
+    torch.manual_seed(5)
+    assert all(map(torch.equal, ours, expected(None)))
+    tossed = [coin(0.3, torch.Generator().manual_seed(seed), CPU) for seed in range(50)]
+    assert tossed == [float(torch.rand((), generator=torch.Generator().manual_seed(seed))) < 0.3 for seed in range(50)]
+    assert coin(1.0, None, CPU)
+    assert not coin(0.0, None, CPU)
+
+
+def test_rows_share_a_seed_in_a_wide_range():
+    seeds = [common_seed(RowDraws(seed, 0, 3, CPU), CPU) for seed in range(50)]
+    assert seeds == [common_seed(RowDraws(seed, 17, 5, CPU), CPU) for seed in range(50)]
+    assert len(set(seeds)) == 50
+    assert 2**60 < max(seeds) < 2**62
+
+
+def test_everything_is_drawn_where_it_is_asked_for():
+    meta = torch.device("meta")
+    for drawn in (normal((3,), None, meta), uniform((3,), None, meta), integers(0, 2, (3,), None, meta)):
+        assert drawn.device == meta
 
 
 def test_seeds_depend_on_every_part():

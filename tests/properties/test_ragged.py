@@ -23,6 +23,25 @@ def rows(draw):
     return packed.take(np.array(chosen, np.int64)), [plain[i] for i in chosen]
 
 
+def test_few_values_are_copied_at_once_and_many_in_blocks(monkeypatch):
+    made = RaggedRows.packed(np.zeros((9, 2), np.float16), np.array([3, 1, 5]))
+    assert [len(block) for block in made.blocks()] == [9]
+    monkeypatch.setattr(ragged, "_VALUES_AT_ONCE", 8)
+    assert [len(block) for block in made.blocks()] == [4, 5]
+    wide = RaggedRows.packed(np.full((2, 100), np.nan, np.float16), np.array([1, 1]))
+    assert [len(block) for block in wide.blocks()] == [1, 1]
+    assert wide.finite().tolist() == [False, False]
+    assert RaggedRows.packed(np.zeros((3, 0), np.float16), np.array([2, 1])).finite().tolist() == [True, True]
+
+
+def test_lengths_are_int32_and_nothing_is_a_row(monkeypatch):
+    made = RaggedRows.packed(np.zeros((0, 2), np.float16), np.array([], np.int64))
+    assert made.lengths.dtype == np.int32
+    assert made.starts.dtype == np.int64
+    assert (len(made), made.total, made.flat().shape, made.padded()[0].shape) == (0, 0, (0, 2), (0, 0, 2))
+    assert made.finite().tolist() == []
+
+
 @pytest.fixture(scope="module", params=[1 << 22, 4, 1])
 def at_once(request):
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,6 @@
 """Schedules and parameterizations: what holds for every number of timesteps."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from dalle2_core.errors import ConfigError
 from dalle2_core.parameterization import PARAMETERIZATIONS
 from dalle2_core.samplers import timesteps_for
 from dalle2_core.schedules import SCHEDULES, NoiseSchedule
-from dalle2_core.weighting import WEIGHTINGS
+from dalle2_core.weighting import WEIGHTINGS, constant, min_snr, p2
 
 PRESERVING = sorted(set(SCHEDULES) - {"flow"})
 names = st.sampled_from(PRESERVING)
@@ -45,9 +46,9 @@ def test_zero_terminal_snr_leaves_nothing_at_the_end_and_the_beginning_as_it_was
 
 
 @fast
-@given(lengths)
-def test_flow_is_straight(timesteps):
-    schedule = NoiseSchedule("flow", timesteps)
+@given(lengths, st.booleans())
+def test_flow_is_straight(timesteps, zero_terminal_snr):
+    schedule = NoiseSchedule("flow", timesteps, zero_terminal_snr)
     torch.testing.assert_close(schedule.alphas + schedule.sigmas, torch.ones(timesteps + 1))
     torch.testing.assert_close(schedule.sigmas.diff(), torch.full((timesteps,), 1 / timesteps), atol=1e-6, rtol=0)
     assert schedule.ends_in_noise
@@ -76,6 +77,42 @@ def test_linear_is_the_one_of_the_ddpm_paper():
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     schedule = NoiseSchedule("linear", 1000)
     torch.testing.assert_close(schedule.alpha(torch.arange(1000)), alpha_bar.sqrt().float())
+
+
+def betas_by_hand(name, timesteps):
+    steps = np.arange(timesteps)
+    along = steps / (timesteps - 1)
+    first, last = 0.1 / timesteps, 20 / timesteps
+    if name == "cosine":
+        bars = np.cos((np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return 1 - bars[1:] / bars[:-1]
+    return {
+        "linear": first + (last - first) * along,
+        "quadratic": (np.sqrt(first) + (np.sqrt(last) - np.sqrt(first)) * along) ** 2,
+        "sigmoid": first + (last - first) / (1 + np.exp(6 - 12 * along)),
+        "jsd": 1 / (timesteps - steps),
+    }[name]
+
+
+@pytest.mark.parametrize("timesteps", [2, 50, 1000])
+@pytest.mark.parametrize("name", PRESERVING)
+def test_the_numbers_are_those_of_the_formula_in_double_precision(name, timesteps):
+    bars = np.cumprod(1 - np.minimum(betas_by_hand(name, timesteps), 0.999))
+    schedule = NoiseSchedule(name, timesteps)
+    assert schedule.name == name
+    assert schedule.timesteps == timesteps
+    assert schedule.alphas.dtype == schedule.sigmas.dtype == torch.float32
+    for ours, exact in ((schedule.alphas, np.sqrt(bars)), (schedule.sigmas, np.sqrt(1 - bars))):
+        np.testing.assert_allclose(ours[1:].double().numpy(), exact, rtol=1.2e-7, atol=0)
+
+
+def test_timesteps_are_shaped_to_multiply_their_rows():
+    schedule, t = NoiseSchedule("cosine", 10), torch.tensor([0, 9])
+    for shape in ((2, 3), (2, 3, 4, 4)):
+        alpha, sigma = schedule.at(t, like=torch.zeros(shape))
+        assert alpha.shape == sigma.shape == (2, *[1] * (len(shape) - 1))
+        assert torch.equal(alpha.flatten(), schedule.alphas[[1, 10]])
+        assert torch.equal(sigma.flatten(), schedule.sigmas[[1, 10]])
 
 
 def test_the_clean_data_has_its_own_place():
@@ -129,6 +166,23 @@ def test_error_ratio_is_that_of_the_errors(predicts, alpha_bar):
 
 
 @fast
+@given(st.floats(1e-3, 1e3))
+def test_weights_are_those_of_the_papers_for_every_target(value):
+    snr = torch.tensor([value], dtype=torch.float64)
+    # What an error of the target is, as an error of x0: 1, alpha²/sigma², 1 / sigma² …
+    of_x0 = {"x0": 1.0, "noise": value, "v": 1 + value, "flow": (1 + value**0.5) ** 2}
+    for name, ratio in of_x0.items():
+        predicts = PARAMETERIZATIONS[name]
+        assert float(constant(snr, predicts)) == 1.0
+        assert float(min_snr()(snr, predicts)) == pytest.approx(min(value, 5) / ratio)
+        assert float(min_snr(2.0)(snr, predicts)) == pytest.approx(min(value, 2) / ratio)
+        assert float(p2()(snr, predicts)) == pytest.approx(value / (1 + value) / ratio)
+        assert float(p2(0.5, 3.0)(snr, predicts)) == pytest.approx(value / (3 + value) ** 0.5 / ratio)
+        for named, same in (("constant", constant), ("min-snr", min_snr()), ("p2", p2())):
+            assert torch.equal(WEIGHTINGS[named](snr, predicts), same(snr, predicts))
+
+
+@fast
 @given(lengths, st.data())
 def test_sampling_timesteps_cover_the_whole_schedule(timesteps, data):
     steps = data.draw(st.integers(2, timesteps))
@@ -137,6 +191,12 @@ def test_sampling_timesteps_cover_the_whole_schedule(timesteps, data):
     assert int(chosen[0]) == timesteps - 1
     assert int(chosen[-1]) == 0
     assert bool((chosen[1:] < chosen[:-1]).all())
+
+
+def test_a_single_step_of_sampling_is_from_the_noisiest_timestep():
+    chosen = timesteps_for(NoiseSchedule("cosine", 10), 1)
+    assert chosen.tolist() == [9]
+    assert chosen.dtype == torch.int64
 
 
 @pytest.mark.parametrize("steps", [0, 11])

@@ -23,6 +23,17 @@ def test_what_is_sealed_is_read_back_and_anybody_can_check_it(written):
     assert hashlib.sha256(data.replace(claimed.encode(), b"0" * 64)).hexdigest() == claimed
 
 
+def test_the_checksum_is_the_last_field_of_lines_of_their_own():
+    blank = b'{\n "a": [\n  1\n ],\n "self_sha256": "' + b"0" * 64 + b'"\n}\n'
+    expected = hashlib.sha256(blank).hexdigest()
+    assert seal({"a": [1]}) == blank.replace(b"0" * 64, expected.encode())
+
+
+def test_what_is_no_object_has_no_checksum():
+    assert unseal(b"[1]", ()) == [1]
+    assert unseal(b'"a"', ()) == "a"
+
+
 @given(document, st.data())
 def test_any_changed_byte_is_noticed(written, draw):
     data = bytearray(seal(written))

@@ -16,6 +16,7 @@ from torch import nn
 
 from dalle2_core import Decoder
 from embedpipe import EmbeddingDataset
+from embedpipe.card import BEFORE_ACTIVATION
 from embedpipe.errors import InputError
 from tests import tiny_vae
 from tests.tiny_unet import unet
@@ -121,7 +122,7 @@ def test_pictures_are_what_the_python_calls_make(run, runs, tmp_path, tiny_encod
     from dalle2_core.types import EmbeddedText
 
     assert run("a red bicycle", "--n", 2, "--seed", 5).exit_code == 0
-    text = torch.from_numpy(tiny_encoder.texts(["a red bicycle"]))
+    text = torch.from_numpy(tiny_encoder.texts(["a red bicycle"]).rows)
     dalle2 = DALLE2(load_prior(runs["prior"]), Decoder.load(runs["decoder"]))
     expected = dalle2(EmbeddedText(text), num_images=2, seed=5)
     for number, image in enumerate(expected):
@@ -129,15 +130,22 @@ def test_pictures_are_what_the_python_calls_make(run, runs, tmp_path, tiny_encod
         assert np.abs(made - image.permute(1, 2, 0).numpy() * 255).max() <= 2
 
 
+def test_a_text_that_is_cut_is_told(run):
+    long = run("a red bicycle " * 20, "a cat", "--n", 1)
+    assert long.exit_code == 0, long.stderr
+    assert "note: 1 text (50.0%) was longer than 16 tokens; 46 tokens cut" in long.stderr
+    assert "cut" not in run("a cat", "--n", 1).stderr
+
+
 def test_scores_are_cosines_of_the_stored_pictures(run, tmp_path, tiny_encoder):
     from embedpipe.images.decode import decode
 
     assert run("a red bicycle", "--n", 3).exit_code == 0
     record = json.loads((tmp_path / "out.json").read_text())
-    text = tiny_encoder.texts(["a red bicycle"])[0]
+    text = tiny_encoder.texts(["a red bicycle"]).rows[0]
     for image in record["images"]:
         decoded = decode((tmp_path / "out" / image["file"]).read_bytes(), tiny_encoder.card.preprocess)
-        expected = float(tiny_encoder.images(decoded.pixels[None]).numpy()[0] @ text)
+        expected = float(tiny_encoder.images(decoded.pixels[None]).wait().rows[0] @ text)
         assert abs(image["score"] - expected) < 1e-2  # the command computes in the machine's precision
 
 
@@ -224,6 +232,18 @@ def test_what_is_loaded_is_said_as_it_begins(run, runs, tmp_path, monkeypatch):
     assert begun == ["decoder", "prior", "encoder"]
     assert said[said.index(f"generate: loading the prior {runs['prior']}") + 1] == "generate: making pictures"
     assert "generate: loading the encoder" not in run("soup", "--dry-run").stderr
+
+
+def test_a_decoder_of_version_0_1_goes_with_a_newer_prior_where_somebody_says_so(run, encoded_once, tmp_path, pictures):
+    card = EmbeddingDataset(encoded_once[1]).card
+    old = write_decoder(tmp_path / "old", card.as_version_0_1())
+    refused = run("a red bicycle", decoder=old)
+    assert refused.exit_code == 1
+    assert f"{old}: {BEFORE_ACTIVATION}; all else agrees" in refused.stderr
+    assert run("a red bicycle", "--trust-old-card", decoder=old).exit_code == 0
+    # By itself it is of version 0.1, and so is its encoder.
+    alone = run("--from-image", pictures[0], decoder=old, prior=None)
+    assert (alone.exit_code, "its encoder is built as version 0.1 built it" in alone.stderr) == (0, True), alone.stderr
 
 
 def test_the_checksum_of_a_latent_stage_is_of_its_autoencoder_too(run, encoded_once, tmp_path):

@@ -105,7 +105,7 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_index(embedpipe_pr
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         kills += 1
-        assert time.monotonic() - begun < 240
+        assert time.monotonic() - begun < 600
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert kills >= 3

@@ -3,8 +3,10 @@
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from embedpipe.load import EmbeddingDataset
 from tests import shards
 
 
@@ -38,7 +40,7 @@ def test_similarities_are_drawn_and_rejects_are_told_of_an_output_that_still_gro
     assert sum(spread["bins"]) == 14
     assert spread["least"] <= spread["p05"] <= spread["p95"] <= spread["most"]
     shown = embedpipe("info", encoded).stdout
-    bars = [line for line in shown.partition("norm of the image embeddings")[0].splitlines() if " to " in line]
+    bars = [line for line in shown.partition("how many rows have it")[2].splitlines() if " to " in line]
     assert [int(line.split()[-1]) for line in bars] == spread["bins"]
     assert max(line.count("█") for line in bars) == 40
     assert "2 of 3, unfinished" in shown
@@ -147,26 +149,30 @@ def test_a_page_of_image_shards_shows_pictures_and_failures(embedpipe, tmp_path)
 def test_norms_and_captions_are_told(embedpipe, encoded):
     told = json.loads(embedpipe("info", encoded, "--json").stdout)
     for modality in ("image", "text"):
-        norm = told["norms"][modality]
+        norm = told["stored_norms"][modality]
         assert norm["n"] == 21
         assert 0.999 < norm["least"] <= norm["most"] < 1.001
+        column = EmbeddingDataset(str(encoded)).column(f"{modality}_norm").to_numpy()
+        assert (told["norms"][modality]["least"], told["norms"][modality]["most"]) == (column.min(), column.max())
     lengths = [len(shards.caption(i)) for i in range(21)]
     assert (told["captions"]["least"], told["captions"]["most"]) == (min(lengths), max(lengths))
     shown = embedpipe("info", encoded).stdout
-    assert "image norm" in shown
+    median = np.median(EmbeddingDataset(str(encoded)).column("image_norm").to_numpy())
+    (line,) = [line for line in shown.splitlines() if "image_norm" in line and "median" in line]
+    assert f"median {median:.4g}" in line
+    assert shown.count("stored norms") == 1
     assert "caption length" in shown
 
 
 def test_a_large_data_set_is_looked_at_by_samples(tmp_path):
-    import numpy as np
-
     from embedpipe.info import describe, spread
     from tests.embeddings import write_dataset
 
     rng = np.random.default_rng(0)
     folder = write_dataset(tmp_path / "emb", rng.normal(size=(70 * 40, 4)), rng.normal(size=(70 * 40, 4)), shards=70)
     found = describe(folder)
-    assert found.norms["image"].n == 64 * 40
+    assert found.stored_norms["image"].n == 64 * 40
+    assert found.norms == {}
     assert found.similarity.n == 70 * 40
     assert spread(np.array([])) is None
     one = spread(np.full(5, 0.25))

@@ -8,7 +8,7 @@ import pytest
 
 def leave(code, before="", **options):
     script = f"import sys, atexit\nfrom embedpipe_cli.main import _leave\n{before}\n_leave({code})"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 130])

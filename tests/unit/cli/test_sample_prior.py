@@ -15,7 +15,7 @@ from embedpipe import manifest as manifests
 from embedpipe.errors import DatasetError, InputError, RunMismatch
 from embedpipe.verify import verify
 from tests.embeddings import write_dataset
-from tests.shards import DEEP, forget
+from tests.shards import DEEP, edit, forget
 
 SMALL = {
     "train.steps": 4,
@@ -96,6 +96,41 @@ def test_a_closed_form_gives_exactly_its_prediction(emb, runs, tmp_path):
     text = torch.from_numpy(EmbeddingDataset(emb).text.read())
     expected = load_prior(runs["ridge"]).sample(text).numpy().astype(np.float16)
     assert np.array_equal(EmbeddingDataset(str(tmp_path / "out")).image[:], expected)
+
+
+def test_norms_are_those_of_the_priors_samples_and_the_texts_own(emb, runs, tmp_path):
+    norms = np.random.default_rng(3).uniform(5, 20, 90).astype(np.float32)
+    columns = {"text_norm": ("float", norms.tolist()), "image_norm": ("float", [1000.0] * 90)}
+    with_norms = write_dataset(tmp_path / "emb", *rows(90, 0), shards=3, columns=columns)
+    sample_prior(runs["ridge"], with_norms, str(tmp_path / "out"), SamplingConfig())
+    out = EmbeddingDataset(str(tmp_path / "out"))
+    text = torch.from_numpy(EmbeddingDataset(emb).text.read())
+    expected = load_prior(runs["ridge"]).sample(text, normalize=False).numpy()
+    assert np.ptp(np.linalg.norm(expected, axis=1)) > 0.01
+    assert np.allclose(out.image.raw().norms(), np.linalg.norm(expected, axis=1), rtol=1e-5)
+    assert np.allclose(out.image.raw().read(), expected, atol=2**-10)
+    assert np.array_equal(out.text.raw().norms(), norms)
+    assert verify(str(tmp_path / "out"), DEEP).whole
+
+
+def test_of_texts_without_norms_the_images_have_theirs(predicted):
+    out = EmbeddingDataset(predicted)
+    assert "text_norm" not in out.column_names()
+    assert (out.image.raw().norms() > 0).all()
+    with pytest.raises(DatasetError, match="written without norms"):
+        out.text.raw()
+
+
+def test_an_output_of_version_0_1_goes_on_without_norms(emb, runs, predicted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(predicted, out)
+    forget(out, 0, 1, 2)
+    edit(out / "embedpipe.json", columns={})
+    sample_prior(runs["diffusion"], emb, str(out), SamplingConfig())
+    before, now = EmbeddingDataset(predicted), EmbeddingDataset(str(out))
+    assert np.array_equal(now.image[:], before.image[:])
+    assert "image_norm" not in now.column_names()
+    assert verify(str(out), DEEP).whole
 
 
 def test_batch_sizes_and_workers_do_not_change_the_draws(emb, runs, predicted, tmp_path):

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from dalle2_core.training.checkpoint import read_checkpoint
+from tests.commands import run
 from tests.embeddings import write_dataset
-from tests.launched import finish, kill_when, launch
+from tests.launched import kill_when, launch
 
 SETTINGS = {
     "train.batch_size": 30,
@@ -40,11 +41,15 @@ def words(emb, out, *more):
     return ["-m", "embedpipe_cli", "train-prior", emb, out, *SMALL, "--device", "cpu", *more]
 
 
+def train_here(emb, out):
+    outcome = run("train-prior", emb, out, *SMALL, "--device", "cpu")
+    assert outcome.exception is None, outcome.exception
+
+
 @pytest.fixture(scope="module")
 def undisturbed(emb, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "prior"
-    code, said = finish(*words(emb, out), launcher="alone")
-    assert code == 0, said
+    train_here(emb, out)
     return out
 
 
@@ -75,38 +80,28 @@ def assert_like(out, undisturbed):
         assert numbers == pytest.approx(logged_there[which], abs=1e-5, rel=1e-5), which
 
 
-def half_done(out):
-    """Whether a checkpoint of the middle is there."""
-    return list((out / "checkpoints").glob("step-*20"))
+def has_done(out, steps):
+    """Whether there is a checkpoint of that step."""
+    return (out / "checkpoints" / f"step-{steps:09d}").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "then", "parallel"),
-    [
-        ("torchrun", "alone", "ddp"),
-        ("accelerate", "alone", "ddp"),
-        ("alone", "torchrun", "ddp"),
-        ("torchrun", "alone", "fsdp"),
-    ],
-)
-def test_a_prior_killed_in_the_middle_is_finished_by_others_as_if_undisturbed(
-    emb, undisturbed, tmp_path, first, then, parallel
-):
+def test_a_prior_that_is_killed_is_continued_by_others_as_if_undisturbed(emb, undisturbed, tmp_path):
+    """Begun by one process, continued by two that share the model, by two that each have it, and by one."""
     out = tmp_path / "prior"
-    kill_when(lambda: half_done(out), *words(emb, out, "--parallel", parallel), launcher=first)
-    assert not (out / "model.safetensors").exists(), "it was killed before its end"
-    code, said = finish(*words(emb, out), launcher=then)
-    assert code == 0, said[-3000:]
+    for launcher, parallel, steps in (("alone", "ddp", 10), ("torchrun", "fsdp", 20), ("accelerate", "ddp", 30)):
+        kill_when(lambda: has_done(out, steps), *words(emb, out, "--parallel", parallel), launcher=launcher)  # noqa: B023
+        assert not (out / "model.safetensors").exists(), "it was killed before its end"
+    train_here(emb, out)
     assert_like(out, undisturbed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_when_a_worker_dies_torchrun_starts_all_again_and_they_go_on(emb, undisturbed, tmp_path, parallel):
+def test_when_a_worker_dies_torchrun_starts_all_again_and_they_go_on(emb, undisturbed, tmp_path):
+    """Each with its share of the model; for whole ones see `test_training_processes`."""
     out = tmp_path / "prior"
-    with launch(*words(emb, out, "--parallel", parallel), restarts=3) as process:
-        while not half_done(out):
+    with launch(*words(emb, out, "--parallel", "fsdp"), restarts=3) as process:
+        while not has_done(out, 20):
             assert process.poll() is None, process.communicate()[0][-3000:]
             time.sleep(0.005)
         workers = [it for it in psutil.Process(process.pid).children() if str(out) in it.cmdline()]

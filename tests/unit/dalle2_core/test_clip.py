@@ -13,15 +13,18 @@ from dalle2_core import pretrained
 from dalle2_core.clip import (
     ClipBatch,
     ClipConfig,
+    CutTexts,
     TrainableClip,
     _shifted,
     count_cut,
     evaluate_clip,
+    load_open_clip,
     score_pairs,
     tokenize,
 )
 from dalle2_core.clip_presets import CLIP_PRESETS, clip_preset
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from tests import version_0_1
 
 TINY = ClipConfig(
     model={
@@ -153,9 +156,11 @@ def test_batches_are_scored_together():
 
 
 def test_long_captions_are_counted():
-    tokens = tokenize(["short", "a b c d e f g h i j k l m n o p"], TINY)
-    assert tokens.shape == (2, 12)
-    assert count_cut(tokens) == 1
+    captions = ["short", "a b c d e f g h i j", "a b c d e f g h i j k", "a b c d e f g h i j k l m n o p"]
+    tokens = tokenize(captions, TINY)
+    assert tokens.shape == (4, 12)
+    assert count_cut(captions, tokens) == CutTexts(captions=2, tokens=1 + 6)  # the second just fits
+    assert count_cut(captions[:2], tokens[:2]) == CutTexts(0, 0)
 
 
 def test_open_clip_loads_the_folder_with_nothing_of_ours(tmp_path):
@@ -173,6 +178,16 @@ def test_open_clip_loads_the_folder_with_nothing_of_ours(tmp_path):
         theirs_text = loaded.encode_text(tokens, normalize=True)
     assert torch.allclose(image[:1], theirs_image, atol=1e-5)
     assert torch.allclose(text, theirs_text, atol=1e-6)
+
+
+def test_a_tags_weights_get_the_activation_that_they_were_trained_with(tmp_path):
+    def activations(name, tag):
+        return {type(module).__name__ for module in load_open_clip(name, tag).model.modules()} & {"GELU", "QuickGELU"}
+
+    with version_0_1.registered(tmp_path):
+        assert activations(version_0_1.MODEL, "openai") == {"QuickGELU"}
+        assert activations(f"{version_0_1.MODEL}-quickgelu", "openai") == {"QuickGELU"}
+        assert activations(version_0_1.MODEL, "gelu") == {"GELU"}
 
 
 def test_a_locked_trunk_is_left_alone(tmp_path):

@@ -1,6 +1,6 @@
 """Stages train exactly: killed and resumed to the same bits, over two processes as one, and apart as together."""
 
-import signal
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from dalle2_core import Decoder, DecoderBatch, DecoderStage, DecoderTrainer, Low
 from dalle2_core.files import read_tensors
 from dalle2_core.training import OptimConfig, Run, TrainConfig, join_processes, train
 from dalle2_core.training.log import read_metrics
+from embedpipe.execute import torch_threads
 from tests.launched import finish
 from tests.tiny_unet import SMALL, unet
 
@@ -73,31 +74,32 @@ def no_curves(monkeypatch):
 SCRIPT = """
 import os, signal, sys
 import torch
-from dataclasses import replace
 from tests.unit.dalle2_core import test_decoder_processes as t
 
 t.torch.set_num_threads(1)
-what, folder, parts, killed_at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+trainer, folder = sys.argv[1:]
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if what == "trainer":
+if trainer != "-":
     losses, weights = t.trainer_steps(3, world, rank)
     if rank == 0:
-        torch.save((losses, weights), folder)
-else:
-    import dalle2_core.training.loop
-    dalle2_core.training.loop.plot_curves = lambda metrics, picture: None
-    def die(report):
-        if report.step == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-    t.go(folder, replace(t.CONFIG, accumulate=parts), on_step=die)
+        torch.save((losses, weights), trainer)
+import dalle2_core.training.loop
+dalle2_core.training.loop.plot_curves = lambda metrics, picture: None
+def die(report):
+    if report.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+t.go(folder, t.CONFIG, on_step=die)
 """
 
 
-def run_script(tmp_path, *arguments, launcher="alone"):
-    """Run SCRIPT in a process, or in two under torchrun: (exit code, what was said)."""
-    script = tmp_path / "script.py"
+def killed(root, trainer="-", launcher="alone"):
+    """Train into `root`/hit in a process that is killed at step 5, or in two under torchrun; what was said."""
+    script = root / "script.py"
     script.write_text(SCRIPT)
-    return finish(script, *arguments, launcher=launcher)
+    code, said = finish(script, trainer, root / "hit", launcher=launcher)
+    assert code != 0, said[-3000:]
+    assert losses_of(root / "hit"), said[-3000:]
+    return root / "hit"
 
 
 @pytest.fixture(scope="module")
@@ -130,31 +132,36 @@ def test_interrupted_it_goes_on_to_the_same_bits_and_shows_what_is_due(tmp_path,
 
 @pytest.mark.slow
 def test_killed_and_run_again_the_bits_are_those_of_an_undisturbed_run(tmp_path):
-    assert run_script(tmp_path, "train", tmp_path / "calm", 1, 0)[0] == 0
-    assert run_script(tmp_path, "train", tmp_path / "hit", 1, 5)[0] == -signal.SIGKILL
-    assert run_script(tmp_path, "train", tmp_path / "hit", 1, 0)[0] == 0
+    with torch_threads(1):  # as in the process that is killed: how many there are decides the last bit
+        go(killed(tmp_path))
+        go(tmp_path / "calm")
     calm, hit = final(tmp_path / "calm"), final(tmp_path / "hit")
     for part in calm:
         assert [name for name in calm[part] if not torch.equal(calm[part][name], hit[part][name])] == []
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes did: trained by a DecoderTrainer, and by the training loop until they were killed."""
+    root = tmp_path_factory.mktemp("two")
+    killed(root, root / "trainer.pt", launcher="torchrun")
+    return root
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_killed_ones_are_continued_by_one(tmp_path, alone):
-    code, output = run_script(tmp_path, "train", tmp_path / "two", 1, 5, launcher="torchrun")
-    assert code != 0, "both were killed"
-    assert losses_of(tmp_path / "two")[:4] == pytest.approx(losses_of(alone)[:4], abs=1e-5), output[-2000:]
-    assert run_script(tmp_path, "train", tmp_path / "two", 1, 0)[0] == 0
-    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(alone), abs=1e-5)
-    expected, found = final(alone), final(tmp_path / "two")
+def test_two_processes_train_as_one_and_killed_ones_are_continued_by_one(two, tmp_path, alone):
+    out = shutil.copytree(two / "hit", tmp_path / "two")
+    assert losses_of(out)[:4] == pytest.approx(losses_of(alone)[:4], abs=1e-5)
+    go(out)
+    assert losses_of(out) == pytest.approx(losses_of(alone), abs=1e-5)
+    expected, found = final(alone), final(out)
     for name, tensor in expected["model"].items():
         torch.testing.assert_close(found["model"][name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_decoder_trainer_train_as_one(tmp_path):
-    code, output = run_script(tmp_path, "trainer", tmp_path / "found.pt", 1, 0, launcher="torchrun")
-    assert code == 0, output[-3000:]
-    losses, weights = torch.load(tmp_path / "found.pt")
+def test_two_processes_of_a_decoder_trainer_train_as_one(two):
+    losses, weights = torch.load(two / "trainer.pt")
     expected_losses, expected = trainer_steps(3)
     assert losses == pytest.approx(expected_losses, abs=1e-5)
     for name, tensor in expected.items():

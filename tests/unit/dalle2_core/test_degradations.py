@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dalle2_core.degradations import bsr, gaussian_blur, sometimes_blurred
 from dalle2_core.images import averaged, random_crops, resized
 from dalle2_core.jpeg import jpeg_like
-from dalle2_core.thresholding import dynamic, static
+from dalle2_core.thresholding import dynamic, static, threshold_named
 
 
 def seeded(seed=0):
@@ -106,3 +106,19 @@ def test_thresholding():
     torch.testing.assert_close(out[0], x[0].clamp(-limit, limit) / limit, atol=1e-2, rtol=0)
     assert torch.equal(out[1], x[1])  # inside the range nothing changes
     assert float(dynamic(1.0)(x)[0].abs().max()) == 1.0
+
+
+def test_the_percentile_is_each_rows_own_of_all_its_numbers():
+    x = torch.randn(3, 2, 4, 5, generator=seeded()) * torch.tensor([3.0, 0.2, 10.0]).view(3, 1, 1, 1)
+    for percentile, rank in ((0.95, 38), (0.5, 20), (0.001, 1), (1.0, 40), (1.5, 40)):
+        out = dynamic(percentile)(x)
+        for row in range(3):
+            limit = max(1.0, sorted(x[row].abs().flatten().tolist())[rank - 1])
+            torch.testing.assert_close(out[row], x[row].clamp(-limit, limit) / limit)
+
+
+def test_thresholds_have_names():
+    x = torch.randn(2, 3, generator=seeded()) * 4
+    assert torch.equal(threshold_named("static", 0.9)(x), x.clamp(-1, 1))
+    assert torch.equal(threshold_named("dynamic", 0.4)(x), dynamic(0.4)(x))
+    assert threshold_named("none", 0.9)(x) is x

@@ -37,6 +37,31 @@ def test_ema_is_the_closed_form_sum():
     assert decay_at(10**6, 0.999) == 0.999
 
 
+@pytest.mark.parametrize(("updates", "decay"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (71, 8 / 9), (1000, 0.9)])
+def test_the_decay_warms_up(updates, decay):
+    assert decay_at(updates, 0.9) == pytest.approx(decay)
+
+
+def test_the_average_is_for_judging_not_for_training():
+    averaged = make_ema(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)), 0.9)
+    assert not any(it.requires_grad for it in averaged.parameters())
+    assert not any(module.training for module in averaged.modules())
+
+
+def test_whole_numbers_among_the_weights_are_those_of_the_model():
+    model = torch.nn.Linear(2, 2)
+    model.count = torch.nn.Parameter(torch.tensor([5]), requires_grad=False)
+    averaged = make_ema(model, 0.5)
+    averaged.update_parameters(model)
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.count += 4
+        model.weight += 1
+    averaged.update_parameters(model)
+    assert int(averaged.module.count) == 9
+    torch.testing.assert_close(averaged.module.weight, before + 9 / 11)  # the second update's decay is 2/11
+
+
 def test_learning_rate_by_hand():
     config = OptimConfig(lr=1.0, warmup_steps=4, schedule="cosine", final_lr_fraction=0.1)
     rates = [learning_rate(step, 24, config) for step in range(1, 25)]
@@ -61,7 +86,44 @@ def test_only_matrices_decay():
         make_optimizer(torch.nn.Identity(), OptimConfig())
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"schedule": "linear"}, {"warmup_steps": -1}, {"max_grad_norm": 0.0}])
+def test_the_rate_without_warm_up_and_behind_the_last_step():
+    plain = OptimConfig(lr=2.0, schedule="cosine")
+    assert [learning_rate(step, 2, plain) for step in (1, 2, 3)] == pytest.approx([1.0, 0.0, 0.0])
+    late = OptimConfig(lr=2.0, schedule="cosine", warmup_steps=4, final_lr_fraction=0.5)
+    assert [learning_rate(step, 4, late) for step in (1, 4, 5)] == pytest.approx([0.5, 2.0, 1.0])
+    assert learning_rate(1, 1, OptimConfig()) == 3e-4
+
+
+def test_the_optimizer_is_made_as_it_is_told():
+    model = torch.nn.Linear(2, 2)
+    made = make_optimizer(model, OptimConfig(lr=0.5, betas=(0.8, 0.95), eps=1e-5, weight_decay=0.25))
+    assert isinstance(made, torch.optim.AdamW)
+    expected = {"lr": 0.5, "betas": (0.8, 0.95), "eps": 1e-5, "fused": True}
+    for group, decay in zip(made.param_groups, (0.25, 0.0), strict=True):
+        assert {name: group[name] for name in expected} == expected
+        assert group["weight_decay"] == decay
+    default = make_optimizer(model, OptimConfig()).param_groups
+    # As docs/training.md and the published priors have them.
+    assert [(it["lr"], it["betas"], it["eps"], it["weight_decay"]) for it in default] == [
+        (3e-4, (0.9, 0.99), 1e-8, 1e-2),
+        (3e-4, (0.9, 0.99), 1e-8, 0.0),
+    ]
+    assert (OptimConfig().max_grad_norm, OptimConfig().warmup_steps, OptimConfig().final_lr_fraction) == (1.0, 0, 0.0)
+    (everything,) = make_optimizer(model, OptimConfig(decay_matrices_only=False)).param_groups
+    assert len(everything["params"]) == 2
+    (gains,) = make_optimizer(torch.nn.LayerNorm(3), OptimConfig()).param_groups
+    assert gains["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("right", [{"lr": 1e-9}, {"warmup_steps": 0}, {"max_grad_norm": 1e-9}, {"max_grad_norm": None}])
+def test_what_is_just_possible_is_taken(right):
+    (name, value), *_ = right.items()
+    assert getattr(OptimConfig(**right), name) == value
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"schedule": "linear"}, {"warmup_steps": -1}, {"max_grad_norm": 0.0}, {"lr": -1.0}]
+)
 def test_impossible_optimizers_are_refused(wrong):
     with pytest.raises(ConfigError):
         OptimConfig(**wrong)

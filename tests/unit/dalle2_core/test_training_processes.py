@@ -171,54 +171,67 @@ from dataclasses import replace
 from tests.unit.dalle2_core import test_training_processes as t
 
 torch.set_num_threads(1)
-folder, rank, killed = sys.argv[1], int(os.environ["RANK"]), sys.argv[2]
-config = replace(t.CONFIG, accumulate=int(sys.argv[3]))
-marker = t.Path(folder) / "was-killed"
+rank = int(os.environ["RANK"])
 
-def die(report):
-    if killed != "never" and report.step == 7 and rank == int(killed) and not marker.exists():
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+def die(folder, killed):
+    def at(report):
+        marker = t.Path(folder) / "was-killed"
+        if report.step == 7 and rank == killed and not marker.exists():
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return at
 
 def judged(model):
     return {"loss": float(sum(it.square().sum() for it in model.parameters()))}
 
-t.go(folder, config, model=t.prior(dropout=float(sys.argv[4])), on_step=die, evaluate=judged)
+for told in sys.argv[1:]:  # one training after the other
+    folder, killed, parts, dropout = told.split(",")
+    config, model = replace(t.CONFIG, accumulate=int(parts)), t.prior(dropout=float(dropout))
+    t.go(folder, config, model=model, on_step=die(folder, int(killed)), evaluate=judged)
 """
+NEVER = -1
 
 
-def torchrun(tmp_path, folder, *arguments, restarts=0):
-    """Run SCRIPT in two processes."""
-    script = tmp_path / "script.py"
+def torchrun(root, *trainings, restarts=0):
+    """Run SCRIPT in two processes. trainings: (folder below `root`, rank that is killed, parts, dropout)."""
+    script = root / "script.py"
     script.write_text(SCRIPT)
-    code, said = finish(script, folder, *arguments, restarts=restarts)
+    told = [f"{root / folder},{killed},{parts},{dropout}" for folder, killed, parts, dropout in trainings]
+    code, said = finish(script, *told, restarts=restarts)
     assert code == 0, said[-3000:]
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder of trainings by two processes that nothing disturbed."""
+    root = tmp_path_factory.mktemp("two")
+    torchrun(root, ("plain", NEVER, 1, 0.0), ("dropout", NEVER, 1, 0.5), ("calm", NEVER, 2, 0.2))
+    return root
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path, alone):
-    torchrun(tmp_path, tmp_path / "two", "never", 1, 0.0)
-    assert losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-5)
-    assert_near(final(tmp_path / "two"), final(alone))
-    kinds = [it["kind"] for it in read_metrics(tmp_path / "two" / "metrics.jsonl")]
+def test_two_processes_train_as_one(two, alone):
+    assert losses(two / "plain") == pytest.approx(losses(alone), abs=1e-5)
+    assert_near(final(two / "plain"), final(alone))
+    kinds = [it["kind"] for it in read_metrics(two / "plain" / "metrics.jsonl")]
     assert kinds.count("valid") == kinds.count("online") == 2, "the first process alone evaluates and writes"
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_dropout_of_one_that_takes_the_batch_in_two_parts(tmp_path):
+def test_two_processes_draw_the_dropout_of_one_that_takes_the_batch_in_two_parts(two, tmp_path):
     go(tmp_path / "one", replace(CONFIG, accumulate=2), model=prior(dropout=0.5))
-    torchrun(tmp_path, tmp_path / "two", "never", 1, 0.5)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert losses(two / "dropout") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_is_started_again_and_the_bits_are_those_of_an_undisturbed_run(tmp_path, rank):
-    torchrun(tmp_path, tmp_path / "calm", "never", 2, 0.2)
-    torchrun(tmp_path, tmp_path / "hit", rank, 2, 0.2, restarts=1)
-    assert (tmp_path / "hit" / "was-killed").exists()
-    calm, hit = final(tmp_path / "calm"), final(tmp_path / "hit")
-    for part in calm:
-        assert [name for name in calm[part] if not torch.equal(calm[part][name], hit[part][name])] == []
-    assert losses(tmp_path / "hit") == losses(tmp_path / "calm")
+def test_a_killed_process_is_started_again_and_the_bits_are_those_of_an_undisturbed_run(two, tmp_path):
+    """The first process is killed in one training, and the second in the next."""
+    torchrun(tmp_path, ("first", 0, 2, 0.2), ("second", 1, 2, 0.2), restarts=2)
+    calm = final(two / "calm")
+    for name in ("first", "second"):
+        assert (tmp_path / name / "was-killed").exists()
+        hit = final(tmp_path / name)
+        for part in calm:
+            assert [name for name in calm[part] if not torch.equal(calm[part][name], hit[part][name])] == []
+        assert losses(tmp_path / name) == losses(two / "calm")

@@ -154,6 +154,24 @@ def test_too_many_pixels_are_seen_in_the_header():
     assert isinstance(decode(shards.jpeg(0, 40, 50), spec(), max_pixels=2000), DecodedImage)
 
 
+def test_the_limit_holds_for_the_resized_image_too():
+    line = shards.encoded(Image.new("RGB", (100, 1)), "PNG")  # becomes 2400 × 24
+    assert isinstance(decode(line, spec(), max_pixels=57_600), DecodedImage)
+    found = decode(line, spec(), max_pixels=57_599)
+    assert found == Undecodable("image_too_large", "100×1, resized, is more than 57599 pixels")
+
+
+def test_a_long_complaint_is_cut():
+    class Long(io.BytesIO):
+        def read(self, *_):
+            raise OSError("x" * 500)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedpipe.images.decode.io.BytesIO", Long)
+        found = decode(b"", spec(), how="pillow")
+    assert found == Undecodable("image_undecodable", "OSError: " + "x" * 291)
+
+
 def test_a_thin_line_does_not_become_gigabytes():
     line = shards.encoded(Image.new("RGB", (200_000, 1)), "PNG")
     found = decode(line, spec((224, 224)))

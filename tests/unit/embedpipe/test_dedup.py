@@ -237,6 +237,28 @@ def test_pairs_across_the_border_of_two_clusters_are_found(tmp_path, many_cluste
     assert missed[assign.BORDER] <= 3
 
 
+def test_of_two_predecessors_that_are_equally_near_the_first_found_counts():
+    """Row 7 stands in two clusters, at places 1 and 4; so do the rows before it, at places 0 and 3."""
+    places = order.Order(np.array([5, 7, 8, 6, 7]), np.array([False, False, False, False, True]), np.array([0, 3, 5]))
+
+    def found(*entries):
+        return np.array(list(entries), duplicates._FOUND)
+
+    def entered(*groups):
+        nearest = np.array([(-1, -1)] * 9, duplicates._NEAREST)
+        for group in groups:
+            duplicates._take(nearest, places, group)
+        return nearest[7].item()
+
+    for own, again, expected in ((0.5, 0.5, (0.5, 5)), (0.5, 0.625, (0.625, 6)), (0.75, 0.625, (0.75, 5))):
+        one, other = (1, 0, own), (4, 3, again)
+        assert entered(found(one, other)) == expected
+        assert entered(found(one), found(other)) == expected
+    assert entered(found((4, 3, 0.5)), found((1, 0, 0.5))) == (0.5, 6)
+    assert entered(found((1, 0, 0.5), (1, 2, 0.25), (4, 3, 0.375))) == (0.5, 5), "the nearest of a place comes first"
+    assert entered(found((2, 0, 0.5))) == (-1, -1)
+
+
 def test_threads_make_no_difference(tmp_path, many_clusters):
     place, _ = planted(tmp_path / "emb", count=700, copies=100)
     for threads in (1, 3):

@@ -22,7 +22,7 @@ def base_url(tmp_path):
 
 def status_of(base_url, path):
     # http.client sends the path as it is; urllib would tidy it up first.
-    connection = http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=100)
     connection.request("GET", path)
     return connection.getresponse().status
 

@@ -16,6 +16,7 @@ import torch
 
 from embedpipe import files, manifest
 from embedpipe.encode import EncoderConfig, load_encoder, pictures
+from embedpipe.encode.base import Embedded
 from embedpipe.encode.job import encode, plan_encode
 from embedpipe.encode.pictures import StageConfig
 from embedpipe.encode.stage import encode_shards
@@ -53,6 +54,16 @@ def encode_alone(reader, encoder, config):
 
     open_executor("inline", 1).run(Alone(), [Task(0, source.name, source)], silent)
     return made[0], made[0].shard(encoder.card.dtype, {})
+
+
+@dataclasses.dataclass
+class Ready:
+    """Embeddings that need not be waited for."""
+
+    made: Embedded
+
+    def wait(self):
+        return self.made
 
 
 def rows(out, name, number=0):
@@ -160,7 +171,7 @@ def test_each_distinct_caption_is_encoded_once(tmp_path, tiny_encoder):
     _, made = encode_alone(reader, Counting(), StageConfig(batch_size=7))
     captions = [shards.caption(i) for i in range(40)]
     assert sorted(seen) == sorted(set(captions))
-    expected = tiny_encoder.texts(captions)
+    expected = tiny_encoder.texts(captions).rows
     assert np.abs(made.text.astype(np.float32) - expected).max() < 1e-3
 
 
@@ -170,13 +181,13 @@ def test_embeddings_that_are_not_finite_are_rejects(tmp_path, tiny_encoder):
         prepare = tiny_encoder.prepare
 
         def images(self, pixels):
-            made = tiny_encoder.images(pixels).clone()
-            made[1] = torch.nan
-            return made
+            made = tiny_encoder.images(pixels).wait()
+            made.rows[1] = np.nan
+            return Ready(made)
 
         def texts(self, captions):
-            made = tiny_encoder.texts(captions).copy()
-            made[[caption == shards.caption(3) for caption in captions]] = np.inf
+            made = tiny_encoder.texts(captions)
+            made.rows[[caption == shards.caption(3) for caption in captions]] = np.inf
             return made
 
     reader = open_reader(shards.write_shards(tmp_path, shards=1, per_shard=6), SampleRules())
@@ -390,6 +401,16 @@ def test_an_output_in_use_is_refused(encoded_once, encoded, encode_config):
         encode(encoded_once[0], str(encoded), encode_config())
 
 
+def test_the_callers_torch_has_as_many_threads_as_before(encoded_once, tmp_path, encode_config):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        encode(encoded_once[0], str(tmp_path / "emb"), encode_config(threads_per_worker=1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_options_that_do_not_shape_the_data_may_change(encoded_once, encoded, encode_config):
     (encoded / "manifest" / "00000.json").unlink()
     config = encode_config(executor="inline", stage={"batch_size": 3, "decode_threads": 4})
@@ -482,7 +503,7 @@ def test_a_shard_is_read_while_the_one_before_is_written(tmp_path, tiny_encoder,
 
     def written(desk):
         def finish(gathered):
-            until = time.monotonic() + 20
+            until = time.monotonic() + 600
             while len(decoded) < min(18, 6 * gathered.task.number + 12) and time.monotonic() < until:
                 time.sleep(0.01)
             when_written.append((gathered.task.number, len(decoded)))
@@ -614,7 +635,7 @@ def test_the_card_tells_models_apart(tiny_model, other_model, tiny_encoder):
     assert again.card == tiny_encoder.card
     assert other.card.fingerprint() != tiny_encoder.card.fingerprint()
     assert other.card.preprocess == tiny_encoder.card.preprocess
-    assert np.array_equal(again.texts(["a cat"]), tiny_encoder.texts(["a cat"]))
+    assert np.array_equal(again.texts(["a cat"]).rows, tiny_encoder.texts(["a cat"]).rows)
 
 
 @pytest.mark.parametrize("mean", [[0, 0, 0], 0, [0.5, 1, 0]])

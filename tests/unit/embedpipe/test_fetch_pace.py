@@ -14,6 +14,34 @@ def jobs(*hosts):
     return [Job(i, f"http://{host}/{i}") for i, host in enumerate(hosts)]
 
 
+class Clock(threading.Condition):
+    """Time that passes only where somebody waits for it: in the place of a queue's condition, and of its clock."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, timeout=None):
+        self.now += timeout
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pace, "time", clock)
+    return clock
+
+
+def queue_of(clock, *hosts):
+    """For one thread: who waits makes the time pass."""
+    queue = Pace(jobs(*hosts), per_host=1)
+    queue.changed = clock
+    return queue
+
+
 def test_hosts_take_turns_and_keep_to_their_limit():
     queue = Pace(jobs("a", "a", "a", "b", "c"), per_host=2)
     taken = [queue.take() for _ in range(4)]
@@ -45,38 +73,33 @@ def test_the_end_is_told_to_everyone_who_waits():
     assert queue.take() is None
 
 
-def test_a_url_that_waits_for_its_next_try_holds_up_nobody():
-    queue = Pace(jobs("a", "a"), per_host=1)
+def test_a_url_that_waits_for_its_next_try_holds_up_nobody(clock):
+    queue = queue_of(clock, "a", "a")
     first = queue.take()
     queue.again(first, 0.3, whole_host=False)
-    begun = time.monotonic()
     second = queue.take()
-    assert second.position == 1
-    assert time.monotonic() - begun < 0.2
+    assert (second.position, clock.now) == (1, 0)
     queue.finish(second)
     assert queue.take() is first
-    assert 0.2 < time.monotonic() - begun < 2
+    assert clock.now == 0.3
 
 
-def test_a_host_that_asks_for_quiet_gets_it_and_others_go_on():
-    queue = Pace(jobs("a", "a", "b"), per_host=1)
-    begun = time.monotonic()
+def test_a_host_that_asks_for_quiet_gets_it_and_others_go_on(clock):
+    queue = queue_of(clock, "a", "a", "b")
     queue.again(queue.take(), 0.4, whole_host=True)
     other = queue.take()
-    assert other.host == "b"
+    assert (other.host, clock.now) == ("b", 0)
     queue.finish(other)
-    next_of_a = queue.take()
-    assert time.monotonic() - begun > 0.35
-    assert next_of_a.host == "a"
+    assert queue.take().host == "a"
+    assert clock.now == 0.4
 
 
-def test_a_host_is_not_waited_for_without_end(monkeypatch):
+def test_a_host_is_not_waited_for_without_end(monkeypatch, clock):
     monkeypatch.setattr(pace, "HOST_PAUSES_S", 0.3)
-    queue = Pace(jobs(*"aaaaaaaaaa"), per_host=1)
-    begun = time.monotonic()
+    queue = queue_of(clock, *"aaaaaaaaaa")
     for _ in range(10):
         queue.again(queue.take(), 0.2, whole_host=True)
-    assert time.monotonic() - begun < 0.35  # one pause of all, the others of each url alone
+    assert clock.now == 0.2  # one pause of all, the others of each url alone
 
 
 def test_closing_ends_it_with_work_left():

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedpipe.errors import EmptyInput, InputError
-from embedpipe.fetch import FetchConfig, jsontable, make_plan
+from embedpipe.fetch import FetchConfig, delimited, jsontable, make_plan
 from embedpipe.fetch.rows import shard_rows
 from embedpipe.fetch.table import locate
 
@@ -43,6 +43,23 @@ def test_csv(tmp_path, name):
         "ok": [True, None],
     }
     assert [str(t) for t in table.schema.types] == ["string", "string", "string", "int64", "double", "bool"]
+
+
+def test_captions_with_line_breaks_may_lie_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "_BLOCK_BYTES", 200)
+    captions = [f"line {i}\nand more,\n{'x' * (i % 30)}" for i in range(60)]
+    text = "url,caption\n" + "".join(f'http://a/{i},"{caption}"\n' for i, caption in enumerate(captions))
+    table = rows(written(tmp_path, "t.csv", text))
+    assert table.column("caption").to_pylist() == captions
+    assert table.column("url").to_pylist() == [f"http://a/{i}" for i in range(60)]
+
+
+def test_many_lines_come_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "_LINES", 4)
+    urls = [f"http://a/{i}" for i in range(10)]
+    with written(tmp_path, "t.txt", "\ufeff" + "\n".join(urls)).open("rb") as stream:
+        assert [len(batch) for batch in delimited.line_batches(stream, "t.txt")] == [4, 4, 2]
+    assert rows(tmp_path / "t.txt").column("url").to_pylist() == urls
 
 
 def test_tsv(tmp_path):

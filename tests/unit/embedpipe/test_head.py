@@ -15,7 +15,7 @@ from embedpipe.load import EmbeddingDataset
 from tests import embeddings
 
 DIM = 768
-CARD = dataclasses.replace(embeddings.card(DIM, "ab" * 32), model="ViT-L-14", pretrained="openai")
+CARD = dataclasses.replace(embeddings.card(DIM, "ab" * 32, "quick_gelu"), model="ViT-L-14", pretrained="openai")
 
 
 def mlp():

@@ -148,7 +148,7 @@ def test_a_row_is_found_by_its_own_picture_and_caption(encoded, tiny_encoder, tm
     dataset = EmbeddingDataset(str(encoded))
     (tmp_path / "q.jpg").write_bytes(shards.jpeg(5))
     assert search(dataset, embed_image(tiny_encoder, str(tmp_path / "q.jpg")), 1)[0].key == "00005"
-    hit = search(dataset, tiny_encoder.texts([shards.caption(8)])[0], 1, "text")[0]
+    hit = search(dataset, tiny_encoder.texts([shards.caption(8)]).rows[0], 1, "text")[0]
     assert hit.caption == shards.caption(8)
     assert hit.score == pytest.approx(1, abs=1e-3)
 

@@ -1,0 +1,225 @@
+"""Loading a model through open_clip: `model_spec` says what it must compute, `built` looks whether it does."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+
+from ..architecture import ModelSpec, of_config
+from ..card import EncoderCard, PreprocessSpec
+from ..errors import MissingExtra, ModelError
+from ..model_name import model_folder
+from ..model_spec import RANDOM, ModelOptions, require_weights, resolve
+from .base import EncoderConfig
+from .built import checked
+from .open_clip import OpenClipEncoder, is_convolutional
+from .precision import choose_precision
+
+# What open_clip and torch raise on wrong names, torn files and configurations that do not fit together.
+_LOAD_PROBLEMS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    KeyError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
+    """Load a model.
+
+    Raises ModelError (an unknown name or tag, options that contradict it, weights that do not load) and MissingExtra.
+
+    `config.model` may be an open_clip name, `hf-hub:org/repo`, `local-dir:folder`, or the folder itself.
+    """
+    # What is wrong with a name, a tag or an option is said before anything heavy is done.
+    own = _own_name(config)
+    if config.as_version_0_1 and config.options != ModelOptions():
+        raise ModelError(
+            f"{config.model}: to be built as version 0.1 did, which took no options of activation or preprocessing",
+            "Drop them",
+        )
+    name = own or require_weights(config.model, config.pretrained)
+    spec = None if own or config.as_version_0_1 else resolve(config.model, config.pretrained, config.options)
+    try:
+        with _without_known_noise():
+            torch.manual_seed(config.seed)
+            if config.as_version_0_1:
+                model, tokenizer = _built_as_version_0_1(name, config)
+            else:
+                spec = spec or of_config(name, open_clip.get_model_config(name), None)
+                _require_transformers(config, spec)
+                model, tokenizer = _built(spec, config)
+    except _LOAD_PROBLEMS as problem:
+        raise _load_error(config, problem) from problem
+    model.eval().requires_grad_(False)
+    precision = choose_precision(config.precision, device, is_convolutional(model))
+    config = replace(config, precision=precision)
+    card = _card(config, model, tokenizer)
+    if spec is not None:
+        card = checked(config, spec, card, model, tokenizer)
+    return OpenClipEncoder(model, tokenizer, card, device, config)
+
+
+def _own_name(config: EncoderConfig) -> str | None:
+    """open_clip's name of a model that brings its own configuration; None for one of its tables."""
+    if config.model.startswith("hf-hub:"):
+        return config.model
+    folder = model_folder(config.model)
+    if folder is None:
+        return None
+    if config.pretrained:
+        raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
+    return f"local-dir:{folder}"
+
+
+def _built(spec: ModelSpec, config: EncoderConfig) -> tuple[Any, Any]:
+    random = config.pretrained == RANDOM
+    own = spec.preprocess is None
+    model = open_clip.create_model(
+        spec.model,
+        pretrained=None if own or random else config.pretrained,
+        device="cpu",
+        precision="fp32",
+        force_quick_gelu=spec.quick_gelu and not own,
+        force_preprocess_cfg=spec.preprocess,
+        pretrained_text=not random,
+        require_pretrained=not random,
+    )
+    return model, open_clip.get_tokenizer(spec.model)
+
+
+def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:
+    """The model as version 0.1 built it: the activation of the bare architecture, whatever the tag's weights want."""
+    random = config.pretrained == RANDOM
+    model = open_clip.create_model(
+        name,
+        pretrained=config.pretrained if config.pretrained and not random else None,
+        device="cpu",
+        precision="fp32",
+        require_pretrained=not random,
+    )
+    return model, open_clip.get_tokenizer(name)
+
+
+@contextlib.contextmanager
+def _without_known_noise() -> Iterator[None]:
+    """While the block runs, what open_clip says is shown, but for three messages that say what is known here."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        # Random weights were asked for (they are required otherwise); a failed download is raised, and told, as well.
+        known = ("No pretrained weights loaded for model", "Failed to download weights for tag")
+        return not record.getMessage().startswith(known)
+
+    with warnings.catch_warnings():
+        # It compares a tag with the architecture's default. Which one is computed was resolved, and is checked.
+        warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
+        logging.getLogger().addFilter(wanted)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeFilter(wanted)
+
+
+def _require_transformers(config: EncoderConfig, spec: ModelSpec) -> None:
+    if spec.needs_transformers and importlib.util.find_spec("transformers") is None:
+        raise _missing_extra(config, "transformers")
+
+
+def _missing_extra(config: EncoderConfig, package: str) -> MissingExtra:
+    named = f"{config.model} {config.pretrained}".strip()
+    return MissingExtra(
+        f"{named}: its captions go through a tokenizer of Hugging Face, and {package} is not installed",
+        'pip install "embedpipe[hf]"',
+    )
+
+
+def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | MissingExtra:
+    named = f"{config.model} {config.pretrained}".strip()
+    if "download" in str(problem).lower() or "connect" in str(problem).lower():
+        return ModelError(
+            f"{named}: the weights could not be downloaded: {str(problem)[:200]}",
+            "Check the network, or give --pretrained a checkpoint file on this machine, and --like-tag with the tag",
+        )
+    if isinstance(problem, ModuleNotFoundError):
+        if problem.name in ("transformers", "tokenizers", "sentencepiece"):
+            return _missing_extra(config, problem.name)
+        return ModelError(f"{named}: needs the package {problem.name}", f"Install it: pip install {problem.name}")
+    return ModelError(f"{named}: the weights do not load: {type(problem).__name__}: {str(problem)[:300]}")
+
+
+def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
+    """The card with what version 0.1 recorded."""
+    cfg = model.visual.preprocess_cfg
+    size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
+    spec = PreprocessSpec(
+        size=(int(size[0]), int(size[1])),
+        mean=_per_channel(cfg["mean"]),
+        std=_per_channel(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        resize_mode=cfg["resize_mode"],
+        fill_color=int(cfg["fill_color"]),
+    )
+    return EncoderCard(
+        model=_lasting(config.model),
+        pretrained=_lasting(config.pretrained),
+        weights_sha256=_weights_sha256(model),
+        dim=_dim(model, spec),
+        dtype=config.dtype,
+        normalised=True,
+        precision=config.precision,
+        decode=config.decode,
+        preprocess=spec,
+        tokenizer=_tokenizer_name(tokenizer),
+        context_length=int(tokenizer.context_length),
+    )
+
+
+def _per_channel(values: Any) -> tuple[float, float, float]:
+    """Floats, also where a configuration says `[0, 0, 0]` or `0`: the card must read back from JSON as it was."""
+    red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
+    return float(red), float(green), float(blue)
+
+
+def _lasting(name: str) -> str:
+    """A file or folder by its absolute path, so that a search from elsewhere finds it; any other name as it is."""
+    path = Path(name.removeprefix("local-dir:"))
+    return str(path.resolve()) if name and path.exists() else name
+
+
+def _tokenizer_name(tokenizer: Any) -> str:
+    inner = getattr(tokenizer, "tokenizer", None)
+    size = getattr(tokenizer, "vocab_size", None) or getattr(inner, "vocab_size", "?")
+    return f"{type(tokenizer).__name__}-{size}"
+
+
+def _dim(model: Any, spec: PreprocessSpec) -> int:
+    # Towers of other libraries do not all say their output width; one pass over a blank image does.
+    with torch.inference_mode():
+        return int(model.encode_image(torch.zeros(1, 3, *spec.size)).shape[-1])
+
+
+def _weights_sha256(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,41 @@
+"""How long OpenMP's idle threads spin before they sleep; imports nothing, so that it can run before torch is loaded.
+
+By default libgomp's threads spin for milliseconds at the end of each parallel region. On a machine with other work, a
+spinning thread takes the core from the one it is waiting for, and small models take several times as long. Threads that
+sleep at once cost a system call for every small operation instead. A short spin has most of both; the figures are in
+`benchmarks/results/openmp_wait_*.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, MutableMapping
+
+SPIN_COUNT = "1000"
+# Whoever sets one of these has made a choice of their own.
+_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set `environment` so that OpenMP, when it is loaded, spins briefly; leave it alone where a choice was made.
+
+    OpenMP reads its variables once, when the first library that uses it is loaded: later calls change nothing in this
+    process, only in those it starts.
+    """
+    if not any(name in environment for name in _CHOICES):
+        environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+        environment["KMP_BLOCKTIME"] = "1"  # milliseconds: Intel's and LLVM's OpenMP, 200 by default
+
+
+@contextlib.contextmanager
+def bounded_in_children() -> Iterator[None]:
+    """While the block runs, processes started by this one are told to spin briefly; its own environment is kept."""
+    before = {name: os.environ.get(name) for name in _CHOICES}
+    bound_spinning()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

@@ -1,0 +1,235 @@
+"""What version 0.1 wrote opens, is told apart, answers queries as it was made, and mixes where somebody says so."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from embedpipe.card import BEFORE_ACTIVATION, Likeness
+from embedpipe.encode import EncoderConfig, load_encoder
+from embedpipe.encode.job import encode
+from embedpipe.errors import RunMismatch
+from embedpipe.index import query_encoder
+from embedpipe.load import EmbeddingDataset
+from embedpipe.merge import MergeConfig, merge
+from embedpipe.model_spec import ModelOptions
+from tests import version_0_1
+from tests.version_0_1 import MODEL
+
+FINGERPRINT = "1a2aaddd"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of what version 0.1 wrote; its model is known to open_clip. Not to be written to."""
+    folder = version_0_1.unpack(tmp_path_factory.mktemp("0.1"))
+    with version_0_1.registered(folder):
+        yield folder
+
+
+@pytest.fixture
+def old(written, tmp_path):
+    """A copy of the data set to write to."""
+    return shutil.copytree(written / "emb", tmp_path / "old")
+
+
+@pytest.fixture
+def config(encode_config):
+    """Makes the EncodeConfig of the model with a tag."""
+    return lambda tag="openai", model=MODEL, **options: encode_config(model, pretrained=tag, **options)
+
+
+@pytest.fixture
+def new(written, config, tmp_path):
+    """The same shards, encoded now."""
+    encode(str(written / "shards"), str(tmp_path / "new"), config())
+    return tmp_path / "new"
+
+
+def grown(written, folder):
+    """The shards and a third one, in `folder`."""
+    shutil.copytree(written / "shards", folder)
+    shutil.copy(folder / "00000.tar", folder / "00002.tar")
+    return str(folder)
+
+
+def cosines(one, other):
+    one, other = (rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other))
+    return (one * other).sum(1)
+
+
+def image_rows(path):
+    return np.asarray(EmbeddingDataset(str(path)).image[:], np.float32)
+
+
+def test_an_old_card_keeps_its_fingerprint_and_a_new_one_of_the_same_model_is_told_apart(written):
+    old = EmbeddingDataset(str(written / "emb")).card
+    assert old.fingerprint().startswith(FINGERPRINT)
+    assert (old.fingerprint_version, old.dated) == (1, True)
+    now = load_encoder(EncoderConfig(MODEL, "openai", precision="fp32")).card
+    assert (now.fingerprint_version, now.dated) == (2, False)
+    assert now.as_version_0_1().fingerprint() == old.fingerprint() != now.fingerprint()
+    assert old.compare(now) is now.compare(old) is Likeness.UNRECORDED
+    other = dataclasses.replace(now, weights_sha256="0" * 64)
+    assert old.compare(other) is Likeness.OTHER
+    assert old.compare(old) is now.compare(now) is Likeness.SAME
+
+
+def test_cards_differ_where_activations_do(written):
+    def card(model, tag):
+        return load_encoder(EncoderConfig(model, tag, precision="fp32")).card
+
+    quick, gelu = card(MODEL, "openai"), card(MODEL, "gelu")
+    assert quick.fingerprint() == card(f"{MODEL}-quickgelu", "openai").fingerprint()
+    assert quick.fingerprint() != gelu.fingerprint()
+    assert quick.as_version_0_1().fingerprint() == gelu.as_version_0_1().fingerprint()  # what version 0.1 mixed up
+    assert (quick.image_tower.activation, gelu.text_tower.activation) == ("quick_gelu", "gelu")
+
+
+def test_a_query_is_embedded_as_the_rows_were(written):
+    dataset = EmbeddingDataset(str(written / "emb"))
+    encoder = query_encoder(dataset, precision="fp32")
+    captions = dataset.metadata(0, ("caption",)).column(0).to_pylist()
+    stored = np.asarray(dataset.array(0, "text"), np.float32)
+    assert cosines(encoder.texts(captions).rows, stored).min() > 1 - 1e-6
+    # The tag's own activation gives other vectors: that is what the card did not say.
+    now = load_encoder(EncoderConfig(MODEL, "openai", precision="fp32"))
+    assert cosines(now.texts(captions).rows, stored).max() < 1 - 1e-5
+
+
+def test_a_query_under_the_name_of_the_other_activation_is_refused(written):
+    dataset = EmbeddingDataset(str(written / "emb"))
+    with pytest.raises(RunMismatch, match="computed .*-tiny with GELU, and .*-quickgelu with QuickGELU"):
+        query_encoder(dataset, f"{MODEL}-quickgelu", "openai")
+
+
+def test_the_old_index_is_used(written, embedpipe):
+    found = embedpipe(
+        "search", written / "emb", "a cat", "--model", MODEL, "--pretrained", "openai", "-k", "3", "--json"
+    )
+    assert found.exit_code == 0, found.stderr
+    assert len(json.loads(found.stdout)) == 3
+    assert f"note: {written / 'emb'}: {BEFORE_ACTIVATION}: queries are embedded as version 0.1" in found.stderr
+    assert "no image index" not in found.stderr
+
+
+def test_commands_say_what_it_is(written, embedpipe):
+    assert BEFORE_ACTIVATION in embedpipe("info", written / "emb").stdout
+    assert json.loads(embedpipe("info", written / "emb", "--json").stdout)["fingerprint_version"] == 1
+    checked = embedpipe("verify", written / "emb", "--deep")
+    assert (checked.exit_code, BEFORE_ACTIVATION in checked.stdout) == (0, True)
+
+
+def test_new_ones_do_not_say_it(new, embedpipe):
+    for command in ("info", "verify"):
+        assert BEFORE_ACTIVATION not in embedpipe(command, new).stdout
+    assert "quick_gelu" in embedpipe("info", new).stdout
+    found = json.loads(embedpipe("info", new, "--json").stdout)
+    assert (found["fingerprint_version"], found["encoder"]["text_tower"]["activation"]) == (2, "quick_gelu")
+    assert "note" not in embedpipe("search", new, "a cat", "--exact").stderr
+
+
+def test_an_encode_goes_on_as_it_was_begun_where_somebody_says_so(written, old, config, tmp_path):
+    shards = grown(written, tmp_path / "shards")
+    before = image_rows(old)
+    with pytest.raises(RunMismatch, match=f"{BEFORE_ACTIVATION}.*--trust-old-card"):
+        encode(shards, str(old), config())
+    assert np.array_equal(image_rows(old), before)
+    report = encode(shards, str(old), config(trust_old_card=True))
+    assert (report.already, report.report.tasks) == (2, 1)
+    dataset = EmbeddingDataset(str(old))
+    assert dataset.card.fingerprint().startswith(FINGERPRINT)
+    rows = image_rows(old)
+    assert len(rows) == 18
+    # The third shard holds the images of the first: computed the same way, by the same activation.
+    assert cosines(rows[:6], rows[12:]).min() > 1 - 1e-6
+
+
+def test_old_and_new_merge_only_where_somebody_says_so(old, new, tmp_path):
+    out = str(tmp_path / "merged")
+    with pytest.raises(RunMismatch, match=r"old: written before.*version 0.1 computed .* with GELU.*QuickGELU"):
+        merge([str(old), str(new)], out)
+    with pytest.raises(RunMismatch, match="old: written before"):
+        merge([str(new), str(old)], out)
+    merge([str(new), str(old)], out, MergeConfig(trust_old_card=True))
+    dataset = EmbeddingDataset(out)
+    assert len(dataset) == 24
+    assert dataset.card.fingerprint().startswith(FINGERPRINT)  # it says no more than is known of all
+
+
+def test_two_of_version_0_1_whose_names_say_that_they_differ_do_not_mix(written, old, config, tmp_path):
+    settings = config("openai", f"{MODEL}-quickgelu")
+    encoder = dataclasses.replace(settings.encoder, as_version_0_1=True)  # as it wrote such a data set
+    encode(str(written / "shards"), str(tmp_path / "quick"), dataclasses.replace(settings, encoder=encoder))
+    assert EmbeddingDataset(str(tmp_path / "quick")).card.fingerprint().startswith(FINGERPRINT)
+    said = "version 0.1 computed .*-tiny with GELU, and .*-tiny-quickgelu with QuickGELU"
+    with pytest.raises(RunMismatch, match=said):
+        merge([str(old), str(tmp_path / "quick")], str(tmp_path / "out"), MergeConfig(trust_old_card=True))
+    shards = grown(written, tmp_path / "more")
+    with pytest.raises(RunMismatch, match=said):
+        encode(shards, str(old), config("openai", f"{MODEL}-quickgelu", trust_old_card=True))
+
+
+def test_two_that_an_old_card_does_not_tell_apart_do_not_merge_through_it(written, old, new, config, tmp_path):
+    encode(str(written / "shards"), str(tmp_path / "gelu"), config("gelu"))
+    with pytest.raises(RunMismatch, match='another encoder.*activation is "gelu", not "quick_gelu"'):
+        merge([str(old), str(new), str(tmp_path / "gelu")], str(tmp_path / "out"), MergeConfig(trust_old_card=True))
+
+
+def test_a_merged_set_that_says_more_takes_no_old_one(old, new, written, config, tmp_path):
+    encode(str(written / "shards"), str(tmp_path / "again"), config())
+    out = str(tmp_path / "merged")
+    merge([str(new), str(tmp_path / "again")], out)
+    with pytest.raises(RunMismatch, match="says more than is known"):
+        merge([str(new), str(tmp_path / "again"), str(old)], out, MergeConfig(trust_old_card=True))
+
+
+def test_a_prior_of_then_and_embeddings_of_now_are_compared_only_where_somebody_says_so(written, new, embedpipe):
+    evaluate = ("evaluate", written / "prior", new, "--device", "cpu")
+    refused = embedpipe(*evaluate)
+    assert refused.exit_code == 1
+    assert f"prior: {BEFORE_ACTIVATION}" in refused.stderr
+    assert embedpipe(*evaluate, "--trust-old-card").exit_code == 0
+    assert embedpipe("evaluate", written / "prior", written / "emb", "--device", "cpu").exit_code == 0
+
+
+def test_a_prior_of_then_samples_for_embeddings_of_now_only_where_somebody_says_so(written, new, embedpipe, tmp_path):
+    sample = ("sample-prior", new, tmp_path / "out", "--prior", written / "prior", "--gpus", "0")
+    assert BEFORE_ACTIVATION in embedpipe(*sample).stderr
+    assert embedpipe(*sample, "--trust-old-card").exit_code == 0
+    assert EmbeddingDataset(str(tmp_path / "out")).card.fingerprint_version == 2
+
+
+def test_a_score_head_scores_only_what_was_computed_as_it_was_trained(written, new, config, embedpipe, tmp_path):
+    def score(emb, *more):
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        return embedpipe("filter", emb, out, "--head", written / "head.safetensors", "--min-score", "-9", *more)
+
+    assert score(new).exit_code == 0
+    refused = score(written / "emb")
+    assert refused.exit_code == 1
+    assert "a head for embeddings computed with QuickGELU" in refused.stderr
+    assert f"{BEFORE_ACTIVATION}; version 0.1 computed {MODEL} with GELU" in refused.stderr
+    assert score(written / "emb", "--trust-old-card").exit_code == 0
+    # The same weights under the other activation: names do not tell, the card does.
+    encode(str(written / "shards"), str(tmp_path / "gelu"), config("gelu"))
+    claimed = score(tmp_path / "gelu", "--head-model", f"{MODEL}/gelu")
+    assert claimed.exit_code == 0, claimed.stderr
+    head = tmp_path / "head.safetensors"
+    shutil.copy(written / "head.safetensors", head)
+    head.with_suffix(".json").write_text(json.dumps({"model": MODEL, "pretrained": "gelu", "quick_gelu": True}))
+    wrong = embedpipe("filter", tmp_path / "gelu", tmp_path / "o", "--head", head, "--min-score", "-9")
+    assert "these were computed with GELU" in wrong.stderr
+
+
+def test_a_file_is_queried_as_it_was_used(written, config, tmp_path):
+    file = str(written / "tiny.safetensors")
+    settings = config(file)
+    encoder = dataclasses.replace(settings.encoder, options=ModelOptions(like_tag="squashed"))
+    encode(str(written / "shards"), str(tmp_path / "file"), dataclasses.replace(settings, encoder=encoder))
+    dataset = EmbeddingDataset(str(tmp_path / "file"))
+    assert dataset.card.preprocess.resize_mode == "squash"
+    assert query_encoder(dataset, precision="fp32").card.fingerprint() == dataset.card.fingerprint()
