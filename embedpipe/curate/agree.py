@@ -113,10 +113,15 @@ def _gradients(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return down, across
 
 
+def _steepness(pictures: np.ndarray) -> np.ndarray:
+    down, across = _gradients(pictures)
+    steep: np.ndarray = np.square(down) + np.square(across)
+    return steep
+
+
 def _worst_spot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Root of the mean squares in the spot of _SPOT × _SPOT pixels where it is largest."""
-    steep = [sum(np.square(gradient) for gradient in _gradients(picture)) for picture in (one, other)]
-    edge = 1 + _EDGE * np.maximum(*steep).sum(axis=1)
+    edge = 1 + _EDGE * np.maximum(_steepness(one), _steepness(other)).sum(axis=1)
     squares = np.square(one - other).mean(axis=1) * _INSIDE / edge
     spots = np.lib.stride_tricks.sliding_window_view(squares, (_SPOT, _SPOT), axis=(1, 2)).mean(axis=(3, 4))
     worst: np.ndarray = np.sqrt(spots.max(axis=(1, 2)))

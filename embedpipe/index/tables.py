@@ -49,7 +49,8 @@ def read_embeddings(location: str) -> np.ndarray:
         raise InputError(
             f"{location}: {array.dtype} of shape {array.shape}; embeddings are floats of [n, dim] or [dim]"
         )
-    return np.atleast_2d(array).astype(np.float32)
+    rows: np.ndarray = np.atleast_2d(array).astype(np.float32)
+    return rows
 
 
 def _text(location: str) -> str:
