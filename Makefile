@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
 # Two at a time, the tests of a file one after the other: they share what it makes for them.
-BESIDE := -n 2 --dist loadgroup
+BESIDE := -n 2
 
 .PHONY: demo test check slow repeat wheel bench docs clean
 

@@ -20,7 +20,7 @@ from tests.objectstore import Fault
 pytestmark = pytest.mark.slow
 
 SHARE = 0.05
-SHARDS = 10
+SHARDS = 20
 
 
 @pytest.fixture(scope="module")

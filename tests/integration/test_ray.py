@@ -30,7 +30,6 @@ from tests.works import Doing
 
 pytest.importorskip("ray")
 pytestmark = [
-    pytest.mark.xdist_group("ray"),
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="a cluster on loopback is Linux's"),
 ]

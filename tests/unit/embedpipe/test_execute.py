@@ -36,9 +36,8 @@ def times_begun(folder, number):
 
 
 # A cluster takes seconds to start: the slow tests have one for all that is asked of every executor.
-on_a_cluster = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 _KINDS = [
-    pytest.param((name, workers), marks=on_a_cluster if name == "ray" else [])
+    pytest.param((name, workers), marks=[pytest.mark.slow] * (name == "ray"))
     for name in EXECUTORS
     for workers in (1, 2)
     if (name, workers) != ("ray", 1)  # its actors are the same, and take seconds each
@@ -310,7 +309,6 @@ def test_our_errors_survive_the_way_between_processes():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_ray_sets_a_task_aside_that_kills_three_and_does_the_others(cluster, tmp_path):
     heard = []
     executor = RayExecutor(2, Cluster(cluster.address))
@@ -324,7 +322,6 @@ def test_ray_sets_a_task_aside_that_kills_three_and_does_the_others(cluster, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_ray_replaces_a_worker_that_falls_silent(cluster, tmp_path):
     def stop_the_first():
         while not (begun := list(tmp_path.glob("task-0"))) or not begun[0].read_text().strip():
@@ -341,7 +338,6 @@ def test_ray_replaces_a_worker_that_falls_silent(cluster, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_ray_says_at_once_when_there_is_no_room(cluster, tmp_path):
     begun = time.monotonic()
     for workers, room, said in (
@@ -355,7 +351,6 @@ def test_ray_says_at_once_when_there_is_no_room(cluster, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_what_a_worker_would_see_is_asked_where_it_would_be(cluster):
     executor = RayExecutor(1, Cluster(cluster.address))
     assert executor.call(os.getpid) != os.getpid()

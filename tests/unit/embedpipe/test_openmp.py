@@ -78,7 +78,6 @@ def test_what_a_ray_worker_loads_before_its_work_is_not_torch():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_ray_workers_have_it(unset, tmp_path):
     ray = pytest.importorskip("ray")
     with raycluster.start(1, cpus=1) as running:
