@@ -108,6 +108,37 @@ def test_the_rule_decides_who_stays(tmp_path, keep):
     assert table(out, "dropped")["of_row"] == [stays]
 
 
+def test_a_row_of_unknown_similarity_gives_way_to_one_that_is_known(tmp_path):
+    rng = np.random.default_rng(0)
+    image = embeddings.normalised(rng.normal(size=(10, 16)))
+    image[1] = image[0]
+    similarity = np.full(10, -0.5)
+    similarity[0] = np.nan
+    place = embeddings.write_dataset(tmp_path / "emb", image, rng.normal(size=(10, 16)), 1, similarity=similarity)
+    out = str(tmp_path / "out")
+    assert dedup(place, out, DedupConfig(threshold=0.97, keep="similarity")).dropped == 1
+    assert (table(out, "dropped")["row"], table(out, "dropped")["of_row"]) == ([0], [1])
+
+
+def test_the_steps_that_were_planned_are_those_that_are_taken(tmp_path, many_clusters):
+    """Assigning and sorting the rows of each shard, and each group of comparisons."""
+    place, _ = planted(tmp_path / "emb", shards_=3)
+    planned, tasks = [], []
+
+    def listen(progress):
+        planned.append(progress.planned)
+        tasks.append(progress.tasks)
+
+    search = duplicates.Search("image", "first", 0, 1)
+    found = duplicates.nearest_predecessors(EmbeddingDataset(place), search, tmp_path / "out", listen)
+    told = [number for number in planned if number]
+    groups = sum(tasks) - 2 * 3
+    assert groups >= 1
+    assert told == [7, 6 + groups]
+    assert found.close.dtype == duplicates.CLOSE
+    assert len(found.close) == 0
+
+
 def test_the_same_file_twice_is_told_and_shown(tmp_path, encode_config):
     members = [*shards.samples(6), *shards.sample(2, key="again"), ("noise.jpg", shards.jpeg(9)), ("noise.txt", b"x")]
     source = shards.write_tar(tmp_path / "in.tar", members)
