@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,7 +41,10 @@ _GUARDS = {"strict", "stacklevel"}
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A module's source after one change. text: the line that was changed, stripped. change: `before → after`."""
+    """A module's source after one change.
+
+    text: the line that was changed, stripped. change: `before → after`, numbered where a line has it more than once.
+    """
 
     line: int
     text: str
@@ -54,7 +58,8 @@ def mutants_of(source: str) -> list[Mutant]:
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
-    found = []
+    found: list[Mutant] = []
+    times: Counter[tuple[int, str]] = Counter()
     for node, after in _changes(ast.parse(source)):
         start = starts[node.lineno - 1] + node.col_offset
         stop = starts[node.end_lineno - 1] + node.end_col_offset
@@ -62,6 +67,9 @@ def mutants_of(source: str) -> list[Mutant]:
         piece = f"({text})" if isinstance(after, ast.expr) else text
         changed = source.encode()[:start] + piece.encode() + source.encode()[stop:]
         change = f"{ast.unparse(node)} → {text}"
+        times[node.lineno, change] += 1
+        if (time := times[node.lineno, change]) > 1:
+            change += f" (time {time})"
         found.append(Mutant(node.lineno, lines[node.lineno - 1].decode().strip(), change, changed.decode()))
     return sorted(found, key=lambda mutant: mutant.line)
 

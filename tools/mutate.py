@@ -27,7 +27,7 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
-from tools.mutants import Mutant, mutants_of
+from tools.mutants import mutants_of
 
 ROOT = Path(__file__).parents[1]
 VERDICTS = ROOT / ".mutants.json"
@@ -59,7 +59,7 @@ class Copy:
             compiled.unlink()
 
     def passes(self, tests: list[str], cpu_s: int, wall_s: float) -> tuple[bool, float]:
-        """Whether the fast tests of these files pass in time, in a process forked from this one, and its CPU seconds."""
+        """Whether the fast tests of these files pass in a process forked from this one, and its CPU seconds."""
         child = os.fork()
         if not child:
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))

@@ -41,6 +41,14 @@ def test_the_few_nearest_are_those_of_a_sort(count, tile, most, floor, seed):
             assert got.tolist() == expected
 
 
+def test_of_many_equally_near_ones_the_first_come_first():
+    """More than sorts of few values keep in order by chance."""
+    rows = np.ones((130, 2), np.float32)
+    cosine, position = nearest_before(lambda first, last: rows[first:last], 120, 130, 60, 1, 50)
+    assert (cosine == 2).all()
+    assert position.tolist() == [list(range(60))] * 10
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(0, 10_000))
 def test_scratch_rows_come_back_at_their_places(tmp_path_factory, count, pieces, seed):

@@ -108,6 +108,56 @@ def test_the_rule_decides_who_stays(tmp_path, keep):
     assert table(out, "dropped")["of_row"] == [stays]
 
 
+def test_a_row_of_unknown_similarity_gives_way_to_one_that_is_known(tmp_path):
+    rng = np.random.default_rng(0)
+    image = embeddings.normalised(rng.normal(size=(10, 16)))
+    image[1] = image[0]
+    similarity = np.full(10, -0.5)
+    similarity[0] = np.nan
+    place = embeddings.write_dataset(tmp_path / "emb", image, rng.normal(size=(10, 16)), 1, similarity=similarity)
+    out = str(tmp_path / "out")
+    assert dedup(place, out, DedupConfig(threshold=0.97, keep="similarity")).dropped == 1
+    assert (table(out, "dropped")["row"], table(out, "dropped")["of_row"]) == ([0], [1])
+
+
+def test_the_steps_that_were_planned_are_those_that_are_taken(tmp_path, many_clusters):
+    """Assigning and sorting the rows of each shard, and each group of comparisons."""
+    place, _ = planted(tmp_path / "emb", shards_=3)
+    planned, tasks = [], []
+
+    def listen(progress):
+        planned.append(progress.planned)
+        tasks.append(progress.tasks)
+
+    search = duplicates.Search("image", "first", 0, 1)
+    found = duplicates.nearest_predecessors(EmbeddingDataset(place), search, tmp_path / "out", listen)
+    told = [number for number in planned if number]
+    groups = sum(tasks) - 2 * 3
+    assert groups >= 1
+    assert told == [7, 6 + groups]
+    assert found.close.dtype == duplicates.CLOSE
+    assert len(found.close) == 0
+    assert (found.cosine[0], found.row[0]) == (-1, -1), "before the first row there is none"
+
+
+def test_of_each_row_the_nearest_before_it_and_the_close_ones_are_those_of_all_products(tmp_path):
+    """In one cluster nothing is missed; the texts have no hashes to look at."""
+    rng = np.random.default_rng(0)
+    image, text = (embeddings.normalised(rng.normal(size=(30, 4))) for _ in range(2))
+    data = EmbeddingDataset(embeddings.write_dataset(tmp_path / "emb", image, text, 2))
+    for modality, stored in (("image", data.image[:]), ("text", data.text[:])):
+        search = duplicates.Search(modality, "first", 0, 1, most=3, floor=0.5)
+        found = duplicates.nearest_predecessors(data, search, tmp_path / modality, lambda _: None)
+        rows = embeddings.normalised(stored.astype(np.float32))
+        alike = np.where(np.tri(30, 30, -1) > 0, rows @ rows.T, -np.inf)
+        np.testing.assert_allclose(found.cosine[1:], alike[1:].max(axis=1), atol=1e-5)
+        assert found.row.tolist() == [-1, *alike[1:].argmax(axis=1)]
+        close = [(row, of) for row in range(30) for of in np.argsort(-alike[row])[:3].tolist() if alike[row, of] >= 0.5]
+        assert list(zip(found.close["row"].tolist(), found.close["of"].tolist(), strict=True)) == close
+        np.testing.assert_allclose(found.close["cosine"], [alike[pair] for pair in close], atol=1e-5)
+        assert (found.clusters, found.twice) == (1, 0)
+
+
 def test_the_same_file_twice_is_told_and_shown(tmp_path, encode_config):
     members = [*shards.samples(6), *shards.sample(2, key="again"), ("noise.jpg", shards.jpeg(9)), ("noise.txt", b"x")]
     source = shards.write_tar(tmp_path / "in.tar", members)

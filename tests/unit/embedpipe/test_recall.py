@@ -165,10 +165,10 @@ def test_what_costs_more_than_a_setting_that_is_enough_is_not_tried(dataset, que
     tune(index, dataset, "image", queries, 0.95, True)
     # The first costs 60 rows looked at and 10 candidates, as much as 560; the second 3,840 rows.
     assert {effort for effort, _ in index.asked} == {1}
-    index = Index(dataset, {1: 3, 8: 0, 16: 0, 17: 0}, 1)
+    index = Index(dataset, {4: 3, 32: 0, 64: 0, 68: 0}, 4)
     tune(index, dataset, "image", queries, 0.95, True)
-    # The second costs as much as 980 rows, and the third 960 without its candidates.
-    assert {effort for effort, _ in index.asked} == {1, 8, 16}
+    # Four lists hold all 60 rows: the second setting costs as much as 980, the third 960 without its candidates.
+    assert {effort for effort, _ in index.asked} == {4, 32, 64}
 
 
 def test_both_sides_must_reach_the_target_with_little_doubt(dataset, queries):
