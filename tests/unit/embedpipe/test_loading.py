@@ -30,7 +30,7 @@ def load(pretrained="openai", model=MODEL, **options):
 
 def cosines(one, other):
     texts = ["a red bicycle", "an old house beside a river", "cat"]
-    return (torch.from_numpy(one.texts(texts)) * torch.from_numpy(other.texts(texts))).sum(1)
+    return (torch.from_numpy(one.texts(texts).rows) * torch.from_numpy(other.texts(texts).rows)).sum(1)
 
 
 def test_a_tag_is_computed_with_its_own_activation_under_both_names(file):
