@@ -154,23 +154,20 @@ class Totals:
     succeeded: int
     failed: dict[str, int]
     retried: int
-    cut: CutCaptions
 
 
 def totals(manifests: Iterable[ShardManifest]) -> Totals:
     """Add up committed shards."""
     rows = succeeded = retried = 0
     failed: dict[str, int] = {}
-    cut = CutCaptions()
     for entry in manifests:
-        cut += entry.cut()
         again = sum(entry.retried.values())
         rows += entry.rows_in - again
         succeeded += entry.rows_out
         retried += again
         for name in entry.rejects.keys() | entry.retried.keys():
             failed[name] = failed.get(name, 0) + entry.rejects.get(name, 0) - entry.retried.get(name, 0)
-    return Totals(rows, succeeded, {name: count for name, count in sorted(failed.items()) if count > 0}, retried, cut)
+    return Totals(rows, succeeded, {name: count for name, count in sorted(failed.items()) if count > 0}, retried)
 
 
 def _dump(value: RunCard | ShardManifest) -> bytes:

@@ -104,6 +104,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         run = dataset.run
     entries = list(dataset.manifests if dataset is not None else manifest.read_manifests(path, run.shard_digits))
     total = manifest.totals(entries)
+    cut = sum((entry.cut() for entry in entries), CutCaptions())
     spreads = _of_all_rows(dataset, listen) if dataset is not None else {}
     return OutputInfo(
         path=path,
@@ -128,7 +129,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         norms={modality: spreads[name] for modality, name in NORMS.items() if name in spreads},
         stored_norms=_stored_norms(dataset) if dataset is not None else {},
         captions=_captions(dataset) if dataset is not None else None,
-        cut=total.cut if total.cut.rows else None,
+        cut=cut if cut.rows else None,
         merged=tuple(part.path for part in run.merged),
         options=run.options,
         versions=run.versions,
