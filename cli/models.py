@@ -11,6 +11,8 @@ from .options import debug_option, json_option
 if TYPE_CHECKING:
     from embedpipe.architecture import ModelSpec
 
+_COLUMNS = ("activation", "mean", "std", "interpolation", "resize mode", "weights")
+
 
 @click.command()
 @click.argument("name", required=False)
@@ -76,9 +78,15 @@ def _show(model: str, tag: str | None, as_json: bool) -> None:
     if not tags:
         click.echo("it has no tags: give --pretrained a checkpoint file, or `random`")
         return
-    columns = ["activation", "mean", "std", "interpolation", "resize mode", "weights"]
-    rows = [(name, *(_cell(facts[column.replace(" ", "_")]) for column in columns)) for name, facts in found.items()]
-    display.table(["tag", *columns], rows)
+    cells = {column: [_cell(facts[column.replace(" ", "_")]) for facts in found.values()] for column in _COLUMNS}
+    # What all tags have in common needs no column of its own: the weights' names need the room.
+    shared = {column: values[0] for column, values in cells.items() if len(set(values)) == 1}
+    if shared:
+        which = "all tags" if len(found) > 1 else next(iter(found))
+        click.echo(f"{which}: {', '.join(f'{column} {value}' for column, value in shared.items())}")
+    columns = [column for column in _COLUMNS if column not in shared]
+    if columns:
+        display.table(["tag", *columns], list(zip(found, *(cells[column] for column in columns), strict=True)))
     click.echo("licence: unknown to open_clip's tables; the page of the weights, huggingface.co/…, says it")
     if other := model_tables.sibling(model):
         click.echo(f"see {other}, too: the same architecture with the other activation")

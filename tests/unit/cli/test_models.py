@@ -28,6 +28,10 @@ def test_a_model_says_what_each_of_its_tags_means(embedpipe):
     shown = embedpipe("models", "ViT-L/14").stdout
     assert "ViT-L-14: images of 224×224, embeddings of 768 values" in shown
     assert "see ViT-L-14-quickgelu, too" in shown
+    assert "all tags: interpolation bicubic, resize mode shortest" in shown, "what they share is said once"
+    assert "openai" in shown
+    one = embedpipe("models", "ViT-L-14", "laion2b_s32b_b82k").stdout
+    assert "laion2b_s32b_b82k: activation gelu, mean 0.5,0.5,0.5, std 0.5,0.5,0.5, interpolation bicubic" in one
 
 
 def test_one_tag_and_a_tag_that_is_not_there(embedpipe):
