@@ -29,7 +29,6 @@ DEFAULT, OURS = "library's default", f"embedpipe's (spin {SPIN_COUNT})"
 SETTINGS: dict[str, dict[str, str]] = {
     DEFAULT: {"KMP_BLOCKTIME": "200"},
     "never spin": {"OMP_WAIT_POLICY": "passive"},
-    "spin 300": {"GOMP_SPINCOUNT": "300"},
     OURS: {},
     "spin 3000": {"GOMP_SPINCOUNT": "3000"},
     "spin 10000": {"GOMP_SPINCOUNT": "10000"},
