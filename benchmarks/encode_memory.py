@@ -91,7 +91,7 @@ def measure_growth(work: Path, counts: Sequence[int], per_shard: int, rounds: in
 def measure_model(work: Path, model: str, photo_set: photos.PhotoSet, timeout_s: float) -> str:
     """Peaks of a real model on photos, as it runs by default and with a second worker."""
     data = photos.make(work / f"photos-{photo_set.n}", photo_set)
-    named = ("--model", model, "--pretrained", str(embeddings.random_weights(model, work)))
+    named = ("--model", model, "--pretrained", str(embeddings.random_weights(model, work)), "--gelu")
     rows = []
     for workers in (1, 2):
         done = encode(data, work / "out" / "memory-photos", timeout_s, *named, "--workers", str(workers))

@@ -43,7 +43,7 @@ class Configuration:
         """The command line."""
         if self.ours:
             command = [sys.executable, "-m", "embedpipe_cli", "encode", str(data), str(out), "--json", "--gpus", "0"]
-            return [*command, "--model", model, "--pretrained", str(weights), *self.options]
+            return [*command, "--model", model, "--pretrained", str(weights), "--gelu", *self.options]
         tars = [path.stem for path in sorted(data.glob("*.tar"))]
         # "open_clip:<model>/<checkpoint>", where an absolute path is a checkpoint, too.
         command = [str(PEER / "bin" / "clip-retrieval"), "inference", "--input_format=webdataset"]

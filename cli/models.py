@@ -116,4 +116,6 @@ def _facts(spec: ModelSpec, said: Any) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    return ",".join(f"{part:.4g}" for part in value) if isinstance(value, list) else str(value)
+    from embedpipe.model_spec import in_full
+
+    return in_full(value) if isinstance(value, list) else str(value)

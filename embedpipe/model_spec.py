@@ -7,7 +7,8 @@ loaded for it, not even torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ class ModelOptions:
     interpolation: str | None = None
     resize_mode: str | None = None
     like_tag: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not all(math.isfinite(v) and (name == "mean" or v > 0) for v in values):
+                wanted = "three numbers above 0" if name == "std" else "three finite numbers"
+                raise ModelError(f"{name} {in_full(values)}: no {_word(name)} of pixels", f"Give {wanted}")
 
     def said(self) -> dict[str, Any]:
         """The values that are given, by name; `like_tag` is none of them."""
@@ -242,4 +249,9 @@ def _word(field: str) -> str:
 def _shown(value: Any, field: str = "") -> str:
     if isinstance(value, bool):
         return "QuickGELU" if value else "GELU"
-    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
+    return in_full(value) if isinstance(value, tuple) else str(value)
+
+
+def in_full(values: Sequence[float]) -> str:
+    """Numbers as they can be typed again: not rounded, which would make another model of them."""
+    return ",".join(repr(float(value)).removesuffix(".0") for value in values)

@@ -94,7 +94,7 @@ class Copy:
         sys.path.insert(0, str(self.root))
         for name in [name for name in sys.modules if name.split(".")[0] in ("tools", "tests")]:
             del sys.modules[name]
-        options = "-x -q --tb=short -p no:cacheprovider -p no:xdist -p no:rerunfailures -m 'not slow'"
+        options = "-x -q --tb=short -p no:cacheprovider -p no:xdist -m 'not slow'"
         for file in tests:
             if pytest.main(shlex.split(f"{file} {options}")) != pytest.ExitCode.OK:
                 return 1

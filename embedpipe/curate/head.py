@@ -133,18 +133,28 @@ def _quick_gelu(claim: str, about: Mapping[str, Any]) -> bool | None:
 
 
 def _refuse_other_activation(path: str, card: EncoderCard, wanted: bool | None, trust_old_card: bool) -> None:
-    if wanted is None or not card.known:
-        return
     there = computes_quick_gelu(card)
+    if not card.known or (there is None and trust_old_card):
+        return
+    if wanted is None:
+        if has_quick_gelu(card.model):
+            these = BEFORE_ACTIVATION if there is None else f"computed with {activation_word(there)}"
+            raise RunMismatch(
+                f"{path}: nothing says whether this head is for embeddings computed with QuickGELU or GELU; these were "
+                f"{these}",
+                f'Add "quick_gelu": true or false to {Path(path).with_suffix(".json").name} beside it, or give '
+                "--head-model MODEL/TAG",
+            )
+        return
     a_head = f"{path}: a head for embeddings computed with {activation_word(wanted)}"
-    if there is None and not trust_old_card:
+    if there is None:
         then = activation_of_version_0_1(card)
         said = "" if then is None else f"; version 0.1 computed {card.model} with {activation_word(then)}"
         raise RunMismatch(
             f"{a_head}; these were {BEFORE_ACTIVATION}{said}",
             "Encode again, or score them all the same with --trust-old-card",
         )
-    if there is not None and there != wanted:
+    if there != wanted:
         raise RunMismatch(
             f"{a_head}; these were computed with {activation_word(there)}",
             "Encode with the model and tag that the head was made for, or give a head made for these",

@@ -138,12 +138,14 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         found = manifest.read_run(out)
         change = plan(out, found, config.shaping(), reader, config.overwrite)
         before = None if config.overwrite else found
+        _require_trust(out, before, config, _uncommitted(out, change, config))
         config = _settled(out, config, before, places.devices[0])
         listen(Progress(doing=f"loading {config.encoder.model}"))
         encoder, facts = _look_at_encoder(config, executor, places)
         run, change = _begin(data, out, (found, change), facts, config, reader)
         committed = take_stock(out, run, change.vanished, config.holds)
         todo = _still_to_do(run, committed, change.vanished, config)
+        _require_trust(out, before, config, [task.number for task in todo])  # some may have been found damaged
         sweep_temporaries(out, config.holds if config.part is not None else None)
         if before is not None:
             sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
@@ -174,11 +176,18 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
     """What `encode` would do, without doing it: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
-    change = plan(out, manifest.read_run(out), config.shaping(), config.reader(data), config.overwrite)
+    found = manifest.read_run(out)
+    change = plan(out, found, config.shaping(), config.reader(data), config.overwrite)
+    left = _uncommitted(out, change, config)
+    _require_trust(out, None if config.overwrite else found, config, left)
+    return change, left
+
+
+def _uncommitted(out: str, change: PlanChange, config: EncodeConfig) -> list[int]:
     left_out = set(change.vanished)
     if not config.overwrite:
         left_out.update(manifest.committed_numbers(out))
-    return change, [number for number in range(len(change.shards)) if config.holds(number) and number not in left_out]
+    return [number for number in range(len(change.shards)) if config.holds(number) and number not in left_out]
 
 
 def _look_at_encoder(
@@ -281,20 +290,30 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
 def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
     """`config` with what follows from the device, and the precision of an earlier run where none was asked for.
 
-    What version 0.1 began goes on with the model built as version 0.1 did. Raises RunMismatch unless that is wanted.
+    What version 0.1 began goes on with the model built as version 0.1 did.
     """
     encoder, stage = config.encoder, config.stage
     if before is not None and before.encoder is not None and before.encoder.dated:
-        if not config.trust_old_card:
-            raise RunMismatch(
-                f"{out}: {BEFORE_ACTIVATION}, by version 0.1",
-                "Encode into another folder, or go on with --trust-old-card: as version 0.1 built the model",
-            )
         encoder = dataclasses.replace(encoder, as_version_0_1=True)
     if encoder.precision == "auto" and before is not None and before.encoder is not None:
         encoder = dataclasses.replace(encoder, precision=before.encoder.precision)
     stage = dataclasses.replace(stage, pin_memory=device.startswith("cuda"))
     return dataclasses.replace(config, encoder=encoder, stage=stage)
+
+
+def _require_trust(out: str, before: RunCard | None, config: EncodeConfig, left: Sequence[int]) -> None:
+    """Raise RunMismatch where shards would be added to what version 0.1 wrote, unless that is wanted."""
+    if (
+        left
+        and before is not None
+        and before.encoder is not None
+        and before.encoder.dated
+        and not config.trust_old_card
+    ):
+        raise RunMismatch(
+            f"{out}: {BEFORE_ACTIVATION}, by version 0.1",
+            "Encode into another folder, or pass --trust-old-card to go on with the model as version 0.1 built it",
+        )
 
 
 def _still_to_do(run: RunCard, committed: Committed, vanished: Sequence[int], config: EncodeConfig) -> list[Task]:

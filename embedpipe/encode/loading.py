@@ -81,14 +81,15 @@ def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
 
 def _own_name(config: EncoderConfig) -> str | None:
     """open_clip's name of a model that brings its own configuration; None for one of its tables."""
-    if config.model.startswith("hf-hub:"):
-        return config.model
-    folder = model_folder(config.model)
-    if folder is None:
+    of_hub = config.model.startswith("hf-hub:")
+    folder = None if of_hub else model_folder(config.model)
+    if not of_hub and folder is None:
         return None
     if config.pretrained:
-        raise ModelError(f"{folder}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained")
-    return f"local-dir:{folder}"
+        raise ModelError(
+            f"{folder or config.model}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained"
+        )
+    return config.model if of_hub else f"local-dir:{folder}"
 
 
 def _built(spec: ModelSpec, config: EncoderConfig) -> tuple[Any, Any]:
@@ -155,9 +156,13 @@ def _missing_extra(config: EncoderConfig, package: str) -> MissingExtra:
 def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | MissingExtra:
     named = f"{config.model} {config.pretrained}".strip()
     if "download" in str(problem).lower() or "connect" in str(problem).lower():
+        instead = (
+            "copy the repository to this machine and give --model its folder"
+            if config.model.startswith("hf-hub:")
+            else "give --pretrained a checkpoint file on this machine, and --like-tag with the tag"
+        )
         return ModelError(
-            f"{named}: the weights could not be downloaded: {str(problem)[:200]}",
-            "Check the network, or give --pretrained a checkpoint file on this machine, and --like-tag with the tag",
+            f"{named}: the weights could not be downloaded: {str(problem)[:200]}", f"Check the network, or {instead}"
         )
     if isinstance(problem, ModuleNotFoundError):
         if problem.name in ("transformers", "tokenizers", "sentencepiece"):

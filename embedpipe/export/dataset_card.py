@@ -117,7 +117,7 @@ def _public(name: str) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join(repr(float(value)).removesuffix(".0") for value in values)
 
 
 def _cell(text: str) -> str:

@@ -45,10 +45,11 @@ def open_parts(paths: Sequence[str], trust_old_card: bool = False) -> tuple[Part
     parts = [_open(path) for path in paths]
     for other in parts[1:]:
         _require_same(parts[0], other, trust_old_card)
-    # Two may agree with an older card that does not tell them apart.
-    recorded = [part for part in parts if part.run.encoder is not None and not part.run.encoder.dated]
-    for other in recorded[1:]:
-        _require_same(recorded[0], other, trust_old_card)
+    # Two may agree with a third, of another age, that does not tell them apart.
+    for dated in (False, True):
+        alike = [part for part in parts if part.run.encoder is not None and part.run.encoder.dated == dated]
+        for other in alike[1:]:
+            _require_same(alike[0], other, trust_old_card)
     return tuple(replace(part, prefix=prefix) for part, prefix in zip(parts, _prefixes(parts), strict=True))
 
 

@@ -142,10 +142,12 @@ def _metadata(table: pa.Table, taken: Taken, columns: Mapping[str, str]) -> dict
         found: dict[str, list[Any]] = table.to_pydict()
         return {**found, "src_shard": [taken.source.name] * table.num_rows}
     rows: dict[str, list[Any]] = {name: [] for name in names(columns)}
-    theirs, ours = passed_through(taken.columns), passed_through(columns)
+    ours, kept = passed_through(columns), measured(columns)
+    # What was measured there, and is somebody else's column of another type here, is passed on like theirs.
+    theirs = [name for name in taken.columns if name not in kept]
     for row in table.to_pylist():
         # Null where that data set was written without: its rows are not measured anew.
-        stored = {name: row.get(name) for name in (*FIXED, *measured(columns))} | {"src_shard": taken.source.name}
+        stored = {name: row.get(name) for name in (*FIXED, *kept)} | {"src_shard": taken.source.name}
         passed = {name: row[name] for name in theirs if row[name] is not None}
         passed |= json.loads(row[EXTRA]) if row[EXTRA] else {}
         for name, value in {**stored, **split_row(passed, ours, stored)}.items():

@@ -63,7 +63,7 @@ def test_a_card_beside_it_says_the_model_and_the_activation(tmp_path):
     head = open_head(str(tmp_path / "head.safetensors"), CARD)
     with torch.no_grad():
         assert np.allclose(head.score(rows()), network(torch.from_numpy(rows())).numpy()[:, 0], atol=1e-5)
-    (tmp_path / "head.json").write_text(json.dumps({"weights_sha256": "ab" * 32}))
+    (tmp_path / "head.json").write_text(json.dumps({"weights_sha256": "ab" * 32, "quick_gelu": True}))
     open_head(str(tmp_path / "head.safetensors"), CARD)
     for text, message in (
         ("[]", "no JSON object"),
@@ -91,7 +91,13 @@ def test_a_head_for_another_model_is_refused(tmp_path):
         open_head(str(tmp_path / "sa_0_4_vit_b_32_linear.pth"), CARD, "ViT-L-14/openai")
     with pytest.raises(RunMismatch):
         open_head(path, CARD, "ab" * 3)  # too short to say anything
+    with pytest.raises(RunMismatch, match="whether this head is for embeddings computed with QuickGELU or GELU"):
+        open_head(path, CARD, "AB" * 8)  # the same weights compute with either
+    (tmp_path / "h.json").write_text(json.dumps({"quick_gelu": True}))
     assert open_head(path, CARD, "AB" * 8).layers
+    gelu = dataclasses.replace(embeddings.card(DIM, "ab" * 32, "gelu"), model="ViT-L-14", pretrained="w.pt")
+    with pytest.raises(RunMismatch, match="these were computed with GELU"):
+        open_head(path, gelu, "AB" * 8)
     assert all(model.endswith("/openai") for model in PUBLISHED.values())
 
 

@@ -145,3 +145,10 @@ def test_activations_have_one_name_in_all_libraries():
 def test_cleaning_is_told_by_what_it_does():
     for clean in ("lower", "whitespace", "canonicalize"):
         assert cleaning(open_clip.SimpleTokenizer(clean=clean)) == clean
+
+
+@pytest.mark.parametrize("pretrained", ["random", "openai"])
+def test_a_model_of_the_hub_brings_its_own_weights(pretrained):
+    """Said before the hub is asked for anything: the file would be ignored."""
+    with pytest.raises(ModelError, match="hf-hub:org/repo: brings its own weights.*Drop --pretrained"):
+        load(pretrained, "hf-hub:org/repo")

@@ -1,5 +1,6 @@
 """What is computed for a model and a tag or a file is what open_clip's own tables say, for every one of them."""
 
+import math
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from open_clip.pretrained import _PRETRAINED, get_pretrained_cfg
 
 from embedpipe import model_tables
 from embedpipe.errors import ModelError
-from embedpipe.model_spec import BARE_PREPROCESS, ModelOptions, resolve
+from embedpipe.model_spec import BARE_PREPROCESS, ModelOptions, in_full, resolve
 from tests import version_0_1
 
 PAIRS = [(model, tag) for model, tags in _PRETRAINED.items() for tag in tags]
@@ -128,7 +129,7 @@ def test_a_file_whose_tags_do_not_agree_must_be_told(checkpoint):
     ("model", "pretrained", "options", "said"),
     [
         ("ViT-B-32", "openai", {"quick_gelu": False}, "its tag says activation QuickGELU, and GELU was asked for"),
-        ("ViT-B-32", "openai", {"mean": (0.5,) * 3}, "its tag says mean 0.481455.*0.5,0.5,0.5 was asked for"),
+        ("ViT-B-32", "openai", {"mean": (0.5,) * 3}, "its tag says mean 0.48145466.*0.5,0.5,0.5 was asked for"),
         ("ViT-B-32", "openai", {"resize_mode": "squash"}, "its tag says resize mode shortest, and squash"),
         ("ViT-B-32", "openai", {"like_tag": "laion2b_s34b_b79k"}, "cannot be loaded like.*Drop --like-tag"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", {}, "trained with GELU.*--model ViT-B-32 --pretrained laion2b"),
@@ -167,3 +168,21 @@ def test_random_weights_are_the_bare_models(tmp_path):
     assert resolve("ViT-B-32", "random", ModelOptions(quick_gelu=True)).quick_gelu
     with version_0_1.registered(tmp_path):
         assert resolve(version_0_1.MODEL, "random").preprocess == BARE_PREPROCESS
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"std": (0.5, 0.0, 0.5)}, "above 0"), ({"mean": (0.5, math.nan, 0.5)}, "finite")]
+)
+def test_preprocessing_that_gives_no_numbers_is_refused(options, said):
+    with pytest.raises(ModelError, match=said):
+        ModelOptions(**options)
+
+
+@pytest.mark.parametrize("tag", ["openai", "laion2b_s32b_b82k"])
+def test_what_is_shown_can_be_typed_again(tag, checkpoint):
+    """Rounded, it would be another model."""
+    by_tag = resolve("ViT-L-14", tag)
+    mean, std = (tuple(map(float, in_full(by_tag.preprocess[name]).split(","))) for name in ("mean", "std"))
+    said = ModelOptions(quick_gelu=by_tag.quick_gelu, mean=mean, std=std)
+    assert resolve("ViT-L-14", tag, said) == by_tag
+    assert resolve("ViT-L-14", checkpoint, said) == by_tag

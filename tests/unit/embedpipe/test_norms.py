@@ -226,6 +226,20 @@ def test_merged_with_one_that_has_them_its_rows_have_null(old, tmp_path, tiny_mo
     assert verify(str(kept), shards.DEEP).whole
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "own"), [("image_norm", "float", "double"), ("text_tokens_cut", "int32", "int64")]
+)
+def test_merged_with_a_column_of_that_name_and_another_type_nothing_is_lost(name, kind, own, tmp_path):
+    image, text = np.random.default_rng(0).normal(size=(2, 4, 8))
+    theirs = write_dataset(tmp_path / "theirs", image, text, columns={name: (own, [7, 8, 9, 10])})
+    measured = write_dataset(tmp_path / "measured", image, text, columns={name: (kind, [20, 21, 22, 23])})
+    for number, order in enumerate(([theirs, measured], [measured, theirs])):
+        out = str(tmp_path / f"out{number}")
+        merge(order, out)
+        found = EmbeddingDataset(out).column(name).to_pylist()
+        assert sorted(found) == [7, 8, 9, 10, 20, 21, 22, 23]
+
+
 def test_merged_with_its_kind_nothing_is_lost(encoded_once, tmp_path, encode_config):
     shards.write_shards(tmp_path / "in", 1, 5)
     encode(str(tmp_path / "in"), str(tmp_path / "other"), encode_config())

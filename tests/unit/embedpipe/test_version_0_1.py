@@ -9,7 +9,7 @@ import pytest
 
 from embedpipe.card import BEFORE_ACTIVATION, Likeness
 from embedpipe.encode import EncoderConfig, load_encoder
-from embedpipe.encode.job import encode
+from embedpipe.encode.job import encode, plan_encode
 from embedpipe.errors import RunMismatch
 from embedpipe.index import query_encoder
 from embedpipe.load import EmbeddingDataset
@@ -136,7 +136,10 @@ def test_an_encode_goes_on_as_it_was_begun_where_somebody_says_so(written, old, 
     before = image_rows(old)
     with pytest.raises(RunMismatch, match=f"{BEFORE_ACTIVATION}.*--trust-old-card"):
         encode(shards, str(old), config())
+    with pytest.raises(RunMismatch, match=BEFORE_ACTIVATION):
+        plan_encode(shards, str(old), config())
     assert np.array_equal(image_rows(old), before)
+    assert encode(str(written / "shards"), str(old), config()).report.tasks == 0, "finished: there is nothing to trust"
     report = encode(shards, str(old), config(trust_old_card=True))
     assert (report.already, report.report.tasks) == (2, 1)
     dataset = EmbeddingDataset(str(old))
@@ -170,6 +173,14 @@ def test_two_of_version_0_1_whose_names_say_that_they_differ_do_not_mix(written,
     shards = grown(written, tmp_path / "more")
     with pytest.raises(RunMismatch, match=said):
         encode(shards, str(old), config("openai", f"{MODEL}-quickgelu", trust_old_card=True))
+
+
+def test_two_old_ones_do_not_mix_through_a_new_one(written, old, new, config, tmp_path):
+    settings = config("openai", f"{MODEL}-quickgelu")
+    encoder = dataclasses.replace(settings.encoder, as_version_0_1=True)
+    encode(str(written / "shards"), str(tmp_path / "quick"), dataclasses.replace(settings, encoder=encoder))
+    with pytest.raises(RunMismatch, match="version 0.1 computed"):
+        merge([str(new), str(old), str(tmp_path / "quick")], str(tmp_path / "out"), MergeConfig(trust_old_card=True))
 
 
 def test_two_that_an_old_card_does_not_tell_apart_do_not_merge_through_it(written, old, new, config, tmp_path):
