@@ -119,7 +119,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Remove the data set that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
 )
-@trust_option("Go on with what version 0.1 began, with the model as it built it")
+@trust_option("Continue an output that version 0.1 began, with the model as version 0.1 built it")
 @max_rejects_option(
     "A run that is past hope stops between two shards, before its end: over a count, or over twice a share of at least "
     "1,000 samples. What is committed stays."
@@ -261,7 +261,7 @@ def _print(out: str, report: Any) -> None:
     if done.rejects:
         display.table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
     if done.cut.captions:
-        click.echo(f"note: {done.cut.said(report.context_length)}; the column text_tokens_cut says of which", err=True)
+        click.echo(f"note: {done.cut.said(report.context_length)}; see the column text_tokens_cut", err=True)
     if torn := done.rejects.get("shard_truncated"):
         click.echo(
             f"warning: {counted(torn, 'input shard')} cut short or damaged; what came before is encoded, {out}/errors "

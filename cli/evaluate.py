@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
 @device_option()
-@trust_option("Compare what version 0.1 wrote with what was written later")
+@trust_option("Allow a run and embeddings of which version 0.1 wrote one")
 @json_option
 @debug_option
 def command(

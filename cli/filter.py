@@ -39,7 +39,7 @@ from .options import debug_option, dry_run_option, json_option, trust_option
     metavar="MODEL/PRETRAINED",
     help="Which model the head was made for, or the first digits of its weights' sha256, if nothing beside it says so.",
 )
-@trust_option("Score what version 0.1 wrote")
+@trust_option("Score embeddings that version 0.1 wrote")
 @click.option("--min-score", type=float, help="Keep rows with at least this score.")
 @click.option(
     "--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Side to score."

@@ -73,7 +73,7 @@ _PICTURE = click.Path(dir_okay=False)
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
 @device_option()
-@trust_option("Use what version 0.1 wrote together with what was written later")
+@trust_option("Allow a prior and a decoder of which version 0.1 wrote one")
 @click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
 @dry_run_option
 @json_option

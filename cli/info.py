@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -40,7 +40,7 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
     embedpipe info emb --html emb.html
     """
     from embedpipe import files
-    from embedpipe.card import BEFORE_ACTIVATION
+    from embedpipe.card import BEFORE_ACTIVATION, card_from, in_words
     from embedpipe.fetch import ERROR_CLASSES
     from embedpipe.info import describe, info_page, look_at
     from embedpipe.types import REJECT_CLASSES
@@ -74,7 +74,7 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
             ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, {norms}, {encoder['precision']} precision"),
             ("fingerprint", found.fingerprint[:16]),
         ]
-        rows += _towers(encoder)
+        rows += in_words(card_from(encoder))
         if found.dated:
             rows.append(("note", BEFORE_ACTIVATION))
         if predicted := encoder.get("predicted_by"):
@@ -104,21 +104,6 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
         display.table(["rejected because", "samples", "which means"], [(n, c, meanings.get(n, "")) for n, c in counts])
     display.worst_hosts(found.hosts)
-
-
-def _towers(encoder: dict[str, Any]) -> list[tuple[str, str]]:
-    """What decides the towers' numbers besides the weights, where it was recorded."""
-    if "image_tower" not in encoder:
-        return []
-    towers = [(side, encoder[f"{side}_tower"]) for side in ("image", "text")]
-    said = [f"{side} {tower['activation']}, pooled by {tower['pooling']}" for side, tower in towers]
-    images = encoder["preprocess"]
-    size = "×".join(map(str, images["size"]))
-    return [
-        ("towers", "; ".join(said)),
-        ("images", f"{size}, {images['interpolation']}, {images['resize_mode']}"),
-        ("captions", f"cleaned by {encoder['text_preprocess']['clean']}, at most {encoder['context_length']} tokens"),
-    ]
 
 
 def _norms(found: OutputInfo) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="EMB EMB... OUT")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that copy shards.")
-@trust_option("Merge what version 0.1 wrote with what was written later")
+@trust_option("Merge data sets that version 0.1 wrote with newer ones")
 @verbose_option("A line for each shard that was taken over.")
 @dry_run_option
 @json_option

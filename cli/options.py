@@ -158,11 +158,11 @@ def verbose_option(what: str) -> Callable[[_Command], _Command]:
 
 
 def trust_option(what: str) -> Callable[[_Command], _Command]:
-    """--trust-old-card → `trust_old_card`. what: is done then."""
+    """--trust-old-card → `trust_old_card`. what: it allows."""
     return click.option(
         "--trust-old-card",
         is_flag=True,
-        help=f"{what}, where all that version 0.1 recorded of the encoder agrees: it did not record the activation.",
+        help=f"{what}, if all that version 0.1 recorded of the encoder matches; it did not record the activation.",
     )
 
 
@@ -189,18 +189,30 @@ def model_options(command: _Command) -> _Command:
     """What a checkpoint file does not say of itself; see `said_of_model`, which takes it out of a command's options."""
     for option in (
         click.option(
-            "--resize-mode", type=click.Choice(["shortest", "longest", "squash"]), help="Likewise, of images."
+            "--resize-mode",
+            type=click.Choice(["shortest", "longest", "squash"]),
+            help="How images are fitted to the input size, if the checkpoint file's model has tags that differ in it.",
         ),
-        click.option("--interpolation", type=click.Choice(["bicubic", "bilinear", "random"]), help="Likewise."),
-        click.option("--std", type=PerChannel(), help="What images are divided by then, likewise."),
         click.option(
-            "--mean", type=PerChannel(), help="What is subtracted from images in 0..1, where a file does not say it."
+            "--interpolation",
+            type=click.Choice(["bicubic", "bilinear", "random"]),
+            help="Interpolation used to resize images, if the checkpoint file's model has tags that differ in it.",
+        ),
+        click.option(
+            "--std",
+            type=PerChannel(),
+            help="Per-channel standard deviation that pixel values (0 to 1) are divided by; for checkpoint files.",
+        ),
+        click.option(
+            "--mean",
+            type=PerChannel(),
+            help="Per-channel mean subtracted from pixel values (0 to 1); for checkpoint files.",
         ),
         click.option(
             "--quickgelu/--gelu",
             "quick_gelu",
             default=None,
-            help="The activation that a checkpoint file was trained with, where the model's tags do not agree on it.",
+            help="The activation that a checkpoint file was trained with, if the model's tags differ in it.",
         ),
         click.option(
             "--like-tag",

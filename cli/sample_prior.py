@@ -21,7 +21,7 @@ from .options import debug_option, dry_run_option, json_option, refuse_missing, 
 @click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows sampled at once.")
 @click.option("--gpus", type=click.IntRange(0), help="Workers, one on each GPU. Default: all GPUs there are.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, where gpus is 0.")
-@trust_option("Sample for what version 0.1 wrote a prior that was trained later, or the other way round")
+@trust_option("Allow a prior and embeddings of which version 0.1 wrote one")
 @dry_run_option
 @json_option
 @debug_option

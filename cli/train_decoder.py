@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cache-latents", is_flag=True, help="With --vae: encode each image once, and keep its latents beside the stage."
 )
-@trust_option("Train beside stages that version 0.1 trained, or on what it wrote")
+@trust_option("Allow stages or embeddings that version 0.1 wrote beside newer ones")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps of each stage.")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows of a step, of each stage, over all processes.")
 @click.option("--seed", type=click.IntRange(0), help="Of weights, order, noise and dropout, of each stage.")

@@ -165,6 +165,23 @@ class EncoderCard:
         return dataclasses.replace(self, predicted_by=None)
 
 
+def in_words(card: EncoderCard) -> list[tuple[str, str]]:
+    """What decides the numbers besides the weights, as (name, text) to show; empty where it was not recorded."""
+    if card.image_tower is None or card.text_tower is None or card.text_preprocess is None:
+        return []
+    towers = (("image", card.image_tower), ("text", card.text_tower))
+    spec = card.preprocess
+    mean, std = (", ".join(repr(value).removesuffix(".0") for value in values) for values in (spec.mean, spec.std))
+    return [
+        ("towers", "; ".join(f"{side} {tower.activation}, pooled by {tower.pooling}" for side, tower in towers)),
+        (
+            "images",
+            f"{spec.size[0]}×{spec.size[1]}, {spec.resize_mode}, {spec.interpolation}, mean {mean}, std {std}",
+        ),
+        ("captions", f"cleaned by {card.text_preprocess.clean}, at most {card.context_length} tokens"),
+    ]
+
+
 def card_from(values: Mapping[str, Any]) -> EncoderCard:
     """What `dataclasses.asdict` made of a card, read back. Raises ValueError if it is none."""
     return pydantic.TypeAdapter(EncoderCard).validate_python(values)

@@ -23,7 +23,7 @@ def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], t
         raise RunMismatch(
             f"{where}: {BEFORE_ACTIVATION}; all else agrees with the encoder of {new.model} {new.pretrained}".rstrip()
             + differs,
-            "Encode it again; --trust-old-card mixes them all the same"
+            "Encode it again, or pass --trust-old-card to mix them anyway"
             if differs
             else "If it is the same encoder, say so with --trust-old-card",
         )

@@ -132,7 +132,7 @@ def _by_bare(name: str, config: Mapping[str, Any]) -> _ByValue:
 def _of_tag(named: str, name: str, tag: str, options: ModelOptions) -> dict[str, Any]:
     values = tag_values(name, tag)
     if options.like_tag is not None and options.like_tag.lower().replace("-", "_") != tag.lower().replace("-", "_"):
-        raise ModelError(f"{named}: a tag, which cannot be loaded like {options.like_tag!r}", "Drop --like-tag")
+        raise ModelError(f"{named}: --like-tag is for checkpoint files, and {tag!r} is a tag", "Drop --like-tag")
     _refuse_contradictions(f"{named}: its tag says", values, options.said(), "Drop the option")
     return values
 
@@ -219,12 +219,13 @@ def _refuse_what_cannot_be(
 ) -> None:
     if options.quick_gelu is not None and not takes_quick_gelu(config):
         raise ModelError(
-            f"{named}: its towers are of other libraries, which decide their activation", "Drop --quickgelu or --gelu"
+            f"{named}: its towers come from timm and transformers, which set the activation",
+            "Drop --quickgelu or --gelu",
         )
     if config.get("quick_gelu", False) and not values["quick_gelu"]:
         base = name.removesuffix(QUICK_GELU_SUFFIX)
         remedy = f"Give --model {base}" if base != name else "Drop --gelu"
-        raise ModelError(f"{named}: the model {name} is the one with QuickGELU, and GELU was asked for", remedy)
+        raise ModelError(f"{named}: {name} always uses QuickGELU", remedy)
     for field, known in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
         if values[field] not in known:
             raise ModelError(f"{named}: {_word(field)} {values[field]!r}", f"Known: {', '.join(known)}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from ..card import BEFORE_ACTIVATION, in_words
 from ..load import EmbeddingDataset
 
 _NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
@@ -98,7 +99,8 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
         "image preprocessing": f"{spec.size[0]} × {spec.size[1]} px, {spec.resize_mode}, {spec.interpolation}, "
         f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
         "tokenizer": f"{card.tokenizer}, {card.context_length} tokens",
-        "fingerprint": card.fingerprint(),
+        **{f"encoder's {name}": said for name, said in in_words(card)},
+        "fingerprint": card.fingerprint() + (f", {BEFORE_ACTIVATION}" if card.dated else ""),
     }
     for name, value in rows.items():
         yield f"| {name} | {_cell(str(value))} |"

@@ -160,8 +160,8 @@ def without_norms(found: OutputInfo) -> str | None:
     if not sides:
         return None
     return (
-        f"none of {' and '.join(sides)}: written without, so its rows are no image_embeds for diffusers' decoders, "
-        "and nothing for priors that standardise raw embeddings"
+        f"not stored ({' and '.join(sides)}): the rows cannot be used as image_embeds by decoders of diffusers, nor by "
+        "priors that standardise raw embeddings"
     )
 
 

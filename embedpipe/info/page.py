@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..card import BEFORE_ACTIVATION
+from ..card import BEFORE_ACTIVATION, card_from, in_words
 from ..images.html import document, histogram, picture, table, text
 from .contents import OutputInfo, Spread, without_norms
 from .gallery import Gallery, Shown
@@ -52,6 +52,7 @@ def _facts(found: OutputInfo, kind: str) -> list[tuple[str, object]]:
     if found.encoder is not None:
         facts.append(("model", f"{found.encoder['model']} {found.encoder['pretrained']}".strip()))
         facts.append(("embeddings", f"{found.encoder['dim']} × {found.encoder['dtype']}, {found.encoder['precision']}"))
+        facts += in_words(card_from(found.encoder))
         facts.append(("fingerprint", found.fingerprint + f", {BEFORE_ACTIVATION}" * found.dated))
     if (ruled_out := without_norms(found)) is not None:
         facts.append(("norms", ruled_out))

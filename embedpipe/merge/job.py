@@ -172,7 +172,9 @@ def _continued(out: str, previous: RunCard, parts: Sequence[Part]) -> tuple[Part
     assert previous.encoder is not None
     now_card = common_card(parts)
     if now_card.dated and not previous.encoder.dated:
-        raise RunMismatch(f"{out}: its card says more than is known of a data set {BEFORE_ACTIVATION}", _ANOTHER)
+        raise RunMismatch(
+            f"{out}: this merge records the activation, and a data set given now was {BEFORE_ACTIVATION}", _ANOTHER
+        )
     manifest.refuse_difference(out, previous.encoder.facts(), now_card.facts(), "encoder", _ANOTHER)
     manifest.refuse_difference(out, previous.options, merged_options(parts[0]), "set of options", _ANOTHER)
     return (*(now[path] for path in known), *(part for part in parts if part.path not in known))

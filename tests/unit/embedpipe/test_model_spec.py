@@ -131,10 +131,15 @@ def test_a_file_whose_tags_do_not_agree_must_be_told(checkpoint):
         ("ViT-B-32", "openai", {"quick_gelu": False}, "its tag says activation QuickGELU, and GELU was asked for"),
         ("ViT-B-32", "openai", {"mean": (0.5,) * 3}, "its tag says mean 0.48145466.*0.5,0.5,0.5 was asked for"),
         ("ViT-B-32", "openai", {"resize_mode": "squash"}, "its tag says resize mode shortest, and squash"),
-        ("ViT-B-32", "openai", {"like_tag": "laion2b_s34b_b79k"}, "cannot be loaded like.*Drop --like-tag"),
+        (
+            "ViT-B-32",
+            "openai",
+            {"like_tag": "laion2b_s34b_b79k"},
+            "--like-tag is for checkpoint files.*Drop --like-tag",
+        ),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", {}, "trained with GELU.*--model ViT-B-32 --pretrained laion2b"),
-        ("ViT-B-32-quickgelu", "FILE", {"quick_gelu": False}, "is the one with QuickGELU.*Give --model ViT-B-32"),
-        ("ViT-B-32-quickgelu", "FILE", {"like_tag": "laion2b_s34b_b79k"}, "is the one with QuickGELU"),
+        ("ViT-B-32-quickgelu", "FILE", {"quick_gelu": False}, "always uses QuickGELU.*Give --model ViT-B-32"),
+        ("ViT-B-32-quickgelu", "FILE", {"like_tag": "laion2b_s34b_b79k"}, "always uses QuickGELU"),
         ("ViT-B-32", "FILE", {"like_tag": "openia"}, "no tag 'openia' to be like.*openai"),
         ("ViT-B-32", "FILE", {"like_tag": "openai", "quick_gelu": False}, "the tag openai says.*Drop one of them"),
         ("MobileCLIP-S1", "FILE", {"interpolation": "cubic"}, "interpolation 'cubic'.*Known: bicubic"),
@@ -158,7 +163,7 @@ def test_quickgelu_is_refused_where_it_would_change_nothing(checkpoint):
         if config["vision_cfg"].get("timm_model_name") and config["text_cfg"].get("hf_model_name")
     ]
     assert other
-    with pytest.raises(ModelError, match="of other libraries, which decide their activation"):
+    with pytest.raises(ModelError, match="timm and transformers, which set the activation"):
         resolve(other[0], checkpoint, ModelOptions(quick_gelu=True))
 
 

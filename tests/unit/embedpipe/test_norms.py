@@ -171,7 +171,7 @@ def test_a_data_set_of_before_says_that_it_has_none(old, embedpipe):
     assert describe(emb).norms == {}
     assert describe(emb).cut is None
     shown = " ".join(embedpipe("info", emb).stdout.replace("│", " ").split())
-    assert "none of image and text: written without" in shown
+    assert "not stored (image and text)" in shown
     assert "image_embeds" in shown
     assert "captions cut" not in shown
     assert verify(emb, shards.DEEP).whole
@@ -344,7 +344,7 @@ def test_a_data_set_written_by_hand_with_norms_is_read(tmp_path):
     assert np.allclose(data.image.raw().read(), image, atol=norms.max() * 2**-11)
     with pytest.raises(DatasetError, match="no text_norm"):
         data.text.raw()
-    assert "none of text: written without" in " ".join(embedpipe_info(folder))
+    assert "not stored (text)" in " ".join(embedpipe_info(folder))
 
 
 def embedpipe_info(folder):

@@ -193,7 +193,7 @@ def test_a_merged_set_that_says_more_takes_no_old_one(old, new, written, config,
     encode(str(written / "shards"), str(tmp_path / "again"), config())
     out = str(tmp_path / "merged")
     merge([str(new), str(tmp_path / "again")], out)
-    with pytest.raises(RunMismatch, match="says more than is known"):
+    with pytest.raises(RunMismatch, match="this merge records the activation"):
         merge([str(new), str(tmp_path / "again"), str(old)], out, MergeConfig(trust_old_card=True))
 
 
@@ -244,3 +244,11 @@ def test_a_file_is_queried_as_it_was_used(written, config, tmp_path):
     dataset = EmbeddingDataset(str(tmp_path / "file"))
     assert dataset.card.preprocess.resize_mode == "squash"
     assert query_encoder(dataset, precision="fp32").card.fingerprint() == dataset.card.fingerprint()
+
+
+def test_a_page_and_an_exported_card_say_it_too(written, new, embedpipe, tmp_path):
+    for name, data, said in (("old", written / "emb", BEFORE_ACTIVATION), ("new", new, "image quick_gelu, pooled by")):
+        assert embedpipe("info", data, "--html", tmp_path / f"{name}.html").exit_code == 0
+        assert said in (tmp_path / f"{name}.html").read_text()
+        assert embedpipe("export", data, tmp_path / f"hf-{name}", "--to", "hf").exit_code == 0
+        assert said in (tmp_path / f"hf-{name}" / "README.md").read_text()
