@@ -290,7 +290,7 @@ def test_of_others_rows_of_any_norm_are_the_raw_ones_and_unit_rows_are_not(tmp_p
     foreign.clip_retrieval(tmp_path / "unit", arrays, captions)
     with pytest.raises(DatasetError, match=WITHOUT):
         EmbeddingDataset(str(tmp_path / "unit")).image.raw()
-    assert "written without" in embedpipe("info", tmp_path / "unit").stdout
+    assert "not stored" in embedpipe("info", tmp_path / "unit").stdout
     long = {
         side: (array.astype(np.float32) * np.linspace(3, 9, 12)[:, None]).astype(np.float16)
         for side, array in arrays.items()
