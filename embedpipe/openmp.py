@@ -2,8 +2,8 @@
 
 By default libgomp's threads spin for milliseconds at the end of each parallel region. On a machine with other work, a
 spinning thread takes the core from the one it is waiting for, and small models take several times as long. Threads that
-sleep at once cost a system call for every small operation instead. A short spin has most of both; the figures are in
-`benchmarks/results/openmp_wait_*.md`.
+sleep at once cost a system call for every small operation instead. A short spin is between the two;
+`benchmarks/openmp_wait.py` compares settings, alone and beside other work.
 """
 
 from __future__ import annotations
