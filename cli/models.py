@@ -116,6 +116,6 @@ def _facts(spec: ModelSpec, said: Any) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    from embedpipe.model_spec import in_full
+    from embedpipe.wording import in_full
 
     return in_full(value) if isinstance(value, list) else str(value)

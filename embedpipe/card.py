@@ -12,6 +12,8 @@ from typing import Any
 
 import pydantic
 
+from .wording import in_full
+
 
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec:
@@ -171,12 +173,12 @@ def in_words(card: EncoderCard) -> list[tuple[str, str]]:
         return []
     towers = (("image", card.image_tower), ("text", card.text_tower))
     spec = card.preprocess
-    mean, std = (", ".join(repr(value).removesuffix(".0") for value in values) for values in (spec.mean, spec.std))
     return [
         ("towers", "; ".join(f"{side} {tower.activation}, pooled by {tower.pooling}" for side, tower in towers)),
         (
             "images",
-            f"{spec.size[0]}×{spec.size[1]}, {spec.resize_mode}, {spec.interpolation}, mean {mean}, std {std}",
+            f"{spec.size[0]}×{spec.size[1]}, {spec.resize_mode}, {spec.interpolation}, mean {in_full(spec.mean)}, "
+            f"std {in_full(spec.std)}",
         ),
         ("captions", f"cleaned by {card.text_preprocess.clean}, at most {card.context_length} tokens"),
     ]

@@ -8,7 +8,7 @@ loaded for it, not even torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from . import model_tables
 from .architecture import ModelSpec, of_config, takes_quick_gelu
 from .errors import ModelError, did_you_mean
 from .model_tables import QUICK_GELU_SUFFIX
+from .wording import in_full
 
 # `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
 RANDOM = "random"
@@ -251,8 +252,3 @@ def _shown(value: Any, field: str = "") -> str:
     if isinstance(value, bool):
         return "QuickGELU" if value else "GELU"
     return in_full(value) if isinstance(value, tuple) else str(value)
-
-
-def in_full(values: Sequence[float]) -> str:
-    """Numbers as they can be typed again: not rounded, which would make another model of them."""
-    return ",".join(repr(float(value)).removesuffix(".0") for value in values)

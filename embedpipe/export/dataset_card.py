@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ..card import BEFORE_ACTIVATION, in_words
 from ..load import EmbeddingDataset
+from ..wording import in_full
 
 _NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 # What YAML takes between double quotes as it is; JSON lets more through.
@@ -97,7 +98,7 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
         "L2-normalised": "yes" if card.normalised else "no",
         "computed in": card.precision,
         "image preprocessing": f"{spec.size[0]} × {spec.size[1]} px, {spec.resize_mode}, {spec.interpolation}, "
-        f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
+        f"mean {in_full(spec.mean)}, std {in_full(spec.std)}",
         "tokenizer": f"{card.tokenizer}, {card.context_length} tokens",
         **{f"encoder's {name}": said for name, said in in_words(card)},
         "fingerprint": card.fingerprint() + (f", {BEFORE_ACTIVATION}" if card.dated else ""),
@@ -116,10 +117,6 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
 def _public(name: str) -> str:
     """The name of a model, or the last part of a path on somebody's machine."""
     return name.rstrip("/").rpartition("/")[2] if name.startswith("/") else name
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(repr(float(value)).removesuffix(".0") for value in values)
 
 
 def _cell(text: str) -> str:

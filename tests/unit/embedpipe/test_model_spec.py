@@ -11,7 +11,8 @@ from open_clip.pretrained import _PRETRAINED, get_pretrained_cfg
 
 from embedpipe import model_tables
 from embedpipe.errors import ModelError
-from embedpipe.model_spec import BARE_PREPROCESS, ModelOptions, in_full, resolve
+from embedpipe.model_spec import BARE_PREPROCESS, ModelOptions, resolve
+from embedpipe.wording import in_full
 from tests import version_0_1
 
 PAIRS = [(model, tag) for model, tags in _PRETRAINED.items() for tag in tags]
