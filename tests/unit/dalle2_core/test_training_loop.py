@@ -224,7 +224,7 @@ def die(report):
 whole = stored.write_tensors
 def torn(path, tensors):
     whole(path, tensors)
-    if inside_save and str(at) in str(path) and path.stem == "optimizer":
+    if inside_save and path.parent.name == f".step-{{at:09d}}.tmp" and path.stem == "optimizer":
         os.kill(os.getpid(), signal.SIGKILL)
 stored.write_tensors = torn
 t.go(folder, on_step=die)
