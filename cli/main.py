@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import click
 
+from embedpipe.imports import uncollected
 from embedpipe.openmp import bound_spinning
 
 from .options import debugging
@@ -59,7 +60,8 @@ class LazyGroup(click.Group):
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
+        with uncollected():
+            module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
         command: click.Command = module.command
         return command
 

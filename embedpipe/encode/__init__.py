@@ -6,12 +6,14 @@ The room itself is callable: `embedpipe.encode(data, out, config)` is `embedpipe
 from __future__ import annotations
 
 from ..errors import ModelError, did_you_mean
+from ..imports import uncollected
 from ..room import callable_as
 from .base import Encoder, EncoderConfig
 
 
 def _open_clip(config: EncoderConfig, device: str) -> Encoder:
-    from . import loading  # imports open_clip and torchvision: only when it is asked for
+    with uncollected():
+        from . import loading  # imports open_clip and torchvision: only when it is asked for
 
     return loading.load(config, device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
+from ..imports import uncollected
 from ..openmp import bounded_in_children
 from ..progress import Listener, Progress, TaskReport
 from .base import Outcome, Task, Tasks, Work
@@ -65,13 +67,15 @@ class _PipeDesk:
             raise _ParentGone from problem
 
 
-def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None:
+def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> None:
     """The life of a worker process: get ready, then task after task until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
     desk = _PipeDesk(connection, parent, lambda: os._exit(1))
     try:
         with contextlib.suppress(_ParentGone, OSError):
+            with uncollected():
+                work: Work = pickle.loads(pickled)
             failed = attempt(lambda: work.start(worker)(desk))
             if failed is not None:
                 connection.send(failed)
@@ -128,7 +132,7 @@ class _Crew:
 
     def __init__(self, work: Work, ledger: Ledger) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._work = work
+        self._work = pickle.dumps(work)  # so that the worker decides how what it imports (torch) is loaded
         self._ledger = ledger
         self.seats: dict[Connection, _Seat] = {}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EmbedpipeError, WorkerDied
+from ..imports import uncollected
 from ..openmp import bound_spinning
 from ..progress import Listener
 from .base import Outcome, Tasks, Work, Worker
@@ -102,7 +103,8 @@ class _InFolder:
     def start(self, worker: int) -> Worker:
         """See `Work.start`."""
         bound_spinning()
-        work: Work = pickle.loads(self.work)
+        with uncollected():
+            work: Work = pickle.loads(self.work)
         return _in_folder(self.folder, work.start, worker)
 
 

@@ -19,8 +19,8 @@ def site():
         yield running
 
 
-def killed_then_finished(start, out, arguments, shards):
-    """Run the command, kill it once it has committed a shard, and let it come to its end."""
+def killed_then_finished(start, finish, out, arguments, shards):
+    """Run the command as a process, kill it once it has committed a shard, and finish what it began in this one."""
     run = start(*arguments)
     end = time.monotonic() + 600
     while run.poll() is None and len(manifest.committed_numbers(str(out))) < 1:
@@ -29,13 +29,12 @@ def killed_then_finished(start, out, arguments, shards):
     run.kill()
     run.communicate()
     assert 1 <= len(manifest.committed_numbers(str(out))) <= shards
-    run = start(*arguments)
-    _, stderr = run.communicate(timeout=600)
-    assert run.returncode == 0, stderr
+    run = finish(*arguments)
+    assert run.exit_code == 0, run.stderr
 
 
 @pytest.mark.slow
-def test_rows_and_keys_agree_from_the_table_to_the_embeddings(site, tmp_path, tiny_model, embedpipe_process):
+def test_rows_and_keys_agree_from_the_table_to_the_embeddings(site, tmp_path, tiny_model, embedpipe, embedpipe_process):
     lines = []
     for i in range(60):
         page = (
@@ -46,9 +45,9 @@ def test_rows_and_keys_agree_from_the_table_to_the_embeddings(site, tmp_path, ti
     shards, emb = tmp_path / "shards", tmp_path / "emb"
     fetching = ["fetch", tmp_path / "t.csv", shards, "--samples-per-shard", 10, "--allow-host", "127.0.0.1"]
     fetching += ["--threads", 2, "--processes", 1, "--retries", 0]
-    killed_then_finished(embedpipe_process, shards, fetching, 6)
+    killed_then_finished(embedpipe_process, embedpipe, shards, fetching, 6)
     encoding = ["encode", shards, emb, "--model", tiny_model, "--gpus", 0, "--workers", 1, "--batch-size", 2]
-    killed_then_finished(embedpipe_process, emb, encoding, 6)
+    killed_then_finished(embedpipe_process, embedpipe, emb, encoding, 6)
 
     def agree():
         rows = table_of(shards).to_pylist()
@@ -64,10 +63,9 @@ def test_rows_and_keys_agree_from_the_table_to_the_embeddings(site, tmp_path, ti
     before = agree()
     # Urls that repeat with another caption are pairs of their own; what is retried is encoded as new shards.
     assert any(row["duplicate_of"] for row in table_of(shards).to_pylist())
-    retry = embedpipe_process(*fetching, "--retry-failed", "--only", "5xx")
-    assert retry.wait(250) == 0
-    again = embedpipe_process(*encoding)
-    assert again.wait(250) == 0
+    for command in ([*fetching, "--retry-failed", "--only", "5xx"], encoding):
+        run = embedpipe(*command)
+        assert run.exit_code == 0, run.stderr
     assert agree() > before
     keys = [row["key"] for path in sorted(shards.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert len(set(keys)) == len(keys)

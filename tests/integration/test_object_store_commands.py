@@ -20,7 +20,7 @@ from tests.objectstore import Fault
 pytestmark = pytest.mark.slow
 
 SHARE = 0.05
-SHARDS = 20
+SHARDS = 17  # a folder is listed where more than 16 of its files are asked for
 
 
 @pytest.fixture(scope="module")

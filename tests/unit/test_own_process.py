@@ -22,6 +22,7 @@ ALLOWED = {
     ("embedpipe/execute/threads.py", "torch_threads"): {"torch.set_num_threads"},  # puts back what was there
     ("embedpipe/fetch/worker.py", "main"): {"os._exit", "os.dup2", "sys.modules"},  # the download process begins
     ("embedpipe/fetch/download.py", "kill"): {"os.killpg"},  # the group of a child, which leads it and is not reaped
+    ("embedpipe/imports.py", "uncollected"): {"gc.disable", "gc.enable"},  # puts back what was there
     ("dalle2_core/training/loop.py", "_interrupt_deferred"): {"signal.signal"},  # puts back what was there
 }
 OF_ONE_PROCESS = {
@@ -29,6 +30,7 @@ OF_ONE_PROCESS = {
     "signal": {"signal", "alarm", "setitimer", "pthread_kill", "set_wakeup_fd"},
     "sys": {"exit"},
     "resource": {"setrlimit"},
+    "gc": {"disable", "enable", "freeze", "set_threshold", "set_debug"},
     "faulthandler": {"enable", "register", "dump_traceback_later"},
     "multiprocessing": {"set_start_method"},
     "_thread": {"interrupt_main"},
