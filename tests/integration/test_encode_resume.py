@@ -1,7 +1,6 @@
 """encode as a process of its own, ended in every way there is: run again, it gives what an undisturbed run gives."""
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -27,17 +26,6 @@ def command(source, out, model, workers):
         *(sys.executable, "-m", "embedpipe_cli", "encode", str(source), str(out), "--model", model, "--gpus", "0"),
         *("--workers", str(workers), "--threads", "1", "--batch-size", "4", "--json"),
     ]
-
-
-def start(arguments):
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def fork(arguments, stderr=os.devnull):
@@ -95,13 +83,10 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, tiny_model, tmp_path_factory):
+def undisturbed(source, tiny_model, tiny_encoder, tmp_path_factory):
     """Files of a run nobody touched."""
     out = tmp_path_factory.mktemp("undisturbed") / "emb"
-    process = start(command(source, out, tiny_model, 1))
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    assert json.loads(stdout)["rows"] == SHARDS * PER_SHARD
+    assert ended(fork(command(source, out, tiny_model, 1))) == 0
     return shards.tree(out)
 
 
