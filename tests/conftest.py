@@ -1,5 +1,6 @@
 """What many tests share: one tiny real model and one small encoded data set for the whole session."""
 
+import gc
 import os
 import shutil
 import signal
@@ -48,6 +49,16 @@ def pytest_xdist_make_scheduler(config, log):
             return "on a cluster" if file.rpartition("/")[2] in ON_A_CLUSTER else file
 
     return ByFile(config, log)
+
+
+# To look through all of torch for garbage, while it is imported and ever again, takes a tenth of the time.
+gc.disable()
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: collections look at what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

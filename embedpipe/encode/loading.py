@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
+import json
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +107,22 @@ def _built(spec: ModelSpec, config: EncoderConfig) -> tuple[Any, Any]:
         pretrained_text=not random,
         require_pretrained=not random,
     )
-    return model, open_clip.get_tokenizer(spec.model)
+    return model, _tokenizer(spec)
+
+
+def _tokenizer(spec: ModelSpec) -> Any:
+    if spec.needs_transformers:
+        return open_clip.get_tokenizer(spec.model)
+    text = spec.text_preprocess
+    return _bpe_tokenizer(
+        open_clip.get_tokenizer, spec.model, spec.context_length, text.clean, json.dumps(text.options, sort_keys=True)
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _bpe_tokenizer(get: Callable[[str], Any], model: str, *options: Any) -> Any:
+    # Reading its vocabulary takes longer than all else about a small model. A folder's options may have changed.
+    return get(model)
 
 
 def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:

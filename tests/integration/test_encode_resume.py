@@ -83,7 +83,7 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, tiny_model, tmp_path_factory):
+def undisturbed(source, tiny_model, tiny_encoder, tmp_path_factory):
     """Files of a run nobody touched."""
     folder = tmp_path_factory.mktemp("undisturbed")
     out, said = folder / "emb", folder / "stderr"

@@ -226,7 +226,7 @@ def test_a_finished_output_is_left_alone_and_grows_by_files(tmp_path):
     tables.mkdir()
     refused_urls(tables / "m.csv", 5)
     out = str(tmp_path / "out")
-    config = FetchConfig(samples_per_shard=2)
+    config = FetchConfig(samples_per_shard=2, processes=1, resizer="opencv")
     first = fetch(str(tables), out, config)
     assert (first.rows, first.succeeded, first.failed, first.shards_now) == (5, 0, {"refused_address": 5}, 3)
     before = shard_bytes(out)

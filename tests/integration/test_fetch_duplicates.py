@@ -34,7 +34,9 @@ def images_of(out):
 
 
 def config(**options):
-    return FetchConfig(**{"samples_per_shard": 3, "allow_hosts": HERE, "processes": 2, "retries": 0, **options})
+    return FetchConfig(
+        **{"samples_per_shard": 3, "allow_hosts": HERE, "processes": 2, "retries": 0, "resizer": "opencv", **options}
+    )
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=5), st.integers(1, 4))

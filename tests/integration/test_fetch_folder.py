@@ -1,5 +1,6 @@
 """A folder of images with captions beside them goes into the same shards, without HTTP."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from embedpipe.verify import verify
 from tests import shards
 from tests.integration.test_fetch import shard_bytes, table_of
 
-CONFIG = FetchConfig(samples_per_shard=4, image_size=32, processes=1, min_image_size=10)
+CONFIG = FetchConfig(samples_per_shard=4, image_size=32, processes=1, min_image_size=10, resizer="opencv")
 
 
 def photo(folder, name, seed, caption=None, fields=None, size=(40, 60)):
@@ -85,7 +86,7 @@ def test_every_stem_is_one_row_with_its_caption_fields_or_failure(photos, tmp_pa
 
 def test_it_goes_on_grows_and_refuses_what_changed(photos, tmp_path):
     out = str(tmp_path / "out")
-    chosen = FetchConfig(samples_per_shard=4, image_size=32, processes=1, min_image_size=10, drop_duplicates=True)
+    chosen = dataclasses.replace(CONFIG, drop_duplicates=True)
     fetch(str(photos), out, chosen)
     assert table_of(out).column("error_class").to_pylist().count("duplicate") == 1  # h.jpg is a.jpg
     expected = shard_bytes(out)
@@ -104,9 +105,9 @@ def test_it_goes_on_grows_and_refuses_what_changed(photos, tmp_path):
 
 def test_retries_take_images_again(photos, tmp_path):
     out = str(tmp_path / "out")
-    chosen = FetchConfig(samples_per_shard=4, processes=1)
+    chosen = FetchConfig(samples_per_shard=4, processes=1, resizer="opencv")
     first = fetch(str(photos), out, chosen)
-    again = fetch(str(photos), out, FetchConfig(samples_per_shard=4, processes=1, retry_failed=True))
+    again = fetch(str(photos), out, dataclasses.replace(chosen, retry_failed=True))
     assert again.failed == first.failed
     assert again.retried == 2  # neither e.jpg nor alone.txt
     photo(photos, "z.jpg", 9, "last")

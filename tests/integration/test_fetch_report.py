@@ -68,7 +68,7 @@ def test_what_stops_a_run_is_in_its_report(tmp_path):
                 raise KeyboardInterrupt
 
         out = tmp_path / "out"
-        config = FetchConfig(samples_per_shard=3, processes=1, allow_hosts=("127.0.0.1",))
+        config = FetchConfig(samples_per_shard=3, processes=1, allow_hosts=("127.0.0.1",), resizer="opencv")
         with pytest.raises(KeyboardInterrupt):
             fetch(str(tmp_path / "t.txt"), str(out), config, stop)
         document = json.loads((out / "reports" / "00001.json").read_text())

@@ -31,7 +31,14 @@ def site():
 
 def config(**options):
     return FetchConfig(
-        **{"samples_per_shard": 4, "allow_hosts": ("127.0.0.1",), "processes": 1, "retries": 0, **options}
+        **{
+            "samples_per_shard": 4,
+            "allow_hosts": ("127.0.0.1",),
+            "processes": 1,
+            "retries": 0,
+            "resizer": "opencv",
+            **options,
+        }
     )
 
 

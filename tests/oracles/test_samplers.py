@@ -25,7 +25,7 @@ class GaussianNetwork(torch.nn.Module):
         self.predicts = predicts
 
     def forward(self, x_t, t, condition, self_cond):
-        alpha, sigma = self.schedule.alpha(t)[0], self.schedule.sigma(t)[0]
+        alpha, sigma = self.schedule.alpha(t[0]), self.schedule.sigma(t[0])
         gain = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * torch.eye(2))
         x0 = MEAN + (x_t - alpha * MEAN) @ gain.T
         return self.predicts.target(x0, (x_t - alpha * x0) / sigma, alpha, sigma)

@@ -122,7 +122,11 @@ def image_shards(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("images")
     shards.write_files(root / "photos", [*shards.samples(12), ("bad.jpg", b"x"), ("bad.txt", b"c")])
-    fetch(str(root / "photos"), str(root / "shards"), FetchConfig(samples_per_shard=5, image_size=32))
+    fetch(
+        str(root / "photos"),
+        str(root / "shards"),
+        FetchConfig(samples_per_shard=5, image_size=32, processes=1, resizer="opencv"),
+    )
     assert verify(str(root / "shards"), shards.DEEP).whole
     return str(root / "shards")
 

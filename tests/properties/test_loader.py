@@ -1,5 +1,6 @@
 """The loader's stream: every row once in an epoch, the same stream for every world size, cut and resumed anywhere."""
 
+import functools
 from itertools import islice
 
 import numpy as np
@@ -26,10 +27,14 @@ def dataset(request, tmp_path_factory):
         yield EmbeddingDataset(embeddings.write_dataset(root, values, -values, shards=6, format=written))
 
 
+@functools.cache
+def known(dataset):
+    return {tuple(row): number for number, row in enumerate(dataset.image[:].astype(np.float32))}
+
+
 def numbers(dataset, array):
     """Which rows of the data set these are."""
-    known = {tuple(row): number for number, row in enumerate(dataset.image[:].astype(np.float32))}
-    return [known[tuple(row)] for row in array]
+    return [known(dataset)[tuple(row)] for row in array]
 
 
 splits = st.sets(st.integers(0, ROWS - 1), min_size=1).map(sorted)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
+import importlib.machinery
+import importlib.util
 import os
+from types import ModuleType
 
 from ..picture import PictureRules, Resizer
 from .base import Kind
@@ -12,7 +15,7 @@ from .base import Kind
 def _make(rules: PictureRules, quality: int) -> Resizer:
     # albumentations, inside it, would ask PyPI for its newest version at every start, and warn of it.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    resizer: Resizer = importlib.import_module("img2dataset.resizer").Resizer(
+    resizer: Resizer = _module().Resizer(
         image_size=rules.image_size,
         resize_mode=rules.resize_mode,
         resize_only_if_bigger=rules.only_if_bigger,
@@ -20,6 +23,20 @@ def _make(rules: PictureRules, quality: int) -> Resizer:
         encode_quality=quality,
     )
     return resizer
+
+
+@functools.cache
+def _module() -> ModuleType:
+    # The one file of the package that is needed. The package itself imports torch, ray and wandb: seconds for each
+    # download process, and hundreds of megabytes.
+    package = importlib.util.find_spec("img2dataset")
+    assert package is not None, "`choose` looked for it"
+    spec = importlib.machinery.PathFinder.find_spec("img2dataset.resizer", package.submodule_search_locations)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # It imports imghdr, which Python 3.13 removed.

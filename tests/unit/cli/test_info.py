@@ -134,7 +134,8 @@ def test_the_page_is_made_where_pictures_are_gone_or_moved(embedpipe, hostile, t
 
 def test_a_page_of_image_shards_shows_pictures_and_failures(embedpipe, tmp_path):
     shards.write_files(tmp_path / "photos", [*shards.samples(7), ("bad.jpg", b"x"), ("bad.txt", HOSTILE.encode())])
-    fetched = embedpipe("fetch", tmp_path / "photos", tmp_path / "shards", "--samples-per-shard", 4)
+    options = ("--samples-per-shard", 4, "--processes", 1, "--resizer", "opencv")
+    fetched = embedpipe("fetch", tmp_path / "photos", tmp_path / "shards", *options)
     assert fetched.exit_code == 0, fetched.stderr
     result = embedpipe("info", tmp_path / "shards", "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.stderr

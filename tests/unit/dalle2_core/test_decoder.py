@@ -478,6 +478,12 @@ def test_unknown_keyword_names_the_near_one():
         single(timestep=3)
 
 
+@pytest.fixture(scope="module")
+def idle():
+    """A cascade that never gets to work."""
+    return cascade()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -514,10 +520,10 @@ def test_unknown_keyword_names_the_near_one():
         ({"image_embed": embeds(), "max_batch_size": 0}, "max_batch_size is 0"),
     ],
 )
-def test_bad_requests_are_refused_before_the_first_step(arguments, text):
-    decoder, calls = cascade(), []
+def test_bad_requests_are_refused_before_the_first_step(idle, arguments, text):
+    calls = []
     with pytest.raises((ShapeError, ConfigError), match=text):
-        decoder.sample(**arguments, on_step=lambda *it: calls.append(it))
+        idle.sample(**arguments, on_step=lambda *it: calls.append(it))
     assert calls == []
 
 

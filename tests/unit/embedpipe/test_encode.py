@@ -530,7 +530,7 @@ def test_what_a_killed_worker_left_half_written_is_gone_at_the_end(tmp_path, enc
     assert sorted(path.name for path in left.parent.iterdir()) == ["metadata_00000.parquet", "metadata_00001.parquet"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # each of two imports torch anew
 def test_an_output_that_cannot_be_written_ends_the_run_at_once(tmp_path, encode_config, workers):
     """Also where a worker waits for its next shard while the last one fails to be written."""
     source = shards.write_shards(tmp_path / "in", shards=6, per_shard=4)

@@ -1,6 +1,8 @@
 """Every resizer gives the bytes that img2dataset's gives."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +54,16 @@ def test_the_same_bytes_of_and_as_any_format(name, image_format, format):
         data = body("RGB", 131, 90, format)
         left, right = both(name, data, image_format, quality, resize_mode="keep_ratio", only_if_bigger=True)
         assert left == right
+
+
+def test_it_loads_none_of_what_the_resizer_does_not_need():
+    """Each download process makes one."""
+    program = (
+        "import sys; from embedpipe.fetch import resizers; from embedpipe.fetch.picture import PictureRules\n"
+        "resizers.make('img2dataset', PictureRules(64, 'border', True, 0, 0.0, True, 'jpg'), 95)\n"
+        "print({'torch', 'ray', 'wandb', 'pandas'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", body("RGB", 90, 70)[:60]])

@@ -92,6 +92,14 @@ def test_another_tokenizer_is_an_error(file, monkeypatch):
         load()
 
 
+def test_captions_are_cleaned_as_the_folder_says_now(tmp_path):
+    """Tokenizers are kept for the next model that is loaded with the same options."""
+    for clean in ("lower", "whitespace", "lower"):
+        text = {**tiny_clip.VIT["text_cfg"], "tokenizer_kwargs": {"clean": clean}}
+        folder = tiny_clip.write(tmp_path / "tiny", {**tiny_clip.VIT, "text_cfg": text})
+        assert load("", folder).card.text_preprocess.clean == clean
+
+
 def test_what_open_clip_warns_of_is_heard(file, monkeypatch, caplog):
     create = open_clip.create_model
 

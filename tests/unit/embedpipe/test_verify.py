@@ -392,7 +392,11 @@ def fetched_once(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("fetched")
     shards.write_files(root / "photos", [*shards.samples(7), ("bad.jpg", b"x"), ("bad.txt", b"c")])
-    fetch(str(root / "photos"), str(root / "shards"), FetchConfig(samples_per_shard=4, image_size=32))
+    fetch(
+        str(root / "photos"),
+        str(root / "shards"),
+        FetchConfig(samples_per_shard=4, image_size=32, processes=1, resizer="opencv"),
+    )
     return root
 
 
@@ -456,7 +460,10 @@ def test_repaired_image_shards_are_fetched_again(fetched, fetched_once):
 
     (fetched / "00001.tar").write_bytes(b"x")
     assert verify(str(fetched), VerifyConfig(repair=True)).dropped == (1,)
-    photos, config = str(fetched_once / "photos"), FetchConfig(samples_per_shard=4, image_size=32)
+    photos, config = (
+        str(fetched_once / "photos"),
+        FetchConfig(samples_per_shard=4, image_size=32, processes=1, resizer="opencv"),
+    )
     assert fetch(photos, str(fetched), config).shards_now == 1
     assert (fetched / "00001.tar").read_bytes() == (fetched_once / "shards" / "00001.tar").read_bytes()
 
