@@ -144,6 +144,7 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
+    from embedpipe import manifest
     from embedpipe.model_name import model_folder, refuse_unknown
     from embedpipe.model_spec import resolve
     from embedpipe.model_tables import known_name
@@ -152,7 +153,9 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
         refuse_unknown(options["model"])
         in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
-        if in_tables and not options["trust_old_card"]:
+        before = None if options["overwrite"] else manifest.read_run(out)
+        # What version 0.1 began goes on in its own way, or not at all: `encode` says which.
+        if in_tables and not (before is not None and before.dated):
             resolve(options["model"], options["pretrained"], said)
 
     from embedpipe.encode.job import encode

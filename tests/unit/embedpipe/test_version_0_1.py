@@ -150,6 +150,37 @@ def test_an_encode_goes_on_as_it_was_begun_where_somebody_says_so(written, old, 
     assert cosines(rows[:6], rows[12:]).min() > 1 - 1e-6
 
 
+def test_what_an_output_is_comes_before_what_a_checkpoint_file_does_not_say(written, old, embedpipe, tmp_path):
+    """Version 0.1 asked of no file what it was trained with: naming an option would lead to the next error."""
+    command = (
+        old,
+        "--model",
+        MODEL,
+        "--pretrained",
+        written / "tiny.safetensors",
+        "--gpus",
+        "0",
+        "--precision",
+        "fp32",
+    )
+    shards = grown(written, tmp_path / "shards")
+    trust = "pass --trust-old-card to go on with the model as version 0.1 built it"
+    for more, said in ((), trust), (("--gelu",), f"{trust}, without options of activation and preprocessing"):
+        for dry in (), ("--dry-run",), ("--trust-old-card",) * bool(more):
+            refused = embedpipe("encode", shards, *command, *more, *dry)
+            assert refused.exit_code == 1
+            assert refused.stderr.splitlines() == [
+                f"error: {old}: {BEFORE_ACTIVATION}. Encode into another folder, or {said}"
+            ]
+    done = embedpipe("encode", shards, *command, "--trust-old-card")
+    assert done.exit_code == 0, done.stderr
+    again = embedpipe("encode", shards, *command)
+    assert "nothing to do" in again.stdout, again.stderr
+    # Begun again, it is an output of today's.
+    refused = embedpipe("encode", shards, *command, "--overwrite", "--trust-old-card")
+    assert "a file does not say how it was trained" in refused.stderr
+
+
 def test_old_and_new_merge_only_where_somebody_says_so(old, new, tmp_path):
     out = str(tmp_path / "merged")
     with pytest.raises(RunMismatch, match=r"old: written before.*version 0.1 computed .* with GELU.*QuickGELU"):
