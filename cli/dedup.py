@@ -117,6 +117,7 @@ def command(
         workers=workers,
         cluster=Cluster(address),
     )
+    display.note_old_data(emb)
     if dry_run:
         display.print_json({"plan": display.plain(plan_dedup(emb, config)), "config": display.plain(config)})
         return

@@ -56,6 +56,7 @@ def command(
     from . import display, prior_sampling
 
     sampling = prior_sampling.SamplingConfig(seed, steps, candidates, sampler, cond_scale)
+    display.note_old_data(emb)
     if dry_run:
         from embedpipe.load import EmbeddingDataset
 

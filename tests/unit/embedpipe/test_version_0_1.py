@@ -19,6 +19,9 @@ from tests import version_0_1
 from tests.version_0_1 import MODEL
 
 FINGERPRINT = "1a2aaddd"
+# A decoder of one stage, trained in a second.
+SMALL = ["--sizes", "8", "--dims", "8", "--timesteps", "4", "--steps", "1", "--batch-size", "4", "--valid-share", "0.3"]
+SMALL += ["--device", "cpu", "--set", "stages.1.network.dim_mults=[1]", "--score-rows", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,40 @@ def test_commands_say_what_it_is(written, embedpipe):
     assert json.loads(embedpipe("info", written / "emb", "--json").stdout)["fingerprint_version"] == 1
     checked = embedpipe("verify", written / "emb", "--deep")
     assert (checked.exit_code, BEFORE_ACTIVATION in checked.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train-prior", "EMB", "OUT", "--prior", "ridge", "--valid-share", "0.3", "--device", "cpu"),
+        ("train-decoder", "SHARDS", "EMB", "OUT", *SMALL),
+        ("export", "EMB", "OUT", "--to", "hf"),
+        ("export", "EMB", "OUT", "--images", "--data", "SHARDS"),
+        ("filter", "EMB", "OUT", "--min-similarity", "-1", "--examples", "0"),
+        ("dedup", "EMB", "OUT", "--confirm", "none", "--pairs", "0", "--threshold", "0.9"),
+        ("index", "EMB"),
+        ("evaluate", "EMB", "--split", "train", "--device", "cpu"),
+        ("merge", "EMB", "EMB", "OUT"),
+        ("sample-prior", "EMB", "OUT", "--prior", "PRIOR", "--gpus", "0", "--trust-old-card"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_whatever_reads_it_says_once_what_it_is(command, written, old, new, embedpipe, tmp_path):
+    places = {"SHARDS": written / "shards", "PRIOR": written / "prior"}
+    for emb in old, new:
+        twin = shutil.copytree(emb, tmp_path / f"{emb.name}-too") if command[0] == "merge" else None
+        data = iter((emb, twin))
+        words = [
+            next(data) if word == "EMB" else places.get(word, f"{emb}-out" if word == "OUT" else word)
+            for word in command
+        ]
+        dry = ("--dry-run",) * (command[0] != "evaluate")
+        for more in dry, ("--json",):
+            done = embedpipe(*words, *more)
+            assert done.exit_code == 0, done.stderr
+            said = [f"note: {path}: {BEFORE_ACTIVATION}" for path in (emb, twin) if path and emb is old]
+            assert [line for line in done.stderr.splitlines() if BEFORE_ACTIVATION in line] == said
+            assert BEFORE_ACTIVATION not in done.stdout
 
 
 def test_new_ones_do_not_say_it(new, embedpipe):
