@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from embedpipe.model_tables import INTERPOLATIONS, RESIZE_MODES
+
 if TYPE_CHECKING:
     from embedpipe.model_spec import ModelOptions
     from embedpipe.progress import RejectLimit
@@ -190,12 +192,12 @@ def model_options(command: _Command) -> _Command:
     for option in (
         click.option(
             "--resize-mode",
-            type=click.Choice(["shortest", "longest", "squash"]),
+            type=click.Choice(RESIZE_MODES),
             help="How images are fitted to the input size, if the checkpoint file's model has tags that differ in it.",
         ),
         click.option(
             "--interpolation",
-            type=click.Choice(["bicubic", "bilinear", "random"]),
+            type=click.Choice(INTERPOLATIONS),
             help="Interpolation used to resize images, if the checkpoint file's model has tags that differ in it.",
         ),
         click.option(

@@ -16,7 +16,7 @@ from typing import Any
 from . import model_tables
 from .architecture import ModelSpec, of_config, takes_quick_gelu
 from .errors import ModelError, did_you_mean
-from .model_tables import QUICK_GELU_SUFFIX
+from .model_tables import INTERPOLATIONS, QUICK_GELU_SUFFIX, RESIZE_MODES
 from .wording import in_full
 
 # `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
@@ -28,8 +28,6 @@ BARE_PREPROCESS: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-INTERPOLATIONS = ("bicubic", "bilinear", "random")
-RESIZE_MODES = ("shortest", "longest", "squash")
 
 _FIELDS = ("quick_gelu", *BARE_PREPROCESS)
 _OPTION = {

@@ -21,6 +21,9 @@ from typing import Any
 Tables = Mapping[str, Mapping[str, Any]]
 
 QUICK_GELU_SUFFIX = "-quickgelu"
+# What open_clip's transform of images knows.
+INTERPOLATIONS = ("bicubic", "bilinear", "random")
+RESIZE_MODES = ("shortest", "longest", "squash")
 
 
 def configs() -> Tables:

@@ -1,5 +1,6 @@
 """What is computed for a model and a tag or a file is what open_clip's own tables say, for every one of them."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -192,3 +193,11 @@ def test_what_is_shown_can_be_typed_again(tag, checkpoint):
     said = ModelOptions(quick_gelu=by_tag.quick_gelu, mean=mean, std=std)
     assert resolve("ViT-L-14", tag, said) == by_tag
     assert resolve("ViT-L-14", checkpoint, said) == by_tag
+
+
+def test_images_are_resized_in_the_ways_that_open_clip_knows():
+    for interpolation, resize_mode in itertools.product(model_tables.INTERPOLATIONS, model_tables.RESIZE_MODES):
+        open_clip.image_transform(32, is_train=False, interpolation=interpolation, resize_mode=resize_mode)
+    for unknown in ({"interpolation": "nearest"}, {"resize_mode": "border"}):
+        with pytest.raises(AssertionError):
+            open_clip.image_transform(32, is_train=False, **unknown)

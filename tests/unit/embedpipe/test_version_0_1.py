@@ -120,7 +120,8 @@ def test_the_old_index_is_used(written, embedpipe):
 
 def test_commands_say_what_it_is(written, embedpipe):
     assert BEFORE_ACTIVATION in embedpipe("info", written / "emb").stdout
-    assert json.loads(embedpipe("info", written / "emb", "--json").stdout)["fingerprint_version"] == 1
+    told = json.loads(embedpipe("info", written / "emb", "--json").stdout)
+    assert (told["fingerprint_version"], told["dated"]) == (1, True)
     checked = embedpipe("verify", written / "emb", "--deep")
     assert (checked.exit_code, BEFORE_ACTIVATION in checked.stdout) == (0, True)
 
@@ -164,7 +165,8 @@ def test_new_ones_do_not_say_it(new, embedpipe):
         assert BEFORE_ACTIVATION not in embedpipe(command, new).stdout
     assert "quick_gelu" in embedpipe("info", new).stdout
     found = json.loads(embedpipe("info", new, "--json").stdout)
-    assert (found["fingerprint_version"], found["encoder"]["text_tower"]["activation"]) == (2, "quick_gelu")
+    assert (found["fingerprint_version"], found["dated"]) == (2, False)
+    assert found["encoder"]["text_tower"]["activation"] == "quick_gelu"
     assert "note" not in embedpipe("search", new, "a cat", "--exact").stderr
 
 
