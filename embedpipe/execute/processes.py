@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
 from ..openmp import bounded_in_children
+from ..pillow import ignore_metadata_warnings
 from ..progress import Listener, Progress, TaskReport
 from .base import Outcome, Task, Tasks, Work
 from .ledger import Hands, Ledger
@@ -69,6 +70,7 @@ def _serve(work: Work, worker: int, connection: Connection, parent: int) -> None
     """The life of a worker process: get ready, then task after task until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
+    ignore_metadata_warnings()
     desk = _PipeDesk(connection, parent, lambda: os._exit(1))
     try:
         with contextlib.suppress(_ParentGone, OSError):

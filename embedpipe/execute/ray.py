@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ..errors import EmbedpipeError, WorkerDied
 from ..openmp import bound_spinning
+from ..pillow import ignore_metadata_warnings
 from ..progress import Listener
 from .base import Outcome, Tasks, Work, Worker
 from .cluster import Cluster, Room, joined, library, require_room
@@ -102,6 +103,7 @@ class _InFolder:
     def start(self, worker: int) -> Worker:
         """See `Work.start`."""
         bound_spinning()
+        ignore_metadata_warnings()
         work: Work = pickle.loads(self.work)
         return _in_folder(self.folder, work.start, worker)
 
