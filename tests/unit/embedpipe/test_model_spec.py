@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 import subprocess
 import sys
+import types
 
 import open_clip
 import pytest
@@ -43,6 +45,34 @@ def test_the_tables_of_an_open_clip_of_another_make_come_from_its_modules(monkey
     (tmp_path / "pretrained.py").write_text("from .elsewhere import _PRETRAINED\n_PRETRAINED.update({})\n")
     assert model_tables._table_of_tags.__wrapped__() is _PRETRAINED
     assert model_tables._config_files.__wrapped__() is _MODEL_CONFIGS
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["from typing import Nonesuch", "_PRETRAINED = dict([(1, 2, 3)])", "_PRETRAINED = {} | 1", "\0", "raise EOFError"],
+)
+def test_tables_that_cannot_be_run_are_asked_of_the_modules(odd, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_tables, "_folder", lambda: tmp_path)
+    (tmp_path / "constants.py").write_text("")
+    (tmp_path / "pretrained.py").write_text(odd)
+    (tmp_path / "model_configs").mkdir()
+    (tmp_path / "model_configs" / "a.json").write_text(odd)
+    assert model_tables._table_of_tags.__wrapped__() is _PRETRAINED
+    assert model_tables._config_files.__wrapped__() is _MODEL_CONFIGS
+
+
+@pytest.mark.parametrize("other", [types.ModuleType("another"), None])
+@pytest.mark.parametrize("table", ["factory", "pretrained"])
+def test_an_open_clip_without_such_tables_is_one_line_that_says_which_works(table, other, monkeypatch, embedpipe):
+    """None in sys.modules is how Python says that a module is not to be had."""
+    monkeypatch.setitem(sys.modules, f"open_clip.{table}", other)
+    refused = embedpipe("models", "ViT-B-32", "openai")
+    assert refused.exit_code == 1
+    assert re.fullmatch(
+        r"error: open_clip_torch 3\.[0-9.]+: its tables of models cannot be read: .*\. "
+        r'Install a version that is known to work: pip install "open_clip_torch==3\.3\.\*"\n',
+        refused.stderr,
+    )
 
 
 @pytest.mark.parametrize(("model", "tag"), PAIRS)
