@@ -233,9 +233,8 @@ def _begin(
     """
     found, change = seen
     before = None if config.overwrite else found
-    run = dataclasses.replace(
-        run_card(out, before, change, facts, config.shaping(), reader), source=files.absolute(data)
-    )
+    source = files.absolute(data)
+    run = dataclasses.replace(run_card(out, before, change, facts, config.shaping(), reader), source=source)
     if config.part is None:
         if found is not None and config.overwrite:
             discard(out, found)  # not earlier: a wrong model name must not cost a data set
@@ -249,7 +248,7 @@ def _begin(
         if now.plan != run.plan and (found is None or now.plan != found.plan):  # another part made another plan
             change = plan(out, now, config.shaping(), reader, overwrite=False)
         refuse_other_options(out, now, config.shaping())
-        run = run_card(out, now, change, facts, config.shaping(), reader)
+        run = dataclasses.replace(run_card(out, now, change, facts, config.shaping(), reader), source=source)
         if run.plan != now.plan:
             _refuse_growing_unlocked(out, change)
             manifest.write_run(out, manifest.with_pending(out, run))

@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
+from embedpipe import manifest
 from embedpipe.card import BEFORE_ACTIVATION, Likeness
 from embedpipe.encode import EncoderConfig, load_encoder
 from embedpipe.encode.job import encode, plan_encode
 from embedpipe.errors import RunMismatch
 from embedpipe.index import query_encoder
 from embedpipe.load import EmbeddingDataset
+from embedpipe.lock import Part
 from embedpipe.merge import MergeConfig, merge
 from embedpipe.model_spec import ModelOptions
 from tests import version_0_1
+from tests.shards import tree
 from tests.version_0_1 import MODEL
 
 FINGERPRINT = "1a2aaddd"
@@ -187,6 +191,39 @@ def test_an_encode_goes_on_as_it_was_begun_where_somebody_says_so(written, old, 
     assert len(rows) == 18
     # The third shard holds the images of the first: computed the same way, by the same activation.
     assert cosines(rows[:6], rows[12:]).min() > 1 - 1e-6
+
+
+def test_two_parts_at_once_go_on_with_it_as_it_was_begun(written, old, config, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(written / "shards", shards)
+    for number in range(2, 6):
+        shutil.copy(shards / f"0000{number % 2}.tar", shards / f"0000{number}.tar")
+    whole = shutil.copytree(old, tmp_path / "whole")
+    encode(str(shards), str(whole), config(trust_old_card=True))
+    raised = []
+
+    def part(number):
+        try:
+            encode(str(shards), str(old), config(part=Part(number, 2), trust_old_card=True))
+        except Exception as problem:
+            raised.append(problem)
+
+    threads = [threading.Thread(target=part, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert raised == []
+    assert tree(old) == tree(whole)
+    run = manifest.read_run(str(old))
+    assert (run.dated, run.pending, len(run.plan)) == (True, (), 6)
+    assert not list(old.glob(".lock-*-of-*"))
+    # The last four shards hold the images of the first two, which version 0.1 encoded.
+    rows = image_rows(old)
+    assert cosines(rows[:12], rows[12:24]).min() > 1 - 1e-6
+    shutil.copy(shards / "00000.tar", shards / "00006.tar")
+    with pytest.raises(RunMismatch, match=BEFORE_ACTIVATION):
+        encode(str(shards), str(old), config(part=Part(0, 2)))
 
 
 def test_what_an_output_is_comes_before_what_a_checkpoint_file_does_not_say(written, old, embedpipe, tmp_path):
