@@ -87,7 +87,6 @@ def _show(model: str, tag: str | None, as_json: bool) -> None:
     columns = [column for column in _COLUMNS if column not in shared]
     if columns:
         display.table(["tag", *columns], list(zip(found, *(cells[column] for column in columns), strict=True)))
-    click.echo("licence: unknown to open_clip's tables; the page of the weights, huggingface.co/…, says it")
     if other := model_tables.sibling(model):
         click.echo(f"see {other}, too: the same architecture with the other activation")
 
@@ -111,7 +110,6 @@ def _facts(spec: ModelSpec, said: Any) -> dict[str, Any]:
         "text_activation": spec.text_tower.activation,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in spec.preprocess.items()},
         "weights": said.get("hf_hub", "").rstrip("/") or said.get("url", ""),
-        "licence": "unknown",  # open_clip's tables do not say it; the page of the weights does
     }
 
 
