@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,25 +21,12 @@ from dalle2_core.training import OptimConfig, Run, TrainConfig, load_trained, tr
 from dalle2_core.training.checkpoint import Checkpoints, read_checkpoint
 from dalle2_core.training.log import read_metrics
 from dalle2_core.types import StepLoss
+from tests.rows import Rows
 
 CONFIG = TrainConfig(
     steps=20, batch_size=8, log_every=4, evaluate_every=6, save_every=5, ema_decay=0.9, best_metric="size"
 )
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=3)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    x: torch.Tensor
-
-    def __len__(self):
-        return len(self.x)
-
-    def to(self, device):
-        return Rows(self.x.to(device))
-
-    def part(self, start, stop):
-        return Rows(self.x[start:stop])
 
 
 class Model(torch.nn.Module):
