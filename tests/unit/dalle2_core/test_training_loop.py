@@ -196,7 +196,7 @@ def test_interrupted_evaluation_is_made_up_for(tmp_path, undisturbed):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = {folders!r}
 import torch
 import test_training_loop as t
 import dalle2_core.training.stored as stored
@@ -222,7 +222,7 @@ t.go(folder, on_step=die)
 def test_killed_with_sigkill_and_resumed_is_bitwise_undisturbed(tmp_path, undisturbed):
     """Between two saves, then in the middle of one; the third sitting ends."""
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(here=str(Path(__file__).parent)))
+    script.write_text(KILLED.format(folders=[str(Path(__file__).parents[up]) for up in (0, 3)]))
     run = tmp_path / "run"
     for at, where in (("9", "step"), ("15", "save")):
         killed = subprocess.run(
