@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reject-cut-captions",
     is_flag=True,
-    help="Samples whose caption is longer than the model's context become rejects. Default: the caption is cut.",
+    help="Reject samples whose caption is longer than the model's context length. Default: cut the caption.",
 )
 @click.option(
     "--caption-key",
@@ -119,7 +119,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Remove the data set that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
 )
-@trust_option("Continue an output that version 0.1 began, with the model as version 0.1 built it")
+@trust_option("Continue an output begun by version 0.1, building the model as version 0.1 did")
 @max_rejects_option(
     "A run that is past hope stops between two shards, before its end: over a count, or over twice a share of at least "
     "1,000 samples. What is committed stays."

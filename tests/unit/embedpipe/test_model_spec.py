@@ -172,7 +172,7 @@ def test_a_file_whose_tags_do_not_agree_must_be_told(checkpoint):
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", {}, "trained with GELU.*--model ViT-B-32 --pretrained laion2b"),
         ("ViT-B-32-quickgelu", "FILE", {"quick_gelu": False}, "always uses QuickGELU.*Give --model ViT-B-32"),
         ("ViT-B-32-quickgelu", "FILE", {"like_tag": "laion2b_s34b_b79k"}, "always uses QuickGELU"),
-        ("ViT-B-32", "FILE", {"like_tag": "openia"}, "no tag 'openia' to be like.*openai"),
+        ("ViT-B-32", "FILE", {"like_tag": "openia"}, "no tag 'openia' for --like-tag.*openai"),
         ("ViT-B-32", "FILE", {"like_tag": "openai", "quick_gelu": False}, "the tag openai says.*Drop one of them"),
         ("MobileCLIP-S1", "FILE", {"interpolation": "cubic"}, "interpolation 'cubic'.*Known: bicubic"),
         ("ViT-B-16-SigLIP-i18n-256", "opnai", {}, "no pretrained tag or checkpoint file"),

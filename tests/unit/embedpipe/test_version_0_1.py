@@ -254,7 +254,7 @@ def test_what_an_output_is_comes_before_what_a_checkpoint_file_does_not_say(writ
     assert "nothing to do" in again.stdout, again.stderr
     # Begun again, it is an output of today's.
     refused = embedpipe("encode", shards, *command, "--overwrite", "--trust-old-card")
-    assert "a file does not say how it was trained" in refused.stderr
+    assert "a checkpoint file does not record how it was trained" in refused.stderr
 
 
 def test_old_and_new_merge_only_where_somebody_says_so(old, new, tmp_path):
