@@ -117,8 +117,9 @@ def command(
         workers=workers,
         cluster=Cluster(address),
     )
+    display.note_old_data(emb)
     if dry_run:
-        display.print_json({"plan": display.plain(plan_dedup(emb, config)), "config": display.plain(config)})
+        display.print_json({"plan": display.plain(plan_dedup(emb, config, out)), "config": display.plain(config)})
         return
     with display.progress("dedup", "rows", "steps") as view:
         report = dedup(emb, out, config, view)

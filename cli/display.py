@@ -43,6 +43,15 @@ def note_old_card(path: str, dated: bool, more: str = "") -> None:
         click.echo(f"note: {path}: {BEFORE_ACTIVATION}{more}", err=True)
 
 
+def note_old_data(*paths: str) -> None:
+    """Say on stderr of each data set that version 0.1 wrote it, where that is so."""
+    from embedpipe import manifest
+
+    for path in paths:
+        run = manifest.read_run(path)
+        note_old_card(path, run is not None and run.dated)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
     """A table on stdout; numbers are right-aligned."""
     from rich.console import Console

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reject-cut-captions",
     is_flag=True,
-    help="Samples whose caption is longer than the model's context become rejects. Default: the caption is cut.",
+    help="Reject samples whose caption is longer than the model's context length. Default: cut the caption.",
 )
 @click.option(
     "--caption-key",
@@ -119,7 +119,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Remove the data set that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
 )
-@trust_option("Continue an output that version 0.1 began, with the model as version 0.1 built it")
+@trust_option("Continue an output begun by version 0.1, building the model as version 0.1 did")
 @max_rejects_option(
     "A run that is past hope stops between two shards, before its end: over a count, or over twice a share of at least "
     "1,000 samples. What is committed stays."
@@ -144,6 +144,7 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
+    from embedpipe import manifest
     from embedpipe.model_name import model_folder, refuse_unknown
     from embedpipe.model_spec import resolve
     from embedpipe.model_tables import known_name
@@ -152,7 +153,9 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
         refuse_unknown(options["model"])
         in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
-        if in_tables and not options["trust_old_card"]:
+        before = None if options["overwrite"] else manifest.read_run(out)
+        # What version 0.1 began goes on in its own way, or not at all: `encode` says which.
+        if in_tables and not (before is not None and before.dated):
             resolve(options["model"], options["pretrained"], said)
 
     from embedpipe.encode.job import encode

@@ -43,9 +43,10 @@ def command(
     """
     refuse_missing(*runs, emb)
 
-    from . import prior_scores
+    from . import display, prior_scores
     from .training_job import default_device
 
+    display.note_old_data(emb)
     found = prior_scores.evaluate_priors(
         runs, emb, split_name, device or default_device(), seed, cond_scale, trust_old_card
     )

@@ -77,7 +77,7 @@ def command(
     """
     from embedpipe.export import ExportConfig
 
-    from . import export_images
+    from . import display, export_images
 
     config = ExportConfig(to or "", embedding_dtype, keys, text_tokens, splits, index_width, model_name)
     if bool(to) == images:
@@ -86,6 +86,7 @@ def command(
         raise click.UsageError("--images takes no options but --keys and --data")
     if data and not images:
         raise click.UsageError("--data is for --images: no layout needs the input of `encode`")
+    display.note_old_data(emb)
     if images:
         export_images.run(emb, out, keys, data, dry_run, as_json)
     else:

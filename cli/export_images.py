@@ -11,7 +11,7 @@ def run(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, a
     """Write the image shards of the rows of `emb` that `keys` names (None: all). data: where the input is now."""
     import numpy as np
 
-    from embedpipe.curate import export_images
+    from embedpipe.curate import export_images, plan_images
     from embedpipe.load import EmbeddingDataset
     from embedpipe.subset import read_subset
 
@@ -20,7 +20,8 @@ def run(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, a
     dataset = EmbeddingDataset(emb)
     rows = read_subset(dataset, keys) if keys is not None else np.arange(len(dataset))
     if dry_run:
-        display.print_json({"rows": len(rows), "shards": len(dataset.manifests), "from": data or dataset.run.source})
+        source = plan_images(dataset, rows, out, data)
+        display.print_json({"rows": len(rows), "shards": len(dataset.manifests), "from": source})
         return
     with display.progress("export", "rows") as view:
         report = export_images(dataset, rows, out, data, view)

@@ -69,8 +69,9 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     from . import display
 
     config = FilterConfig(**options)
+    display.note_old_data(emb)
     with display.progress("filter", "rows") as view:
-        report = plan_filter(emb, config, view) if dry_run else filter(emb, out, config, view)
+        report = plan_filter(emb, config, view, out) if dry_run else filter(emb, out, config, view)
     if dry_run:
         display.print_json({"would": display.plain(report), "config": display.plain(config)})
     elif as_json:

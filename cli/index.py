@@ -85,6 +85,7 @@ def command(
     from . import display
 
     config = IndexConfig(modality, kind, memory, recall, rebuild, executor, workers, Cluster(address))
+    display.note_old_data(emb)
     plan = plan_index(emb, config)
     if dry_run:
         if as_json:

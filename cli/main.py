@@ -18,6 +18,7 @@ import click
 
 from embedpipe.imports import uncollected
 from embedpipe.openmp import bound_spinning
+from embedpipe.pillow import ignore_metadata_warnings
 
 from .options import debugging
 
@@ -99,6 +100,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 def main() -> NoReturn:
     """The console script."""
     bound_spinning()  # before torch or faiss load their OpenMP, which reads its variables then and never again
+    ignore_metadata_warnings()
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's end is an interruption like any other
     _leave(_run())
 

@@ -49,6 +49,7 @@ def command(
     if len(sources) < 2:
         raise click.UsageError("Name two data sets or more, and the folder for what comes of them last.")
     config = MergeConfig(workers, trust_old_card=trust_old_card)
+    display.note_old_data(*sources)
     if dry_run:
         plan = plan_merge(sources, out, trust_old_card)
         names = {task.number: {"shard": task.name, "from": task.payload.path} for task in plan.tasks}

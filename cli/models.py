@@ -20,11 +20,11 @@ _COLUMNS = ("activation", "mean", "std", "interpolation", "resize mode", "weight
 @json_option
 @debug_option
 def command(name: str | None, tag: str | None, as_json: bool) -> None:
-    """List the models `encode` knows, and their pretrained tags; or say what the tags of one model mean.
+    """List the models that `encode` knows and their pretrained tags, or show what the tags of one model mean.
 
-    With the NAME of a model: for each tag (or for TAG) the activation and preprocessing that its weights want, image
-    size, width, context length and where the weights are. With a part of a name: the models whose name holds it.
-    Besides these, encode takes hf-hub:org/repo and a folder of train-clip.
+    With the NAME of a model: its image size, embedding width and context length, and for each tag (or for TAG) the
+    activation and preprocessing that the weights were trained with, and where the weights are. With part of a name:
+    the models whose names contain it. encode also takes hf-hub:org/repo and folders written by train-clip.
 
     \b
     embedpipe models ViT-L
@@ -76,7 +76,7 @@ def _show(model: str, tag: str | None, as_json: bool) -> None:
         f"to {said['context_length']} tokens, cleaned by {said['captions']}"
     )
     if not tags:
-        click.echo("it has no tags: give --pretrained a checkpoint file, or `random`")
+        click.echo("it has no tags: give a checkpoint file with --pretrained, or `random`")
         return
     cells = {column: [_cell(facts[column.replace(" ", "_")]) for facts in found.values()] for column in _COLUMNS}
     # What all tags have in common needs no column of its own: the weights' names need the room.
@@ -87,9 +87,8 @@ def _show(model: str, tag: str | None, as_json: bool) -> None:
     columns = [column for column in _COLUMNS if column not in shared]
     if columns:
         display.table(["tag", *columns], list(zip(found, *(cells[column] for column in columns), strict=True)))
-    click.echo("licence: unknown to open_clip's tables; the page of the weights, huggingface.co/…, says it")
     if other := model_tables.sibling(model):
-        click.echo(f"see {other}, too: the same architecture with the other activation")
+        click.echo(f"see also {other}: the same architecture with the other activation")
 
 
 def _architecture(spec: ModelSpec) -> dict[str, Any]:
@@ -111,7 +110,6 @@ def _facts(spec: ModelSpec, said: Any) -> dict[str, Any]:
         "text_activation": spec.text_tower.activation,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in spec.preprocess.items()},
         "weights": said.get("hf_hub", "").rstrip("/") or said.get("url", ""),
-        "licence": "unknown",  # open_clip's tables do not say it; the page of the weights does
     }
 
 

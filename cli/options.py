@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from embedpipe.model_tables import INTERPOLATIONS, RESIZE_MODES
+
 if TYPE_CHECKING:
     from embedpipe.model_spec import ModelOptions
     from embedpipe.progress import RejectLimit
@@ -162,7 +164,7 @@ def trust_option(what: str) -> Callable[[_Command], _Command]:
     return click.option(
         "--trust-old-card",
         is_flag=True,
-        help=f"{what}, if all that version 0.1 recorded of the encoder matches; it did not record the activation.",
+        help=f"{what}, if all that version 0.1 recorded about the encoder matches; it did not record the activation.",
     )
 
 
@@ -190,13 +192,13 @@ def model_options(command: _Command) -> _Command:
     for option in (
         click.option(
             "--resize-mode",
-            type=click.Choice(["shortest", "longest", "squash"]),
-            help="How images are fitted to the input size, if the checkpoint file's model has tags that differ in it.",
+            type=click.Choice(RESIZE_MODES),
+            help="How images are fitted to the input size; for checkpoint files of models whose tags differ in this.",
         ),
         click.option(
             "--interpolation",
-            type=click.Choice(["bicubic", "bilinear", "random"]),
-            help="Interpolation used to resize images, if the checkpoint file's model has tags that differ in it.",
+            type=click.Choice(INTERPOLATIONS),
+            help="Interpolation used to resize images; for checkpoint files of models whose tags differ in this.",
         ),
         click.option(
             "--std",
@@ -212,12 +214,12 @@ def model_options(command: _Command) -> _Command:
             "--quickgelu/--gelu",
             "quick_gelu",
             default=None,
-            help="The activation that a checkpoint file was trained with, if the model's tags differ in it.",
+            help="The activation that a checkpoint file was trained with; needed if the model's tags differ in this.",
         ),
         click.option(
             "--like-tag",
             metavar="TAG",
-            help="Use a checkpoint file as this tag of the model is used: its activation and preprocessing.",
+            help="Use a checkpoint file with the activation and preprocessing of this tag of the model.",
         ),
     ):
         command = option(command)

@@ -18,7 +18,7 @@ from dalle2_core.priors import load_prior
 from embedpipe.card import PredictionCard
 from embedpipe.errors import InputError
 from embedpipe.load import EmbeddingDataset
-from embedpipe.predict import Predictor, PredictReport, predict_images
+from embedpipe.predict import Predictor, PredictReport, plan_predict, predict_images
 from embedpipe.progress import Listener, Progress, silent
 from embedpipe.ragged import RaggedRows
 
@@ -102,15 +102,40 @@ def sample_prior(
     Raises RunMismatch where `emb` is of another encoder than the prior was trained with, or `out` was made in another
     way, InputError where the prior cannot be sampled so.
     """
+    text_tokens, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
+    load = LoadPredictor(run_folder, sampling, batch_size, text_tokens)
+    return predict_images(emb, out, predicted_by, load, _devices(gpus, workers), listen)
+
+
+def plan_sampling(
+    run_folder: str,
+    emb: str,
+    out: str,
+    sampling: SamplingConfig,
+    gpus: int | None = None,
+    workers: int = 1,
+    trust_old_card: bool = False,
+) -> dict[str, Any]:
+    """What `sample_prior` would do, without doing it, as plain values. Raises as it does."""
+    _, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
+    _devices(gpus, workers)
+    to_predict = plan_predict(emb, out, predicted_by)
+    dataset = EmbeddingDataset(emb)
+    shards = len(dataset.manifests)
+    return {"shards": shards, "rows": len(dataset), "to_predict": to_predict, "predicted_by": asdict(predicted_by)}
+
+
+def _looked_at(
+    run_folder: str, emb: str, sampling: SamplingConfig, trust_old_card: bool
+) -> tuple[bool, PredictionCard]:
+    """Whether the prior reads text tokens, and what the output will say of it. Raises where it is not for `emb`."""
     facts = read_run(run_folder, PRIOR_RUN, "train-prior")
     dataset = EmbeddingDataset(emb)
     refuse_another_encoder(run_folder, facts, dataset, trust_old_card)
     text_tokens = bool(facts["recipe"].get("text_tokens"))
     if text_tokens:
         dataset.require_text_tokens()
-    load = LoadPredictor(run_folder, sampling, batch_size, text_tokens)
-    predicted_by = card_of(run_folder, sampling)
-    return predict_images(emb, out, predicted_by, load, _devices(gpus, workers), listen)
+    return text_tokens, card_of(run_folder, sampling)
 
 
 def card_of(run_folder: str, sampling: SamplingConfig) -> PredictionCard:

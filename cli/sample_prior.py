@@ -56,12 +56,9 @@ def command(
     from . import display, prior_sampling
 
     sampling = prior_sampling.SamplingConfig(seed, steps, candidates, sampler, cond_scale)
+    display.note_old_data(emb)
     if dry_run:
-        from embedpipe.load import EmbeddingDataset
-
-        dataset = EmbeddingDataset(emb)
-        card = prior_sampling.card_of(run, sampling)
-        display.print_json({"shards": len(dataset.manifests), "rows": len(dataset), "predicted_by": card})
+        display.print_json(prior_sampling.plan_sampling(run, emb, out, sampling, gpus, workers, trust_old_card))
         return
     with display.progress("sample-prior", "rows") as view:
         report = prior_sampling.sample_prior(run, emb, out, sampling, batch_size, gpus, workers, view, trust_old_card)

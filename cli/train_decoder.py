@@ -111,10 +111,13 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
     job = _job(data, emb, out, options)
     numbers = job.numbers()
     if options["dry_run"]:
+        display.note_old_data(emb)
         display.print_json({"train": numbers, **planned(decoder_wiring.plan_decoder(job), job.recipe)})
         return
     device = options["device"] or default_device()
     together = join_processes(device)
+    if together.is_first:
+        display.note_old_data(emb)
     outcome = decoder_wiring.train_decoder(job, device, shown("train-decoder", together), together)
     if outcome is None:
         return

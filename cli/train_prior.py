@@ -71,11 +71,14 @@ def command(emb: str, out: str, **options: Any) -> None:
     jobs = _jobs(emb, out, options)
     compares = options["prior"] == ALL
     if options["dry_run"]:
+        display.note_old_data(emb)
         plans = {job.recipe.prior: planned(wiring.plan_prior(job), job.recipe) for job in jobs}
         display.print_json(plans if compares else plans[jobs[0].recipe.prior])
         return
     device = options["device"] or default_device()
     together = join_processes(device)
+    if together.is_first:
+        display.note_old_data(emb)
     view = shown("train-prior", together)
     outcomes = [wiring.train_prior(job, device, view, together) for job in jobs]
     if not together.is_first:

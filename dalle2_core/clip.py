@@ -283,15 +283,28 @@ class LoadedClip:
     tokenizer: Any
 
 
-def load_open_clip(name: str, pretrained: str | None) -> LoadedClip:
+def load_open_clip(
+    name: str,
+    pretrained: str | None,
+    quick_gelu: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadedClip:
     """A model by open_clip's names. Raises ConfigError if it does not know or cannot get it.
 
-    A tag's weights get the activation that they were trained with, whichever of its names the architecture is given by.
-    A checkpoint file does not say it: it gets that of the architecture's name (`…-quickgelu`, or GELU).
+    A tag's weights get the activation, mean and std that they were trained with, whichever of its names the
+    architecture is given by. A checkpoint file does not record them: it gets what all tags of the model agree on; what
+    they do not agree on must be given, else ConfigError names the keyword. Keywords that contradict are errors, too.
     """
-    tag = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) if pretrained else {}
+    keywords = {"quick_gelu": quick_gelu, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    values = _trained_with(name, pretrained, {key: it for key, it in keywords.items() if it is not None})
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=bool(tag.get("quick_gelu", False)))
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            force_quick_gelu=values.pop("quick_gelu", False),
+            force_preprocess_cfg=values,
+        )
         tokenizer = open_clip.get_tokenizer(name)
     # What open_clip raises for names it does not know and weights it cannot get; OSError is what the network gives.
     except (RuntimeError, ValueError, OSError) as problem:
@@ -299,6 +312,69 @@ def load_open_clip(name: str, pretrained: str | None) -> LoadedClip:
     size = model.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     return LoadedClip(model, tuple(model.visual.image_mean), tuple(model.visual.image_std), int(size), tokenizer)
+
+
+_QUICK_GELU_SUFFIX = "-quickgelu"
+
+
+def _trained_with(name: str, pretrained: str | None, said: dict[str, Any]) -> dict[str, Any]:
+    """quick_gelu, mean and std of a model with some weights; empty where open_clip itself finds them, or an error."""
+    if ":" in name:
+        if said:
+            raise ConfigError(f"{name} brings its own configuration; drop {_keywords(said)}")
+        return {}
+    name = name.replace("/", "-")
+    config = open_clip.get_model_config(name)
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    if config is None or (pretrained and not tag and not Path(pretrained).is_file()):
+        return {}
+    if tag:
+        values = _of_tag(tag, config)
+        for key, it in said.items():
+            if values[key] != it:
+                raise ConfigError(f"{name}: the tag {pretrained!r} has {key} {values[key]}, not {it}; drop {key}=")
+        return values
+    values = _agreed(name, config, said) if pretrained else _of_tag({}, config) | said
+    if config.get("quick_gelu", False) and not values["quick_gelu"]:
+        raise ConfigError(f"{name} always has QuickGELU; give {name.removesuffix(_QUICK_GELU_SUFFIX)} for GELU")
+    return values
+
+
+def _of_tag(tag: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tag says; the activation of one that says none is that of the configuration, which it was trained from."""
+    return {
+        "quick_gelu": bool(tag.get("quick_gelu", config.get("quick_gelu", False))),
+        "mean": tuple(map(float, tag.get("mean") or open_clip.OPENAI_DATASET_MEAN)),
+        "std": tuple(map(float, tag.get("std") or open_clip.OPENAI_DATASET_STD)),
+    }
+
+
+def _agreed(name: str, config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a checkpoint file; else what all tags of the model, and of its `-quickgelu` twin, agree on."""
+    tags: dict[str, dict[str, Any]] = {}
+    for model in (name, name.removesuffix(_QUICK_GELU_SUFFIX) + _QUICK_GELU_SUFFIX):
+        for tag in open_clip.list_pretrained_tags_by_model(model):
+            tags.setdefault(tag, _of_tag(open_clip.get_pretrained_cfg(model, tag), open_clip.get_model_config(model)))
+    values, differ = dict(said), {}
+    for key, default in _of_tag({}, config).items():
+        found: dict[Any, list[str]] = {}
+        for tag, of_tag in tags.items():
+            found.setdefault(of_tag[key], []).append(tag)
+        if key not in said and len(found) > 1:
+            differ[key] = " or ".join(
+                f"{value} ({', '.join(who[:3])}{' …' * (len(who) > 3)})" for value, who in found.items()
+            )
+        values.setdefault(key, next(iter(found), default))
+    if differ:
+        raise ConfigError(
+            f"{name}: a checkpoint file does not record how it was trained, and the model's tags do not agree: "
+            f"{'; '.join(f'{key} is {ways}' for key, ways in differ.items())}; give {_keywords(differ)}"
+        )
+    return values
+
+
+def _keywords(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}=" for name in names)
 
 
 def _build(config: ClipConfig) -> Any:

@@ -5,7 +5,7 @@ Names are DALLE2-pytorch's. Frozen in use: embeddings carry no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,12 +93,21 @@ def last_states(transformer: Any) -> Iterator[list[Tensor]]:
 class OpenClipAdapter(OpenClipTowers):
     """A pretrained model of open_clip, in eval mode. `.tokenizer` turns strings into tokens."""
 
-    def __init__(self, name: str = "ViT-B-32", pretrained: str | None = "laion400m_e32") -> None:
-        """name, pretrained: open_clip's; "local-dir:FOLDER" and None for a folder.
+    def __init__(
+        self,
+        name: str = "ViT-B-32",
+        pretrained: str | None = "laion400m_e32",
+        *,
+        quick_gelu: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """name, pretrained: open_clip's, or a checkpoint file; "local-dir:FOLDER" and None for a folder.
 
-        Raises ConfigError if open_clip does not know or cannot get it.
+        quick_gelu, mean, std: what a checkpoint file was trained with, where the model's tags differ in it.
+        Raises ConfigError if open_clip does not know or cannot get it, and where one of these is missing.
         """
-        loaded = load_open_clip(name, pretrained)
+        loaded = load_open_clip(name, pretrained, quick_gelu, mean, std)
         super().__init__(loaded.model, loaded.mean, loaded.std, loaded.image_size)
         self.tokenizer = loaded.tokenizer
         self.requires_grad_(False).eval()

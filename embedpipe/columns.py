@@ -34,6 +34,7 @@ EXTRA = "extra"
 IMAGE_NORM, TEXT_NORM, TEXT_TOKENS_CUT = "image_norm", "text_norm", "text_tokens_cut"
 MEASURED = {IMAGE_NORM: "float", TEXT_NORM: "float", TEXT_TOKENS_CUT: "int32"}
 NORMS = {"image": IMAGE_NORM, "text": TEXT_NORM}
+_NORM_TOLERANCE = 0.01  # float16 rounds norms by far less; raw rows are off by far more
 _BEHIND = "similarity"
 
 _TYPES = {
@@ -46,6 +47,11 @@ _TYPES = {
 }
 _INT64 = range(-(2**63), 2**63)
 _INTEGERS = {"int32": range(-(2**31), 2**31), "int64": _INT64}
+
+
+def of_norm_1(least: float, most: float) -> bool:
+    """Whether rows whose norms lie between these two are taken for normalised ones."""
+    return max(1 - least, most - 1) <= _NORM_TOLERANCE
 
 
 def arrow_type(kind: str) -> pa.DataType:

@@ -72,6 +72,11 @@ class RunCard:
     merged: tuple[MergedPart, ...] = ()
     format_version: int = FORMAT_VERSION
 
+    @property
+    def dated(self) -> bool:
+        """Whether version 0.1 encoded it: see `EncoderCard.dated`."""
+        return self.encoder is not None and self.encoder.dated
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:

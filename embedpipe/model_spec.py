@@ -16,7 +16,7 @@ from typing import Any
 from . import model_tables
 from .architecture import ModelSpec, of_config, takes_quick_gelu
 from .errors import ModelError, did_you_mean
-from .model_tables import QUICK_GELU_SUFFIX
+from .model_tables import INTERPOLATIONS, QUICK_GELU_SUFFIX, RESIZE_MODES
 from .wording import in_full
 
 # `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
@@ -28,8 +28,6 @@ BARE_PREPROCESS: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-INTERPOLATIONS = ("bicubic", "bilinear", "random")
-RESIZE_MODES = ("shortest", "longest", "squash")
 
 _FIELDS = ("quick_gelu", *BARE_PREPROCESS)
 _OPTION = {
@@ -150,8 +148,9 @@ def _completed(named: str, name: str, options: ModelOptions, by_value: _ByValue)
         there = "; ".join(f"{_word(field)}: {_alternatives(by_value[field])}" for field in missing)
         ways = ", ".join(_OPTION[field] for field in missing)
         raise ModelError(
-            f"{named}: a file does not say how it was trained, and the model's tags do not agree: {there}",
-            f"Give {ways}, or --like-tag with the tag that it was trained like",
+            f"{named}: a checkpoint file does not record how it was trained, and the model's tags do not agree: "
+            f"{there}",
+            f"Give {ways}, or --like-tag with the tag whose settings it was trained with",
         )
     return values
 
@@ -161,7 +160,7 @@ def _like(named: str, name: str, tag: str) -> dict[str, Any]:
         if model_tables.tag_of(model, tag) is not None:
             return tag_values(model, tag)
     known = [*model_tables.tags().get(name, {}), *model_tables.tags().get(model_tables.sibling(name) or "", {})]
-    raise ModelError(f"{named}: the model has no tag {tag!r} to be like", did_you_mean(tag, set(known)))
+    raise ModelError(f"{named}: the model has no tag {tag!r} for --like-tag", did_you_mean(tag, set(known)))
 
 
 def _alternatives(found: Mapping[Any, list[str]]) -> str:

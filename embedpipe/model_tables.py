@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -18,24 +19,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import ModelError
+
 Tables = Mapping[str, Mapping[str, Any]]
 
+_CONFIGS = "open_clip.factory", "_MODEL_CONFIGS"
+_TAGS = "open_clip.pretrained", "_PRETRAINED"
+_KNOWN_TO_WORK = "3.3.*"
+
 QUICK_GELU_SUFFIX = "-quickgelu"
+# What open_clip's transform of images knows.
+INTERPOLATIONS = ("bicubic", "bilinear", "random")
+RESIZE_MODES = ("shortest", "longest", "squash")
 
 
 def configs() -> Tables:
     """Model name → its configuration (embed_dim, vision_cfg, text_cfg …), in open_clip's order."""
-    loaded = sys.modules.get("open_clip.factory")
-    if loaded is not None:
-        found: Tables = loaded._MODEL_CONFIGS
-        return found
-    return _config_files()
+    return _asked(*_CONFIGS) if _CONFIGS[0] in sys.modules else _config_files()
 
 
 def tags() -> Tables:
     """Model name → tag → what open_clip says of it (url, hf_hub, mean, std …, and quick_gelu where it is)."""
-    loaded = sys.modules.get("open_clip.pretrained")
-    found: Tables = loaded._PRETRAINED if loaded is not None else _table_of_tags()
+    return _asked(*_TAGS) if _TAGS[0] in sys.modules else _table_of_tags()
+
+
+def _asked(module: str, table: str) -> Tables:
+    """A table, of open_clip's own module. Raises ModelError where this open_clip has none such."""
+    try:
+        found: Tables = getattr(importlib.import_module(module), table)
+    except (ImportError, AttributeError, ValueError) as problem:
+        try:
+            version = importlib.metadata.version("open_clip_torch")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        raise ModelError(
+            f"open_clip_torch {version}: its tables of models cannot be read: {problem}",
+            f'Install a version that is known to work: pip install "open_clip_torch=={_KNOWN_TO_WORK}"',
+        ) from problem
     return found
 
 
@@ -62,13 +82,15 @@ def sibling(model: str) -> str | None:
 def _config_files() -> Tables:
     folder = _folder()
     found = {}
-    for path in (folder / "model_configs").glob("*.json") if folder is not None else ():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if {"embed_dim", "vision_cfg", "text_cfg"} <= content.keys():
-            found[path.stem] = content
+    try:
+        for path in (folder / "model_configs").glob("*.json") if folder is not None else ():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if {"embed_dim", "vision_cfg", "text_cfg"} <= content.keys():
+                found[path.stem] = content
+    except (OSError, ValueError, AttributeError):  # another kind of file
+        found = {}
     if not found:  # open_clip keeps them elsewhere
-        loaded: Tables = importlib.import_module("open_clip.factory")._MODEL_CONFIGS
-        return loaded
+        return _asked(*_CONFIGS)
     return dict(sorted(found.items(), key=lambda entry: _natural(entry[0])))
 
 
@@ -81,10 +103,7 @@ def _natural(name: str) -> list[int | str]:
 def _table_of_tags() -> Tables:
     folder = _folder()
     found = _run_assignments(folder) if folder is not None else None
-    if found is None:
-        loaded: Tables = importlib.import_module("open_clip.pretrained")._PRETRAINED
-        return loaded
-    return found
+    return _asked(*_TAGS) if found is None else found
 
 
 def _folder() -> Path | None:
@@ -102,7 +121,7 @@ def _run_assignments(folder: Path) -> Tables | None:
             tree = ast.parse((folder / name).read_text(encoding="utf-8"))
             tree.body = [node for node in tree.body if _makes_tables(node)]
             exec(compile(tree, str(folder / name), "exec"), values)
-    except (OSError, SyntaxError, NameError, AttributeError, TypeError, KeyError):
+    except Exception:  # it is another's code, of a version that nobody here has seen
         return None
     found = values.get("_PRETRAINED")
     return found if isinstance(found, dict) else None

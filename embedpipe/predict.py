@@ -76,13 +76,12 @@ def predict_images(
     sampled in another way), OutputBusy, DiskFull.
     """
     begun = time.perf_counter()
-    source = EmbeddingDataset(emb)
-    source.require("text")
-    if source.card.predicted_by is not None:
-        raise DatasetError(f"{emb}: its image embeddings were predicted already", "Give the data set they came from")
+    source = _opened(emb)
     with exclusive(out):
         run = _run_card(out, source, predicted_by)
-        committed = _committed(out, run, source)
+        committed, broken = _committed(out, run, source)
+        for number in broken:
+            manifest.retract(out, number, run.shard_digits)
         todo = [
             Task(entry.number, entry.source.name, None) for entry in source.manifests if entry.number not in committed
         ]
@@ -105,6 +104,22 @@ def predict_images(
         context_length=source.card.context_length,
         seconds=time.perf_counter() - begun,
     )
+
+
+def plan_predict(emb: str, out: str, predicted_by: PredictionCard) -> list[int]:
+    """The numbers of the shards that `predict_images` would predict, without doing it. Raises as it does."""
+    source = _opened(emb)
+    run = _run_card(out, source, predicted_by)
+    whole, _ = _committed(out, run, source)
+    return [entry.number for entry in source.manifests if entry.number not in whole]
+
+
+def _opened(emb: str) -> EmbeddingDataset:
+    source = EmbeddingDataset(emb)
+    source.require("text")
+    if source.card.predicted_by is not None:
+        raise DatasetError(f"{emb}: its image embeddings were predicted already", "Give the data set they came from")
+    return source
 
 
 class PredictWork:
@@ -217,10 +232,11 @@ def _run_card(out: str, source: EmbeddingDataset, predicted_by: PredictionCard) 
     return replace(before, plan=source.run.plan)
 
 
-def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> set[int]:
-    """Shards that need not be predicted. One whose files are missing or cut is retracted, to be made again."""
+def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> tuple[set[int], set[int]]:
+    """(shards that need not be predicted, those whose files are missing or cut: they are to be made again)."""
     there = {entry.number: entry for entry in source.manifests}
-    committed = set()
+    committed: set[int] = set()
+    broken: set[int] = set()
     for number in manifest.committed_numbers(out):
         entry = manifest.read_manifest(out, number, run.shard_digits)
         if number in there and entry.source_sha256 != _digest(there[number]):
@@ -229,11 +245,9 @@ def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> set[int]:
                 f"Give another output folder, or remove {out}/manifest/"
                 f"{manifest.shard_name(number, run.shard_digits)}.json to redo it",
             )
-        if number not in there or manifest.files_are_there(out, entry):
-            committed.add(number)
-        else:
-            manifest.retract(out, number, run.shard_digits)
-    return committed
+        whole = number not in there or manifest.files_are_there(out, entry)
+        (committed if whole else broken).add(number)
+    return committed, broken
 
 
 def _digest(entry: ShardManifest) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .duplicates import KEEP
 from .filtering import ConditionReport, FilterConfig, FilterReport, filter, plan_filter
-from .images import ExportReport, export_images
+from .images import ExportReport, export_images, plan_images
 from .semdedup import DedupConfig, DedupPlan, DedupReport, dedup, plan_dedup
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "filter",
     "plan_dedup",
     "plan_filter",
+    "plan_images",
 ]

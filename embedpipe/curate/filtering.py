@@ -20,6 +20,7 @@ from ..subset import find_subset
 from . import selection
 from .expression import parse
 from .head import Head, open_head
+from .materialise import refuse_other_output
 from .page import Line, Section, page
 from .shown import shown
 from .values import SCORE, types, values
@@ -142,11 +143,16 @@ def filter(path: str, out: str, config: FilterConfig, listen: Listener = silent)
     return report
 
 
-def plan_filter(path: str, config: FilterConfig, listen: Listener = silent) -> FilterReport:
-    """What `filter` would keep, without writing anything."""
+def plan_filter(path: str, config: FilterConfig, listen: Listener = silent, out: str | None = None) -> FilterReport:
+    """What `filter` would keep, without writing anything. out: raise as it does for that output."""
     dataset, head = _opened(path, config)
+    if out is not None:
+        refuse_other_output(dataset, out)
     conditions, _ = _conditions(dataset, config, head, listen)
-    return _report(dataset, conditions, np.logical_and.reduce([condition.met for condition in conditions]))
+    kept = np.logical_and.reduce([condition.met for condition in conditions])
+    if out is not None:
+        selection.refuse_other_rows(dataset, np.flatnonzero(kept), out, "filter")
+    return _report(dataset, conditions, kept)
 
 
 def _opened(path: str, config: FilterConfig) -> tuple[EmbeddingDataset, Head | None]:

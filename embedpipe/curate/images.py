@@ -51,27 +51,10 @@ def export_images(
     now, None for where it was. Raises InputError when it is not there, DatasetError when it is not what was encoded,
     RunMismatch when `out` holds something else, OutputBusy, OutputUnwritable, DiskFull.
     """
-    reader = open_source(dataset, images, captions=True)
-    if reader is None:
-        raise InputError(
-            f"{dataset.run.source or dataset.path}: the image shards are no longer there",
-            "Say where they are: --data",
-        )
-    selected = selection_run(dataset, rows, "export").options[SELECTION]
-    run = RunCard(
-        format=IMAGE_SHARDS,
-        options={SELECTION: selected},
-        plan=dataset.run.plan,
-        source=images or dataset.run.source,
-        shard_digits=dataset.run.shard_digits,
-        versions=dataset.run.versions,
-    )
+    reader = _source(dataset, images)
+    run = _run_of(dataset, rows, images)
     with exclusive(out):
-        before = manifest.read_run(out)
-        if before is not None:
-            if before.format != IMAGE_SHARDS:
-                raise RunMismatch(f"{out}: holds {before.format}, not {IMAGE_SHARDS}", "Give another output folder")
-            manifest.refuse_difference(out, before.options, run.options, "selection", "Give another output folder")
+        _refuse_other(out, run)
         done = _committed(out, run)
         manifest.write_run(out, manifest.with_pending(out, run))
         todo = [entry for entry in dataset.manifests if entry.number not in done]
@@ -84,6 +67,43 @@ def export_images(
     return ExportReport(
         len(written), len(done), sum(entry.rows_out for entry in written), sum(entry.bytes() for entry in written)
     )
+
+
+def plan_images(dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None) -> str:
+    """Where `export_images` would take the images from. Raises as it does before it writes."""
+    _source(dataset, images)
+    run = _run_of(dataset, rows, images)
+    _refuse_other(out, run)
+    return run.source
+
+
+def _source(dataset: EmbeddingDataset, images: str | None) -> Reader:
+    reader = open_source(dataset, images, captions=True)
+    if reader is None:
+        raise InputError(
+            f"{dataset.run.source or dataset.path}: the image shards are no longer there",
+            "Say where they are: --data",
+        )
+    return reader
+
+
+def _run_of(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -> RunCard:
+    return RunCard(
+        format=IMAGE_SHARDS,
+        options={SELECTION: selection_run(dataset, rows, "export").options[SELECTION]},
+        plan=dataset.run.plan,
+        source=images or dataset.run.source,
+        shard_digits=dataset.run.shard_digits,
+        versions=dataset.run.versions,
+    )
+
+
+def _refuse_other(out: str, run: RunCard) -> None:
+    before = manifest.read_run(out)
+    if before is not None:
+        if before.format != IMAGE_SHARDS:
+            raise RunMismatch(f"{out}: holds {before.format}, not {IMAGE_SHARDS}", "Give another output folder")
+        manifest.refuse_difference(out, before.options, run.options, "selection", "Give another output folder")
 
 
 def _committed(out: str, run: RunCard) -> set[int]:

@@ -11,6 +11,7 @@ import numpy as np
 from .. import files, subset
 from ..errors import InputError
 from ..load import EmbeddingDataset
+from ..manifest import RunCard
 from ..progress import Listener
 from .materialise import materialise, refuse_other_output, selection_run
 
@@ -21,6 +22,13 @@ def begin(dataset: EmbeddingDataset, out: str) -> None:
     """Make `out` ready to be written to, while holding its lock. Raises RunMismatch when it is no place for this."""
     refuse_other_output(dataset, out)
     files.sweep_temporaries(out)
+
+
+def refuse_other_rows(dataset: EmbeddingDataset, rows: np.ndarray, out: str, made_by: str) -> RunCard:
+    """The run card of `rows` as a data set. Raises RunMismatch when `out` holds one of other rows."""
+    run = selection_run(dataset, rows, made_by)
+    refuse_other_output(dataset, out, run)
+    return run
 
 
 def write_rows(
@@ -36,8 +44,7 @@ def write_rows(
 
     whole: also as an embedding data set. Raises RunMismatch when `out` holds one of other rows.
     """
-    run = selection_run(dataset, rows, made_by)
-    refuse_other_output(dataset, out, run)
+    run = refuse_other_rows(dataset, rows, out, made_by)
     files.remove(files.join(out, REPORT))  # written last: without it the other files may be of two runs
     subset.write_subset(dataset, files.join(out, subset.KEPT), rows)
     files.remove(files.join(out, subset.UIDS))

@@ -27,6 +27,7 @@ from .choice import CONFIRM, Choice, choose
 from .confirm import picture_differences
 from .duplicates import KEEP, Nearest, Search, nearest_predecessors
 from .gather import chunks, gather
+from .materialise import refuse_other_output
 from .page import page
 from .verdict import CANDIDATES, CANDIDATES_FROM, DEFAULT_DIFFERENCE, DEFAULT_THRESHOLD, Verdict, by_cosine, by_pictures
 
@@ -110,11 +111,16 @@ class DedupPlan:
     why: str
 
 
-def plan_dedup(path: str, config: DedupConfig | None = None) -> DedupPlan:
-    """Look at the data set without comparing anything. Raises as `dedup` does where there is nothing to compare."""
+def plan_dedup(path: str, config: DedupConfig | None = None, out: str | None = None) -> DedupPlan:
+    """Look at the data set without comparing anything. Raises as `dedup` does before it compares.
+
+    out: where its result would go, which is looked at, too.
+    """
     config = config or DedupConfig()
     dataset = _opened(path, config)
     choice = choose(dataset, config.confirm, config.modality, config.images)
+    if out is not None:
+        refuse_other_output(dataset, out)
     row_bytes = dataset.card.dim * np.dtype(dataset.card.dtype).itemsize
     return DedupPlan(len(dataset), cluster_count(len(dataset)), len(dataset) * row_bytes, choice.by, choice.why)
 

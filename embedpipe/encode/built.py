@@ -46,13 +46,14 @@ def checked(config: EncoderConfig, spec: ModelSpec, card: EncoderCard, model: An
         refuse_other(config.model, spec, found, config.options)
     image = TowerCard(activations(model.visual), spec.image_tower.pooling)
     text = TowerCard(activations(text_tower(model)), spec.text_tower.pooling)
+    pooled = pooling(model, spec.image_tower, spec.text_tower)
     clean = cleaning(tokenizer)
     named = f"{config.model} {config.pretrained}".strip()
     built: dict[str, tuple[Any, Any]] = {
         "activation of the image tower": (spec.image_tower.activation or image.activation, image.activation),
         "activation of the text tower": (spec.text_tower.activation or text.activation, text.activation),
-        "pooling of the image tower": (image.pooling, _image_pooling(model, spec.image_tower)),
-        "pooling of the text tower": (text.pooling, _text_pooling(model, spec.text_tower)),
+        "pooling of the image tower": (image.pooling, pooled[0]),
+        "pooling of the text tower": (text.pooling, pooled[1]),
         "preprocessing": (spec.preprocess or found, found),
         "image size": (spec.size, card.preprocess.size),
         "width": (spec.dim, card.dim),
@@ -97,6 +98,11 @@ def cleaning(tokenizer: Any) -> str:
     if clean is None:
         return "canonicalize" if type(tokenizer).__name__ == "SigLipTokenizer" else "none"
     return _CLEANED.get(clean(_UNCLEAN), "unknown")
+
+
+def pooling(model: Any, image: TowerSpec, text: TowerSpec) -> tuple[str, str]:
+    """How a model's image and text tower pool, by what they say themselves; else what their specs say."""
+    return _image_pooling(model, image), _text_pooling(model, text)
 
 
 def _image_pooling(model: Any, spec: TowerSpec) -> str:

@@ -15,6 +15,7 @@ from ..errors import DiskFull, ModelError, OptionError, RunMismatch, did_you_mea
 from ..execute import Cluster, Demand, Executor, Outcome, Places, SetAside, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
+from ..model_spec import ModelOptions
 from ..plan import PlanChange
 from ..progress import CutCaptions, Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader
@@ -232,9 +233,8 @@ def _begin(
     """
     found, change = seen
     before = None if config.overwrite else found
-    run = dataclasses.replace(
-        run_card(out, before, change, facts, config.shaping(), reader), source=files.absolute(data)
-    )
+    source = files.absolute(data)
+    run = dataclasses.replace(run_card(out, before, change, facts, config.shaping(), reader), source=source)
     if config.part is None:
         if found is not None and config.overwrite:
             discard(out, found)  # not earlier: a wrong model name must not cost a data set
@@ -248,7 +248,7 @@ def _begin(
         if now.plan != run.plan and (found is None or now.plan != found.plan):  # another part made another plan
             change = plan(out, now, config.shaping(), reader, overwrite=False)
         refuse_other_options(out, now, config.shaping())
-        run = run_card(out, now, change, facts, config.shaping(), reader)
+        run = dataclasses.replace(run_card(out, now, change, facts, config.shaping(), reader), source=source)
         if run.plan != now.plan:
             _refuse_growing_unlocked(out, change)
             manifest.write_run(out, manifest.with_pending(out, run))
@@ -293,7 +293,7 @@ def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str
     What version 0.1 began goes on with the model built as version 0.1 did.
     """
     encoder, stage = config.encoder, config.stage
-    if before is not None and before.encoder is not None and before.encoder.dated:
+    if before is not None and before.dated:
         encoder = dataclasses.replace(encoder, as_version_0_1=True)
     if encoder.precision == "auto" and before is not None and before.encoder is not None:
         encoder = dataclasses.replace(encoder, precision=before.encoder.precision)
@@ -302,18 +302,15 @@ def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str
 
 
 def _require_trust(out: str, before: RunCard | None, config: EncodeConfig, left: Sequence[int]) -> None:
-    """Raise RunMismatch where shards would be added to what version 0.1 wrote, unless that is wanted."""
-    if (
-        left
-        and before is not None
-        and before.encoder is not None
-        and before.encoder.dated
-        and not config.trust_old_card
-    ):
-        raise RunMismatch(
-            f"{out}: {BEFORE_ACTIVATION}, by version 0.1",
-            "Encode into another folder, or pass --trust-old-card to go on with the model as version 0.1 built it",
-        )
+    """Raise RunMismatch where shards would be added to what version 0.1 wrote, unless that is wanted, and can be."""
+    bare = config.encoder.options == ModelOptions()
+    if not left or before is None or not before.dated or (config.trust_old_card and bare):
+        return
+    trust = "pass --trust-old-card to go on with the model as version 0.1 built it"
+    raise RunMismatch(
+        f"{out}: {BEFORE_ACTIVATION}",
+        f"Encode into another folder, or {trust}" + ", without options of activation and preprocessing" * (not bare),
+    )
 
 
 def _still_to_do(run: RunCard, committed: Committed, vanished: Sequence[int], config: EncodeConfig) -> list[Task]:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from ..errors import InputError
 from ..imports import uncollected
 from ..openmp import bounded_in_children
+from ..pillow import ignore_metadata_warnings
 from ..progress import Listener, Progress, TaskReport
 from .base import Outcome, Task, Tasks, Work
 from .ledger import Hands, Ledger
@@ -71,6 +72,7 @@ def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> 
     """The life of a worker process: get ready, then task after task until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
+    ignore_metadata_warnings()
     desk = _PipeDesk(connection, parent, lambda: os._exit(1))
     try:
         with contextlib.suppress(_ParentGone, OSError):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from ..errors import EmbedpipeError, WorkerDied
 from ..imports import uncollected
 from ..openmp import bound_spinning
+from ..pillow import ignore_metadata_warnings
 from ..progress import Listener
 from .base import Outcome, Tasks, Work, Worker
 from .cluster import Cluster, Room, joined, library, require_room
@@ -103,6 +104,7 @@ class _InFolder:
     def start(self, worker: int) -> Worker:
         """See `Work.start`."""
         bound_spinning()
+        ignore_metadata_warnings()
         with uncollected():
             work: Work = pickle.loads(self.work)
         return _in_folder(self.folder, work.start, worker)

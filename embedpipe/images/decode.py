@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +22,6 @@ RULES = ImageRules(transparency="ignored", orientation="ignored", colour_profile
 
 # The pixel limit is ours (`max_pixels`, a reject with a reason); Pillow's own would be an exception or a warning.
 Image.MAX_IMAGE_PIXELS = None
-# Pillow warns about odd metadata; the pixels are what counts.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Not all that Pillow opens: for EPS it would start Ghostscript.
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")

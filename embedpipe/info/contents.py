@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import files, manifest
-from ..card import UNKNOWN
-from ..columns import NORMS, measured
+from ..columns import NORMS, measured, of_norm_1
 from ..errors import InputError
 from ..fetch.outcome import HostFailures
 from ..fetch.report import worst_hosts
@@ -23,7 +22,6 @@ _BINS = 10
 # large the data set is.
 _SHARDS_LOOKED_AT = 64
 _ROWS_OF_EACH = 512
-_NORM_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class OutputInfo:
     the data set was written without. stored_norms: of the stored rows, and captions: characters in a caption, both of a
     sample of rows. cut: captions that were longer than the model's context, None where nobody counted.
     merged: the data sets that this one was put together of. fingerprint_version: 1 where version 0.1 wrote the card, or
-    others the data set: the activation is not recorded. None for image shards.
+    others the data set: the activation is not recorded. None for image shards. dated: whether it was version 0.1.
 
     tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
     """
@@ -80,12 +78,7 @@ class OutputInfo:
     merged: tuple[str, ...]
     options: dict[str, Any]
     versions: dict[str, str]
-
-    @property
-    def dated(self) -> bool:
-        """Whether version 0.1 wrote it: see `EncoderCard.dated`."""
-        known = self.encoder is not None and not self.encoder["weights_sha256"].startswith(UNKNOWN)
-        return known and self.fingerprint_version == 1
+    dated: bool
 
 
 def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> OutputInfo:
@@ -133,6 +126,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         merged=tuple(part.path for part in run.merged),
         options=run.options,
         versions=run.versions,
+        dated=run.dated,
     )
 
 
@@ -155,7 +149,7 @@ def without_norms(found: OutputInfo) -> str | None:
     sides = [
         side
         for side, stored in found.stored_norms.items()
-        if side not in found.norms and max(1 - stored.least, stored.most - 1) < _NORM_TOLERANCE
+        if side not in found.norms and of_norm_1(stored.least, stored.most)
     ]
     if not sides:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..card import EncoderCard
-from ..columns import NORMS, names
+from ..columns import NORMS, names, of_norm_1
 from ..errors import DatasetError, InputError
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..ragged import RaggedRows
@@ -29,7 +29,6 @@ from .reading import RowReading
 
 # Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
 _HELD_BYTES = 1 << 30
-_NORM_TOLERANCE = 0.01
 _NORMS_FROM_SHARDS, _NORMS_OF_EACH = 8, 64
 
 
@@ -100,7 +99,7 @@ class EmbeddingDataset:
     def require_normalised(self, modality: str) -> None:
         """Raise DatasetError when rows are not of norm 1, by a sample: what others wrote may have any."""
         least, most = self._stored_norms(modality)
-        if max(1 - least, most - 1) > _NORM_TOLERANCE:
+        if not of_norm_1(least, most):
             raise DatasetError(
                 f"{self.path}: {modality} rows have norms of {least:.3g} to {most:.3g}, not 1",
                 f'Write {{"normalise": true}} into its {NOTE}, or open it with Foreign(normalise=True)',
@@ -127,7 +126,7 @@ class EmbeddingDataset:
         """
         self.require(modality)
         least, most = self._stored_norms(modality)
-        if max(1 - least, most - 1) > _NORM_TOLERANCE:
+        if not of_norm_1(least, most):
             return None
         name = NORMS[modality]
         others = self.run.format != EMBEDDINGS or "read_as" in self.run.options

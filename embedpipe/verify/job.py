@@ -130,7 +130,7 @@ def _check(path: str, run: RunCard, config: VerifyConfig, listen: Listener) -> V
         bytes=outcome.report.bytes,
         faults=(*_run_faults(path, run, lost, config.deep), *_shard_faults(run, outcome)),
         leftovers=tuple(sorted(leftovers)),
-        dated=run.encoder is not None and run.encoder.dated,
+        dated=run.dated,
     )
 
 

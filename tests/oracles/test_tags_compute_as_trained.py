@@ -6,6 +6,7 @@ What they must compute is written down here once more, by hand.
 
 import copy
 import io
+import json
 
 import numpy as np
 import open_clip
@@ -17,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from embedpipe.encode import EncoderConfig, load_encoder
-from embedpipe.encode.built import activations, text_tower
+from embedpipe.encode.built import activations, cleaning, pooling, text_tower
 from embedpipe.images.decode import decode
 from embedpipe.model_spec import resolve
 from tests import shards
@@ -55,7 +56,7 @@ def tokenizer(tmp_path, monkeypatch):
     words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "bicycle", "old", "house", "cat"])}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(tmp_path / "tokenizer")
     load = transformers.AutoTokenizer.from_pretrained
     here = str(tmp_path / "tokenizer")
@@ -143,9 +144,23 @@ def _without_the_hub(model):
     return "hf_model_name" not in _MODEL_CONFIGS[model]["text_cfg"]
 
 
+_TOKENIZERS = {}
+
+
+def tokenizer_of(model):
+    """open_clip's tokenizer of a model, a second's work; models whose tables say the same of it share one."""
+    text = _MODEL_CONFIGS[model]["text_cfg"]
+    names = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "context_length")
+    kind = json.dumps([text.get(name) for name in names] + ["siglip" in model.lower()])
+    if kind not in _TOKENIZERS:
+        _TOKENIZERS[kind] = open_clip.get_tokenizer(model)
+    return _TOKENIZERS[kind]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", list(filter(_without_the_hub, _PRETRAINED)))
-def test_the_modules_of_every_tag_are_what_the_tables_say(model):
+def test_the_modules_of_every_tag_are_what_the_tables_say(model, tokenizer):
+    made = tokenizer_of(model)
     for spec in {resolve(model, tag).quick_gelu: resolve(model, tag) for tag in _PRETRAINED[model]}.values():
         with torch.device("meta"):
             built = open_clip.create_model(
@@ -161,3 +176,10 @@ def test_the_modules_of_every_tag_are_what_the_tables_say(model):
         size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"],) * 2
         assert tuple(size) == spec.size
         assert {name: cfg[name] for name in spec.preprocess} == spec.preprocess
+        assert pooling(built, spec.image_tower, spec.text_tower) == (spec.image_tower.pooling, spec.text_tower.pooling)
+        assert cleaning(made) == spec.text_preprocess.clean
+        tower = getattr(built, "text", built)
+        assert made.context_length == len(made(["a cat"])[0]) == spec.context_length
+        # A class token of the tower's own has the last place.
+        own = getattr(tower, "cls_emb", None) is not None
+        assert len(tower.positional_embedding) == spec.context_length + own

@@ -4,6 +4,8 @@ Whoever imports the library has a process of their own: no object of it may end 
 """
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ ALLOWED = {
     ("embedpipe/execute/ray.py", "hire"): {"os._exit"},  # handed to an actor, which has a process to itself
     ("embedpipe/execute/ray.py", "_in_folder"): {"os.chdir"},  # a process of Ray begins
     ("embedpipe/execute/cluster.py", "_our_own_signals"): {"signal.signal"},  # puts back what Ray has changed
+    ("embedpipe/pillow.py", "ignore_metadata_warnings"): {"warnings.filterwarnings"},  # see BEGINNINGS
+    ("embedpipe/encode/loading.py", "_without_known_noise"): {"warnings.filterwarnings"},  # puts back what was there
     ("embedpipe/execute/threads.py", "torch_threads"): {"torch.set_num_threads"},  # puts back what was there
     ("embedpipe/fetch/worker.py", "main"): {"os._exit", "os.dup2", "sys.modules"},  # the download process begins
     ("embedpipe/fetch/download.py", "kill"): {"os.killpg"},  # the group of a child, which leads it and is not reaped
@@ -30,6 +34,7 @@ OF_ONE_PROCESS = {
     "signal": {"signal", "alarm", "setitimer", "pthread_kill", "set_wakeup_fd"},
     "sys": {"exit"},
     "resource": {"setrlimit"},
+    "warnings": {"filterwarnings", "simplefilter", "resetwarnings"},
     "gc": {"disable", "enable", "freeze", "set_threshold", "set_debug"},
     "faulthandler": {"enable", "register", "dump_traceback_later"},
     "multiprocessing": {"set_start_method"},
@@ -72,6 +77,23 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+# Where a process begins that is embedpipe's own.
+BEGINNINGS = {
+    ("cli/main.py", "main"),
+    ("embedpipe/execute/processes.py", "_serve"),
+    ("embedpipe/execute/ray.py", "start"),
+}
+IMPORTED = """
+import warnings
+import open_clip, torchvision.transforms
+from PIL import Image
+before = list(warnings.filters)
+import embedpipe.curate.images, embedpipe.encode.job, embedpipe.fetch.picture, embedpipe.images.sheet
+import embedpipe.load.pictures, dalle2_core.dalle2
+assert warnings.filters == before
+"""
+
+
 def uses(source):
     finder = Finder()
     finder.visit(ast.parse(source))
@@ -85,6 +107,19 @@ def test_the_library_ends_and_moves_no_process_that_is_not_its_own():
             for function, name in uses(path.read_text()):
                 found.setdefault((str(path.relative_to(ROOT)), function), set()).add(name)
     assert found == ALLOWED
+
+
+def test_warnings_of_pillow_are_silenced_only_where_a_process_begins():
+    found = set()
+    for path in (path for room in ("embedpipe", "dalle2_core", "cli") for path in (ROOT / room).rglob("*.py")):
+        for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
+            if any(ast.unparse(node) == "ignore_metadata_warnings()" for node in ast.walk(function)):
+                found.add((str(path.relative_to(ROOT)), function.name))
+    assert found == BEGINNINGS
+
+
+def test_an_import_leaves_the_filters_of_warnings_as_they_were():
+    subprocess.run([sys.executable, "-c", IMPORTED], check=True)
 
 
 @pytest.mark.parametrize(

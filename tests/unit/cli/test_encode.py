@@ -184,6 +184,20 @@ def test_a_run_past_hope_is_one_line_and_exit_code_3(encode, source, tmp_path):
     assert len(list((tmp_path / "emb" / "manifest").iterdir())) == 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_pillow_says_of_metadata_is_not_shown(workers, tmp_path, tiny_model, embedpipe_process):
+    for number in range(2):
+        palette = shards.pixels(number).quantize(16)
+        odd = shards.encoded(palette, "PNG", transparency=bytes([0, 128, 255]))
+        shards.write_tar(tmp_path / "in" / f"{number}.tar", [("a.png", odd), ("a.txt", b"a cat")])
+    command = ("encode", tmp_path / "in", tmp_path / "emb", "--model", tiny_model, "--gpus", 0, "--workers", workers)
+    process = embedpipe_process(*command)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "2 rows" in stdout
+    assert "Warning" not in stderr
+
+
 def test_columns_of_a_table_are_named_by_options(encode, tmp_path):
     table = shards.table(3, key=None, image=None, caption=None, id=["a", "b", "c"], alt=["x", "y", "z"])
     table = table.append_column("pic", [[shards.jpeg(i) for i in range(3)]])

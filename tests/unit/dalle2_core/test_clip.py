@@ -16,6 +16,7 @@ from dalle2_core.clip import (
     CutTexts,
     TrainableClip,
     _shifted,
+    _trained_with,
     count_cut,
     evaluate_clip,
     load_open_clip,
@@ -24,6 +25,9 @@ from dalle2_core.clip import (
 )
 from dalle2_core.clip_presets import CLIP_PRESETS, clip_preset
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from dalle2_core.towers import OpenClipAdapter
+from embedpipe.errors import ModelError
+from embedpipe.model_spec import ModelOptions, resolve
 from tests import version_0_1
 
 TINY = ClipConfig(
@@ -188,6 +192,85 @@ def test_a_tags_weights_get_the_activation_that_they_were_trained_with(tmp_path)
         assert activations(version_0_1.MODEL, "openai") == {"QuickGELU"}
         assert activations(f"{version_0_1.MODEL}-quickgelu", "openai") == {"QuickGELU"}
         assert activations(version_0_1.MODEL, "gelu") == {"GELU"}
+
+
+def test_a_checkpoint_file_is_used_as_the_tag_that_it_is_told_to_be_like(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    openai = version_0_1.OPENAI
+
+    def embedded(*which, **said):
+        adapter = OpenClipAdapter(*which, **said)
+        return adapter.embed_image(pixels).image_embed, adapter.embed_text(adapter.tokenizer(CAPTIONS)).text_embed
+
+    with version_0_1.registered(tmp_path) as file:
+        told = embedded(version_0_1.MODEL, file, quick_gelu=True, **openai)
+        for same in (
+            embedded(version_0_1.MODEL, "openai"),
+            embedded(f"{version_0_1.MODEL}-quickgelu", file),  # its one tag says all three
+        ):
+            assert all(torch.equal(one, other) for one, other in zip(told, same, strict=True))
+        for other in ({"quick_gelu": False}, {"mean": (0.5,) * 3}, {"std": (0.5,) * 3}):
+            assert not torch.equal(
+                told[0], embedded(version_0_1.MODEL, file, **{"quick_gelu": True, **openai, **other})[0]
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "said", "message"),
+    [
+        ("", "FILE", {}, r"quick_gelu is True \(openai\) or False \(gelu, squashed\).*give quick_gelu=, mean=, std="),
+        ("", "FILE", {"quick_gelu": True, "std": (0.5,) * 3}, r"agree: mean is .*0.5\) \(squashed\); give mean="),
+        ("", "openai", {"quick_gelu": False}, "the tag 'openai' has quick_gelu True, not False; drop quick_gelu="),
+        ("", "openai", {"mean": (0.5,) * 3}, "drop mean="),
+        ("", "gelu", {"mean": list(version_0_1.OPENAI["mean"]), "quick_gelu": True}, "has quick_gelu False, not True"),
+        ("-quickgelu", "FILE", {"quick_gelu": False}, "always has QuickGELU"),
+        ("-other", "FILE", {"quick_gelu": False}, "open_clip cannot load"),
+        ("", "nothing", {"quick_gelu": False}, "open_clip cannot load"),
+        ("", "nothing", {}, "open_clip cannot load"),
+    ],
+)
+def test_what_nobody_says_of_a_checkpoint_file_and_what_contradicts_are_errors(name, weights, said, message, tmp_path):
+    with version_0_1.registered(tmp_path) as file, pytest.raises(ConfigError, match=message):
+        load_open_clip(version_0_1.MODEL + name, file if weights == "FILE" else weights, **said)
+
+
+def test_a_folder_brings_its_own_configuration(tmp_path):
+    tiny().save_open_clip(tmp_path)
+    assert load_open_clip(f"local-dir:{tmp_path}", None).mean == TINY.mean
+    with pytest.raises(ConfigError, match="brings its own configuration; drop quick_gelu=, std="):
+        load_open_clip(f"local-dir:{tmp_path}", None, quick_gelu=False, std=(0.5,) * 3)
+
+
+OPTIONS = {"--gelu": "quick_gelu", "--mean": "mean", "--std": "std"}
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_files_and_tags_of_all_models_are_used_as_encode_uses_them(tagged, tmp_path):
+    """The rooms do not know each other; they must agree."""
+    file = tmp_path / "weights.pt"
+    file.touch()
+    agreed = 0
+    # The adapter resizes in one way.
+    resizing = ModelOptions() if tagged else ModelOptions(interpolation="bicubic", resize_mode="shortest")
+    for name in open_clip.list_models():
+        if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]:
+            continue  # no text tower for the adapter
+        for weights in open_clip.list_pretrained_tags_by_model(name) if tagged else [str(file)]:
+            refused = None
+            try:
+                wanted = resolve(name, weights, resizing)
+            except ModelError as problem:
+                refused = problem.remedy
+            if refused is not None:
+                asked = [key for option, key in OPTIONS.items() if option in refused]
+                with pytest.raises(ConfigError, match=f"give {'=, '.join(asked)}=$"):
+                    _trained_with(name, weights, {})
+                continue
+            values = _trained_with(name, weights, {})
+            assert values == {"quick_gelu": wanted.quick_gelu, **{it: wanted.preprocess[it] for it in ("mean", "std")}}
+            agreed += 1
+    assert agreed > 100
 
 
 def test_a_locked_trunk_is_left_alone(tmp_path):

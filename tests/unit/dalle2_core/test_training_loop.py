@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,25 +21,12 @@ from dalle2_core.training import OptimConfig, Run, TrainConfig, load_trained, tr
 from dalle2_core.training.checkpoint import Checkpoints, read_checkpoint
 from dalle2_core.training.log import read_metrics
 from dalle2_core.types import StepLoss
+from tests.rows import Rows
 
 CONFIG = TrainConfig(
     steps=20, batch_size=8, log_every=4, evaluate_every=6, save_every=5, ema_decay=0.9, best_metric="size"
 )
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=3)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    x: torch.Tensor
-
-    def __len__(self):
-        return len(self.x)
-
-    def to(self, device):
-        return Rows(self.x.to(device))
-
-    def part(self, start, stop):
-        return Rows(self.x[start:stop])
 
 
 class Model(torch.nn.Module):
@@ -209,7 +196,7 @@ def test_interrupted_evaluation_is_made_up_for(tmp_path, undisturbed):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = {folders!r}
 import torch
 import test_training_loop as t
 import dalle2_core.training.stored as stored
@@ -235,7 +222,7 @@ t.go(folder, on_step=die)
 def test_killed_with_sigkill_and_resumed_is_bitwise_undisturbed(tmp_path, undisturbed):
     """Between two saves, then in the middle of one; the third sitting ends."""
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(here=str(Path(__file__).parent)))
+    script.write_text(KILLED.format(folders=[str(Path(__file__).parents[up]) for up in (0, 3)]))
     run = tmp_path / "run"
     for at, where in (("9", "step"), ("15", "save")):
         killed = subprocess.run(

@@ -1,7 +1,6 @@
 """One optimizer step by hand: parts and processes add up to the whole batch, and gradients travel once."""
 
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -17,24 +16,11 @@ from dalle2_core.training.randomness import seeded_layers, step_draws
 from dalle2_core.training.state import TrainState
 from dalle2_core.training.step import LossPass, refuse_to_cut, take_step
 from dalle2_core.types import StepLoss
+from tests.rows import Rows
 
 CPU = torch.device("cpu")
 FREE = OptimConfig(max_grad_norm=None)
 X = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.5])
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    x: torch.Tensor
-
-    def __len__(self):
-        return len(self.x)
-
-    def to(self, device):
-        return Rows(self.x.to(device))
-
-    def part(self, start, stop):
-        return Rows(self.x[start:stop])
 
 
 class Line(torch.nn.Module):

@@ -1,8 +1,11 @@
 """What is computed for a model and a tag or a file is what open_clip's own tables say, for every one of them."""
 
+import itertools
 import math
+import re
 import subprocess
 import sys
+import types
 
 import open_clip
 import pytest
@@ -42,6 +45,34 @@ def test_the_tables_of_an_open_clip_of_another_make_come_from_its_modules(monkey
     (tmp_path / "pretrained.py").write_text("from .elsewhere import _PRETRAINED\n_PRETRAINED.update({})\n")
     assert model_tables._table_of_tags.__wrapped__() is _PRETRAINED
     assert model_tables._config_files.__wrapped__() is _MODEL_CONFIGS
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["from typing import Nonesuch", "_PRETRAINED = dict([(1, 2, 3)])", "_PRETRAINED = {} | 1", "\0", "raise EOFError"],
+)
+def test_tables_that_cannot_be_run_are_asked_of_the_modules(odd, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_tables, "_folder", lambda: tmp_path)
+    (tmp_path / "constants.py").write_text("")
+    (tmp_path / "pretrained.py").write_text(odd)
+    (tmp_path / "model_configs").mkdir()
+    (tmp_path / "model_configs" / "a.json").write_text(odd)
+    assert model_tables._table_of_tags.__wrapped__() is _PRETRAINED
+    assert model_tables._config_files.__wrapped__() is _MODEL_CONFIGS
+
+
+@pytest.mark.parametrize("other", [types.ModuleType("another"), None])
+@pytest.mark.parametrize("table", ["factory", "pretrained"])
+def test_an_open_clip_without_such_tables_is_one_line_that_says_which_works(table, other, monkeypatch, embedpipe):
+    """None in sys.modules is how Python says that a module is not to be had."""
+    monkeypatch.setitem(sys.modules, f"open_clip.{table}", other)
+    refused = embedpipe("models", "ViT-B-32", "openai")
+    assert refused.exit_code == 1
+    assert re.fullmatch(
+        r"error: open_clip_torch 3\.[0-9.]+: its tables of models cannot be read: .*\. "
+        r'Install a version that is known to work: pip install "open_clip_torch==3\.3\.\*"\n',
+        refused.stderr,
+    )
 
 
 @pytest.mark.parametrize(("model", "tag"), PAIRS)
@@ -141,7 +172,7 @@ def test_a_file_whose_tags_do_not_agree_must_be_told(checkpoint):
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", {}, "trained with GELU.*--model ViT-B-32 --pretrained laion2b"),
         ("ViT-B-32-quickgelu", "FILE", {"quick_gelu": False}, "always uses QuickGELU.*Give --model ViT-B-32"),
         ("ViT-B-32-quickgelu", "FILE", {"like_tag": "laion2b_s34b_b79k"}, "always uses QuickGELU"),
-        ("ViT-B-32", "FILE", {"like_tag": "openia"}, "no tag 'openia' to be like.*openai"),
+        ("ViT-B-32", "FILE", {"like_tag": "openia"}, "no tag 'openia' for --like-tag.*openai"),
         ("ViT-B-32", "FILE", {"like_tag": "openai", "quick_gelu": False}, "the tag openai says.*Drop one of them"),
         ("MobileCLIP-S1", "FILE", {"interpolation": "cubic"}, "interpolation 'cubic'.*Known: bicubic"),
         ("ViT-B-16-SigLIP-i18n-256", "opnai", {}, "no pretrained tag or checkpoint file"),
@@ -192,3 +223,11 @@ def test_what_is_shown_can_be_typed_again(tag, checkpoint):
     said = ModelOptions(quick_gelu=by_tag.quick_gelu, mean=mean, std=std)
     assert resolve("ViT-L-14", tag, said) == by_tag
     assert resolve("ViT-L-14", checkpoint, said) == by_tag
+
+
+def test_images_are_resized_in_the_ways_that_open_clip_knows():
+    for interpolation, resize_mode in itertools.product(model_tables.INTERPOLATIONS, model_tables.RESIZE_MODES):
+        open_clip.image_transform(32, is_train=False, interpolation=interpolation, resize_mode=resize_mode)
+    for unknown in ({"interpolation": "nearest"}, {"resize_mode": "border"}):
+        with pytest.raises(AssertionError):
+            open_clip.image_transform(32, is_train=False, **unknown)

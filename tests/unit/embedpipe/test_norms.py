@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +16,7 @@ from embedpipe import Foreign, manifest
 from embedpipe.columns import EXTRA, MEASURED, names, schema, split_row
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, InputError
-from embedpipe.export.base import ExportConfig
+from embedpipe.export import EXPORTS, ExportConfig
 from embedpipe.export.job import export
 from embedpipe.info import describe
 from embedpipe.load import EmbeddingDataset
@@ -351,3 +352,34 @@ def embedpipe_info(folder):
     from embedpipe.info import without_norms
 
     return [without_norms(describe(folder))]
+
+
+def exported_columns(out, to, names):
+    """Those columns of an export by key, as the layout's own program reads them."""
+    if to == "lance":
+        table = pytest.importorskip("lance").dataset(str(out / "embeddings.lance")).to_table(columns=["key", *names])
+    else:
+        parts = [path for path in sorted(out.rglob("*.parquet")) if "key" in pq.read_schema(path).names]
+        table = pa.concat_tables(pq.read_table(path, columns=["key", *names]) for path in parts)
+    keys, *columns = (column.to_pylist() for column in table.columns)
+    return dict(zip(keys, zip(*columns, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("to", sorted(EXPORTS))
+@pytest.mark.parametrize("some", [False, True])
+def test_every_layout_with_metadata_keeps_norms_beside_their_keys(to, some, encoded_once, tmp_path):
+    data = EmbeddingDataset(encoded_once[1])
+    keys = data.keys()[1::3] if some else data.keys()
+    (tmp_path / "keys.txt").write_text("".join(f"{key}\n" for key in keys))
+    settings = ExportConfig(
+        to, keys=str(tmp_path / "keys.txt") if some else None, index_width=1 if to == "aligned" else None
+    )
+    export(encoded_once[1], str(tmp_path / "out"), settings)
+    if to == "aligned":
+        assert not list((tmp_path / "out").rglob("*.parquet")), "its loader reads none: docs/exporting.md says so"
+        return
+    columns = ("image_norm", "text_norm", "text_tokens_cut")
+    rows = zip(data.keys(), *(data.column(name).to_pylist() for name in columns), strict=True)
+    wanted = {key: values for key, *values in rows if key in set(keys)}
+    assert len({image for image, *_ in wanted.values()}) == len(wanted) > 5
+    assert exported_columns(tmp_path / "out", to, columns) == {key: tuple(values) for key, values in wanted.items()}

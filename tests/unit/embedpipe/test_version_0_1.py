@@ -3,22 +3,29 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
+from embedpipe import manifest
 from embedpipe.card import BEFORE_ACTIVATION, Likeness
 from embedpipe.encode import EncoderConfig, load_encoder
 from embedpipe.encode.job import encode, plan_encode
 from embedpipe.errors import RunMismatch
 from embedpipe.index import query_encoder
 from embedpipe.load import EmbeddingDataset
+from embedpipe.lock import Part
 from embedpipe.merge import MergeConfig, merge
 from embedpipe.model_spec import ModelOptions
 from tests import version_0_1
+from tests.shards import tree
 from tests.version_0_1 import MODEL
 
 FINGERPRINT = "1a2aaddd"
+# A decoder of one stage, trained in a second.
+SMALL = ["--sizes", "8", "--dims", "8", "--timesteps", "4", "--steps", "1", "--batch-size", "4", "--valid-share", "0.3"]
+SMALL += ["--device", "cpu", "--set", "stages.1.network.dim_mults=[1]", "--score-rows", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +124,44 @@ def test_the_old_index_is_used(written, embedpipe):
 
 def test_commands_say_what_it_is(written, embedpipe):
     assert BEFORE_ACTIVATION in embedpipe("info", written / "emb").stdout
-    assert json.loads(embedpipe("info", written / "emb", "--json").stdout)["fingerprint_version"] == 1
+    told = json.loads(embedpipe("info", written / "emb", "--json").stdout)
+    assert (told["fingerprint_version"], told["dated"]) == (1, True)
     checked = embedpipe("verify", written / "emb", "--deep")
     assert (checked.exit_code, BEFORE_ACTIVATION in checked.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train-prior", "EMB", "OUT", "--prior", "ridge", "--valid-share", "0.3", "--device", "cpu"),
+        ("train-decoder", "SHARDS", "EMB", "OUT", *SMALL),
+        ("export", "EMB", "OUT", "--to", "hf"),
+        ("export", "EMB", "OUT", "--images", "--data", "SHARDS"),
+        ("filter", "EMB", "OUT", "--min-similarity", "-1", "--examples", "0"),
+        ("dedup", "EMB", "OUT", "--confirm", "none", "--pairs", "0", "--threshold", "0.9"),
+        ("index", "EMB"),
+        ("evaluate", "EMB", "--split", "train", "--device", "cpu"),
+        ("merge", "EMB", "EMB", "OUT"),
+        ("sample-prior", "EMB", "OUT", "--prior", "PRIOR", "--gpus", "0", "--trust-old-card"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_whatever_reads_it_says_once_what_it_is(command, written, old, new, embedpipe, tmp_path):
+    places = {"SHARDS": written / "shards", "PRIOR": written / "prior"}
+    for emb in old, new:
+        twin = shutil.copytree(emb, tmp_path / f"{emb.name}-too") if command[0] == "merge" else None
+        data = iter((emb, twin))
+        words = [
+            next(data) if word == "EMB" else places.get(word, f"{emb}-out" if word == "OUT" else word)
+            for word in command
+        ]
+        dry = ("--dry-run",) * (command[0] != "evaluate")
+        for more in dry, ("--json",):
+            done = embedpipe(*words, *more)
+            assert done.exit_code == 0, done.stderr
+            said = [f"note: {path}: {BEFORE_ACTIVATION}" for path in (emb, twin) if path and emb is old]
+            assert [line for line in done.stderr.splitlines() if BEFORE_ACTIVATION in line] == said
+            assert BEFORE_ACTIVATION not in done.stdout
 
 
 def test_new_ones_do_not_say_it(new, embedpipe):
@@ -127,7 +169,8 @@ def test_new_ones_do_not_say_it(new, embedpipe):
         assert BEFORE_ACTIVATION not in embedpipe(command, new).stdout
     assert "quick_gelu" in embedpipe("info", new).stdout
     found = json.loads(embedpipe("info", new, "--json").stdout)
-    assert (found["fingerprint_version"], found["encoder"]["text_tower"]["activation"]) == (2, "quick_gelu")
+    assert (found["fingerprint_version"], found["dated"]) == (2, False)
+    assert found["encoder"]["text_tower"]["activation"] == "quick_gelu"
     assert "note" not in embedpipe("search", new, "a cat", "--exact").stderr
 
 
@@ -148,6 +191,70 @@ def test_an_encode_goes_on_as_it_was_begun_where_somebody_says_so(written, old, 
     assert len(rows) == 18
     # The third shard holds the images of the first: computed the same way, by the same activation.
     assert cosines(rows[:6], rows[12:]).min() > 1 - 1e-6
+
+
+def test_two_parts_at_once_go_on_with_it_as_it_was_begun(written, old, config, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(written / "shards", shards)
+    for number in range(2, 6):
+        shutil.copy(shards / f"0000{number % 2}.tar", shards / f"0000{number}.tar")
+    whole = shutil.copytree(old, tmp_path / "whole")
+    encode(str(shards), str(whole), config(trust_old_card=True))
+    raised = []
+
+    def part(number):
+        try:
+            encode(str(shards), str(old), config(part=Part(number, 2), trust_old_card=True))
+        except Exception as problem:
+            raised.append(problem)
+
+    threads = [threading.Thread(target=part, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert raised == []
+    assert tree(old) == tree(whole)
+    run = manifest.read_run(str(old))
+    assert (run.dated, run.pending, len(run.plan)) == (True, (), 6)
+    assert not list(old.glob(".lock-*-of-*"))
+    # The last four shards hold the images of the first two, which version 0.1 encoded.
+    rows = image_rows(old)
+    assert cosines(rows[:12], rows[12:24]).min() > 1 - 1e-6
+    shutil.copy(shards / "00000.tar", shards / "00006.tar")
+    with pytest.raises(RunMismatch, match=BEFORE_ACTIVATION):
+        encode(str(shards), str(old), config(part=Part(0, 2)))
+
+
+def test_what_an_output_is_comes_before_what_a_checkpoint_file_does_not_say(written, old, embedpipe, tmp_path):
+    """Version 0.1 asked of no file what it was trained with: naming an option would lead to the next error."""
+    command = (
+        old,
+        "--model",
+        MODEL,
+        "--pretrained",
+        written / "tiny.safetensors",
+        "--gpus",
+        "0",
+        "--precision",
+        "fp32",
+    )
+    shards = grown(written, tmp_path / "shards")
+    trust = "pass --trust-old-card to go on with the model as version 0.1 built it"
+    for more, said in ((), trust), (("--gelu",), f"{trust}, without options of activation and preprocessing"):
+        for dry in (), ("--dry-run",), ("--trust-old-card",) * bool(more):
+            refused = embedpipe("encode", shards, *command, *more, *dry)
+            assert refused.exit_code == 1
+            assert refused.stderr.splitlines() == [
+                f"error: {old}: {BEFORE_ACTIVATION}. Encode into another folder, or {said}"
+            ]
+    done = embedpipe("encode", shards, *command, "--trust-old-card")
+    assert done.exit_code == 0, done.stderr
+    again = embedpipe("encode", shards, *command)
+    assert "nothing to do" in again.stdout, again.stderr
+    # Begun again, it is an output of today's.
+    refused = embedpipe("encode", shards, *command, "--overwrite", "--trust-old-card")
+    assert "a checkpoint file does not record how it was trained" in refused.stderr
 
 
 def test_old_and_new_merge_only_where_somebody_says_so(old, new, tmp_path):

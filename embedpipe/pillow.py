@@ -1,0 +1,10 @@
+"""Pillow's warnings, in a process of embedpipe's own; one that only imports the library keeps its filters."""
+
+from __future__ import annotations
+
+import warnings
+
+
+def ignore_metadata_warnings() -> None:
+    """Show none of them from now on: they are about odd metadata, and the pixels are what counts."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
