@@ -28,10 +28,10 @@ import torch
 
 from embedpipe.encode import EncoderConfig, job, load_encoder
 from embedpipe.encode.base import Embedded, EmbeddedTexts
+from embedpipe.encode.batching import BatchingConfig
 from embedpipe.encode.job import EncodeConfig
-from embedpipe.encode.pictures import StageConfig
-from embedpipe.encode.stage import encode_shards
-from embedpipe.execute import Desk, Task, Worker, open_executor
+from embedpipe.encode.pipeline import encode_shards
+from embedpipe.execute import Task, TaskContext, WorkerLoop, open_executor
 from embedpipe.images.decode import DecodedImage, decode
 from embedpipe.progress import TaskReport, silent
 from embedpipe.read import SampleRules, open_reader
@@ -117,12 +117,12 @@ class Unwritten:
 
     reader: Any
     encoder: Any
-    config: StageConfig
+    config: BatchingConfig
 
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         """See `Work`."""
 
-        def work(desk: Desk) -> None:
+        def work(desk: TaskContext) -> None:
             encode_shards(
                 desk, self.reader, self.encoder, self.config, lambda made: desk.done(made.task, TaskReport(tasks=1))
             )
@@ -236,7 +236,7 @@ def main() -> None:
     weights = "" if Path(options.model).is_dir() else str(embeddings.random_weights(options.model, work))
     config = EncodeConfig(
         EncoderConfig(options.model, weights, **named),
-        StageConfig(decode_threads=len(cores)),
+        BatchingConfig(decode_threads=len(cores)),
         gpus=0,
         executor="inline",
         threads_per_worker=len(cores),

@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from embedpipe import manifest
+from embedpipe.checksummed_json import dump
 from embedpipe.encode.base import EncoderConfig
-from embedpipe.encode.committed import take_stock
 from embedpipe.encode.job import EncodeConfig, plan_encode
-from embedpipe.execute import Task, Worker, one_by_one, open_executor
+from embedpipe.encode.resume import scan_committed
+from embedpipe.execute import Task, WorkerLoop, one_by_one, open_executor
 from embedpipe.manifest import EMBEDDINGS, FileRecord, RunCard, ShardManifest
 from embedpipe.progress import TaskReport, silent
-from embedpipe.sealed import seal
 from tests import embeddings
 
 from . import measure, report
@@ -62,7 +62,7 @@ def write_output(source: Path, out: Path) -> None:
     for number, shard in enumerate(change.shards[:-1]):
         entry = ShardManifest(number, shard, "0" * 64, 1, 1, 0, {}, records, 768, "float16", fingerprint)
         # As `manifest.commit` writes it, without waiting for the disk each time.
-        (out / "manifest" / f"{number:08d}.json").write_bytes(seal(dataclasses.asdict(entry)))
+        (out / "manifest" / f"{number:08d}.json").write_bytes(dump(dataclasses.asdict(entry)))
 
 
 def step(name: str, source: str, out: str) -> dict[str, float]:
@@ -81,7 +81,7 @@ def _plan(source: str, out: str) -> None:
 
 
 class _Stub:
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         return one_by_one(lambda task, listen: TaskReport(tasks=1, rows=1))
 
 
@@ -97,7 +97,7 @@ def _resume(source: str, out: str) -> None:
     change, todo = plan_encode(source, out, _CONFIG)
     run = manifest.read_run(out)
     assert run is not None
-    committed = take_stock(out, run, change.vanished, lambda number: True)
+    committed = scan_committed(out, run, change.vanished, lambda number: True)
     assert committed.rows == len(change.shards) - 1
     assert todo == [len(change.shards) - 1]
 

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from benchmarks import measure, mixture, report
 from benchmarks.mixture import Mixture
-from dalle2_core.baselines import MeanImage, Ridge
-from dalle2_core.draws import RowDraws, derived_seed
-from dalle2_core.networks.causal import PriorNetworkConfig
-from dalle2_core.prior import DiffusionPrior, PriorConfig
+from dalle2_core.networks.causal_transformer import PriorNetworkConfig
+from dalle2_core.priors.closed_form import MeanImage, Ridge
+from dalle2_core.priors.diffusion import DiffusionPrior, PriorConfig
+from dalle2_core.rng import PerSampleRNG, derived_seed
 from dalle2_core.training import OptimConfig, Run, TrainConfig, train
 from dalle2_core.training.state import TrainState
 from dalle2_core.types import PriorBatch
@@ -146,7 +146,7 @@ def trained(rows: Mixture, steps: int, seed: int) -> DiffusionPrior:
 
 def drawn(prior: DiffusionPrior, text: Tensor, count: int, seed: int) -> Tensor:
     """`count` samples for each text, [n, count, d], norm 1; none is chosen among."""
-    draws = RowDraws(derived_seed(seed, "benchmark"), 0, len(text) * count, text.device)
+    draws = PerSampleRNG(derived_seed(seed, "benchmark"), 0, len(text) * count, text.device)
     repeated = text.repeat_interleave(count, dim=0)
     return prior.sample(repeated, num_samples_per_batch=1, generator=draws).view(len(text), count, -1)
 
@@ -202,11 +202,10 @@ def _cells(each: Sequence[Found]) -> list[str]:
 
 def _demo(options: argparse.Namespace) -> str:
     """Every kind of prior on the demo's embeddings, by the commands a user would type."""
-    from embedpipe_cli.prior_scores import evaluate_priors
-    from embedpipe_cli.training_job import SplitConfig, default_device
-    from embedpipe_cli.wiring import PriorJob, train_prior
-
-    from dalle2_core.presets import prior_preset
+    from dalle2_core.presets.prior import prior_preset
+    from embedpipe.unclip.evaluate.priors import evaluate_priors
+    from embedpipe.unclip.train.plan import SplitConfig, default_device
+    from embedpipe.unclip.train.prior import PriorJob, train_prior
 
     emb = str(options.demo / "emb")
     scores: dict[str, dict[str, list[Mapping[str, float]]]] = {"valid": {}, "unseen": {}}

@@ -22,8 +22,8 @@ from unittest import mock
 
 from embedpipe.encode import EncoderConfig, job
 from embedpipe.encode.job import EncodeConfig
-from embedpipe.encode.work import EncodeWork
-from embedpipe.execute import Demand, Task, Worker, one_by_one, open_places
+from embedpipe.encode.worker import EncodeWork
+from embedpipe.execute import ResourceRequest, Task, WorkerLoop, one_by_one, open_places
 from embedpipe.progress import Progress, TaskReport
 
 from . import embeddings, measure, photos, report
@@ -69,7 +69,7 @@ class Clock:
 class Together(EncodeWork):
     """Encode workers that begin when all have loaded the model, so that none is measured while another starts."""
 
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         """See `Work`."""
         work = super().start(worker)
         loaded = Path(f"{self._out}-loaded")
@@ -83,7 +83,7 @@ class Together(EncodeWork):
 class Nothing:
     """Work that is done as soon as it is begun."""
 
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         """See `Work`."""
         return one_by_one(lambda task, listen: TaskReport(tasks=1, rows=1))
 
@@ -106,14 +106,14 @@ class Bench:
         clock = Clock()
         with mock.patch.object(job, "EncodeWork", Together):
             done = job.encode(str(self.data), str(self.out), config, clock)
-        if done.set_aside or len(clock.finished) != workers:
+        if done.failed_tasks or len(clock.finished) != workers:
             raise RuntimeError(f"{executor}: {len(clock.finished)} of {workers} workers took part")
         return clock
 
     def nothing(self, executor: str, workers: int) -> Clock:
         """Shards without rows."""
         clock = Clock()
-        with open_places(executor, Demand(workers=workers, threads=1)) as (opened, _):
+        with open_places(executor, ResourceRequest(workers=workers, threads=1)) as (opened, _):
             opened.run(Nothing(), [Task(number, str(number), None) for number in range(self.tasks)], clock)
         return clock
 

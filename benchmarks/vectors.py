@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from embedpipe import manifest
-from embedpipe.card import EncoderCard, PreprocessSpec
+from embedpipe.clip_model.encoder_card import EncoderCard, PreprocessSpec
 from embedpipe.columns import EXTRA, FIXED
 from embedpipe.manifest import EMBEDDINGS, RunCard, ShardManifest
 from embedpipe.store import open_format

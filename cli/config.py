@@ -17,7 +17,7 @@ from embedpipe.errors import did_you_mean
 _Config = TypeVar("_Config")
 
 
-def resolve(preset: _Config, config_file: str | None, settings: Sequence[str]) -> _Config:
+def resolve_config(preset: _Config, config_file: str | None, settings: Sequence[str]) -> _Config:
     """`preset` (a dataclass of plain values, nested) with a JSON file's and then --set's values put in.
 
     Raises click.UsageError for an unknown key (naming the near ones), a value of the wrong type, or an unreadable file.

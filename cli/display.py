@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import sys
 import threading
 import time
@@ -38,9 +39,24 @@ def plain(value: Any) -> Any:
 def note_old_card(path: str, dated: bool, more: str = "") -> None:
     """Say on stderr of a data set or run that version 0.1 wrote it, where that is so. more: what follows from it."""
     if dated:
-        from embedpipe.card import BEFORE_ACTIVATION
+        from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION
 
         click.echo(f"note: {path}: {BEFORE_ACTIVATION}{more}", err=True)
+
+
+class _Notices(logging.Handler):
+    """What the libraries log, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"note: {record.getMessage()}", err=True)
+
+
+def show_notices() -> None:
+    """Show what `embedpipe` and `dalle2_core` log from warnings on."""
+    for name in ("embedpipe", "dalle2_core"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Notices) for handler in logger.handlers):
+            logger.addHandler(_Notices())
 
 
 def note_old_data(*paths: str) -> None:
@@ -52,7 +68,7 @@ def note_old_data(*paths: str) -> None:
         note_old_card(path, run is not None and run.dated)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
     """A table on stdout; numbers are right-aligned."""
     from rich.console import Console
     from rich.table import Table
@@ -254,7 +270,7 @@ def finished_line(done: Finished, unit: str) -> str:
     return f"worker {done.worker}: {done.task}: {counts}{', ' * bool(where)}{where}"
 
 
-def histogram(lower: float, upper: float, counts: Sequence[int], width: int = 40, digits: int = 3) -> list[str]:
+def text_histogram(lower: float, upper: float, counts: Sequence[int], width: int = 40, digits: int = 3) -> list[str]:
     """Equal bins from `lower` to `upper` as lines of bars, the fullest one `width` characters long."""
     if lower == upper:
         counts = [sum(counts)]
@@ -278,8 +294,8 @@ def seconds(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def worst_hosts(hosts: Sequence[Any]) -> None:
+def print_worst_hosts(hosts: Sequence[Any]) -> None:
     """A table of hosts (`HostFailures`) and why urls there failed; nothing where there are none."""
     if hosts:
         rows = [(entry.host, entry.failed, worst(entry.classes)) for entry in hosts]
-        table(["host", "failed", "because"], rows)
+        print_table(["host", "failed", "because"], rows)

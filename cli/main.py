@@ -20,6 +20,7 @@ from embedpipe.imports import uncollected
 from embedpipe.openmp import bound_spinning
 from embedpipe.pillow import ignore_metadata_warnings
 
+from .display import show_notices
 from .options import debugging
 
 # In the order of the story; each lives in the module of that name and is called `command` there.
@@ -62,7 +63,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with uncollected():
-            module = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__)
+            module = importlib.import_module(f".commands.{cmd_name.replace('-', '_')}", __package__)
         command: click.Command = module.command
         return command
 
@@ -91,6 +92,7 @@ def cli() -> None:
 
     Every command, run again, goes on where it stopped.
     """
+    show_notices()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from embedpipe.model_tables import INTERPOLATIONS, RESIZE_MODES
+from embedpipe.clip_model.open_clip_tables import INTERPOLATIONS, RESIZE_MODES
 
 if TYPE_CHECKING:
-    from embedpipe.model_spec import ModelOptions
+    from embedpipe.clip_model.spec import ModelOptions
     from embedpipe.progress import RejectLimit
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -228,7 +228,7 @@ def model_options(command: _Command) -> _Command:
 
 def said_of_model(options: dict[str, Any]) -> ModelOptions:
     """The values of `model_options`, taken out of `options`."""
-    from embedpipe.model_spec import ModelOptions
+    from embedpipe.clip_model.spec import ModelOptions
 
     return ModelOptions(**{name: options.pop(name) for name in _MODEL_OPTIONS})
 

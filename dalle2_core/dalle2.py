@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle2_core.cascade import OnStep
-from dalle2_core.decoder import Decoder
-from dalle2_core.decoders import load_decoder
-from dalle2_core.draws import RowDraws, derived_seed
+from dalle2_core.chunking import OnSmaller, run_in_chunks
+from dalle2_core.decoder.cascade import OnStep
+from dalle2_core.decoder.decoder import Decoder
+from dalle2_core.decoder.loading import load_decoder
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import disk_errors, write_json
 from dalle2_core.generation import Generated, GenerationConfig
 from dalle2_core.keywords import from_keywords
-from dalle2_core.memory import OnSmaller, in_pieces
-from dalle2_core.prior_base import Prior, check_candidates
-from dalle2_core.priors import load_prior
-from dalle2_core.saved import FORMAT_VERSION, read_settings
-from dalle2_core.types import EmbeddedText, Towers
+from dalle2_core.priors.base import Prior, check_candidates
+from dalle2_core.priors.registry import load_prior
+from dalle2_core.rng import PerSampleRNG, derived_seed
+from dalle2_core.serialization import FORMAT_VERSION, read_settings
+from dalle2_core.types import ClipEncoders, EmbeddedText
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +45,7 @@ class DALLE2(nn.Module):
         prior: Prior,
         decoder: Decoder,
         *,
-        clip: Towers | None = None,
+        clip: ClipEncoders | None = None,
         prior_num_samples: int | None = None,
         prior_reads_tokens: bool = True,
     ) -> None:
@@ -67,7 +67,7 @@ class DALLE2(nn.Module):
             check_candidates(prior_num_samples)
 
     @property
-    def clip(self) -> Towers | None:
+    def clip(self) -> ClipEncoders | None:
         """What embeds texts, if there is one."""
         return self._clip[0]
 
@@ -168,7 +168,7 @@ class DALLE2(nn.Module):
         seen = text if self.prior_reads_tokens else EmbeddedText(text.text_embed)
 
         def make(start: int, stop: int) -> Tensor:
-            draws = RowDraws(derived_seed(seed, "prior"), start, stop - start, device)
+            draws = PerSampleRNG(derived_seed(seed, "prior"), start, stop - start, device)
             told = seen.part(start, stop).to(device)
             made = self.prior.sample(
                 told.text_embed,
@@ -182,7 +182,7 @@ class DALLE2(nn.Module):
             return made
 
         _check_finite(text.text_embed, "text embeddings hold", 1)
-        made = in_pieces(rows, config.max_batch_size, make, on_smaller_batch)
+        made = run_in_chunks(rows, config.max_batch_size, make, on_smaller_batch)
         _check_finite(made, "the prior gave", config.num_images * config.best_of)
         return made
 
@@ -218,7 +218,9 @@ class DALLE2(nn.Module):
             write_json(folder / "config.json", {"kind": KIND, "format_version": FORMAT_VERSION, **settings})
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu", *, clip: Towers | None = None) -> DALLE2:
+    def load(
+        cls, folder: Path | str, device: torch.device | str = "cpu", *, clip: ClipEncoders | None = None
+    ) -> DALLE2:
         """Read what `save` wrote. Raises CheckpointError if it is not whole."""
         settings = read_settings(folder, KIND, "a DALLE2")
         prior = load_prior(Path(folder) / "prior", device)
@@ -245,7 +247,7 @@ def check_pair(prior: Prior, decoder: Decoder) -> None:
         )
 
 
-def _one_clip(found: Sequence[Towers | None]) -> Towers | None:
+def _one_clip(found: Sequence[ClipEncoders | None]) -> ClipEncoders | None:
     """The first that is there. Raises ConfigError if another one is a different model."""
     there = [clip for clip in found if clip is not None]
     for other in there[1:]:
@@ -265,7 +267,7 @@ def _same_model(one: object, other: object) -> bool:
     )
 
 
-def _tokens(texts: list[str], clip: Towers) -> Tensor:
+def _tokens(texts: list[str], clip: ClipEncoders) -> Tensor:
     for text in texts:
         if not isinstance(text, str):
             raise ConfigError(f"a text is {text!r}; give strings, integer tokens [b, l], or an EmbeddedText")

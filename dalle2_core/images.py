@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle2_core.draws import Draws, integers
 from dalle2_core.errors import ShapeError
+from dalle2_core.rng import RNG, integers
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def averaged(images: Tensor, size: int) -> Tensor:
     return images if images.shape[-2:] == (size, size) else F.adaptive_avg_pool2d(images, size)
 
 
-def random_crops(size: int, *images: Tensor, draws: Draws) -> list[Tensor]:
+def random_crops(size: int, *images: Tensor, draws: RNG) -> list[Tensor]:
     """A square of `size` pixels of each row, at the same place in all `images`, which are equally large."""
     first = images[0]
     rows, _, height, width = first.shape

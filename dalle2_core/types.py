@@ -12,15 +12,15 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from dalle2_core.draws import Draws
+from dalle2_core.collectives import Collectives
 from dalle2_core.errors import ShapeError
-from dalle2_core.together import Together
+from dalle2_core.rng import RNG
 
-SelfBatch = TypeVar("SelfBatch", bound="Batch")
-AnyBatch = TypeVar("AnyBatch", bound="Batch", contravariant=True)
+SelfBatch = TypeVar("SelfBatch", bound="SizedBatch")
+AnyBatch = TypeVar("AnyBatch", bound="SizedBatch", contravariant=True)
 
 
-class Batch(Protocol):
+class SizedBatch(Protocol):
     """What the training loop asks of a batch: its number of rows, a copy on another device, and some of its rows."""
 
     def __len__(self) -> int: ...
@@ -47,18 +47,18 @@ class Trainable(Protocol[AnyBatch]):
     """A `torch.nn.Module` that gives its own training loss.
 
     Every random draw that is not a layer's dropout comes from `draws`, which is on the model's device, by the
-    functions of `dalle2_core.draws`: the loss of a row must not depend on which other rows are in its batch. A model
+    functions of `dalle2_core.rng`: the loss of a row must not depend on which other rows are in its batch. A model
     whose loss does compare rows says so by an attribute `compares_rows = True`, and its batches are never cut.
     """
 
-    def loss(self, batch: AnyBatch, draws: Draws) -> StepLoss: ...
+    def loss(self, batch: AnyBatch, draws: RNG) -> StepLoss: ...
 
 
 @runtime_checkable
-class Settling(Protocol):
+class NonGradientUpdate(Protocol):
     """A `Trainable` that also changes by other means than gradients: by what it saw in a step's forward passes."""
 
-    def settle(self, together: Together) -> None:
+    def after_step(self, together: Collectives) -> None:
         """Called once after every optimizer step, by all processes. Afterwards all hold the same."""
 
 
@@ -201,7 +201,7 @@ class EmbeddedImage:
     image_embed: Tensor
 
 
-class Towers(Protocol):
+class ClipEncoders(Protocol):
     """A CLIP as a prior sees it. Frozen: nothing here takes a gradient."""
 
     def embed_text(self, text: Tensor) -> EmbeddedText:

@@ -9,7 +9,7 @@
     embedpipe.verify("emb", embedpipe.VerifyConfig(deep=True)).whole
 
 Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch`, `embedpipe.encode` and
-`embedpipe.export` are rooms (packages) that can also be called, see `embedpipe.room`.
+`embedpipe.export` are rooms (packages) that can also be called, see `embedpipe.callable_package`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .curate import DedupConfig, FilterConfig, dedup, export_images, filter
+    from .curate import DedupConfig, FilterConfig, export_images
+    from .curate.dedup.job import dedup
+    from .curate.filter.job import filter
     from .encode.base import EncoderConfig
+    from .encode.batching import BatchingConfig
     from .encode.forecast import forecast
     from .encode.job import EncodeConfig, plan_encode
-    from .encode.pictures import StageConfig
     from .execute import Cluster
     from .export import ExportConfig
     from .fetch import FetchConfig
     from .index import IndexConfig, Searcher, build_index, check_index, plan_index, query_encoder, search
     from .info import describe
     from .load import EmbeddingDataset, EmbeddingLoader, Foreign
-    from .load.images import ImageLoader, ImageOptions
-    from .load.join import join_images
-    from .load.stored import open_source
+    from .load.images.join import join_images
+    from .load.images.loader import ImageLoader, ImageOptions
+    from .load.images.source import open_source
     from .lock import Part
     from .merge import MergeConfig
     from .predict import predict_images
@@ -48,23 +50,23 @@ _HOMES = {
     "ExportConfig": "export",
     "FetchConfig": "fetch",
     "FilterConfig": "curate",
-    "ImageLoader": "load.images",
-    "ImageOptions": "load.images",
+    "ImageLoader": "load.images.loader",
+    "ImageOptions": "load.images.loader",
     "IndexConfig": "index",
     "Searcher": "index",
     "Foreign": "load",
     "MergeConfig": "merge",
     "Part": "lock",
-    "StageConfig": "encode.pictures",
+    "BatchingConfig": "encode.batching",
     "VerifyConfig": "verify",
     "build_index": "index",
     "check_index": "index",
-    "dedup": "curate",
+    "dedup": "curate.dedup.job",
     "describe": "info",
     "export_images": "curate",
-    "filter": "curate",
-    "join_images": "load.join",
-    "open_source": "load.stored",
+    "filter": "curate.filter.job",
+    "join_images": "load.images.join",
+    "open_source": "load.images.source",
     "forecast": "encode.forecast",
     "plan_encode": "encode.job",
     "plan_index": "index",
@@ -77,6 +79,7 @@ _HOMES = {
 _ROOMS = ("encode", "export", "fetch", "merge", "verify")
 
 __all__ = [
+    "BatchingConfig",
     "Cluster",
     "DedupConfig",
     "EmbeddingDataset",
@@ -93,7 +96,6 @@ __all__ = [
     "MergeConfig",
     "Part",
     "Searcher",
-    "StageConfig",
     "VerifyConfig",
     "build_index",
     "check_index",

@@ -62,10 +62,10 @@ def arrow_type(kind: str) -> pa.DataType:
 def schema(columns: Mapping[str, str]) -> pa.Schema:
     """The Arrow schema of a metadata file whose passed-through columns are `columns`."""
     kinds = {**columns, **FIXED, EXTRA: "string"}
-    return pa.schema([(name, _TYPES[kinds[name]]) for name in names(columns)])
+    return pa.schema([(name, _TYPES[kinds[name]]) for name in column_names(columns)])
 
 
-def names(columns: Mapping[str, str]) -> tuple[str, ...]:
+def column_names(columns: Mapping[str, str]) -> tuple[str, ...]:
     """All metadata columns of a data set whose passed-through ones are `columns`, in their order."""
     fixed = list(FIXED)
     behind = fixed.index(_BEHIND) + 1

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from .errors import DiskFull, InputError, OutputUnwritable, StorageFailed
-from .storage import ask as ask
-from .storage import asking, filesystem
-from .storage import is_local as is_local
-from .storage import local_path as local_path
+from .filesystem import ask as ask
+from .filesystem import asking, filesystem
+from .filesystem import is_local as is_local
+from .filesystem import local_path as local_path
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import pydantic
 
 from . import files
-from .card import EncoderCard
+from .checksummed_json import Unsound, dump, load
+from .clip_model.encoder_card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
 from .progress import CutCaptions
-from .sealed import Unsound, seal, unseal
 from .types import SourceShard
 
 FORMAT_VERSION = 1
@@ -177,12 +177,12 @@ def totals(manifests: Iterable[ShardManifest]) -> Totals:
 
 def _dump(value: RunCard | ShardManifest) -> bytes:
     # Not sorted: the order of `columns` is that of the metadata files.
-    return seal(dataclasses.asdict(value))
+    return dump(dataclasses.asdict(value))
 
 
 def _load(kind: type[_T], location: str, data: bytes) -> _T:
     try:
-        document = unseal(data, [field.name for field in dataclasses.fields(kind)])
+        document = load(data, [field.name for field in dataclasses.fields(kind)])
     except Unsound as problem:
         raise DatasetError(f"{location}: damaged: {problem}", _REMEDIES[kind]) from problem
     version = document.get("format_version") if isinstance(document, dict) else None

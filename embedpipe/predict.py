@@ -17,17 +17,17 @@ import numpy as np
 import torch
 
 from . import files, manifest
-from .card import PredictionCard
+from .clip_model.encoder_card import PredictionCard
 from .columns import IMAGE_NORM, MEASURED, measured
 from .errors import DatasetError, RunMismatch
-from .execute import Task, Worker, one_by_one, open_executor, torch_threads
+from .execute import Task, WorkerLoop, one_by_one, open_executor, torch_threads
 from .load import EmbeddingDataset
 from .lock import exclusive
 from .manifest import EMBEDDINGS, RunCard, ShardManifest
 from .progress import CutCaptions, Listener, Progress, TaskReport, silent
 from .ragged import RaggedRows
 from .store import open_format
-from .store.leftovers import sweep_leftovers, sweep_temporaries
+from .store.cleanup import sweep_dataset_temporaries, sweep_leftovers
 from .types import EmbeddingShard
 
 _OTHER_RUN = "Give the same as before, or another output folder"
@@ -85,7 +85,7 @@ def predict_images(
         todo = [
             Task(entry.number, entry.source.name, None) for entry in source.manifests if entry.number not in committed
         ]
-        sweep_temporaries(out)
+        sweep_dataset_temporaries(out)
         sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
         manifest.write_run(out, manifest.with_pending(out, run))
         rows = {entry.number: entry.rows_out for entry in source.manifests}
@@ -94,8 +94,8 @@ def predict_images(
         work = PredictWork(emb, out, run, load, tuple(devices), threads)
         outcome = open_executor("auto", len(devices)).run(work, todo, listen)
         manifest.settle(out)
-        if outcome.set_aside:
-            raise DatasetError(f"{emb}: {outcome.set_aside[0].reason}", "Run `embedpipe verify` on it")
+        if outcome.failed_tasks:
+            raise DatasetError(f"{emb}: {outcome.failed_tasks[0].reason}", "Run `embedpipe verify` on it")
     return PredictReport(
         shards=len(source.manifests),
         already=len(committed),
@@ -143,7 +143,7 @@ class PredictWork:
         self._devices = devices
         self._threads = threads
 
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         """Load the predictor on this worker's device and open the data set."""
         # One worker works in the caller's process, on as many threads as the caller has.
         threads = self._threads if len(self._devices) > 1 else torch.get_num_threads()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .wording import counted
+from .plural import plural
 
 if TYPE_CHECKING:
     from numpy import ndarray  # whoever shows progress has no other use for numpy
@@ -61,10 +61,10 @@ class CutCaptions:
 
     def said(self, context_length: int, noun: str = "caption") -> str:
         """`37 captions (1.2%) were longer than 77 tokens; 812 tokens cut`."""
-        captions = counted(self.captions, noun)
+        captions = plural(self.captions, noun)
         share = f" ({self.captions / self.rows:.1%})" if self.rows > 1 else ""
         were = "was" if self.captions == 1 else "were"
-        return f"{captions}{share} {were} longer than {context_length} tokens; {counted(self.tokens, 'token')} cut"
+        return f"{captions}{share} {were} longer than {context_length} tokens; {plural(self.tokens, 'token')} cut"
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,14 +95,14 @@ def tiny_encoder(tiny_model):
 def encode_config(tiny_model):
     """Makes an EncodeConfig for the tiny model on the CPU; keywords go to EncodeConfig, `stage` to StageConfig."""
     from embedpipe.encode.base import EncoderConfig
+    from embedpipe.encode.batching import BatchingConfig
     from embedpipe.encode.job import EncodeConfig
-    from embedpipe.encode.pictures import StageConfig
 
     def make(model=tiny_model, dtype="float16", decode="exact", stage=None, pretrained="", **options):
         settings = {"gpus": 0, "threads_per_worker": 1, **options}
         return EncodeConfig(
             EncoderConfig(model, pretrained, dtype=dtype, decode=decode, precision="fp32"),
-            StageConfig(**{"batch_size": 8, **(stage or {})}),
+            BatchingConfig(**{"batch_size": 8, **(stage or {})}),
             **settings,
         )
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from embedpipe import manifest
-from embedpipe.card import EncoderCard, ImageRules, PreprocessSpec, TextPreprocessSpec, TowerCard
+from embedpipe.clip_model.encoder_card import EncoderCard, ImageRules, PreprocessSpec, TextPreprocessSpec, TowerCard
 from embedpipe.columns import EXTRA, FIXED
 from embedpipe.manifest import EMBEDDINGS, RunCard, ShardManifest
 from embedpipe.ragged import RaggedRows

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import fsspec
 
-from embedpipe import storage
+from embedpipe import filesystem
 
 BUCKET = "bucket"
 # On a port that the system chooses, said once it is listened on; until whoever started it is gone.
@@ -188,14 +188,14 @@ def _settings(endpoint):
     import s3fs
 
     retries, s3fs.S3FileSystem.retries = s3fs.S3FileSystem.retries, 2
-    before_us = storage._TRIES, storage._PAUSE_S
-    storage._TRIES, storage._PAUSE_S = 2, 0.01
+    before_us = filesystem._TRIES, filesystem._PAUSE_S
+    filesystem._TRIES, filesystem._PAUSE_S = 2, 0.01
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield
     finally:
         s3fs.S3FileSystem.retries = retries
-        storage._TRIES, storage._PAUSE_S = before_us
+        filesystem._TRIES, filesystem._PAUSE_S = before_us
         s3fs.S3FileSystem.clear_instance_cache()
         if before is None:
             del fsspec.config.conf["s3"]

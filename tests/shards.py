@@ -184,13 +184,13 @@ def write_table(path, table, **options):
 
 def edit(path, change=None, **values):
     """Change a manifest or an embedpipe.json so that its checksum fits again: only its meaning is other."""
-    from embedpipe.sealed import SEAL, seal
+    from embedpipe.checksummed_json import SEAL, dump
 
     document = {k: v for k, v in json.loads(Path(path).read_text()).items() if k != SEAL}
     document.update(values)
     if change is not None:
         change(document)
-    Path(path).write_bytes(seal(document))
+    Path(path).write_bytes(dump(document))
 
 
 def forget(folder, *numbers):

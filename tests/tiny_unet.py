@@ -3,7 +3,7 @@
 import torch
 
 from dalle2_core import DecoderCondition, Unet
-from dalle2_core.networks.unet_condition import Conditioning
+from dalle2_core.networks.unet_conditioning import Conditioning
 from dalle2_core.networks.unet_config import UnetConfig
 
 SMALL = {"dim": 8, "dim_mults": (1, 2), "image_embed_dim": 6, "resnet_groups": 2, "attn_heads": 2, "attn_dim_head": 4,
@@ -68,8 +68,8 @@ class GaussianUnet(torch.nn.Module):
 
     def right_fraction(self, t, s, left):
         """Of the variance of p(x_s | x_t): the posterior's for a known x0, and what is not known of x0, scaled."""
-        from dalle2_core.learned_variance import log_variance
-        from dalle2_core.samplers import posterior
+        from dalle2_core.diffusion.learned_variance import log_variance
+        from dalle2_core.diffusion.samplers import posterior
 
         schedule, one = self.schedule, torch.ones(1)
         s = torch.tensor(s)

@@ -2,7 +2,7 @@
 
 import torch
 
-from dalle2_core.vae import VQGanVAE
+from dalle2_core.autoencoders.vqgan import VQGanVAE
 
 SMALL = {"dim": 8, "image_size": 16, "layers": 2, "layer_mults": (1, 2), "resnet_groups": 4, "attn_heads": 2,
          "attn_dim_head": 4, "vq_codebook_dim": 4, "vq_codebook_size": 16, "discr_layers": 2}  # fmt: skip

@@ -83,8 +83,8 @@ def make(folder):
 
     from embedpipe import IndexConfig, build_index, encode
     from embedpipe.encode.base import EncoderConfig
+    from embedpipe.encode.batching import BatchingConfig
     from embedpipe.encode.job import EncodeConfig
-    from embedpipe.encode.pictures import StageConfig
     from tests import shards
 
     folder = Path(folder)
@@ -93,7 +93,7 @@ def make(folder):
         (folder / "shards" / f"{number:05d}.tar").write_bytes(shards.tar_bytes(shards.samples(6, 6 * number)))
     with registered(folder):
         config = EncodeConfig(
-            EncoderConfig(MODEL, "openai", precision="fp32"), StageConfig(batch_size=8), gpus=0, threads_per_worker=1
+            EncoderConfig(MODEL, "openai", precision="fp32"), BatchingConfig(batch_size=8), gpus=0, threads_per_worker=1
         )
         encode(str(folder / "shards"), str(folder / "emb"), config)
     build_index(str(folder / "emb"), IndexConfig())

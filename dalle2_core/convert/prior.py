@@ -14,17 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle2_core.convert.eras import Era, era_of, eras_with
-from dalle2_core.convert.unpickle import load_checkpoint, release
+from dalle2_core.convert.unpickle import load_checkpoint, pickled_release
+from dalle2_core.convert.versions import VersionRange, era_of, eras_with
+from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
+from dalle2_core.diffusion.schedules import SCHEDULES, NoiseSchedule
 from dalle2_core.errors import CheckpointError, ConfigError
 from dalle2_core.files import read_json, sha256, write_json
 from dalle2_core.keywords import chosen
-from dalle2_core.networks.causal import PriorNetworkConfig
+from dalle2_core.networks.causal_transformer import PriorNetworkConfig
 from dalle2_core.networks.layers import Rotary
-from dalle2_core.parameterization import PARAMETERIZATIONS
-from dalle2_core.prior import DiffusionPrior
-from dalle2_core.prior_config import PriorConfig
-from dalle2_core.schedules import SCHEDULES, NoiseSchedule
+from dalle2_core.priors.config import PriorConfig
+from dalle2_core.priors.diffusion import DiffusionPrior
 
 _BODY = "causal_transformer"
 _LAYER = f"{_BODY}.layers.0"
@@ -179,10 +179,10 @@ def _told(config: ConvertConfig) -> dict[str, Any]:
     return told | {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def _era(path: Path, net: dict[str, Tensor], stored: Any, told: dict[str, Any], assumed: list[str]) -> Era:
+def _era(path: Path, net: dict[str, Tensor], stored: Any, told: dict[str, Any], assumed: list[str]) -> VersionRange:
     null_text = next((name for name in ("null_text_encodings", "null_text_embed") if name in net), None)
     possible = eras_with(null_text)
-    version = release(told.get("version", stored))
+    version = pickled_release(told.get("version", stored))
     if version is None and "version" in told:
         raise ConfigError(f"version is {told['version']!r}; give numbers, such as 1.1.0")
     if version is None:
@@ -205,7 +205,7 @@ def _era(path: Path, net: dict[str, Tensor], stored: Any, told: dict[str, Any], 
     return era
 
 
-def _network(path: Path, net: dict[str, Tensor], era: Era, self_cond: bool) -> PriorNetworkConfig:
+def _network(path: Path, net: dict[str, Tensor], era: VersionRange, self_cond: bool) -> PriorNetworkConfig:
     """The sizes, from the shapes. Raises CheckpointError if a weight that tells one is missing or shaped otherwise."""
     if self_cond and not era.self_cond:
         raise CheckpointError(
@@ -258,7 +258,7 @@ def _network(path: Path, net: dict[str, Tensor], era: Era, self_cond: bool) -> P
 
 
 def _diffusion(
-    path: Path, buffers: dict[str, Tensor], era: Era, told: dict[str, Any], assumed: list[str]
+    path: Path, buffers: dict[str, Tensor], era: VersionRange, told: dict[str, Any], assumed: list[str]
 ) -> PriorConfig:
     if "alphas_cumprod" in buffers:
         name, timesteps = _named(path, buffers["alphas_cumprod"])
@@ -303,7 +303,7 @@ def _named(path: Path, alphas_cumprod: Tensor) -> tuple[Any, int]:
     )
 
 
-def _fill(path: Path, prior: DiffusionPrior, net: dict[str, Tensor], era: Era) -> None:
+def _fill(path: Path, prior: DiffusionPrior, net: dict[str, Tensor], era: VersionRange) -> None:
     """Put the weights into the network. Raises CheckpointError for names missing or unknown, or other shapes."""
     found = {name: it.float() for name, it in net.items() if not name.endswith(".rotary_emb.freqs")}
     _check_rotary(path, prior, net)

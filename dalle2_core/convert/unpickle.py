@@ -95,7 +95,7 @@ def _known() -> set[str]:
     return {*_INERT, *(name for _, name in _PLAIN)}
 
 
-def release(value: Any) -> tuple[int, ...] | None:
+def pickled_release(value: Any) -> tuple[int, ...] | None:
     """The numbers of a version such as (1, 1, 0): from a string, or a `packaging` version of any age; else None."""
     if isinstance(value, str):
         numbers = value.split("+")[0].split(".")
@@ -109,9 +109,9 @@ def release(value: Any) -> tuple[int, ...] | None:
 
 
 def _release_in(value: Any) -> tuple[int, ...] | None:
-    """A tuple of two to four whole numbers inside: `release` in every layout that packaging has had."""
+    """A tuple of two to four whole numbers inside: `pickled_release` in every layout that packaging has had."""
     if isinstance(value, Inert):
-        return release(value)
+        return pickled_release(value)
     if isinstance(value, dict):
         inner: tuple[Any, ...] = tuple(value.values())
     elif isinstance(value, (tuple, list)):

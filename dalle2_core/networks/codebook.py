@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle2_core.draws import Draws, common_seed, integers
-from dalle2_core.together import Together
+from dalle2_core.collectives import Collectives
+from dalle2_core.rng import RNG, common_seed, integers
 
 # Of each row so many vectors are remembered, for codes to be begun from.
 _REMEMBERED_PER_ROW = 32
@@ -74,7 +74,7 @@ class Codebook(nn.Module):
         self.register_buffer("begun", torch.tensor(not kmeans_init))
         self._seen: _Seen | None = None
 
-    def forward(self, latents: Tensor, draws: Draws = None) -> Quantized:
+    def forward(self, latents: Tensor, draws: RNG = None) -> Quantized:
         """latents: [b, d, h, w]. draws: for what is remembered in training."""
         batch, dim, height, width = latents.shape
         # Small differences decide between codes: never in half precision.
@@ -99,7 +99,7 @@ class Codebook(nn.Module):
         return F.embedding(codes, self.codes).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def settle(self, together: Together) -> None:
+    def after_step(self, together: Collectives) -> None:
         """Move the codes by what was seen since the last call, by all processes; nothing seen, nothing moves."""
         if self._seen is None:
             return
@@ -119,7 +119,7 @@ class Codebook(nn.Module):
         if bool(dead.any()):
             self._revive(dead, _gathered(seen.some, together), even_use, seen.seed)
 
-    def _remember(self, rows: Tensor, nearest: Tensor, draws: Draws) -> None:
+    def _remember(self, rows: Tensor, nearest: Tensor, draws: RNG) -> None:
         """rows: [b, h w, d]."""
         seed = common_seed(draws, rows.device)
         if self._seen is None:
@@ -168,7 +168,7 @@ def _nearest(vectors: Tensor, codes: Tensor) -> Tensor:
         )
 
 
-def _gathered(some: list[Tensor], together: Together) -> Tensor:
+def _gathered(some: list[Tensor], together: Collectives) -> Tensor:
     """Remembered vectors of all processes, in the order of the global batch."""
     mine = torch.cat(some)
     everyones = together.gather(mine.cpu().numpy())

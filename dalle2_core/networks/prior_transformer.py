@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.keywords import from_keywords
-from dalle2_core.networks.causal import CausalTransformer, Memory, PriorNetworkConfig, TextConditioned, to_tokens
+from dalle2_core.networks.causal_transformer import (
+    CausalTransformer,
+    Memory,
+    PriorNetworkConfig,
+    TextConditioned,
+    to_tokens,
+)
 from dalle2_core.networks.layers import MLP, SinusoidalTime
 from dalle2_core.types import TextCondition
 

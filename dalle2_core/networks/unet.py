@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle2_core.conditions import DecoderCondition
+from dalle2_core.conditioning import DecoderCondition
 from dalle2_core.errors import ShapeError
 from dalle2_core.keywords import from_keywords
 from dalle2_core.networks.image_attention import LinearAttention, SelfAttention
-from dalle2_core.networks.sparing import made_again
+from dalle2_core.networks.recompute import recomputed_in_backward
 from dalle2_core.networks.unet_blocks import (
     Context,
     CrossEmbed,
@@ -28,7 +28,7 @@ from dalle2_core.networks.unet_blocks import (
     ResnetBlock,
     UpsampleCombiner,
 )
-from dalle2_core.networks.unet_condition import Conditioning
+from dalle2_core.networks.unet_conditioning import Conditioning
 from dalle2_core.networks.unet_config import UnetConfig
 
 
@@ -180,7 +180,7 @@ class Unet(nn.Module):
         if self.training and self.config.checkpoint_during_training:
             return self._run(block, joined, time, context)
         apart = [part.detach() for part in parts]
-        with made_again(joined, lambda: torch.cat(apart, dim=1)):
+        with recomputed_in_backward(joined, lambda: torch.cat(apart, dim=1)):
             return self._run(block, joined, time, context)
 
     def _run(self, block: nn.Module, x: Tensor, time: Tensor, context: Context | None) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle2_core.networks.fused_norm import norm_scale_silu
 from dalle2_core.networks.image_attention import CrossAttention
-from dalle2_core.networks.normalization import norm_scale_silu
-from dalle2_core.networks.sparing import made_again
+from dalle2_core.networks.recompute import recomputed_in_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, context: Context | None = None, sparing: bool = True) -> Tensor:
         """time: [b, time_dim]. sparing: make the first block's output again in the backward pass."""
         hidden, again = self.block1.with_recipe(x, self.time_mlp(time))
-        with made_again(hidden, again) if sparing else nullcontext():
+        with recomputed_in_backward(hidden, again) if sparing else nullcontext():
             if self.cross_attn is not None:
                 assert context is not None
                 hidden = hidden + self.cross_attn(hidden, context.tokens, context.mask)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dalle2_core.networks.image_attention import SelfAttention
 from dalle2_core.networks.unet_blocks import Block, NearestUpsample
-from dalle2_core.vae_config import VaeConfig
+from dalle2_core.networks.vqgan_config import VaeConfig
 
 
 class ResidualBlock(nn.Module):

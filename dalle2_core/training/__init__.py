@@ -5,9 +5,9 @@
 
 from dalle2_core.training.checkpoint import load_trained
 from dalle2_core.training.distributed import Processes, join_processes
-from dalle2_core.training.evaluate import Comparison, PriorScores, compare, evaluate_prior, validation_loss
 from dalle2_core.training.loop import Run, StepReport, TrainConfig, train
 from dalle2_core.training.optim import OptimConfig
+from dalle2_core.training.prior_metrics import Comparison, PriorScores, compare_priors, evaluate_prior, validation_loss
 from dalle2_core.training.state import TrainState
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "StepReport",
     "TrainConfig",
     "TrainState",
-    "compare",
+    "compare_priors",
     "evaluate_prior",
     "join_processes",
     "load_trained",

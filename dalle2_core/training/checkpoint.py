@@ -25,8 +25,8 @@ from torch import nn
 from dalle2_core.errors import AnotherRun, CheckpointError
 from dalle2_core.files import read_json, sha256, sync, write_json
 from dalle2_core.training.distributed import Processes
+from dalle2_core.training.sharded_tensors import StoredTensors, write_stored
 from dalle2_core.training.state import TrainState, load_weights
-from dalle2_core.training.stored import StoredTensors, write_stored
 
 FORMAT_VERSION = 1
 SHARDED_FORMAT_VERSION = 2

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from dalle2_core.files import disk_errors, replaced
-from dalle2_core.training.log import read_metrics
+from dalle2_core.training.metrics_log import read_metrics
 
 NOT_CURVES = {"kind", "step", "samples", "seconds"}
 COLOURS = {"train": "tab:blue", "valid": "tab:orange", "online": "tab:green"}

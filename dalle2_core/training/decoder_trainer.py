@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle2_core.decoder import Decoder
-from dalle2_core.draws import RowDraws, derived_seed
+from dalle2_core.decoder.decoder import Decoder
+from dalle2_core.decoder.stage import DecoderStage
 from dalle2_core.errors import CheckpointError, ConfigError
 from dalle2_core.files import read_json, write_json
 from dalle2_core.keywords import from_keywords
-from dalle2_core.stage import DecoderStage
+from dalle2_core.rng import PerSampleRNG, derived_seed
 from dalle2_core.training.checkpoint import read_checkpoint, write_checkpoint
 from dalle2_core.training.distributed import Processes, join_processes
+from dalle2_core.training.manual_stepping import ManualStepper, TrainerConfig
 from dalle2_core.training.step import LossPass
-from dalle2_core.training.stepper import Stepper, TrainerConfig
 
 # Where DALLE2-pytorch's trainer of decoders differs from that of priors.
 _DEFAULTS: Mapping[str, Any] = {"lr": 1e-4, "eps": 1e-8, "max_grad_norm": 0.5}
@@ -56,7 +56,7 @@ class DecoderTrainer(nn.Module):
         device = decoder.stage(1).device
         self._together = Processes(accelerator) if accelerator is not None else join_processes(device)
         self._steppers = [
-            Stepper(stage, LossPass(stage), config, self._together)
+            ManualStepper(stage, LossPass(stage), config, self._together)
             for stage, config in zip(decoder.cascade, self.configs, strict=True)
         ]
 
@@ -94,7 +94,7 @@ class DecoderTrainer(nn.Module):
         stepper = self._stepper(unet_number)
         _, batch = self.decoder.training_batch(image, text, image_embed, text_encodings, text_mask, unet_number)
 
-        def loss_of(loss_pass: nn.Module, start: int, stop: int, draws: RowDraws) -> Tensor:
+        def loss_of(loss_pass: nn.Module, start: int, stop: int, draws: PerSampleRNG) -> Tensor:
             loss: Tensor = loss_pass(batch.part(start, stop).to(stepper.device), draws).loss
             return loss
 
@@ -153,7 +153,7 @@ class DecoderTrainer(nn.Module):
             else:
                 stepper.load(tensors, one["numbers"])
 
-    def _stepper(self, unet_number: int | None) -> Stepper:
+    def _stepper(self, unet_number: int | None) -> ManualStepper:
         if unet_number is None and len(self._steppers) > 1:
             raise ConfigError(f"say which stage is trained: unet_number, 1 to {len(self._steppers)}")
         self.decoder.stage(unet_number or 1)  # refuses one that is not there

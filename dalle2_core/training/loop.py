@@ -19,17 +19,17 @@ from dalle2_core.training.checkpoint import Checkpoints
 from dalle2_core.training.config import Run, StepReport, TrainConfig
 from dalle2_core.training.curves import plot_curves
 from dalle2_core.training.distributed import Processes, join_processes
-from dalle2_core.training.log import Logs, open_logs
+from dalle2_core.training.metrics_log import Logs, open_logs
 from dalle2_core.training.optim import OptimConfig, learning_rate, make_optimizer
-from dalle2_core.training.placement import Copies, Shards, place
-from dalle2_core.training.randomness import seeded_layers
-from dalle2_core.training.state import Best, Tally, TrainState
+from dalle2_core.training.parallel import Replicated, Sharded, place
+from dalle2_core.training.seeding import seeded_layers
+from dalle2_core.training.state import Best, MetricTotals, TrainState
 from dalle2_core.training.step import refuse_to_cut, take_step
-from dalle2_core.types import Batch, Trainable
+from dalle2_core.types import SizedBatch, Trainable
 
 __all__ = ["Run", "StepReport", "TrainConfig", "train"]
 
-B = TypeVar("B", bound=Batch)
+B = TypeVar("B", bound=SizedBatch)
 
 
 def train(
@@ -139,7 +139,7 @@ def train(
                 if state.step % config.log_every == 0 or state.step == config.steps:
                     timing = {"learning_rate": rate, "seconds": state.seconds}
                     logs.write("train", state.step, state.samples, state.tally.means() | timing)
-                    state.tally = Tally()
+                    state.tally = MetricTotals()
             if on_step is not None:
                 on_step(StepReport(state.step, config.steps, state.samples, loss, rate, seconds))
     except KeyboardInterrupt as interruption:
@@ -159,7 +159,7 @@ def train(
 
 def _evaluate(
     state: TrainState,
-    placed: Copies | Shards,
+    placed: Replicated | Sharded,
     evaluate: Callable[[Any], Mapping[str, float]] | None,
     config: TrainConfig,
     device: torch.device,
@@ -194,7 +194,7 @@ def _shows(step: int, config: TrainConfig) -> bool:
 
 def _show(
     state: TrainState,
-    placed: Copies | Shards,
+    placed: Replicated | Sharded,
     show: Callable[[Any, int], None] | None,
     config: TrainConfig,
     device: torch.device,

@@ -12,11 +12,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from dalle2_core.errors import CheckpointError
-from dalle2_core.training.stored import StoredTensors
+from dalle2_core.training.sharded_tensors import StoredTensors
 
 
 @dataclass(slots=True)
-class Tally:
+class MetricTotals:
     """Means since the last log line, kept as sums and counts so that a resumed window ends the same."""
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class TrainState:
     seconds: float = 0.0
     evaluated_step: int = 0
     best: Best | None = None
-    tally: Tally = field(default_factory=Tally)
+    tally: MetricTotals = field(default_factory=MetricTotals)
 
     @property
     def sharded(self) -> bool:
@@ -103,7 +103,7 @@ class TrainState:
         self.seconds = numbers["seconds"]
         self.evaluated_step = numbers["evaluated_step"]
         self.best = None if numbers["best"] is None else Best(**numbers["best"])
-        self.tally = Tally(**numbers["tally"])
+        self.tally = MetricTotals(**numbers["tally"])
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dalle2_core.draws import Draws
 from dalle2_core.errors import ConfigError, NonFiniteLoss
+from dalle2_core.rng import RNG
 from dalle2_core.training.config import TrainConfig
 from dalle2_core.training.distributed import Processes
 from dalle2_core.training.optim import OptimConfig
-from dalle2_core.training.randomness import seeded_layers, step_draws
+from dalle2_core.training.seeding import seeded_layers, step_draws
 from dalle2_core.training.state import TrainState
-from dalle2_core.types import Batch, Settling, StepLoss
+from dalle2_core.types import NonGradientUpdate, SizedBatch, StepLoss
 
 _ADVICE = "the last checkpoint is intact. Look at those rows, or lower optim.lr"
 
@@ -30,7 +30,7 @@ class LossPass(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Any, draws: Draws) -> StepLoss:
+    def forward(self, batch: Any, draws: RNG) -> StepLoss:
         """`model.loss`."""
         loss: StepLoss = self.model.loss(batch, draws)  # type: ignore[operator]
         return loss
@@ -54,7 +54,7 @@ def refuse_to_cut(model: nn.Module, config: TrainConfig, together: Processes) ->
 def take_step(
     state: TrainState,
     loss_pass: nn.Module,
-    batch: Batch,
+    batch: SizedBatch,
     rate: float,
     config: TrainConfig,
     optim: OptimConfig,
@@ -107,8 +107,8 @@ def take_step(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
-    if isinstance(state.model, Settling):
-        state.model.settle(together)
+    if isinstance(state.model, NonGradientUpdate):
+        state.model.after_step(together)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
     state.step = step

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .duplicates import KEEP
-from .filtering import ConditionReport, FilterConfig, FilterReport, filter, plan_filter
-from .images import ExportReport, export_images, plan_images
-from .semdedup import DedupConfig, DedupPlan, DedupReport, dedup, plan_dedup
+from . import dedup, filter
+from .dedup import KEEP, DedupConfig, DedupPlan, DedupReport, plan_dedup
+from .filter import ConditionReport, FilterConfig, FilterReport, plan_filter
+from .image_shards import ImageExportReport, export_images, plan_images
 
 __all__ = [
     "KEEP",
@@ -13,9 +13,9 @@ __all__ = [
     "DedupConfig",
     "DedupPlan",
     "DedupReport",
-    "ExportReport",
     "FilterConfig",
     "FilterReport",
+    "ImageExportReport",
     "dedup",
     "export_images",
     "filter",

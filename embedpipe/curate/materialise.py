@@ -16,12 +16,12 @@ from ..execute import in_order
 from ..index.card import data_digest
 from ..load import EmbeddingDataset
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..plural import plural
 from ..progress import CutCaptions, Listener, Progress
 from ..store import open_format
-from ..store.leftovers import sweep_temporaries
+from ..store.cleanup import sweep_dataset_temporaries
 from ..store.rejects import read_rejects
 from ..types import EmbeddingShard, Reject
-from ..wording import counted
 
 SELECTION = "selection"
 
@@ -55,7 +55,7 @@ def refuse_other_output(dataset: EmbeddingDataset, out: str, run: RunCard | None
         if before != now:
             same = "" if before["data"] == now["data"] else " of other data"
             raise RunMismatch(
-                f"{out}: holds another selection: {counted(before['rows'], 'row')}{same}, made by "
+                f"{out}: holds another selection: {plural(before['rows'], 'row')}{same}, made by "
                 f"`embedpipe {before['made_by']}`; now it would be {now['rows']:,}, by {now['made_by']}",
                 "Give another output folder",
             )
@@ -82,7 +82,7 @@ def materialise(
 
 def _still_to_do(out: str, run: RunCard, dataset: EmbeddingDataset) -> list[ShardManifest]:
     """Shards of `dataset` that `out` lacks, what killed writers left of them swept."""
-    sweep_temporaries(out)
+    sweep_dataset_temporaries(out)
     todo = []
     committed = set(manifest.committed_numbers(out))
     for entry in dataset.manifests:

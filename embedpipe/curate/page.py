@@ -16,7 +16,7 @@ td div {{ font-size: 12px; max-height: 6em; overflow: hidden; }}
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class RowCard:
     """One row of a data set. said: its key and caption. picture: encoded bytes, or None where it is not to be had."""
 
     said: str
@@ -29,7 +29,7 @@ class Line:
 
     said: str
     dropped: bool
-    shown: Sequence[Shown]
+    shown: Sequence[RowCard]
 
 
 @dataclass(frozen=True, slots=True)

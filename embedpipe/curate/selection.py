@@ -31,7 +31,7 @@ def refuse_other_rows(dataset: EmbeddingDataset, rows: np.ndarray, out: str, mad
     return run
 
 
-def write_rows(
+def write_selected(
     dataset: EmbeddingDataset,
     rows: np.ndarray,
     out: str,

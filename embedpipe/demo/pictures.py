@@ -41,7 +41,7 @@ Names come from the Unicode Common Locale Data Repository through the package em
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DemoImage:
     """One row of the table. `path` is relative to the folder and has forward slashes; `alias` may be empty."""
 
     path: str
@@ -78,10 +78,10 @@ def write_demo_pictures(folder: Path, *, limit: int | None = None, size: int = D
     return folder / TABLE_NAME
 
 
-def read_pictures(folder: Path) -> list[Picture]:
+def read_pictures(folder: Path) -> list[DemoImage]:
     """The table of a folder that `write_demo_pictures` filled."""
     with (folder / TABLE_NAME).open(newline="", encoding="utf-8") as lines:
-        return [Picture(**row) for row in csv.DictReader(lines)]
+        return [DemoImage(**row) for row in csv.DictReader(lines)]
 
 
 def write_url_table(folder: Path, base_url: str, table: Path) -> Path:
@@ -140,12 +140,12 @@ def _draw(drawing: Path, size: int) -> bytes:
     return png.getvalue()
 
 
-def _rows(concepts: list[Concept]) -> Iterator[Picture]:
+def _rows(concepts: list[Concept]) -> Iterator[DemoImage]:
     # Each style goes through the concepts from another place, so that no picture stands beside its twin.
     for position in range(len(concepts)):
         for style, shift in zip(STYLES, (0, len(concepts) // 2), strict=True):
             shown = concepts[(position + shift) % len(concepts)]
-            yield Picture(
+            yield DemoImage(
                 path=f"{style}/{shown.code}.png",
                 caption=caption(style, shown.phrase),
                 concept=shown.name,
@@ -155,9 +155,9 @@ def _rows(concepts: list[Concept]) -> Iterator[Picture]:
             )
 
 
-def _table(rows: list[Picture]) -> bytes:
+def _table(rows: list[DemoImage]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, Picture.__slots__, lineterminator="\n")
+    writer = csv.DictWriter(text, DemoImage.__slots__, lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(asdict, rows))
     return text.getvalue().encode()

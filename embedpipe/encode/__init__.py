@@ -5,9 +5,9 @@ The room itself is callable: `embedpipe.encode(data, out, config)` is `embedpipe
 
 from __future__ import annotations
 
+from ..callable_package import callable_as
 from ..errors import ModelError, did_you_mean
 from ..imports import uncollected
-from ..room import callable_as
 from .base import Encoder, EncoderConfig
 
 
@@ -15,7 +15,7 @@ def _open_clip(config: EncoderConfig, device: str) -> Encoder:
     with uncollected():
         from . import loading  # imports open_clip and torchvision: only when it is asked for
 
-    return loading.load(config, device)
+    return loading.load_model(config, device)
 
 
 ENCODERS = {"open_clip": _open_clip}

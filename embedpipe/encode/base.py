@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..card import EncoderCard
-from ..model_spec import ModelOptions
+from ..clip_model.encoder_card import EncoderCard
+from ..clip_model.spec import ModelOptions
 from ..ragged import RaggedRows
 
 

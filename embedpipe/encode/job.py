@@ -10,27 +10,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import files, manifest
-from ..card import BEFORE_ACTIVATION, EncoderCard
+from ..clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard
+from ..clip_model.spec import ModelOptions
 from ..errors import DiskFull, ModelError, OptionError, RunMismatch, did_you_mean
-from ..execute import Cluster, Demand, Executor, Outcome, Places, SetAside, Task, open_places
+from ..execute import Allocation, Cluster, Executor, FailedTask, Outcome, ResourceRequest, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
-from ..model_spec import ModelOptions
-from ..plan import PlanChange
+from ..plural import plural
 from ..progress import CutCaptions, Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader
+from ..shard_plan import PlanChange
 from ..store import FORMATS
-from ..store.leftovers import sweep_leftovers, sweep_temporaries
-from ..wording import counted
+from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
 from . import load_encoder
 from .base import Encoder, EncoderConfig
-from .committed import Committed, take_stock
-from .discard import discard
-from .pictures import StageConfig
-from .planning import plan, refuse_other_options, run_card
-from .space import with_need
-from .watch import Watch
-from .work import EncodeWork
+from .batching import BatchingConfig
+from .disk_space import with_need
+from .overwrite import discard
+from .planning import plan_input, refuse_other_options, run_card
+from .reject_limit import RejectLimitListener
+from .resume import CommittedTotals, scan_committed
+from .worker import EncodeWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class EncodeConfig:
     """
 
     encoder: EncoderConfig
-    stage: StageConfig = field(default_factory=StageConfig)
+    stage: BatchingConfig = field(default_factory=BatchingConfig)
     input: str = "auto"
     caption_key: str = "caption"
     samples_per_shard: int = 10_000
@@ -65,10 +65,10 @@ class EncodeConfig:
     cluster: Cluster = field(default_factory=Cluster)
     part: Part | None = None
 
-    def demand(self) -> Demand:
+    def demand(self) -> ResourceRequest:
         """What the run asks of the machine or the cluster."""
         beside = (self.part.neighbours, self.part.neighbour) if self.part is not None else (1, 0)
-        return Demand(self.gpus, self.workers, self.threads_per_worker, *beside)
+        return ResourceRequest(self.gpus, self.workers, self.threads_per_worker, *beside)
 
     def holds(self, number: int) -> bool:
         """Whether the shard of that number is for this run to do."""
@@ -104,7 +104,7 @@ class EncodeReport:
     longer than the model's context_length): in the whole output, also from earlier runs. report: what this run added,
     at samples_per_s (rejects counted) by the clock; time_share: where its workers spent their time, adding up to 1.
     vanished: input shards that are no longer there (embeddings made of them are kept). redone: committed shards whose
-    files were missing or cut and which were encoded again. set_aside: shards that could not be encoded, and why.
+    files were missing or cut and which were encoded again. failed_tasks: shards that could not be encoded, and why.
     """
 
     planned: int
@@ -117,7 +117,7 @@ class EncodeReport:
     redone: tuple[str, ...]
     report: TaskReport
     vanished: tuple[str, ...]
-    set_aside: tuple[SetAside, ...]
+    failed_tasks: tuple[FailedTask, ...]
     seconds: float
     samples_per_s: float
     time_share: dict[str, float]
@@ -137,36 +137,36 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         open_places(config.executor, config.demand(), config.cluster) as (executor, places),
     ):
         found = manifest.read_run(out)
-        change = plan(out, found, config.shaping(), reader, config.overwrite)
+        change = plan_input(out, found, config.shaping(), reader, config.overwrite)
         before = None if config.overwrite else found
         _require_trust(out, before, config, _uncommitted(out, change, config))
         config = _settled(out, config, before, places.devices[0])
         listen(Progress(doing=f"loading {config.encoder.model}"))
         encoder, facts = _look_at_encoder(config, executor, places)
         run, change = _begin(data, out, (found, change), facts, config, reader)
-        committed = take_stock(out, run, change.vanished, config.holds)
+        committed = scan_committed(out, run, change.vanished, config.holds)
         todo = _still_to_do(run, committed, change.vanished, config)
         _require_trust(out, before, config, [task.number for task in todo])  # some may have been found damaged
-        sweep_temporaries(out, config.holds if config.part is not None else None)
+        sweep_dataset_temporaries(out, config.holds if config.part is not None else None)
         if before is not None:
             sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
         work = EncodeWork(reader, config.encoder, config.stage, out, run, places.devices, places.threads)
         if encoder is not None and len(places.devices) == 1:
             work.adopt(encoder)
         del encoder
-        watch = Watch(listen, out, config.max_rejects, committed)
+        watch = RejectLimitListener(listen, out, config.max_rejects, committed)
         try:
             if config.part is None:
                 manifest.write_run(out, manifest.with_pending(out, run))
             else:
                 _note_pending(out, config, bool(committed.redone))
             workers = len(places.devices)
-            loading = f"{counted(workers, 'worker')} loading {config.encoder.model}" if workers > 1 else ""
+            loading = f"{plural(workers, 'worker')} loading {config.encoder.model}" if workers > 1 else ""
             watch(Progress(planned=len(todo), doing=loading))
             outcome = executor.run(work, todo, watch)
             # What workers left that were killed and replaced, or not.
-            sweep_temporaries(out, config.holds if config.part is not None else None)
-            sweep_leftovers(out, run.shard_digits, [aside.task.number for aside in outcome.set_aside])
+            sweep_dataset_temporaries(out, config.holds if config.part is not None else None)
+            sweep_leftovers(out, run.shard_digits, [aside.task.number for aside in outcome.failed_tasks])
             _note_pending(out, config, True)
         except DiskFull as problem:
             raise with_need(problem, out, run, todo, watch.rows_seen, len(places.devices)) from problem
@@ -178,7 +178,7 @@ def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, 
     """What `encode` would do, without doing it: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
     found = manifest.read_run(out)
-    change = plan(out, found, config.shaping(), config.reader(data), config.overwrite)
+    change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)
     left = _uncommitted(out, change, config)
     _require_trust(out, None if config.overwrite else found, config, left)
     return change, left
@@ -192,7 +192,7 @@ def _uncommitted(out: str, change: PlanChange, config: EncodeConfig) -> list[int
 
 
 def _look_at_encoder(
-    config: EncodeConfig, executor: Executor, places: Places
+    config: EncodeConfig, executor: Executor, places: Allocation
 ) -> tuple[Encoder | None, tuple[EncoderCard, int | None]]:
     """The encoder, where this process has a device for it, and its facts, which depend on the device."""
     if config.executor == "ray":
@@ -201,11 +201,11 @@ def _look_at_encoder(
     return encoder, _facts(encoder, config.stage)
 
 
-def _facts_of(config: EncoderConfig, device: str, stage: StageConfig) -> tuple[EncoderCard, int | None]:
+def _facts_of(config: EncoderConfig, device: str, stage: BatchingConfig) -> tuple[EncoderCard, int | None]:
     return _facts(load_encoder(config, device), stage)
 
 
-def _facts(encoder: Encoder, stage: StageConfig) -> tuple[EncoderCard, int | None]:
+def _facts(encoder: Encoder, stage: BatchingConfig) -> tuple[EncoderCard, int | None]:
     """The encoder's card, and how wide its token states are where they are asked for.
 
     Raises ModelError where captions that are cut are to be rejected, and nobody can tell which are.
@@ -246,7 +246,7 @@ def _begin(
         now = now or manifest.read_run(out)
         assert now is not None
         if now.plan != run.plan and (found is None or now.plan != found.plan):  # another part made another plan
-            change = plan(out, now, config.shaping(), reader, overwrite=False)
+            change = plan_input(out, now, config.shaping(), reader, overwrite=False)
         refuse_other_options(out, now, config.shaping())
         run = dataclasses.replace(run_card(out, now, change, facts, config.shaping(), reader), source=source)
         if run.plan != now.plan:
@@ -313,7 +313,7 @@ def _require_trust(out: str, before: RunCard | None, config: EncodeConfig, left:
     )
 
 
-def _still_to_do(run: RunCard, committed: Committed, vanished: Sequence[int], config: EncodeConfig) -> list[Task]:
+def _still_to_do(run: RunCard, committed: CommittedTotals, vanished: Sequence[int], config: EncodeConfig) -> list[Task]:
     gone = set(vanished)
     return [
         Task(number, shard.name, shard)
@@ -323,7 +323,7 @@ def _still_to_do(run: RunCard, committed: Committed, vanished: Sequence[int], co
 
 
 def _report(
-    run: RunCard, planned: int, change: PlanChange, committed: Committed, outcome: Outcome, seconds: float
+    run: RunCard, planned: int, change: PlanChange, committed: CommittedTotals, outcome: Outcome, seconds: float
 ) -> EncodeReport:
     assert run.encoder is not None
     done = outcome.report
@@ -339,7 +339,7 @@ def _report(
         redone=tuple(committed.redone),
         report=done,
         vanished=tuple(run.plan[number].name for number in change.vanished),
-        set_aside=outcome.set_aside,
+        failed_tasks=outcome.failed_tasks,
         seconds=seconds,
         samples_per_s=(done.rows + done.rejected) / max(seconds, 1e-9),
         time_share={name: share / spent for name, share in done.spent_s.items()} if spent else {},

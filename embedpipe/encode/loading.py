@@ -19,13 +19,13 @@ import open_clip
 import torch
 from safetensors import SafetensorError
 
-from ..architecture import ModelSpec, of_config
-from ..card import EncoderCard, PreprocessSpec
+from ..clip_model.architecture import ModelSpec, of_config
+from ..clip_model.encoder_card import EncoderCard, PreprocessSpec
+from ..clip_model.name import model_folder
+from ..clip_model.spec import RANDOM, ModelOptions, require_weights, resolve_spec
 from ..errors import MissingExtra, ModelError
-from ..model_name import model_folder
-from ..model_spec import RANDOM, ModelOptions, require_weights, resolve
 from .base import EncoderConfig
-from .built import checked
+from .model_checks import checked
 from .open_clip import OpenClipEncoder, is_convolutional
 from .precision import choose_precision
 
@@ -45,7 +45,7 @@ _LOAD_PROBLEMS = (
 )
 
 
-def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
+def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
     """Load a model.
 
     Raises ModelError (an unknown name or tag, options that contradict it, weights that do not load) and MissingExtra.
@@ -60,7 +60,7 @@ def load(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
             "Drop them",
         )
     name = own or require_weights(config.model, config.pretrained)
-    spec = None if own or config.as_version_0_1 else resolve(config.model, config.pretrained, config.options)
+    spec = None if own or config.as_version_0_1 else resolve_spec(config.model, config.pretrained, config.options)
     try:
         with _without_known_noise():
             torch.manual_seed(config.seed)

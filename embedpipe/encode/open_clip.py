@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..card import EncoderCard
+from ..clip_model.encoder_card import EncoderCard
 from ..errors import ModelError
 from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
 from .precision import DTYPES

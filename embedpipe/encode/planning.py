@@ -11,22 +11,24 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import manifest
-from ..card import EncoderCard
+from ..clip_model.compatibility import same_encoder
+from ..clip_model.encoder_card import EncoderCard
 from ..columns import MEASURED, guess
 from ..errors import EmptyInput, InputError, RunMismatch
-from ..likeness import same_encoder
 from ..manifest import EMBEDDINGS, RunCard
-from ..plan import PlanChange, grow
+from ..plural import plural
 from ..read import Reader
+from ..shard_plan import PlanChange, grow
 from ..store import open_format
 from ..types import Sample, SourceShard
-from ..wording import counted
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
 _OTHER_RUN = "Give the same as before, another output folder, or --overwrite to begin again"
 
 
-def plan(out: str, before: RunCard | None, shaping: dict[str, Any], reader: Reader, overwrite: bool) -> PlanChange:
+def plan_input(
+    out: str, before: RunCard | None, shaping: dict[str, Any], reader: Reader, overwrite: bool
+) -> PlanChange:
     """The plan as it is now. Raises RunMismatch for other options than `shaping` or a changed input shard."""
     if before is None:
         if manifest.committed_numbers(out):
@@ -130,7 +132,7 @@ def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequenc
     if unreadable and len(unreadable) == len(shards):
         raise unreadable[0]
     raise EmptyInput(
-        f"no usable sample in {counted(len(shards), 'shard')}",
+        f"no usable sample in {plural(len(shards), 'shard')}",
         "A sample needs an image and a caption (.txt, or a field of .json named by --caption-key); "
         "--no-text and --no-image ask for less",
     )

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator
 
 from ..errors import OptionError, did_you_mean
-from .base import Desk, Executor, Outcome, SetAside, Task, Tasks, Work, Worker, one_by_one
-from .cluster import Cluster, Room, joined
+from .base import Executor, FailedTask, Outcome, Task, TaskContext, Tasks, WorkerFactory, WorkerLoop, one_by_one
 from .inline import InlineExecutor
-from .places import Demand, Places, places_here, places_on_cluster
 from .processes import ProcessExecutor
 from .ray import RayExecutor
+from .ray_cluster import Cluster, WorkerResources, joined
+from .resources import Allocation, ResourceRequest, places_here, places_on_cluster
 from .threads import in_order, one_ahead, several_at_once, torch_threads
 
 EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor] | type[RayExecutor]] = {
@@ -22,18 +22,18 @@ EXECUTORS: dict[str, type[InlineExecutor] | type[ProcessExecutor] | type[RayExec
 
 __all__ = [
     "EXECUTORS",
+    "Allocation",
     "Cluster",
-    "Demand",
-    "Desk",
     "Executor",
+    "FailedTask",
     "InlineExecutor",
     "Outcome",
-    "Places",
-    "SetAside",
+    "ResourceRequest",
     "Task",
+    "TaskContext",
     "Tasks",
-    "Work",
-    "Worker",
+    "WorkerFactory",
+    "WorkerLoop",
     "in_order",
     "one_ahead",
     "one_by_one",
@@ -61,7 +61,9 @@ def refuse_address_beside(name: str, cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def open_places(name: str, demand: Demand, cluster: Cluster | None = None) -> Iterator[tuple[Executor, Places]]:
+def open_places(
+    name: str, demand: ResourceRequest, cluster: Cluster | None = None
+) -> Iterator[tuple[Executor, Allocation]]:
     """The executor called `name`, ready while the block lasts, and where its workers are. See `open_executor`.
 
     Raises InputError when there is no such executor, no cluster at the address, or less than is asked for.
@@ -76,4 +78,4 @@ def open_places(name: str, demand: Demand, cluster: Cluster | None = None) -> It
     cores = demand.workers * (demand.threads or 1) if demand.gpus == 0 else 1
     with joined(cluster, cores):
         places = places_on_cluster(demand)
-        yield RayExecutor(len(places.devices), cluster, Room(places.threads, places.gpus_each)), places
+        yield RayExecutor(len(places.devices), cluster, WorkerResources(places.threads, places.gpus_each)), places

@@ -21,7 +21,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class FailedTask:
     """A task that was given up on, and why, in one line; the others went on."""
 
     task: Task
@@ -33,15 +33,15 @@ class Outcome:
     """What a run did: the sum of the reports of all finished tasks, and the tasks that were set aside."""
 
     report: TaskReport
-    set_aside: tuple[SetAside, ...]
+    failed_tasks: tuple[FailedTask, ...]
 
     def require_all(self) -> None:
         """For a job that is nothing without all of its tasks. Raises WorkerDied where one was set aside."""
-        for aside in self.set_aside:
+        for aside in self.failed_tasks:
             raise WorkerDied(f"{aside.task.name}: {aside.reason}", "What is done is kept: run the same command again")
 
 
-class Desk(Protocol):
+class TaskContext(Protocol):
     """A worker's side of its executor: where tasks come from and where it says what became of them.
 
     A worker may ask for its next task before it is done with the last: each one that it was given ends by `done` or
@@ -68,20 +68,20 @@ class Desk(Protocol):
         ...
 
 
-Worker = Callable[[Desk], None]
+WorkerLoop = Callable[[TaskContext], None]
 
 
-def one_by_one(do: Callable[[Task, Listener], TaskReport]) -> Worker:
+def one_by_one(do: Callable[[Task, Listener], TaskReport]) -> WorkerLoop:
     """A worker that is done with each task before it asks for the next; an InputError of `do` sets the task aside."""
 
-    def work(desk: Desk) -> None:
+    def work(desk: TaskContext) -> None:
         while (task := desk.next()) is not None:
             do_one(do, desk, task)
 
     return work
 
 
-def do_one(do: Callable[[Task, Listener], TaskReport], desk: Desk, task: Task) -> None:
+def do_one(do: Callable[[Task, Listener], TaskReport], desk: TaskContext, task: Task) -> None:
     """Do a task and tell the desk; an InputError of `do` sets it aside."""
     try:
         report = do(task, lambda step: desk.tell(task, step))
@@ -91,10 +91,10 @@ def do_one(do: Callable[[Task, Listener], TaskReport], desk: Desk, task: Task) -
         desk.done(task, report)
 
 
-class Work(Protocol):
+class WorkerFactory(Protocol):
     """A picklable recipe for a worker."""
 
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         """Make worker number `worker` (0-based) ready, once in its process: load the model, take the device.
 
         The worker takes tasks until its desk has no more, and commits what it makes; doing a task twice does no harm.
@@ -125,6 +125,6 @@ class Executor(Protocol):
         """`function(*arguments)`, run where a worker would be, on a device like its. Both are picklable."""
         ...
 
-    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
+    def run(self, work: WorkerFactory, tasks: Tasks, listen: Listener) -> Outcome:
         """Raises what a worker raised; finished tasks stay finished."""
         ...

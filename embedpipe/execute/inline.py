@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..progress import Listener, Progress, Tally, TaskReport
-from .base import Outcome, SetAside, Task, Tasks, Work
+from .base import FailedTask, Outcome, Task, Tasks, WorkerFactory
 
 _Made = TypeVar("_Made")
 
@@ -29,18 +29,18 @@ class InlineExecutor:
         """See `Executor.call`."""
         return function(*arguments)
 
-    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
+    def run(self, work: WorkerFactory, tasks: Tasks, listen: Listener) -> Outcome:
         """See `Executor.run`."""
         desk = _Desk(tasks, listen)
         if tasks:
             work.start(0)(desk)
-        return Outcome(desk.total, tuple(desk.set_aside))
+        return Outcome(desk.total, tuple(desk.failed_tasks))
 
 
 class _Desk:
     def __init__(self, tasks: Tasks, listen: Listener) -> None:
         self.total = TaskReport()
-        self.set_aside: list[SetAside] = []
+        self.failed_tasks: list[FailedTask] = []
         self._coming = iter(tasks)
         self._tallies: dict[int, Tally] = {}
         self._listen = listen
@@ -67,5 +67,5 @@ class _Desk:
     def refuse(self, task: Task, problem: InputError) -> None:
         """See `Desk`."""
         with self._one_at_a_time:
-            self.set_aside.append(SetAside(task, str(problem)))
+            self.failed_tasks.append(FailedTask(task, str(problem)))
             self._listen(self._tallies.pop(task.number).give_up(tasks=1))

@@ -16,7 +16,7 @@ class Asks:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class WorkerStep:
     """A step forward in the task of that number."""
 
     number: int
@@ -47,7 +47,7 @@ class Failed:
     trace: str
 
 
-Message = Asks | Step | Done | Refused | Failed
+Message = Asks | WorkerStep | Done | Refused | Failed
 
 
 class RemoteTraceback(Exception):

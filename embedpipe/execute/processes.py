@@ -19,9 +19,9 @@ from ..imports import uncollected
 from ..openmp import bounded_in_children
 from ..pillow import ignore_metadata_warnings
 from ..progress import Listener, Progress, TaskReport
-from .base import Outcome, Task, Tasks, Work
-from .ledger import Hands, Ledger
-from .messages import Asks, Done, Refused, Step, attempt
+from .base import Outcome, Task, Tasks, WorkerFactory
+from .messages import Asks, Done, Refused, WorkerStep, attempt
+from .task_tracker import InFlight, TaskTracker
 
 
 class _ParentGone(BaseException):
@@ -50,7 +50,7 @@ class _PipeDesk:
         """See `Desk`."""
         if os.getppid() != self._parent:
             self._orphaned()
-        self._send(Step(task.number, step))
+        self._send(WorkerStep(task.number, step))
 
     def done(self, task: Task, report: TaskReport) -> None:
         """See `Desk`."""
@@ -77,7 +77,7 @@ def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> 
     try:
         with contextlib.suppress(_ParentGone, OSError):
             with uncollected():
-                work: Work = pickle.loads(pickled)
+                work: WorkerFactory = pickle.loads(pickled)
             failed = attempt(lambda: work.start(worker)(desk))
             if failed is not None:
                 connection.send(failed)
@@ -93,7 +93,7 @@ def _end(signum: int, frame: FrameType | None) -> NoReturn:
 class _Seat:
     """A worker process, the pipe to it, and the tasks it has in hand."""
 
-    hands: Hands
+    hands: InFlight
     process: Any
     connection: Connection
 
@@ -115,9 +115,9 @@ class ProcessExecutor:
         """See `Executor.call`."""
         return function(*arguments)
 
-    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
+    def run(self, work: WorkerFactory, tasks: Tasks, listen: Listener) -> Outcome:
         """See `Executor.run`."""
-        ledger = Ledger(tasks, listen)
+        ledger = TaskTracker(tasks, listen)
         crew = _Crew(work, ledger)
         try:
             for number in range(min(self.workers, len(tasks))):
@@ -132,7 +132,7 @@ class ProcessExecutor:
 class _Crew:
     """The worker processes of one run."""
 
-    def __init__(self, work: Work, ledger: Ledger) -> None:
+    def __init__(self, work: WorkerFactory, ledger: TaskTracker) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._work = pickle.dumps(work)  # so that the worker decides how what it imports (torch) is loaded
         self._ledger = ledger
@@ -155,7 +155,7 @@ class _Crew:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         theirs.close()  # so that reading fails when the worker is gone
-        self.seats[ours] = _Seat(Hands(number), process, ours)
+        self.seats[ours] = _Seat(InFlight(number), process, ours)
 
     def step(self) -> None:
         """Wait for any worker to say something, and answer."""

@@ -21,11 +21,11 @@ from ..imports import uncollected
 from ..openmp import bound_spinning
 from ..pillow import ignore_metadata_warnings
 from ..progress import Listener
-from .base import Outcome, Tasks, Work, Worker
-from .cluster import Cluster, Room, joined, library, require_room
-from .ledger import Answer, Hands, Ledger
-from .mailbox import BEAT_S, Left, Mailbox
+from .actor import BEAT_S, Left, WorkerActor
+from .base import Outcome, Tasks, WorkerFactory, WorkerLoop
 from .messages import RemoteTraceback
+from .ray_cluster import Cluster, WorkerResources, joined, library, require_resources
+from .task_tracker import InFlight, TaskReply, TaskTracker
 
 _Made = TypeVar("_Made")
 
@@ -36,7 +36,7 @@ class RayExecutor:
 
     workers: int
     cluster: Cluster = field(default_factory=Cluster)
-    room: Room = field(default_factory=Room)
+    room: WorkerResources = field(default_factory=WorkerResources)
 
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """See `Executor.ready`."""
@@ -46,7 +46,7 @@ class RayExecutor:
         """See `Executor.call`."""
         with self.ready():
             ray = library()
-            require_room(1, self.room)
+            require_resources(1, self.room)
             remote = ray.remote(**_options(self.room), max_retries=0)(_in_folder)
             try:
                 made: _Made = ray.get(remote.remote(str(Path.cwd()), function, *arguments))
@@ -62,14 +62,14 @@ class RayExecutor:
                 ) from problem
         return made
 
-    def run(self, work: Work, tasks: Tasks, listen: Listener) -> Outcome:
+    def run(self, work: WorkerFactory, tasks: Tasks, listen: Listener) -> Outcome:
         """See `Executor.run`."""
-        ledger = Ledger(tasks, listen)
+        ledger = TaskTracker(tasks, listen)
         if not tasks:
             return ledger.outcome()
         with self.ready():
             workers = min(self.workers, len(tasks))
-            require_room(workers, self.room)
+            require_resources(workers, self.room)
             crew = _Crew(work, ledger, self.cluster, self.room)
             try:
                 for number in range(workers):
@@ -101,16 +101,16 @@ class _InFolder:
     work: bytes
     folder: str
 
-    def start(self, worker: int) -> Worker:
+    def start(self, worker: int) -> WorkerLoop:
         """See `Work.start`."""
         bound_spinning()
         ignore_metadata_warnings()
         with uncollected():
-            work: Work = pickle.loads(self.work)
+            work: WorkerFactory = pickle.loads(self.work)
         return _in_folder(self.folder, work.start, worker)
 
 
-def _options(room: Room) -> dict[str, Any]:
+def _options(room: WorkerResources) -> dict[str, Any]:
     return {"num_cpus": room.cpus, "num_gpus": room.gpus, "scheduling_strategy": "SPREAD"}
 
 
@@ -118,7 +118,7 @@ def _options(room: Room) -> dict[str, Any]:
 class _Seat:
     """A worker, the question it is asked now, and when it was heard last; None: it has not started."""
 
-    hands: Hands
+    hands: InFlight
     actor: Any
     question: Any
     heard: float | None = None
@@ -127,7 +127,7 @@ class _Seat:
 class _Crew:
     """The actors of one run."""
 
-    def __init__(self, work: Work, ledger: Ledger, cluster: Cluster, room: Room) -> None:
+    def __init__(self, work: WorkerFactory, ledger: TaskTracker, cluster: Cluster, room: WorkerResources) -> None:
         self._ray = library()
         self._work = self._ray.put(
             _InFolder(self._ray.cloudpickle.dumps(work), str(Path.cwd()))
@@ -140,10 +140,10 @@ class _Crew:
 
     def hire(self, number: int) -> None:
         """Ask the cluster for a worker; where and when it starts is up to that."""
-        actor_class = self._ray.remote(**_options(self._room), max_restarts=0, max_task_retries=0)(Mailbox)
+        actor_class = self._ray.remote(**_options(self._room), max_restarts=0, max_task_retries=0)(WorkerActor)
         # An actor has a process to itself, which may be ended.
         actor = actor_class.remote(self._work, number, version("embedpipe"), self._cluster.silence_s, os._exit)
-        self._ask(_Seat(Hands(number), actor, None), None)
+        self._ask(_Seat(InFlight(number), actor, None), None)
 
     def finished(self) -> bool:
         """Whether nothing is left to do: a worker that waits for a machine is not waited for."""
@@ -173,7 +173,7 @@ class _Crew:
         others = (other.hands for other in self._seats.values() if other is not seat)
         self._ask(seat, self._ledger.answer(seat.hands, others))
 
-    def _ask(self, seat: _Seat, answer: Answer | None) -> None:
+    def _ask(self, seat: _Seat, answer: TaskReply | None) -> None:
         self._seats.pop(seat.question, None)
         seat.question = seat.actor.exchange.remote(answer)
         self._seats[seat.question] = seat

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import threadpoolctl
+
 from ..progress import Listener, TaskReport
-from .base import Desk, Task, Worker, do_one, one_by_one
+from .base import Task, TaskContext, WorkerLoop, do_one, one_by_one
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -50,13 +52,13 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | None) -> Worker:
+def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | None) -> WorkerLoop:
     """As `one_by_one`, with up to `threads` tasks at once (None: the cores), each on a thread of its own."""
     count = threads or len(os.sched_getaffinity(0))
     if count == 1:
         return one_by_one(do)
 
-    def work(desk: Desk) -> None:
+    def work(desk: TaskContext) -> None:
         asking, stopped = threading.Lock(), threading.Event()
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -87,7 +89,7 @@ def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | N
     return work
 
 
-def one_ahead(desk: Desk) -> Iterator[Task]:
+def one_ahead(desk: TaskContext) -> Iterator[Task]:
     """The desk's tasks, each asked for as the one before it is begun: nobody waits for who hands out."""
     coming: queue.SimpleQueue[Task | BaseException | None] = queue.SimpleQueue()
 
@@ -106,3 +108,13 @@ def one_ahead(desk: Desk) -> Iterator[Task]:
             raise task
         asked()
         yield task
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Within the block a product of matrices takes one thread, and so does k-means: threads are given out elsewhere.
+
+    A library that shares out a product over threads adds up in another order for another number of them.
+    """
+    with threadpoolctl.threadpool_limits(1):
+        yield

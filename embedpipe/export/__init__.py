@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..callable_package import callable_as
 from ..errors import OptionError, did_you_mean
-from ..room import callable_as
 from .aligned import Aligned
 from .base import ExportConfig, Exporter, ExporterMaker
 from .clip_retrieval import ClipRetrieval

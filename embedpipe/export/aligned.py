@@ -21,9 +21,9 @@ from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest
 from ..read.webdataset import TAR_SUFFIXES
 from ..store import layout
-from ..store.hashed import write_npy
+from ..store.hashed_writer import write_npy
 from ..store.rejects import read_rejects
-from .base import ExportConfig, Part, PlannedPart
+from .base import ExportConfig, ExportPart, PlannedPart
 
 # Rows up to which an index far beyond the number of samples is no sign of a wrong --index-width.
 _ROWS_ALWAYS = 100_000
@@ -43,7 +43,7 @@ class Aligned:
         self._width = config.index_width or _index_width(dataset, plan[0])
         self.options: dict[str, Any] = {"index_width": self._width}
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """One file for each side."""
         places = self._places(part)
         rows = max(int(places.max()), self._last_reject(part)) + 1
@@ -74,7 +74,7 @@ class Aligned:
             "handler=webdataset.handlers.warn_and_continue)"
         )
 
-    def _places(self, part: Part) -> np.ndarray:
+    def _places(self, part: ExportPart) -> np.ndarray:
         """The row of each sample, int64 [n]."""
         keys: list[str] = part.metadata["key"].to_pylist()
         found = [_index(key, self._width) for key in keys]
@@ -95,14 +95,14 @@ class Aligned:
             )
         return places
 
-    def _last_reject(self, part: Part) -> int:
+    def _last_reject(self, part: ExportPart) -> int:
         """The highest index of a sample without embedding, -1 if there is none: the loader asks for its row, too."""
         entry = self._dataset.shards[part.planned.shard].manifest
         keys = read_rejects(self._dataset.path, entry, self._dataset.run.shard_digits)["key"].to_pylist()
         found = (_index(key, self._width) for key in keys)
         return max((index for index in found if index is not None), default=-1)
 
-    def _refuse_zeros(self, part: Part, modality: str, array: np.ndarray) -> None:
+    def _refuse_zeros(self, part: ExportPart, modality: str, array: np.ndarray) -> None:
         zeros = ~array.any(axis=1)
         if zeros.any():
             key = part.metadata["key"][int(zeros.argmax())].as_py()

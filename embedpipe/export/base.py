@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class PlannedPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ExportPart:
     """A part, read. Row i of every field is the same sample; all numbers are finite.
 
     image, text: [n, dim] in the dtype of the export, or None. metadata: the data set's columns, n rows.
@@ -76,7 +76,7 @@ class Exporter(Protocol):
     options: dict[str, Any]
     folders: tuple[str, ...]
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """Write the files of a part, each whole, the same bytes each time (Lance names its files at random)."""
         ...
 
@@ -95,3 +95,17 @@ class ExporterMaker(Protocol):
     def __call__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> Exporter:
         """Raises an EmbedpipeError where the data set cannot be exported this way."""
         ...
+
+
+def avoid_name_clash(metadata: pa.Table, taken: Collection[str]) -> pa.Table:
+    """`metadata` with an underscore behind each name that is `taken`: no column is lost to a layout's own."""
+    names: list[str] = []
+    there = {*taken, *metadata.column_names}
+    for name in metadata.column_names:
+        free = name
+        if name in taken:
+            while free in there:
+                free += "_"
+            there.add(free)
+        names.append(free)
+    return metadata.rename_columns(names)

@@ -14,8 +14,8 @@ from typing import Any
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest
 from ..store import layout
-from ..store.hashed import write_npy, write_parquet
-from .base import ExportConfig, Part, PlannedPart
+from ..store.hashed_writer import write_npy, write_parquet
+from .base import ExportConfig, ExportPart, PlannedPart
 
 
 class ClipRetrieval:
@@ -27,7 +27,7 @@ class ClipRetrieval:
         self.options: dict[str, Any] = {}
         self._digits = len(str(len(plan)))
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """Up to three files."""
         number = part.planned.number
         written = [

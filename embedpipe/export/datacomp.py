@@ -19,10 +19,9 @@ import pyarrow.compute as pc
 from ..errors import OptionError
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest, shard_name
-from ..store.hashed import write_hashed, write_parquet
+from ..store.hashed_writer import write_hashed, write_parquet
 from ..uid import uid
-from .base import ExportConfig, Part, PlannedPart
-from .beside import renamed
+from .base import ExportConfig, ExportPart, PlannedPart, avoid_name_clash
 
 _DIGITS = 8
 _UID = r"^[0-9a-f]{32}$"
@@ -41,7 +40,7 @@ class DataComp:
             )
         self.options: dict[str, Any] = {"model_name": self._name}
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """The arrays, then the table: its readers list tables."""
         name = shard_name(part.planned.number, _DIGITS)
         sides = {f"{self._name}_img": part.image, f"{self._name}_txt": part.text}
@@ -74,7 +73,7 @@ class DataComp:
         rest = metadata.select([name for name in there if name not in moved])
         # DataComp's sha256 is that of the image as downloaded; ours is that of the stored one.
         rest = rest.rename_columns(["stored_sha256" if name == "sha256" else name for name in rest.column_names])
-        rest = renamed(rest, {*own, "sha256"})
+        rest = avoid_name_clash(rest, {*own, "sha256"})
         return pa.table({**own, **dict(zip(rest.column_names, rest.columns, strict=True))})
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..card import BEFORE_ACTIVATION, in_words
+from ..clip_model.encoder_card import BEFORE_ACTIVATION, in_words
 from ..load import EmbeddingDataset
-from ..wording import in_full
+from ..plural import in_full
 
 _NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 # What YAML takes between double quotes as it is; JSON lets more through.

@@ -19,9 +19,9 @@ from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
 from ..load.split import TRAIN, hash_place
 from ..manifest import FileRecord, ShardManifest
-from .base import ExportConfig, Part, PlannedPart
+from .base import ExportConfig, ExportPart, PlannedPart
 from .dataset_card import Split, dataset_card
-from .parquet import write_rows
+from .parquet import write_table
 
 _CARD = "README.md"
 
@@ -44,13 +44,13 @@ class HuggingFace:
                     "Give it a larger share, or leave it out",
                 )
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """One file for each split of which there are rows in the part."""
         if not self._shares:
-            return (write_rows(out, self._path(TRAIN, part.planned.number), part),)
+            return (write_table(out, self._path(TRAIN, part.planned.number), part),)
         split_of = self._rows_by_split(part.planned, _identities_of(part.metadata))
         return tuple(
-            write_rows(out, self._path(name, part.planned.number), _chosen(part, rows))
+            write_table(out, self._path(name, part.planned.number), _chosen(part, rows))
             for name, rows in split_of.items()
         )
 
@@ -132,7 +132,7 @@ def _numbers(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[int, int]]
     return numbers
 
 
-def _chosen(part: Part, rows: np.ndarray) -> Part:
+def _chosen(part: ExportPart, rows: np.ndarray) -> ExportPart:
     planned = PlannedPart(
         part.planned.number,
         part.planned.shard,
@@ -140,7 +140,7 @@ def _chosen(part: Part, rows: np.ndarray) -> Part:
         len(rows),
         part.planned.source,
     )
-    return Part(
+    return ExportPart(
         planned,
         part.image[rows] if part.image is not None else None,
         part.text[rows] if part.text is not None else None,

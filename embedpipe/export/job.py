@@ -16,7 +16,7 @@ from ..progress import Listener, Progress, silent
 from ..subset import read_subset
 from . import journal, open_export
 from .base import ExportConfig, Exporter, PlannedPart
-from .parts import plan_parts, read_part
+from .parts import plan_parts, read_export_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
     written_locally = open_export(config).written_locally
     if written_locally and not files.is_local(out):
         with at_work(out, Scope((*written_locally, journal.FOLDER), rest=False)) as place:
-            journal.refuse_other(out, job.card)
+            journal.refuse_other_export(out, job.card)
             written, already = _write(place.folder, job, config, listen)
     else:
         written, already = _write(out, job, config, listen)
@@ -68,16 +68,18 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
 
 def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple[list[ShardManifest], int]:
     """Write the parts that are missing: (all parts, how many of them were there)."""
-    journal.refuse_other(out, job.card)  # also here, so that nothing is left in a folder that was given by mistake
+    journal.refuse_other_export(
+        out, job.card
+    )  # also here, so that nothing is left in a folder that was given by mistake
     with exclusive(journal.state(out)):
-        journal.refuse_other(out, job.card)
+        journal.refuse_other_export(out, job.card)
         whole = journal.resume(out, job.card, job.exporter.folders)
         todo = [part for part in job.plan if part.number not in whole]
         already = len(whole)
         listen(Progress(planned=len(todo), planned_rows=sum(part.rows for part in todo)))
         for planned in todo:
-            part = read_part(job.dataset, planned, job.dtype, config.text_tokens)
-            whole[planned.number] = journal.commit(out, planned, job.exporter.write(out, part))
+            part = read_export_part(job.dataset, planned, job.dtype, config.text_tokens)
+            whole[planned.number] = journal.commit_export(out, planned, job.exporter.write(out, part))
             listen(Progress(rows=planned.rows, tasks=1))
         written = [whole[part.number] for part in job.plan]
         job.exporter.finish(out, written)
@@ -87,7 +89,7 @@ def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple
 def plan_export(emb: str, out: str, config: ExportConfig) -> ExportPlan:
     """What `export` would do, without doing it. Raises as `export`."""
     job = _prepare(emb, config)
-    journal.refuse_other(out, job.card)
+    journal.refuse_other_export(out, job.card)
     done = len(journal.committed(out))
     return ExportPlan(
         config.to, sum(part.rows for part in job.plan), len(job.plan), len(job.plan) - done, job.card.options

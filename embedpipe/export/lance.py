@@ -22,8 +22,7 @@ from ..errors import MissingExtra
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest, shard_name
 from ..store import parquet
-from .base import ExportConfig, Part, PlannedPart
-from .beside import renamed
+from .base import ExportConfig, ExportPart, PlannedPart, avoid_name_clash
 from .journal import FOLDER
 
 _NAME = "embeddings.lance"
@@ -41,7 +40,7 @@ class Lance:
         _library()
         self.options: dict[str, Any] = {}
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """One fragment, and the note that describes it."""
         table = _table(part)
         with _telling(out):
@@ -89,10 +88,10 @@ def _place(out: str) -> str:
     return str(files.local_path(files.join(out, _NAME)))
 
 
-def _table(part: Part) -> pa.Table:
+def _table(part: ExportPart) -> pa.Table:
     sides = {parquet.EMBEDDINGS["image"]: part.image, parquet.EMBEDDINGS["text"]: part.text}
     vectors = {name: parquet.as_lists(array) for name, array in sides.items() if array is not None}
-    metadata = renamed(part.metadata, vectors)
+    metadata = avoid_name_clash(part.metadata, vectors)
     return pa.table({**vectors, **dict(zip(metadata.column_names, metadata.columns, strict=True))})
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord, ShardManifest, shard_name
 from ..store import parquet
-from ..store.hashed import write_hashed
-from .base import ExportConfig, Part, PlannedPart
-from .beside import renamed
+from ..store.hashed_writer import write_hashed
+from .base import ExportConfig, ExportPart, PlannedPart, avoid_name_clash
 
 
 class Parquet:
@@ -25,9 +24,9 @@ class Parquet:
         self.options: dict[str, Any] = {}
         self._digits = max(5, len(str(len(plan))))
 
-    def write(self, out: str, part: Part) -> tuple[FileRecord, ...]:
+    def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
         """One file."""
-        return (write_rows(out, f"embeddings_{shard_name(part.planned.number, self._digits)}.parquet", part),)
+        return (write_table(out, f"embeddings_{shard_name(part.planned.number, self._digits)}.parquet", part),)
 
     def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
         """Nothing."""
@@ -37,8 +36,8 @@ class Parquet:
         return f'pandas.read_parquet("{out}")'
 
 
-def write_rows(out: str, path: str, part: Part) -> FileRecord:
+def write_table(out: str, path: str, part: ExportPart) -> FileRecord:
     """Write a part as one parquet file."""
     arrays = {parquet.EMBEDDINGS["image"]: part.image, parquet.EMBEDDINGS["text"]: part.text}
-    metadata = renamed(part.metadata, parquet.OWN_COLUMNS)
+    metadata = avoid_name_clash(part.metadata, parquet.OWN_COLUMNS)
     return write_hashed(out, path, lambda stream: parquet.save(stream, arrays, metadata, part.text_tokens))

@@ -12,7 +12,7 @@ from ..errors import DatasetError, EmptyInput
 from ..load import EmbeddingDataset
 from ..ragged import RaggedRows
 from ..types import SourceShard
-from .base import Part, PlannedPart
+from .base import ExportPart, PlannedPart
 
 _ROWS_AT_ONCE = 16_384
 
@@ -46,7 +46,7 @@ def _parts(dataset: EmbeddingDataset, rows: np.ndarray | None) -> Iterator[Plann
         number += 1
 
 
-def read_part(dataset: EmbeddingDataset, planned: PlannedPart, dtype: str, text_tokens: bool) -> Part:
+def read_export_part(dataset: EmbeddingDataset, planned: PlannedPart, dtype: str, text_tokens: bool) -> ExportPart:
     """The rows of a part, embeddings in `dtype`.
 
     Raises DatasetError when a file is torn or missing, or a number is not finite (in `dtype`).
@@ -56,7 +56,7 @@ def read_part(dataset: EmbeddingDataset, planned: PlannedPart, dtype: str, text_
         dataset.require_text_tokens()
         tokens = _token_states(dataset.token_states(planned.shard), planned.places, dtype)
     metadata = dataset.metadata(planned.shard)
-    part = Part(
+    part = ExportPart(
         planned,
         _embeddings(dataset, planned, "image", dtype) if dataset.image is not None else None,
         _embeddings(dataset, planned, "text", dtype) if dataset.text is not None else None,

@@ -1,10 +1,10 @@
 """Url table → image shards. `fetch(urls, out, config)` is the way in."""
 
-from ..room import callable_as
+from ..callable_package import callable_as
 from .config import RESIZE_MODES, FetchConfig, FetchReport
+from .job import fetch, log_file, remaining
 from .outcome import ERROR_CLASSES
 from .plan import FetchPlan, make_plan
-from .stage import fetch, log_file, remaining
 
 __all__ = [
     "ERROR_CLASSES",

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import InputError, OptionError, did_you_mean
 from ..execute import Cluster, refuse_address_beside
-from .connection import tls_context
-from .guard import host_and_port
+from .http.connections import tls_context
+from .http.ssrf_guard import host_and_port
 from .outcome import ERROR_CLASSES, FINAL, HostFailures
 from .resizers import AUTO, check_name
 

@@ -21,11 +21,13 @@ from .. import files, manifest
 from ..errors import EmptyInput, InputError, RunMismatch
 from ..manifest import RunCard
 from ..types import SourceShard
-from . import folder, layout, table
 from .config import DEFAULT_CAPTION_COLUMN, FetchConfig
-from .inference import join
-from .layout import Layout
-from .table import TableFile
+from .tables import image_folder as folder
+from .tables import schema as layout
+from .tables import table
+from .tables.schema import Layout
+from .tables.table import TableFile
+from .tables.type_inference import join_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
         kept = {name: previous.options.get(name) for name in config.shaping()}
         columns = {"url_col": kept["url_col"], "caption_col": kept["caption_col"]}  # a folder has no columns
         manifest.refuse_difference(out, kept, config.shaping() | columns, "set of options")
-    of_folder = iter(folder.planned(location, out, config.samples_per_shard, previous))
+    of_folder = iter(folder.plan_folder(location, out, config.samples_per_shard, previous))
     entries = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
     rounds = [(retry_file(out, entry.retry), entry) for entry in entries]
     retries = {shard.source: shard for shard in _ranges(rounds, config.samples_per_shard)}
@@ -225,16 +227,16 @@ def _continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layou
 
 def _layout(fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]], config: FetchConfig) -> Layout:
     for file in fresh:
-        layout.choose(surveyed[file.name][1], config.url_col, config.caption_col, file.location)
+        layout.choose_columns(surveyed[file.name][1], config.url_col, config.caption_col, file.location)
     kinds: dict[str, pa.DataType] = {}
     for file in fresh:
         for field in surveyed[file.name][1]:
             kinds[field.name] = _joined(kinds.get(field.name), field, file)
-    return layout.choose(pa.schema(list(kinds.items())), config.url_col, config.caption_col, fresh[0].location)
+    return layout.choose_columns(pa.schema(list(kinds.items())), config.url_col, config.caption_col, fresh[0].location)
 
 
 def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.DataType:
-    kind = field.type if so_far is None else join(so_far, field.type)
+    kind = field.type if so_far is None else join_types(so_far, field.type)
     if kind is None and file.ending in table.TEXTUAL:
         return pa.string()  # text can always be kept as text
     if kind is None:
@@ -246,11 +248,11 @@ def _widened(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[
     """`base`, once the files that are new are known to fit into it: finished shards cannot change their columns."""
     for file in fresh:
         schema = surveyed[file.name][1]
-        layout.choose(schema, base.url, base.caption, file.location)
+        layout.choose_columns(schema, base.url, base.caption, file.location)
         for field in schema:
             known = base.table.field(field.name).type if field.name in base.table.names else None
             text = known is not None and pa.types.is_string(known) and file.ending in table.TEXTUAL
-            if known is None or (join(known, field.type) != known and not text):
+            if known is None or (join_types(known, field.type) != known and not text):
                 raise RunMismatch(
                     f"{out}: {file.location} has a column {field.name} of {field.type},"
                     f" in the shards so far it is {known or 'absent'}",

@@ -106,7 +106,7 @@ class RunReport:
         return location
 
 
-def worst_hosts(path: str, run: RunCard, most: int) -> tuple[HostFailures, ...]:
+def hosts_that_failed(path: str, run: RunCard, most: int) -> tuple[HostFailures, ...]:
     """The hosts with the most failures in an output, each row as it ended last. Reads all its parquet files."""
     counts = HostCounts()
     later: set[str] = set()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import functional as tv
 
-from ..card import ImageRules, PreprocessSpec
+from ..clip_model.encoder_card import ImageRules, PreprocessSpec
 from . import jpeg
 from .geometry import Geometry, geometry
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torchvision.transforms.functional import InterpolationMode
 
-from ..card import PreprocessSpec
+from ..clip_model.encoder_card import PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table; numbers are right-aligned and their thousands set apart, all else is escaped."""
     top = "".join(f"<th>{text(name)}</th>" for name in head)
     lines = ["".join(map(_cell, row)) for row in rows]
@@ -66,7 +66,7 @@ def picture(data: bytes | None, side_px: int = 192) -> str:
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 
-def histogram(lower: float, upper: float, counts: Sequence[int], width: int = 480, height: int = 140) -> str:
+def html_histogram(lower: float, upper: float, counts: Sequence[int], width: int = 480, height: int = 140) -> str:
     """Equal bins from `lower` to `upper` as an SVG of bars, the fullest one `height` pixels high."""
     most = max(*counts, 1)
     across = width / len(counts)

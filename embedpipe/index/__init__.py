@@ -9,46 +9,45 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .asked import Asked, answers
     from .build import build_index
     from .card import IndexCard, read_card
-    from .encoders import embed_image, encoder_of, query_encoder
-    from .opened import check_index
+    from .embed_query import embed_image, encoder_of, query_encoder
+    from .index_file import check_index
     from .plan import BuildPlan, IndexConfig, plan_index
-    from .query import Hit, Searcher, row_of_key, search
+    from .query import Query, run_queries
+    from .query_files import read_embeddings, read_queries
     from .results import save_results
-    from .tables import read_embeddings, read_queries
+    from .searcher import Hit, Searcher, row_of_key, search
 
 _HOMES = {
-    "Asked": "asked",
+    "Query": "query",
     "BuildPlan": "plan",
-    "Hit": "query",
+    "Hit": "searcher",
     "IndexCard": "card",
     "IndexConfig": "plan",
-    "Searcher": "query",
-    "answers": "asked",
+    "Searcher": "searcher",
+    "run_queries": "query",
     "build_index": "build",
-    "check_index": "opened",
-    "embed_image": "encoders",
-    "encoder_of": "encoders",
+    "check_index": "index_file",
+    "embed_image": "embed_query",
+    "encoder_of": "embed_query",
     "plan_index": "plan",
-    "query_encoder": "encoders",
+    "query_encoder": "embed_query",
     "read_card": "card",
-    "read_embeddings": "tables",
-    "read_queries": "tables",
-    "row_of_key": "query",
+    "read_embeddings": "query_files",
+    "read_queries": "query_files",
+    "row_of_key": "searcher",
     "save_results": "results",
-    "search": "query",
+    "search": "searcher",
 }
 
 __all__ = [
-    "Asked",
     "BuildPlan",
     "Hit",
     "IndexCard",
     "IndexConfig",
+    "Query",
     "Searcher",
-    "answers",
     "build_index",
     "check_index",
     "embed_image",
@@ -59,6 +58,7 @@ __all__ = [
     "read_embeddings",
     "read_queries",
     "row_of_key",
+    "run_queries",
     "save_results",
     "search",
 ]

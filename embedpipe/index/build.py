@@ -20,15 +20,15 @@ from ..load import EmbeddingDataset
 from ..manifest import FileRecord
 from ..mirror import Scope, at_work
 from ..progress import Listener, Progress, silent
-from ..store.hashed import write_hashed
+from ..store.hashed_writer import write_hashed
 from . import recall
-from .adding import PLAN, Trained, add_parts
+from .add import PLAN, Trained, add_parts
 from .card import IndexCard, IndexedShard, ends_digest, folder_of, index_path, write_card
-from .lists import IndexSource, PartSource, Source, merge
-from .opened import OpenIndex, open_file
+from .in_memory import add_whole, write_stream
+from .index_file import OpenIndex, open_file
+from .inverted_lists import IndexSource, ListSource, PartSource, merge_parts
 from .plan import NOTHING, BuildPlan, IndexConfig, plan_for
 from .train import trained_index
-from .whole import add_whole, write_stream
 
 
 def build_index(path: str, config: IndexConfig | None = None, listen: Listener = silent) -> IndexCard:
@@ -145,12 +145,12 @@ def _write_index(
         return written, plan.kind.training_rows if plan.base is None else plan.base.trained_on
     trained = _trained(dataset, home, config.modality, plan, building)
     parts = add_parts(dataset, config, plan, building, trained, listen)
-    sources: list[Source] = [PartSource(building, part) for part in parts]
+    sources: list[ListSource] = [PartSource(building, part) for part in parts]
     if plan.base is not None:
         before = open_file(index_path(home, plan.base), lists=True)
         sources.insert(0, IndexSource(before, plan.gone))
     empty = trained.opened()
-    return write_hashed(folder, name, lambda stream: merge(empty, sources, stream)), plan.kind.training_rows
+    return write_hashed(folder, name, lambda stream: merge_parts(empty, sources, stream)), plan.kind.training_rows
 
 
 def _trained(dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str) -> Trained:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..load import EmbeddingDataset
+from ..load.row_blocks import blocks
 from ..progress import Listener, Progress, silent
 from .ids import NONE, ids_of
-from .rows import blocks
 
 
 @dataclass(frozen=True, slots=True)
-class Nearest:
+class NearestRows:
     """The best rows of each query, best first: cosines float32 [q, k] and ids int64 [q, k].
 
     Equal scores are in the order of ids. Where there are fewer than k rows: -inf and -1 behind the last.
@@ -24,19 +24,19 @@ class Nearest:
     ids: np.ndarray
 
     @staticmethod
-    def none(queries: int) -> Nearest:
+    def none(queries: int) -> NearestRows:
         """No rows yet."""
-        return Nearest(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
+        return NearestRows(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
 
-    def best(self, k: int) -> Nearest:
+    def best(self, k: int) -> NearestRows:
         """The first k of each query, in order."""
         scores = np.where(self.ids == NONE, np.float32(-np.inf), self.scores)
         order = np.lexsort((self.ids, -scores), axis=1)[:, :k]
-        return Nearest(np.take_along_axis(scores, order, 1), np.take_along_axis(self.ids, order, 1))
+        return NearestRows(np.take_along_axis(scores, order, 1), np.take_along_axis(self.ids, order, 1))
 
-    def beside(self, other: Nearest) -> Nearest:
+    def beside(self, other: NearestRows) -> NearestRows:
         """Both, not in order."""
-        return Nearest(np.hstack((self.scores, other.scores)), np.hstack((self.ids, other.ids)))
+        return NearestRows(np.hstack((self.scores, other.scores)), np.hstack((self.ids, other.ids)))
 
 
 def exact_nearest(
@@ -46,30 +46,32 @@ def exact_nearest(
     k: int,
     shards: Iterable[int] | None = None,
     listen: Listener = silent,
-) -> Nearest:
+) -> NearestRows:
     """The `k` best rows for float32 queries [q, dim], of all shards or of those at the places `shards`.
 
     Inner products in float32 of the rows as they are stored. Holds one block of rows and one [q, k] result at a time.
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    found = Nearest.none(len(queries))
+    found = NearestRows.none(len(queries))
     for shard in range(len(dataset.shards)) if shards is None else shards:
-        number = dataset.shards[shard].manifest.number
-        for start, rows in blocks(dataset, shard, modality):
+        opened = dataset.shards[shard]
+        number = opened.manifest.number
+        for row, rows in blocks(dataset, shard, modality):
+            start = row - opened.start
             found = _with_block(found, queries @ rows.T, ids_of(number, start, start + len(rows)), k)
             listen(Progress(rows=len(rows)))
     return found
 
 
-def _with_block(found: Nearest, scores: np.ndarray, ids: np.ndarray, k: int) -> Nearest:
+def _with_block(found: NearestRows, scores: np.ndarray, ids: np.ndarray, k: int) -> NearestRows:
     """The best `k` among those found and a block's scores [q, m]. Once there are k, few of a block get in."""
     if found.ids.shape[1] < k:
-        return found.beside(Nearest(scores, np.broadcast_to(ids, scores.shape))).best(k)
+        return found.beside(NearestRows(scores, np.broadcast_to(ids, scores.shape))).best(k)
     better = scores > found.scores[:, -1:]  # equal ones have higher ids, unless shards are read out of order
     counts = better.sum(axis=1)
     if not counts.any():
         return found
-    new = Nearest(
+    new = NearestRows(
         np.full((len(scores), counts.max()), -np.inf, np.float32), np.full((len(scores), counts.max()), NONE, np.int64)
     )
     query, place = np.nonzero(better)

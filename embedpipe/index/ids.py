@@ -26,7 +26,7 @@ def shard_numbers(ids: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def rows_of(dataset: EmbeddingDataset, ids: np.ndarray) -> np.ndarray:
+def rows_of_ids(dataset: EmbeddingDataset, ids: np.ndarray) -> np.ndarray:
     """int64 like `ids`: row numbers of the data set; -1 for what is not in it."""
     if not dataset.shards:
         return np.full(ids.shape, NONE, np.int64)

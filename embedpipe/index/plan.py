@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from ..errors import OptionError
 from ..execute import Cluster
 from ..load import EmbeddingDataset
-from ..wording import counted
+from ..load.row_blocks import can_look_up
+from ..plural import plural
 from .card import IndexCard, IndexedShard, index_path, indexed_shards, read_card
-from .kinds import KINDS, Kind, choose, parse_bytes
-from .opened import index_faults
-from .rows import can_look_up
+from .index_file import index_faults
+from .index_types import KINDS, IndexType, choose_index_type, parse_bytes
 from .train import tried
 
 DEFAULT_RECALL = 0.95
@@ -68,7 +68,7 @@ class BuildPlan:
 
     action: str
     why: str
-    kind: Kind
+    kind: IndexType
     add: tuple[IndexedShard, ...]
     gone: tuple[int, ...]
     rows: int
@@ -94,7 +94,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig, home: str | None = 
     dataset.require_normalised(config.modality)
     card = None if config.rebuild else read_card(home, config.modality)
     look_up = can_look_up(dataset)
-    chosen = choose(config.kind, len(dataset), dataset.card.dim, config.memory_bytes, look_up)
+    chosen = choose_index_type(config.kind, len(dataset), dataset.card.dim, config.memory_bytes, look_up)
     why = "asked to begin anew" if config.rebuild else "there is none yet"
     if card is not None:
         why = _why_not_kept(dataset, home, card, config, chosen, look_up)
@@ -111,7 +111,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig, home: str | None = 
         return _plan(BUILD, why, chosen, want, (), dataset, config, None)
     if not add and not gone and config.recall in (None, card.recall_target):
         return _plan(NOTHING, "it is up to date", kept, (), (), dataset, config, card)
-    said = [f"{counted(len(add), 'shard')} to add"] * bool(add) + [f"shards {_listed(gone)} to forget"] * bool(gone)
+    said = [f"{plural(len(add), 'shard')} to add"] * bool(add) + [f"shards {_listed(gone)} to forget"] * bool(gone)
     why = ", ".join(said) or f"recall {config.recall} is asked for now, not {card.recall_target:g}"
     return _plan(ADD, why, kept, add, gone, dataset, config, card)
 
@@ -119,7 +119,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig, home: str | None = 
 def _plan(
     action: str,
     why: str,
-    kind: Kind,
+    kind: IndexType,
     add: tuple[IndexedShard, ...],
     gone: tuple[int, ...],
     dataset: EmbeddingDataset,
@@ -134,7 +134,7 @@ def _plan(
 
 
 def _why_not_kept(
-    dataset: EmbeddingDataset, home: str, card: IndexCard, config: IndexConfig, chosen: Kind, look_up: bool
+    dataset: EmbeddingDataset, home: str, card: IndexCard, config: IndexConfig, chosen: IndexType, look_up: bool
 ) -> str:
     """Why the index that is there cannot be added to; empty when it can."""
     if card.fingerprint != dataset.card.fingerprint() or card.dim != dataset.card.dim:
@@ -157,7 +157,7 @@ def _family(factory: str) -> str:
     return re.sub(r"\d+", "", factory.replace("_HNSW32", ""))
 
 
-def _kept_kind(card: IndexCard, chosen: Kind, look_up: bool) -> Kind:
+def _kept_kind(card: IndexCard, chosen: IndexType, look_up: bool) -> IndexType:
     lists = re.search(r"IVF(\d+)", card.kind)
     count = int(lists[1]) if lists else 0
     row_bytes = max(1, (card.bytes - count * card.dim * 4) // max(1, card.rows))

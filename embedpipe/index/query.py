@@ -1,208 +1,124 @@
-"""The rows nearest to an embedding: through the index where there is one, or by comparing with every row."""
+"""What is searched for: a text, a picture, a row by its key, an embedding, or a file of many; and the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
-from ..card import BEFORE_ACTIVATION
-from ..errors import DatasetError, InputError
-from ..load import EmbeddingDataset
-from ..progress import Listener, silent
-from .again import compared_again
-from .card import IndexCard, build_command, indexed_shards
-from .exact import Nearest, exact_nearest
-from .ids import NONE, rows_of
-from .opened import OpenIndex, open_card
-from .recall import RESULTS
+from ..errors import InputError, OptionError
+from ..progress import CutCaptions, Listener, Progress, silent
+from .embed_query import embed_image, embed_texts
+from .query_files import read_embeddings, read_queries
+from .results import COLUMNS, Answer
+from .searcher import Searcher, row_of_key
 
-EXACT_ROWS = 1_000_000  # up to here a data set without an index is searched by comparing with every row
-QUERIES_AT_ONCE = 1024
-_RESULTS_AT_ONCE = 100_000
+if TYPE_CHECKING:
+    from ..encode import Encoder
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """One result: its row in the data set, cosine similarity to the query, and its metadata."""
-
-    rank: int
-    score: float
-    row: int
-    key: str
-    caption: str | None
-    src_shard: str
-    metadata: dict[str, Any]
-
-
-class Searcher:
-    """Searches one side of a data set. `card` is that of the index it uses, None where it compares with every row.
-
-    exact: use no index. Raises DatasetError when the index is damaged or of other data, and when there is none and the
-    data set is too large to go without one.
+class Query:
+    """One of: text; image (a file); key (of a row, in the source shard `shard` if several have it); embedding (an .npy
+    file, and which `row` of it); queries (a file, and which `column` of it).
     """
 
-    def __init__(self, dataset: EmbeddingDataset, modality: str = "image", exact: bool = False) -> None:
-        dataset.require_rows()
-        dataset.require(modality)
-        dataset.require_normalised(modality)
-        self.dataset = dataset
-        self.modality = modality
-        self.card: IndexCard | None = None
-        self._index: OpenIndex | None = None
-        found = None if exact else open_card(dataset.path, modality)
-        if found is not None:
-            self.card, self._index = found
-            _require_same_data(dataset, self.card)
-        elif not exact and len(dataset) > EXACT_ROWS:
-            raise DatasetError(
-                f"{dataset.path}: no {modality} index, and {len(dataset):,} rows are many to compare with",
-                f"{build_command(dataset.path, modality)}, or give --exact",
+    text: str | None = None
+    image: str | None = None
+    key: str | None = None
+    shard: str | None = None
+    embedding: str | None = None
+    row: int | None = None
+    queries: str | None = None
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = (self.text, self.image, self.key, self.embedding, self.queries)
+        if sum(way is not None for way in ways) != 1:
+            raise OptionError(
+                "give one of a text, --image, --key, --embedding or --queries",
+                'For example: embedpipe search emb "a red bicycle"',
             )
+        for name, value, beside, needed in (
+            ("--shard", self.shard, "--key", self.key),
+            ("--row", self.row, "--embedding", self.embedding),
+            ("--query-column", self.column, "--queries", self.queries),
+        ):
+            if value is not None and needed is None:
+                raise OptionError(f"{name} is only of use with {beside}")
 
-    def nearest(self, queries: np.ndarray, k: int, listen: Listener = silent) -> Nearest:
-        """The best `k` of each of float32 [q, dim], with row numbers of the data set as ids."""
-        k = min(k, len(self.dataset))
-        if self._index is None or self.card is None:
-            found = exact_nearest(self.dataset, self.modality, queries, k, listen=listen)
-        else:
-            found = _through(self._index, self.card, self.dataset, queries, k)
-        return Nearest(found.scores, rows_of(self.dataset, found.ids))
-
-    def hits(
-        self,
-        queries: np.ndarray,
-        k: int = 10,
-        min_score: float | None = None,
-        columns: tuple[str, ...] | None = None,
-        listen: Listener = silent,
-    ) -> Iterator[list[Hit]]:
-        """For each of [q, dim] its hits, best first. columns: of the metadata, all if None.
-
-        Queries are brought to unit length. Raises InputError for those that cannot be.
-        """
-        queries = _unit(queries, self.dataset.card.dim)
-        at_once = max(1, min(QUERIES_AT_ONCE, _RESULTS_AT_ONCE // k))
-        for start in range(0, len(queries), at_once):
-            found = self.nearest(queries[start : start + at_once], k, listen)
-            keep = (found.ids != NONE) & (found.scores >= (-np.inf if min_score is None else min_score))
-            yield from _hits(self.dataset, found, keep, columns)
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.text or f"like {self.image or self.key or self.embedding or self.queries}"
 
 
-def search(
-    dataset: EmbeddingDataset,
-    query: np.ndarray,
+def run_queries(
+    searcher: Searcher,
+    asked: Query,
+    load_encoder: Callable[[], Encoder],
     k: int = 10,
-    modality: str = "image",
     min_score: float | None = None,
-    exact: bool = False,
-) -> list[Hit]:
-    """The `k` rows of `dataset` whose `modality` embedding is nearest to `query` ([dim]), best first.
+    listen: Listener = silent,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[Answer]:
+    """Each query's text (None where it is none) and hits, in order. A single query's hits have all metadata.
 
-    Fewer when the data set has fewer rows, or when others score less than `min_score`. Without an index (or with
-    `exact`) all rows are compared. Several queries share one `Searcher`.
+    `listen` hears of answers to many queries, or of rows that a single one is compared with, without an index.
+    load_encoder is called where there is something to embed; `note`, at the end, where a text was longer than its
+    encoder's context. Raises InputError and what loading the encoder raises.
     """
-    return next(Searcher(dataset, modality, exact).hits(np.asarray(query)[None], k, min_score))
+    many = asked.queries is not None
+    columns, rows = (COLUMNS, silent) if many else (None, listen)
+    for texts, vectors in _embedded(searcher, asked, load_encoder, listen, note):
+        for text, hits in zip(texts, searcher.hits(vectors, k, min_score, columns, rows), strict=True):
+            yield text, hits
+            if many:
+                listen(Progress(rows=1))
 
 
-def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queries: np.ndarray, k: int) -> Nearest:
-    effort = card.nprobe if card.nprobe is not None else card.ef_search
-    if not card.candidates:
-        return index.candidates(queries, k, effort, least=k).best(k)
-    count = max(card.candidates, -(-k * card.candidates // RESULTS))
-    found = index.candidates(queries, count, effort, least=k)
-    return compared_again(dataset, card.modality, queries, found).best(k)
+def _embedded(
+    searcher: Searcher,
+    asked: Query,
+    load_encoder: Callable[[], Encoder],
+    listen: Listener,
+    note: Callable[[str], None],
+) -> Iterator[tuple[list[str | None], np.ndarray]]:
+    """Blocks of queries: their texts and float32 [n, dim]."""
+    if asked.key is not None:
+        column = searcher.dataset.require(searcher.modality)
+        yield [None], column[[row_of_key(searcher.dataset, asked.key, asked.shard)]]
+    elif asked.embedding is not None:
+        yield [None], _one_of(read_embeddings(asked.embedding), asked.row, asked.embedding)
+    elif asked.image is not None:
+        yield [None], embed_image(load_encoder(), asked.image)[None]
+    else:
+        found = [_not_empty(asked.text)] if asked.text is not None else read_queries(str(asked.queries), asked.column)
+        if asked.queries is not None:
+            listen(Progress(planned_rows=len(found)))
+        if isinstance(found, np.ndarray):
+            yield [None] * len(found), found
+        else:
+            encoder, cut = load_encoder(), CutCaptions()
+            for texts, embedded in embed_texts(encoder, found):
+                cut += CutCaptions.of(embedded.tokens_cut)
+                yield list(texts), embedded.rows
+            if cut.captions:
+                note(cut.said(encoder.card.context_length, "text"))
 
 
-def _require_same_data(dataset: EmbeddingDataset, card: IndexCard) -> None:
-    if card.fingerprint != dataset.card.fingerprint():
-        dated = card.fingerprint == dataset.card.as_version_0_1().fingerprint()
-        of = f"embeddings {BEFORE_ACTIVATION}" if dated else "another model's embeddings"
-        raise DatasetError(
-            f"{dataset.path}: its {card.modality} index is of {of}",
-            build_command(dataset.path, card.modality),
-        )
-    if card.shards != indexed_shards(dataset):
-        have, want = set(card.shards), set(indexed_shards(dataset))
-        raise DatasetError(
-            f"{dataset.path}: its {card.modality} index is of other data: the data set has changed since "
-            f"({len(want - have)} shards are not in the index, {len(have - want)} in it are not in the data)",
-            f"{build_command(dataset.path, card.modality)}: what is new is added, or give --exact",
-        )
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise InputError("the text to search for is empty", 'For example: embedpipe search emb "a red bicycle"')
+    return text
 
 
-def _unit(queries: np.ndarray, dim: int) -> np.ndarray:
-    queries = np.asarray(queries, np.float32)
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise InputError(f"a query of shape {queries.shape[1:]}; the data set's embeddings have {dim} values")
-    length = np.linalg.norm(queries, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(length[:, 0]) | (length[:, 0] == 0))
-    if len(bad):
-        raise InputError(f"query {bad[0]}: its embedding is zero, or holds a NaN or an infinite value")
-    unit: np.ndarray = queries / length
-    return unit
-
-
-def _hits(
-    dataset: EmbeddingDataset, found: Nearest, keep: np.ndarray, columns: tuple[str, ...] | None
-) -> Iterator[list[Hit]]:
-    metadata = _metadata(dataset, np.unique(found.ids[keep]), columns)
-    for scores, rows, mine in zip(found.scores, found.ids, keep, strict=True):
-        pairs = zip(scores[mine].tolist(), rows[mine].tolist(), strict=True)
-        yield [_hit(rank, score, row, metadata[row]) for rank, (score, row) in enumerate(pairs, start=1)]
-
-
-def _hit(rank: int, score: float, row: int, metadata: dict[str, Any]) -> Hit:
-    caption = metadata["caption"]
-    return Hit(
-        rank=rank,
-        score=score,
-        row=row,
-        key=str(metadata["key"]),
-        caption=caption if isinstance(caption, str) else None,
-        src_shard=str(metadata["src_shard"]),
-        metadata=metadata,
-    )
-
-
-def _metadata(
-    dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...] | None
-) -> dict[int, dict[str, Any]]:
-    """Metadata of some rows (ascending), one shard's table in memory at a time."""
-    found: dict[int, dict[str, Any]] = {}
-    owner = np.searchsorted(dataset.stops, rows, side="right")
-    for shard in np.unique(owner).tolist():
-        mine = rows[owner == shard]
-        table = dataset.metadata(shard, columns).take(pa.array(mine - dataset.shards[shard].start))
-        found.update(zip(mine.tolist(), table.to_pylist(), strict=True))
-    return found
-
-
-def row_of_key(dataset: EmbeddingDataset, key: str, shard: str | None = None) -> int:
-    """The row with that key, in the source shard `shard` if it is given.
-
-    Raises InputError when there is none, or when several source shards have one and `shard` does not say which.
-    """
-    found = list(_rows_of_key(dataset, key, shard))
-    if not found:
-        where = f" in {shard}" if shard is not None else ""
-        raise InputError(f"{dataset.path}: no row with the key {key!r}{where}", "Keys are in the column `key`")
-    if len(found) > 1:
-        names: Sequence[str] = [name for _, name in found[:5]]
-        raise InputError(
-            f"{dataset.path}: {len(found)} rows have the key {key!r}, in {', '.join(names)}{' …' * (len(found) > 5)}",
-            "Say which with --shard",
-        )
-    return found[0][0]
-
-
-def _rows_of_key(dataset: EmbeddingDataset, key: str, shard: str | None) -> Iterator[tuple[int, str]]:
-    for place, rows in enumerate(dataset.shards):
-        if shard is not None and rows.manifest.source.name != shard:
-            continue
-        keys = dataset.metadata(place, ("key",)).column("key").to_numpy(zero_copy_only=False)
-        for at in np.flatnonzero(keys == key).tolist():
-            yield rows.start + at, rows.manifest.source.name
+def _one_of(found: np.ndarray, row: int | None, name: str) -> np.ndarray:
+    if row is None and len(found) != 1:
+        raise InputError(f"{name}: holds {len(found):,} rows", "Say which with --row, or search with all: --queries")
+    if row is not None and row >= len(found):
+        raise InputError(f"{name}: no row {row} of {len(found):,}", "Rows count from 0")
+    one: np.ndarray = found[row or 0][None]
+    return one

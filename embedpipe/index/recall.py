@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..load import EmbeddingDataset
+from ..load.row_blocks import release, take
 from ..progress import Listener, silent
-from .again import exact_scores
-from .exact import Nearest, exact_nearest
+from .exact import NearestRows, exact_nearest
 from .ids import NONE, ids_of_rows
-from .opened import OpenIndex
-from .rows import release, take
+from .index_file import OpenIndex
+from .rerank import exact_scores
 
 QUERIES = 256  # of each side: recall is then known to half a percent or so
 RESULTS = 10
@@ -37,7 +37,7 @@ class Queries:
     side: str
     vectors: np.ndarray
     own: np.ndarray
-    truth: Nearest
+    truth: NearestRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def draw(dataset: EmbeddingDataset, modality: str) -> tuple[Queries, ...]:
     for side, column in (("image", dataset.image), ("text", dataset.text)):
         if column is not None:
             own = ids_of_rows(dataset, rows) if side == modality else np.full(len(rows), NONE)
-            drawn.append(Queries(side, take(dataset, side, rows), own, Nearest.none(len(rows))))
+            drawn.append(Queries(side, take(dataset, side, rows), own, NearestRows.none(len(rows))))
     return tuple(drawn)
 
 
@@ -74,17 +74,17 @@ def with_truth(
     out, stop = [], 0
     for some in queries:
         start, stop = stop, stop + len(some.vectors)
-        mine = _without_own(Nearest(found.scores[start:stop], found.ids[start:stop]), some.own)
+        mine = _without_own(NearestRows(found.scores[start:stop], found.ids[start:stop]), some.own)
         out.append(replace(some, truth=some.truth.beside(mine).best(RESULTS)))
     return tuple(out)
 
 
-def _without_own(found: Nearest, own: np.ndarray) -> Nearest:
+def _without_own(found: NearestRows, own: np.ndarray) -> NearestRows:
     """The same without each query's own row, one column less."""
     mine = (found.ids == own[:, None]) & (found.ids != NONE)
     order = np.argsort(mine, axis=1, kind="stable")[:, : max(1, found.ids.shape[1] - 1)]
     ids = np.where(mine, NONE, found.ids)
-    return Nearest(np.take_along_axis(found.scores, order, 1), np.take_along_axis(ids, order, 1))
+    return NearestRows(np.take_along_axis(found.scores, order, 1), np.take_along_axis(ids, order, 1))
 
 
 def tune(
@@ -127,14 +127,14 @@ def _shares(
     if look_up:
         good = _as_near(dataset, modality, queries, found)
         for shard in range(len(dataset.shards)):
-            release(dataset, modality, shard)
+            release(dataset.array(shard, modality))
     else:
         good = (found.ids[:, :, None] == queries.truth.ids[:, None, :]).any(axis=2) & (found.ids != NONE)
     wanted = np.maximum(1, real.sum(axis=1))
     return [np.where(real.any(axis=1), np.minimum(good[:, :n].sum(axis=1) / wanted, 1.0), 1.0) for n in counts]
 
 
-def _as_near(dataset: EmbeddingDataset, modality: str, queries: Queries, found: Nearest) -> np.ndarray:
+def _as_near(dataset: EmbeddingDataset, modality: str, queries: Queries, found: NearestRows) -> np.ndarray:
     """bool [q, candidates]: as near as the last of the true neighbours, in the order of `found`."""
     scores = exact_scores(dataset, modality, queries.vectors, found.ids)
     last = np.where(queries.truth.ids != NONE, queries.truth.scores, np.inf).min(axis=1)
@@ -159,7 +159,7 @@ def unpacked(arrays: Any) -> tuple[Queries, ...]:
             side,
             arrays[f"{side}_vectors"],
             arrays[f"{side}_own"],
-            Nearest(arrays[f"{side}_scores"], arrays[f"{side}_ids"]),
+            NearestRows(arrays[f"{side}_scores"], arrays[f"{side}_ids"]),
         )
         for side in sides
     )

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import InputError
-from .query import Hit
+from .searcher import Hit
 
 COLUMNS = ("key", "caption", "src_shard", "url")
 SUFFIXES = (".parquet", ".jsonl")

@@ -10,15 +10,15 @@ import numpy as np
 
 from ..errors import InputError
 from ..load import EmbeddingDataset
-from .kinds import ID_BYTES, ROWS_PER_CENTROID, Kind
-from .lists import code_bytes, require_lists
-from .rows import release, take
+from ..load.row_blocks import release, take
+from .index_types import ID_BYTES, ROWS_PER_CENTROID, IndexType
+from .inverted_lists import code_bytes, require_lists
 
 _ITERATIONS = 8
 _SEED = 0
 
 
-def new_index(kind: Kind, dim: int) -> faiss.Index:
+def new_index(kind: IndexType, dim: int) -> faiss.Index:
     """An index of that type, untrained. Raises InputError when there is no such type, or it cannot be kept on disk."""
     try:
         index = faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
@@ -38,13 +38,13 @@ def new_index(kind: Kind, dim: int) -> faiss.Index:
     return index
 
 
-def tried(kind: Kind, dim: int) -> Kind:
+def tried(kind: IndexType, dim: int) -> IndexType:
     """The same kind, with what a row takes in its lists. Raises as `new_index` does, before hours are spent."""
     index = new_index(kind, dim)
     return replace(kind, row_bytes=code_bytes(index) + ID_BYTES) if kind.lists else kind
 
 
-def trained_index(kind: Kind, dataset: EmbeddingDataset, modality: str) -> faiss.Index:
+def trained_index(kind: IndexType, dataset: EmbeddingDataset, modality: str) -> faiss.Index:
     """An empty index, trained on `kind.training_rows` rows spread over the data set."""
     index = new_index(kind, dataset.card.dim)
     if not index.is_trained:
@@ -60,5 +60,5 @@ def sample(dataset: EmbeddingDataset, modality: str, count: int) -> np.ndarray:
     parts = []
     for shard in np.unique(owner).tolist():
         parts.append(take(dataset, modality, rows[owner == shard]))
-        release(dataset, modality, shard)  # a few rows here and there map nearly all pages
+        release(dataset.array(shard, modality))  # a few rows here and there map nearly all pages
     return np.concatenate(parts)

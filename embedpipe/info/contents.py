@@ -12,7 +12,7 @@ from .. import files, manifest
 from ..columns import NORMS, measured, of_norm_1
 from ..errors import InputError
 from ..fetch.outcome import HostFailures
-from ..fetch.report import worst_hosts
+from ..fetch.report import hosts_that_failed
 from ..load import EmbeddingDataset
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS
 from ..progress import CutCaptions, Listener, Progress, silent
@@ -108,7 +108,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         rejected=sum(total.failed.values()),
         rejects=total.failed,
         retried=total.retried,
-        hosts=worst_hosts(path, run, most_hosts) if run.format == IMAGE_SHARDS and most_hosts and entries else (),
+        hosts=hosts_that_failed(path, run, most_hosts) if run.format == IMAGE_SHARDS and most_hosts and entries else (),
         bytes=sum(entry.bytes() for entry in entries),
         encoder=run.encoder.facts() | {"model": run.encoder.model, "pretrained": run.encoder.pretrained}
         if run.encoder is not None

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from .. import files, manifest
 from ..load import EmbeddingDataset
-from ..load.stored import stored_pictures
+from ..load.images.source import source_images
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..store.rejects import read_rejects
 
@@ -22,7 +22,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class GalleryItem:
     """One sample: where it is from, its caption, its similarity (None where there is none), its encoded picture."""
 
     shard: str
@@ -45,7 +45,7 @@ class Rejected:
 class Gallery:
     """samples: by heading. rejects: some of each error class."""
 
-    samples: dict[str, tuple[Shown, ...]] = field(default_factory=dict)
+    samples: dict[str, tuple[GalleryItem, ...]] = field(default_factory=dict)
     rejects: dict[str, tuple[Rejected, ...]] = field(default_factory=dict)
 
 
@@ -64,7 +64,7 @@ def look_at(path: str, count: int = 12, images: str | None = None) -> Gallery:
     return Gallery({"at random": tuple(_of_shards(path, run, entries, 2 * count))}, _failures(path, run, entries))
 
 
-def _of_dataset(dataset: EmbeddingDataset, count: int, images: str | None) -> dict[str, tuple[Shown, ...]]:
+def _of_dataset(dataset: EmbeddingDataset, count: int, images: str | None) -> dict[str, tuple[GalleryItem, ...]]:
     if not len(dataset):
         return {}
     similarity = dataset.column("similarity").to_numpy().astype(np.float32)
@@ -74,12 +74,12 @@ def _of_dataset(dataset: EmbeddingDataset, count: int, images: str | None) -> di
     chosen = {"lowest similarity": order[:count], "highest similarity": order[::-1][:count], "at random": random}
     rows = {row: None for rows in chosen.values() for row in rows.tolist()}
     said = dict(zip(rows, dataset.rows(list(rows), ("src_shard", "key", "caption")), strict=True))
-    pictures = stored_pictures(dataset, [(str(row["src_shard"]), str(row["key"])) for row in said.values()], images)
+    pictures = source_images(dataset, [(str(row["src_shard"]), str(row["key"])) for row in said.values()], images)
 
-    def shown(row: int) -> Shown:
+    def shown(row: int) -> GalleryItem:
         shard, key, caption = (said[row][name] for name in ("src_shard", "key", "caption"))
         alike = float(similarity[row]) if np.isfinite(similarity[row]) else None
-        return Shown(str(shard), str(key), _optional(caption), alike, pictures.get((str(shard), str(key))))
+        return GalleryItem(str(shard), str(key), _optional(caption), alike, pictures.get((str(shard), str(key))))
 
     return {heading: tuple(map(shown, rows.tolist())) for heading, rows in chosen.items() if len(rows)}
 
@@ -88,7 +88,7 @@ def _optional(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _of_shards(path: str, run: RunCard, entries: Sequence[ShardManifest], count: int) -> Iterator[Shown]:
+def _of_shards(path: str, run: RunCard, entries: Sequence[ShardManifest], count: int) -> Iterator[GalleryItem]:
     """Stored pictures of image shards, by their offset in the tar, from shards chosen at random."""
     filled = [entry for entry in entries if entry.rows_out]
     rng = np.random.default_rng(_SEED)
@@ -101,7 +101,7 @@ def _of_shards(path: str, run: RunCard, entries: Sequence[ShardManifest], count:
         with files.reading(files.join(path, f"{name}.tar")) as stream:
             for row in (rows[i] for i in sorted(rng.choice(len(rows), min(each, len(rows)), replace=False))):
                 stream.seek(row["offset"])
-                yield Shown(f"{name}.tar", row["key"], row["caption"], None, stream.read(row["bytes"]))
+                yield GalleryItem(f"{name}.tar", row["key"], row["caption"], None, stream.read(row["bytes"]))
 
 
 def _table(path: str, name: str, columns: list[str]) -> list[dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..card import BEFORE_ACTIVATION, card_from, in_words
-from ..images.html import document, histogram, picture, table, text
+from ..clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
+from ..images.html import document, html_histogram, html_table, picture, text
 from .contents import OutputInfo, Spread, without_norms
-from .gallery import Gallery, Shown
+from .gallery import Gallery, GalleryItem
 
 _STYLE = """
 .spreads { display: flex; flex-wrap: wrap; gap: 0 48px; }
@@ -21,7 +21,7 @@ _STYLE = """
 
 def info_page(found: OutputInfo, gallery: Gallery, kind: str, meanings: Mapping[str, str]) -> bytes:
     """The page, pictures included. kind: what the output is called. meanings: of error classes."""
-    parts = [table(("", ""), _facts(found, kind))]
+    parts = [html_table(("", ""), _facts(found, kind))]
     spreads = [("similarity of image and text", found.similarity, "all rows that have one")]
     spreads += [
         (f"norm of the {name} projection, before it was normalised", norm, "all rows that have one")
@@ -36,7 +36,7 @@ def info_page(found: OutputInfo, gallery: Gallery, kind: str, meanings: Mapping[
         rows = [
             (host.host, host.failed, ", ".join(f"{n} {c:,}" for n, c in host.classes.items())) for host in found.hosts
         ]
-        parts.append("<h2>Hosts that failed most</h2>" + table(("host", "failed", "because"), rows))
+        parts.append("<h2>Hosts that failed most</h2>" + html_table(("host", "failed", "because"), rows))
     parts += [_grid(heading, samples) for heading, samples in gallery.samples.items() if samples]
     return document(found.path, "\n".join(parts), _STYLE)
 
@@ -72,22 +72,22 @@ def _spread(name: str, values: Spread, of: str) -> str:
         f"{values.n:,} rows ({of}): mean {values.mean:.6g}, 5% {values.p05:.6g}, half {values.p50:.6g}, "
         f"95% {values.p95:.6g}, from {values.least:.6g} to {values.most:.6g}"
     )
-    drawn = histogram(values.least, values.most, values.bins)
+    drawn = html_histogram(values.least, values.most, values.bins)
     return f"<section><h2>{text(name.capitalize())}</h2>\n{drawn}\n<p>{text(said)}</p></section>"
 
 
 def _rejects(found: OutputInfo, gallery: Gallery, meanings: Mapping[str, str]) -> str:
     counts = sorted(found.rejects.items(), key=lambda item: (-item[1], item[0]))
     rows = [(name, count, meanings.get(name, "")) for name, count in counts]
-    parts = ["<h2>Rejected because</h2>", table(("class", "samples", "which means"), rows)]
+    parts = ["<h2>Rejected because</h2>", html_table(("class", "samples", "which means"), rows)]
     for name, _ in counts:
         if some := gallery.rejects.get(name):
             lines = [(each.shard, each.what, each.message) for each in some]
-            parts.append(f"<h3>{text(name)}, for example</h3>{table(('shard', 'which', 'message'), lines)}")
+            parts.append(f"<h3>{text(name)}, for example</h3>{html_table(('shard', 'which', 'message'), lines)}")
     return "\n".join(parts)
 
 
-def _grid(heading: str, samples: tuple[Shown, ...]) -> str:
+def _grid(heading: str, samples: tuple[GalleryItem, ...]) -> str:
     cells = "\n".join(
         f"<div>{picture(each.picture)}{_alike(each)}{text(each.caption or '')}"
         f'<br><span class="quiet">{text(each.shard)} {text(each.key)}</span></div>'
@@ -96,5 +96,5 @@ def _grid(heading: str, samples: tuple[Shown, ...]) -> str:
     return f'<h2>Samples: {text(heading)}</h2>\n<div class="grid">\n{cells}\n</div>'
 
 
-def _alike(sample: Shown) -> str:
+def _alike(sample: GalleryItem) -> str:
     return f"<b>{sample.similarity:.3f}</b> " if sample.similarity is not None else ""

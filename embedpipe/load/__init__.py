@@ -5,8 +5,8 @@ from .columns import EmbeddingColumn, RaggedColumn
 from .dataset import EmbeddingDataset
 from .loader import EmbeddingLoader
 from .metadata import MetadataColumn, MetadataColumns
-from .raw import RawColumn
-from .split import hash_split, rows_of, splits
+from .norms import RawColumn
+from .split import hash_split, rows_of_split, splits
 
 __all__ = [
     "EmbeddingColumn",
@@ -18,6 +18,6 @@ __all__ = [
     "RaggedColumn",
     "RawColumn",
     "hash_split",
-    "rows_of",
+    "rows_of_split",
     "splits",
 ]

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from ..card import EncoderCard
+from ..clip_model.encoder_card import EncoderCard
 from ..ragged import RaggedRows
-from .choice import Index, as_row, as_rows
-from .raw import Norms, RawColumn
+from .norms import Norms, RawColumn
+from .row_index import Index, as_row, as_rows
 
 
-class Shards(Protocol):
+class OpenedShards(Protocol):
     """What columns ask of a data set. Shards are named by their place among those that hold rows."""
 
     card: EncoderCard
@@ -53,7 +53,7 @@ class EmbeddingColumn:
     dtype. `column.read()` → all of it as float32. `column.raw()` → the same rows before they were normalised.
     """
 
-    def __init__(self, shards: Shards, modality: str) -> None:
+    def __init__(self, shards: OpenedShards, modality: str) -> None:
         self._shards = shards
         self._modality = modality
 
@@ -102,7 +102,7 @@ class RaggedColumn:
     [n, longest, width] with zeros behind each end, mask [n, longest] bool, True at real tokens), in the stored dtype.
     """
 
-    def __init__(self, shards: Shards, width: int) -> None:
+    def __init__(self, shards: OpenedShards, width: int) -> None:
         self._shards = shards
         self.width = width
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ..card import EncoderCard
-from ..columns import NORMS, names, of_norm_1
+from ..clip_model.encoder_card import EncoderCard
+from ..columns import NORMS, column_names, of_norm_1
 from ..errors import DatasetError, InputError
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..ragged import RaggedRows
@@ -18,14 +18,14 @@ from ..store.foreign import NOTE
 from ..store.foreign.base import Foreign
 from ..store.rows import Rows
 from ..types import EmbeddingBatch
-from .batches import sequential
 from .columns import EmbeddingColumn, RaggedColumn
-from .held import Held
 from .keys import KeyRows
+from .locate import open_at
+from .lru_cache import ByteLRUCache
 from .metadata import MetadataColumns
-from .opening import open_at
-from .raw import Norms, scaled, without_norms
-from .reading import RowReading
+from .norms import Norms, norms_missing, scaled
+from .row_reader import RowReading
+from .sequential import sequential
 
 # Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
 _HELD_BYTES = 1 << 30
@@ -64,7 +64,7 @@ class EmbeddingDataset:
         self.manifests = tuple(opened.manifests)
         self.shards = tuple(_placed(self.manifests))
         self.stops = np.array([shard.stop for shard in self.shards], np.int64)
-        self._held = Held(_HELD_BYTES)
+        self._held = ByteLRUCache(_HELD_BYTES)
         self.image = self._column("images", "image")
         self.text = self._column("texts", "text")
         width = self.run.token_width
@@ -131,7 +131,7 @@ class EmbeddingDataset:
         name = NORMS[modality]
         others = self.run.format != EMBEDDINGS or "read_as" in self.run.options
         if self.run.columns.get(name) not in ("float", "double" if others else "float"):
-            raise without_norms(self.path, modality, name)
+            raise norms_missing(self.path, modality, name)
         return Norms(self.path, name, self.metadata[name].__getitem__)
 
     def array(self, shard: int, modality: str) -> np.ndarray:
@@ -214,7 +214,7 @@ class EmbeddingDataset:
 
     def column_names(self) -> tuple[str, ...]:
         """Names of the metadata columns."""
-        return names(self.run.columns)
+        return column_names(self.run.columns)
 
     def rows(self, rows: Sequence[int], columns: tuple[str, ...] | None = None) -> list[dict[str, object]]:
         """Metadata of some rows, as dicts, in the order asked for."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..errors import DatasetError, InputError, RunMismatch
 from ..types import EmbeddingBatch
-from .ahead import ahead
-from .batches import require_dtype
 from .dataset import EmbeddingDataset
-from .halves import all_finite, convert
-from .reading import RowReading, not_finite
+from .float16 import all_finite, convert
+from .prefetch import prefetch
+from .row_reader import RowReading, not_finite
+from .sequential import require_dtype
 from .shuffle import ShuffledOrder, Window
 
 WINDOW_ROWS = 65_536
@@ -124,13 +124,13 @@ class EmbeddingLoader:
 
     def _from(self, position: int) -> Iterator[EmbeddingBatch]:
         batches = self._batches(position)
-        return ahead(batches, _BATCHES_AHEAD) if self._tokens is not None and not self._reuse else batches
+        return prefetch(batches, _BATCHES_AHEAD) if self._tokens is not None and not self._reuse else batches
 
     def _batches(self, position: int) -> Generator[EmbeddingBatch, None, None]:
         """The stream, cut into batches: some begin in one window and end in another."""
         size, filled = self._share[1] - self._share[0], 0
         batch, rows = self._room(size), np.empty(size, np.int64)
-        for window in ahead(self._windows(position), 1):
+        for window in prefetch(self._windows(position), 1):
             done = 0
             while done < len(window.order):
                 count = min(size - filled, len(window.order) - done)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import DatasetError, did_you_mean
-from .choice import Index, as_row, as_rows
 from .columns import by_shard
-from .held import Held
+from .lru_cache import ByteLRUCache
+from .row_index import Index, as_row, as_rows
+
+if TYPE_CHECKING:
+    from .dataset import EmbeddingDataset
 
 _HELD_BYTES = 256 << 20
 
@@ -32,7 +35,7 @@ class MetadataColumns:
         self.names = names
         self._stops = stops
         self._read = read
-        self._held = Held(_HELD_BYTES)
+        self._held = ByteLRUCache(_HELD_BYTES)
 
     def __len__(self) -> int:
         return int(self._stops[-1]) if len(self._stops) else 0
@@ -99,3 +102,27 @@ class MetadataColumn:
     def read(self) -> pa.ChunkedArray:
         """The whole column."""
         return self._columns.column(self.name)
+
+
+ROWS_AT_ONCE = 100_000
+
+
+def gather(dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
+    """`columns` of the rows with these numbers, in their order."""
+    stops = np.array([shard.stop for shard in dataset.shards])
+    owner = np.searchsorted(stops, rows, side="right")
+    parts, order = [], []
+    for shard in np.unique(owner):
+        mine = np.flatnonzero(owner == shard)
+        parts.append(dataset.metadata(int(shard), columns).take(pa.array(rows[mine] - dataset.shards[shard].start)))
+        order.append(mine)
+    if not parts:
+        return dataset.metadata(0, columns).slice(0, 0)
+    back = np.argsort(np.concatenate(order))
+    return pa.concat_tables(parts).take(pa.array(back))
+
+
+def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows` in pieces that `gather` can hold."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows[start : start + ROWS_AT_ONCE]

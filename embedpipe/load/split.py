@@ -40,7 +40,7 @@ def splits(
     return np.array(names, dtype=object)
 
 
-def rows_of(names: np.ndarray, wanted: str, where: str) -> np.ndarray:
+def rows_of_split(names: np.ndarray, wanted: str, where: str) -> np.ndarray:
     """Row numbers (int64, ascending) whose split is `wanted`. Raises DatasetError when there are none."""
     rows = np.flatnonzero(names == wanted).astype(np.int64)
     if not rows.size:

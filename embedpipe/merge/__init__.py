@@ -5,7 +5,7 @@ The room itself is callable: `embedpipe.merge(paths, out, config)` is `embedpipe
 
 from __future__ import annotations
 
-from ..room import callable_as
+from ..callable_package import callable_as
 from .job import MergeConfig, MergeReport, merge, plan_merge
 
 __all__ = ["MergeConfig", "MergeReport", "merge", "plan_merge"]

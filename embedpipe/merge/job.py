@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import files, manifest
-from ..card import BEFORE_ACTIVATION
+from ..clip_model.encoder_card import BEFORE_ACTIVATION
 from ..errors import InputError, RunMismatch
-from ..execute import SetAside, Task, open_executor
+from ..execute import FailedTask, Task, open_executor
 from ..lock import exclusive
 from ..manifest import EMBEDDINGS, RunCard
-from ..plan import grow
 from ..progress import Listener, Progress, TaskReport, silent
-from ..store.leftovers import sweep_leftovers, sweep_temporaries
+from ..shard_plan import grow
+from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
 from ..types import SourceShard
-from .parts import Part, changed_columns, common_card, merged_options, open_parts, unified_columns
-from .work import MergeWork, Taken
+from .inputs import MergeInput, changed_columns, common_card, merged_options, open_inputs, unified_columns
+from .worker import MergeWork, Taken
 
 _ANOTHER = "Merge into another folder"
 
@@ -54,7 +54,7 @@ class MergePlan:
 class MergeReport:
     """What a run of `merge` did. See `MergePlan`; already: shards that were there before; report: what this run added.
 
-    redone: shards that were there with files missing or cut. set_aside: shards that could not be taken over, and why.
+    redone: shards that were there with files missing or cut. failed_tasks: shards that could not be taken over.
     """
 
     planned: int
@@ -66,7 +66,7 @@ class MergeReport:
     unfinished: tuple[str, ...]
     redone: tuple[str, ...]
     report: TaskReport
-    set_aside: tuple[SetAside, ...]
+    failed_tasks: tuple[FailedTask, ...]
     seconds: float
 
 
@@ -84,12 +84,12 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
         redone = _retract_damaged(out, found.run.shard_digits)
         committed = set(manifest.committed_numbers(out))
         todo = [task for task in found.tasks if task.number not in committed]
-        sweep_temporaries(out)
+        sweep_dataset_temporaries(out)
         sweep_leftovers(out, found.run.shard_digits, [task.number for task in todo])
         manifest.write_run(out, manifest.with_pending(out, found.run))
         listen(Progress(planned=len(todo), planned_rows=sum(task.payload.entry.rows_out for task in todo)))
         outcome = open_executor(config.executor, config.workers).run(MergeWork(out, found.run), todo, listen)
-        sweep_temporaries(out)
+        sweep_dataset_temporaries(out)
         manifest.settle(out)
         total = manifest.totals(manifest.read_manifests(out, found.run.shard_digits))
     return MergeReport(
@@ -102,7 +102,7 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
         unfinished=found.unfinished,
         redone=redone,
         report=outcome.report,
-        set_aside=outcome.set_aside,
+        failed_tasks=outcome.failed_tasks,
         seconds=time.perf_counter() - begun,
     )
 
@@ -116,7 +116,7 @@ def plan_merge(paths: Sequence[str], out: str, trust_old_card: bool = False) -> 
     if files.absolute(out).rstrip("/") in {files.absolute(path).rstrip("/") for path in paths}:
         raise InputError(f"{out}: is one of the data sets to merge", "Name another folder as the last one")
     previous = _previous(out)
-    parts = open_parts(paths, trust_old_card)
+    parts = open_inputs(paths, trust_old_card)
     if previous is not None:
         parts = _continued(out, previous, parts)
     shards = [(part, source, entry) for part in parts for source, entry in part.shards()]
@@ -153,7 +153,7 @@ def _previous(out: str) -> RunCard | None:
     return run
 
 
-def _continued(out: str, previous: RunCard, parts: Sequence[Part]) -> tuple[Part, ...]:
+def _continued(out: str, previous: RunCard, parts: Sequence[MergeInput]) -> tuple[MergeInput, ...]:
     """The parts in the order of before, new ones behind. Raises RunMismatch where this is not the same merge, grown."""
     now = {part.path: part for part in parts}
     for before in previous.merged:
@@ -181,7 +181,7 @@ def _continued(out: str, previous: RunCard, parts: Sequence[Part]) -> tuple[Part
 
 
 def _run_card(
-    parts: Sequence[Part], previous: RunCard | None, plan: tuple[SourceShard, ...], columns: dict[str, str]
+    parts: Sequence[MergeInput], previous: RunCard | None, plan: tuple[SourceShard, ...], columns: dict[str, str]
 ) -> RunCard:
     records = tuple(part.record() for part in parts)
     if previous is not None:

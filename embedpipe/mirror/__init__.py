@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .copies import local_copy, local_file
 from .mirror import Scope
-from .place import working_folder
-from .work import Place, at_work
+from .paths import working_folder
+from .workdir import Place, at_work
 
 __all__ = ["Place", "Scope", "at_work", "local_copy", "local_file", "working_folder"]

@@ -8,7 +8,7 @@ from .. import files
 from ..errors import InputError
 from ..files import Written
 from ..lock import planning
-from .place import cache_root, folder_for
+from .paths import cache_root, folder_for
 
 _KNOWN = ".copied.json"
 _NOT_OF_THE_MODEL = ("checkpoints", "cache", "join", "samples", "reconstructions")

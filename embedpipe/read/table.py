@@ -17,7 +17,7 @@ from pyarrow import types as kinds
 from .. import files
 from ..errors import InputError
 from ..types import Reject, Sample, SourceShard
-from . import places
+from . import locations
 from .base import Digest
 from .grouping import MAX_CAPTION_BYTES, SampleRules, printable
 
@@ -42,14 +42,14 @@ class TableReader:
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The tables `data` names, sorted by name."""
-        return places.as_shards(self.data, places.locations(self.data, TABLE_SUFFIXES), ".parquet")
+        return locations.as_shards(self.data, locations.locations(self.data, TABLE_SUFFIXES), ".parquet")
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The rows of one table, a few at a time: memory holds a row group, never the table.
 
         Raises InputError when the table is damaged or lacks a column it must have.
         """
-        location = files.join(places.root(self.data), shard.name)
+        location = files.join(locations.root(self.data), shard.name)
         with files.reading(location) as stream:
             with _damage_told(location):
                 # Reading ahead would hold all row groups that are already asked for.

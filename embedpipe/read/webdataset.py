@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import IO, BinaryIO, cast
 
 from .. import files, manifest
+from ..tar import TarDamaged, regular_files
 from ..types import Reject, Sample, SourceShard
-from . import places
+from . import locations
 from .base import Digest, NoDigest
 from .grouping import SampleRules, Split, printable, readable, samples, split_at_first_dot, wanted
-from .tar import TarDamaged, regular_files
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -29,24 +29,24 @@ class WebdatasetReader:
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The tars `data` names, sorted by name; in a folder written by `fetch`, the committed ones."""
-        return places.as_shards(self.data, self._locations(), ".tar")
+        return locations.as_shards(self.data, self._locations(), ".tar")
 
     def _locations(self) -> list[str]:
-        if not places.is_pattern(self.data) and files.is_folder(self.data):
+        if not locations.is_pattern(self.data) and files.is_folder(self.data):
             run = manifest.read_run(self.data)
             if run is not None and run.format == manifest.IMAGE_SHARDS:
                 numbers = manifest.committed_numbers(self.data)
                 return [files.join(self.data, f"{manifest.shard_name(n, run.shard_digits)}.tar") for n in numbers]
-        return places.locations(self.data, TAR_SUFFIXES)
+        return locations.locations(self.data, TAR_SUFFIXES)
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one tar. A tear ends it with a `shard_truncated` reject; what came before is kept."""
-        with files.reading(files.join(places.root(self.data), shard.name)) as raw:
+        with files.reading(files.join(locations.root(self.data), shard.name)) as raw:
             yield from samples(_TarMembers(_HashedStream(raw, digest)), self.rules)
 
     def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
         """See `Selective`. Of a tar on a local disk that is not packed the other members are not read."""
-        location = files.join(places.root(self.data), shard.name)
+        location = files.join(locations.root(self.data), shard.name)
         with files.reading(location) as raw:
             # Of a remote one they are: a request for what is behind each gap takes longer.
             stored = _SeekingStream(raw, NoDigest()) if files.is_local(location) else _HashedStream(raw, NoDigest())

@@ -23,7 +23,7 @@ def text_tokens(number: int, digits: int) -> tuple[str, str]:
     return f"{TEXT_TOKENS}/{TEXT_TOKENS}_{name}.npy", f"{TEXT_TOKENS}/lengths_{name}.npy"
 
 
-def table(number: int, digits: int) -> str:
+def metadata_path(number: int, digits: int) -> str:
     """`embeddings/embeddings_00000.parquet`: all of a shard in the parquet format."""
     return f"{TABLE}/{TABLE}_{shard_name(number, digits)}.parquet"
 
@@ -52,7 +52,7 @@ def data_paths(number: int, digits: int) -> tuple[str, ...]:
     return (
         *(embeddings(modality, number, digits) for modality in MODALITIES),
         *text_tokens(number, digits),
-        table(number, digits),
+        metadata_path(number, digits),
         metadata(number, digits),
         errors(number, digits),
     )

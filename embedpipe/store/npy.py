@@ -19,7 +19,7 @@ from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from . import layout
 from .base import Contents
-from .hashed import REMEDY, require_written, write_hashed, write_npy, write_parquet
+from .hashed_writer import REMEDY, require_written, write_hashed, write_npy, write_parquet
 from .rejects import write_rejects
 from .rows import HEADERS, NpyRows, Rows
 

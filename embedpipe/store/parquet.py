@@ -26,7 +26,7 @@ from ..ragged import RaggedRows
 from ..types import EmbeddingShard
 from . import layout
 from .base import Contents
-from .hashed import REMEDY, require_written, write_hashed
+from .hashed_writer import REMEDY, require_written, write_hashed
 from .rejects import write_rejects
 from .rows import ParquetRows, Rows
 
@@ -45,7 +45,7 @@ def write(
     rejects = write_rejects(root, shard, source, digits)
     if not len(shard):
         return rejects
-    path = layout.table(shard.number, digits)
+    path = layout.metadata_path(shard.number, digits)
     metadata = pa.table(shard.metadata, schema=schema(columns))
     arrays = {EMBEDDINGS["image"]: shard.image, EMBEDDINGS["text"]: shard.text}
     return (write_hashed(root, path, lambda stream: save(stream, arrays, metadata, shard.text_tokens)), *rejects)
@@ -164,7 +164,7 @@ class ParquetReader:
 @contextlib.contextmanager
 def _opened(root: str, manifest: ShardManifest, digits: int) -> Iterator[tuple[str, pq.ParquetFile | None]]:
     """(where a shard's file is, the file; None where the manifest lists none). What goes wrong is a DatasetError."""
-    path = layout.table(manifest.number, digits)
+    path = layout.metadata_path(manifest.number, digits)
     location = files.join(root, path)
     record = manifest.file(path)
     if record is None:
@@ -210,4 +210,4 @@ def _numbers(lists: pa.FixedSizeListArray, location: str) -> np.ndarray:
 
 def paths(number: int, digits: int, contents: Contents) -> set[str]:
     """The files that a shard with rows has, its rejects' excepted."""
-    return {layout.table(number, digits)}
+    return {layout.metadata_path(number, digits)}

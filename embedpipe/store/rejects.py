@@ -10,7 +10,7 @@ from ..errors import DatasetError, InputError
 from ..manifest import FileRecord, ShardManifest
 from ..types import EmbeddingShard
 from . import layout
-from .hashed import REMEDY, require_written, write_parquet
+from .hashed_writer import REMEDY, require_written, write_parquet
 
 _SCHEMA = pa.schema(
     [

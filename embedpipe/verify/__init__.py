@@ -5,7 +5,7 @@ The room itself is callable: `embedpipe.verify(path, config)` is `embedpipe.veri
 
 from __future__ import annotations
 
-from ..room import callable_as
+from ..callable_package import callable_as
 from .job import KINDS, Fault, VerifyConfig, VerifyReport, verify
 
 __all__ = ["KINDS", "Fault", "VerifyConfig", "VerifyReport", "verify"]

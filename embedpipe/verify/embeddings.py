@@ -25,7 +25,7 @@ _LENGTH_TOLERANCE = {"float16": 1e-3, "float32": 1e-5}
 _SIMILARITY_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
 
 
-def content_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
+def embedding_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
     """What is wrong with a shard whose files are, to the byte, those that its manifest lists."""
     try:
         rejects = read_rejects(path, entry, run.shard_digits)

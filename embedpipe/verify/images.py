@@ -17,7 +17,7 @@ from ..manifest import RunCard, ShardManifest, shard_name
 _COLUMNS = ("key", "caption", "status", "error_class", "sha256", "bytes", "offset")
 
 
-def content_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
+def image_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
     """What is wrong with a shard whose files are, to the byte, those that its manifest lists."""
     name = shard_name(entry.number, run.shard_digits)
     try:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from .. import files, manifest
 from ..errors import DatasetError, InputError
-from ..execute import Cluster, Demand, Outcome, Task, open_places
+from ..execute import Cluster, Outcome, ResourceRequest, Task, open_places
 from ..lock import exclusive
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard
 from ..progress import Listener, Progress, silent
 from ..store import open_format
 from .listing import shard_paths, stored_files
-from .work import FAULT, LEFTOVER, UNREAD, VerifyWork
+from .worker import FAULT, LEFTOVER, UNREAD, VerifyWork
 
 KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards"}
 
@@ -113,7 +113,10 @@ def _check(path: str, run: RunCard, config: VerifyConfig, listen: Listener) -> V
     there = stored_files(path, run)
     tasks = [Task(number, _name(run, number), _take(there, run, number)) for number in numbers]
     listen(Progress(planned=len(tasks)))
-    with open_places(config.executor, Demand(workers=config.workers, threads=1), config.cluster) as (executor, _):
+    with open_places(config.executor, ResourceRequest(workers=config.workers, threads=1), config.cluster) as (
+        executor,
+        _,
+    ):
         outcome = executor.run(VerifyWork(path, run, config.deep), tasks, listen)
     lost = manifest.lost_numbers(run, numbers)
     notes = outcome.report.notes
@@ -148,7 +151,7 @@ def _shard_faults(run: RunCard, outcome: Outcome) -> Iterator[Fault]:
     for note in sorted(outcome.report.notes, key=lambda note: note.number):
         if note.kind in (FAULT, UNREAD):
             yield Fault(note.number, _name(run, note.number), note.text, note.kind == FAULT)
-    for aside in outcome.set_aside:
+    for aside in outcome.failed_tasks:
         yield Fault(aside.task.number, aside.task.name, f"could not be checked: {aside.reason}", proven=False)
 
 

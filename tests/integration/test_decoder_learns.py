@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle2_core import DecoderBatch, DecoderStage, StageConfig, Unet
-from dalle2_core.decoder import Decoder
+from dalle2_core.decoder.decoder import Decoder
 
 SIZE = 16
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from embedpipe import manifest
 from embedpipe.errors import InputError, MissingExtra, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.fetch import ERROR_CLASSES, FetchConfig, fetch, resizers
-from embedpipe.fetch.pack import uid
+from embedpipe.fetch.shards.commit import uid
 from embedpipe.lock import exclusive
 from embedpipe.read import open_reader
 from embedpipe.read.grouping import SampleRules

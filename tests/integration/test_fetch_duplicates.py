@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedpipe import manifest
-from embedpipe.fetch import FetchConfig, duplicates, fetch
+from embedpipe.fetch import FetchConfig, fetch
+from embedpipe.fetch.shards import seen as duplicates
 from embedpipe.verify import verify
 from tests import web
 from tests.integration.test_fetch import shard_bytes, table_of

@@ -14,7 +14,7 @@ from PIL import Image
 from embedpipe import manifest
 from embedpipe.errors import EmptyInput, InputError, RunMismatch
 from embedpipe.fetch import FetchConfig, fetch, make_plan
-from embedpipe.fetch.pack import uid
+from embedpipe.fetch.shards.commit import uid
 from embedpipe.read import open_reader
 from embedpipe.read.grouping import SampleRules
 from embedpipe.verify import verify

@@ -13,7 +13,7 @@ import pytest
 from embedpipe import manifest
 from embedpipe.errors import InputError
 from embedpipe.fetch import FetchConfig, fetch
-from embedpipe.fetch.pack import uid
+from embedpipe.fetch.shards.commit import uid
 from embedpipe.info import describe
 from embedpipe.manifest import ShardManifest, totals
 from embedpipe.types import SourceShard

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from embedpipe_cli.main import EXIT_ERROR
 
-from embedpipe import files, manifest, storage
+from embedpipe import files, filesystem, manifest
 from embedpipe.encode.job import encode
 from embedpipe.errors import RunMismatch
 from embedpipe.index import IndexConfig, build_index, check_index, plan_index
@@ -61,7 +61,7 @@ def machine(tmp_path, monkeypatch):
 @pytest.fixture
 def faults(store, monkeypatch):
     """All requests fail one time in twenty, in every way there is; as many tries as users have."""
-    monkeypatch.setattr(storage, "_TRIES", 5)
+    monkeypatch.setattr(filesystem, "_TRIES", 5)
     fault = Fault("", "any", share=SHARE)
     store.fail(fault)
     yield fault
@@ -88,7 +88,7 @@ def same(url, folder, store, tmp_path, without=("embedpipe.json",)):
 
 def test_encode_writes_what_it_writes_here(store, here, there, faults, tmp_path, encode_config):
     report = encode(f"{there}/shards", f"{there}/new", encode_config())
-    assert (report.report.tasks, report.set_aside) == (SHARDS, ())
+    assert (report.report.tasks, report.failed_tasks) == (SHARDS, ())
     assert faults.struck > 3
     assert faults.seen / SHARDS < 12, "requests for a shard"
     copy = shards.tree(fetched(f"{there}/new", tmp_path / "new"), ["embedpipe.json"])

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedpipe import manifest
-from embedpipe.curate import DedupConfig, assign, dedup
+from embedpipe.curate import DedupConfig, dedup
+from embedpipe.curate.dedup import clusters as assign
 from embedpipe.encode.job import encode
 from embedpipe.execute import Cluster, Task
-from embedpipe.execute.cluster import joined
 from embedpipe.execute.ray import RayExecutor
+from embedpipe.execute.ray_cluster import joined
 from embedpipe.fetch import FetchConfig, fetch
 from embedpipe.index import IndexConfig, build_index
 from embedpipe.progress import silent
@@ -95,7 +96,7 @@ def test_every_executor_encodes_the_same_also_where_a_node_is_lost_and_finds_the
         out = tmp_path / options["executor"]
         with losing_a_node(cluster, options) as listen:
             report = encode(source, str(out), encode_config(**options), listen)
-        assert (report.report.tasks, report.rows, report.set_aside) == (SHARDS, SHARDS * 8, ())
+        assert (report.report.tasks, report.rows, report.failed_tasks) == (SHARDS, SHARDS * 8, ())
         assert shards.tree(out) == alone
         (out / "text_emb" / "text_emb_00003.npy").write_bytes(b"x" * 400)
         found.append(json.dumps([fault.what for fault in verify(str(out), VerifyConfig(True, **options)).faults]))

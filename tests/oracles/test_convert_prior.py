@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dalle2_core.convert import ConvertConfig, convert_prior
-from dalle2_core.denoiser import Denoiser
-from dalle2_core.parameterization import PARAMETERIZATIONS
-from dalle2_core.priors import load_prior
+from dalle2_core.diffusion.denoiser import Denoiser
+from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
+from dalle2_core.priors.registry import load_prior
 from dalle2_core.types import TextCondition
 
 NOW = [f"1.15.6-{name}" for name in ("default", "text", "embeds", "no-rotary", "normformer", "self-cond", "bare")]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from dalle2_core import DecoderBatch, DecoderCondition, DecoderStage, StageConfig
+from dalle2_core.decoder.stage_sampler import Inpainting, StageSampler, StageSamplingConfig
+from dalle2_core.diffusion.learned_variance import Estimate, fraction_from, log_variance, variational_bound
+from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
+from dalle2_core.diffusion.samplers import SAMPLERS, timesteps_for
+from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.errors import ConfigError
-from dalle2_core.learned_variance import Estimate, fraction_from, log_variance, variational_bound
-from dalle2_core.parameterization import PARAMETERIZATIONS
-from dalle2_core.samplers import SAMPLERS, timesteps_for
-from dalle2_core.schedules import NoiseSchedule
-from dalle2_core.stage_sampling import Inpainting, SamplingConfig, StageSampler
 from tests.tiny_unet import GaussianUnet
 
 PREDICTS = list(PARAMETERIZATIONS)
@@ -32,7 +32,9 @@ def stage(predicts="x0", shape=(2, 1, 1), mean=MEAN, covariance=COVARIANCE, befo
 
 def samples(it, rows, **sampling):
     draw = torch.Generator().manual_seed(0)
-    pixels = StageSampler(it, SamplingConfig(**sampling)).sample(DecoderCondition(), draw, rows, start=None, known=None)
+    pixels = StageSampler(it, StageSamplingConfig(**sampling)).sample(
+        DecoderCondition(), draw, rows, start=None, known=None
+    )
     return (pixels * 2 - 1).flatten(1)
 
 
@@ -84,7 +86,7 @@ def test_the_bound_is_least_at_the_right_variance():
 def test_the_bound_is_the_divergence_of_the_two_normal_distributions(pixels):
     from torch.distributions import Normal, kl_divergence
 
-    from dalle2_core.samplers import posterior
+    from dalle2_core.diffusion.samplers import posterior
 
     schedule = NoiseSchedule("cosine", 50)
     draw = torch.Generator().manual_seed(0)
@@ -147,7 +149,7 @@ def test_repaint_fills_in_what_goes_with_what_is_known(sampler):
     mask = torch.tensor([[True, False], [True, False]]).expand(rows, 1, 2, 2)
     hidden = torch.where(mask, images, float("nan"))
     known = Inpainting.checked(hidden, mask, 5, rows, 1)
-    sampling = StageSampler(it, SamplingConfig(sampler=sampler, steps=40))
+    sampling = StageSampler(it, StageSamplingConfig(sampler=sampler, steps=40))
     out = sampling.sample(DecoderCondition(), draw, rows, start=None, known=known)
     assert float((out - images)[mask].abs().max()) <= 1 / 255
     filled, given = out[:, 0, :, 1].flatten(), images[:, 0, :, 0].mean(1).repeat_interleave(2)
@@ -161,7 +163,7 @@ def test_inversion_finds_the_noise_that_makes_the_image():
     pixels = (x.view(500, 2, 1, 1) + 1) / 2
     missed = []
     for refinements in (0, 2):
-        sampling = StageSampler(it, SamplingConfig(sampler="ddim", steps=100))
+        sampling = StageSampler(it, StageSamplingConfig(sampler="ddim", steps=100))
         noise = sampling.invert(DecoderCondition(), pixels, refinements)
         back = sampling.sample(DecoderCondition(), None, 500, start=noise, known=None)
         missed.append(float((back - pixels).abs().max()))

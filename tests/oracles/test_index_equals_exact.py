@@ -6,7 +6,7 @@ import pytest
 from embedpipe.index import IndexConfig, build_index, search
 from embedpipe.load import EmbeddingDataset
 from tests import shards
-from tests.unit.embedpipe.test_dataset import CARD, write
+from tests.unit.embedpipe.load.test_dataset import CARD, write
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

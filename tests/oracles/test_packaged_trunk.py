@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from resvg_py import svg_to_bytes
 
-from dalle2_core.clip import TrainableClip
-from dalle2_core.clip_presets import clip_preset
-from dalle2_core.pretrained import PACKAGED_TRUNKS, _locate
+from dalle2_core.clip.packaged_weights import PACKAGED_TRUNKS, _locate
+from dalle2_core.clip.trainable import TrainableClip
+from dalle2_core.presets.clip import clip_preset
 from embedpipe.demo.concepts import drawings
 
 # Code point → ImageNet class.

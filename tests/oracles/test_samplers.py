@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dalle2_core.denoiser import Denoiser
-from dalle2_core.parameterization import PARAMETERIZATIONS, X0
-from dalle2_core.samplers import SAMPLERS, ddim, ddpm, dpm_solver, timesteps_for
-from dalle2_core.schedules import SCHEDULES, NoiseSchedule
+from dalle2_core.diffusion.denoiser import Denoiser
+from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS, X0
+from dalle2_core.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver, timesteps_for
+from dalle2_core.diffusion.schedules import SCHEDULES, NoiseSchedule
 
 MEAN = torch.tensor([1.5, -0.5])
 COVARIANCE = torch.tensor([[0.8, 0.5], [0.5, 0.6]])

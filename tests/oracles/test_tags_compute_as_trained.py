@@ -17,10 +17,10 @@ from open_clip.pretrained import _PRETRAINED
 from PIL import Image
 from safetensors.torch import save_file
 
+from embedpipe.clip_model.spec import resolve_spec
 from embedpipe.encode import EncoderConfig, load_encoder
-from embedpipe.encode.built import activations, cleaning, pooling, text_tower
+from embedpipe.encode.model_checks import activations, cleaning, pooling, text_tower
 from embedpipe.images.decode import decode
-from embedpipe.model_spec import resolve
 from tests import shards
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -161,7 +161,7 @@ def tokenizer_of(model):
 @pytest.mark.parametrize("model", list(filter(_without_the_hub, _PRETRAINED)))
 def test_the_modules_of_every_tag_are_what_the_tables_say(model, tokenizer):
     made = tokenizer_of(model)
-    for spec in {resolve(model, tag).quick_gelu: resolve(model, tag) for tag in _PRETRAINED[model]}.values():
+    for spec in {resolve_spec(model, tag).quick_gelu: resolve_spec(model, tag) for tag in _PRETRAINED[model]}.values():
         with torch.device("meta"):
             built = open_clip.create_model(
                 model, device="meta", force_quick_gelu=spec.quick_gelu, force_preprocess_cfg=spec.preprocess

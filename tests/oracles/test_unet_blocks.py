@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dalle2_core.networks.fused_norm import norm_scale_silu
 from dalle2_core.networks.image_attention import CrossAttention, SelfAttention, as_image, as_tokens
-from dalle2_core.networks.normalization import norm_scale_silu
-from dalle2_core.networks.sparing import made_again
+from dalle2_core.networks.recompute import recomputed_in_backward
 from dalle2_core.networks.unet_blocks import Downsample, WeightStandardizedConv2d
 
 
@@ -132,7 +132,7 @@ def test_what_is_made_again_is_not_kept_and_gives_the_same_gradients():
             return torch.cat([it.detach() for it in parts], dim=1)
 
         if sparing:
-            with made_again(joined, again):
+            with recomputed_in_backward(joined, again):
                 out = conv(joined) + joined.flatten(2).square().sum()
         else:
             out = conv(joined) + joined.flatten(2).square().sum()

@@ -118,7 +118,7 @@ def test_each_of_250_damages_is_found_and_no_row_is_anothers(whole, tmp_path):
 def image_shards(tmp_path_factory):
     """Image shards, as fetch leaves them, of a folder of pictures."""
     from embedpipe.fetch import FetchConfig
-    from embedpipe.fetch.stage import fetch
+    from embedpipe.fetch.job import fetch
 
     root = tmp_path_factory.mktemp("images")
     shards.write_files(root / "photos", [*shards.samples(12), ("bad.jpg", b"x"), ("bad.txt", b"c")])

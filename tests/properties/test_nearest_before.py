@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedpipe.curate.nearest import nearest_before
-from embedpipe.curate.scatter import ScratchRows
+from embedpipe.curate.dedup.nearest import nearest_before
+from embedpipe.curate.dedup.scratch_rows import ScratchRows
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
+from dalle2_core.diffusion.samplers import timesteps_for
+from dalle2_core.diffusion.schedules import SCHEDULES, NoiseSchedule
+from dalle2_core.diffusion.weighting import WEIGHTINGS, constant, min_snr, p2
 from dalle2_core.errors import ConfigError
-from dalle2_core.parameterization import PARAMETERIZATIONS
-from dalle2_core.samplers import timesteps_for
-from dalle2_core.schedules import SCHEDULES, NoiseSchedule
-from dalle2_core.weighting import WEIGHTINGS, constant, min_snr, p2
 
 PRESERVING = sorted(set(SCHEDULES) - {"flow"})
 names = st.sampled_from(PRESERVING)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedpipe.read.tar import TarDamaged, regular_files
+from embedpipe.tar import TarDamaged, regular_files
 
 NAMES = st.one_of(
     st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1, max_size=30),

@@ -58,8 +58,8 @@ def test_every_fetch_error_class_is_documented():
 
 
 def config_classes():
-    from dalle2_core.clip import ClipConfig
-    from dalle2_core.presets import PriorRecipe
+    from dalle2_core.clip.trainable import ClipConfig
+    from dalle2_core.presets.prior import PriorRecipe
 
     found = [ClipConfig]
 
@@ -87,7 +87,7 @@ def test_every_training_setting_is_documented():
 
 
 def test_every_count_of_a_join_is_documented():
-    from embedpipe.load.join import JoinCounts
+    from embedpipe.load.images.join import JoinCounts
 
     page = (ROOT / "docs" / "training.md").read_text()
     counts = [field.name for field in dataclasses.fields(JoinCounts)]
@@ -95,9 +95,9 @@ def test_every_count_of_a_join_is_documented():
 
 
 def test_every_setting_of_the_decoder_is_documented():
-    from dalle2_core.decoder_keywords import DecoderKeywords
+    from dalle2_core.decoder.keywords import DecoderKeywords
+    from dalle2_core.decoder.stage_config import LowresConfig, StageConfig
     from dalle2_core.networks.unet_config import UnetConfig
-    from dalle2_core.stage_config import LowresConfig, StageConfig
 
     page = (ROOT / "docs" / "decoder.md").read_text()
     missing = [
@@ -110,8 +110,8 @@ def test_every_setting_of_the_decoder_is_documented():
 
 
 def test_every_setting_of_the_autoencoder_is_documented():
-    from dalle2_core.training.vae_training import VaeTrainerConfig
-    from dalle2_core.vae_config import VaeConfig
+    from dalle2_core.networks.vqgan_config import VaeConfig
+    from dalle2_core.training.vqgan_trainer import VaeTrainerConfig
 
     page = (ROOT / "docs" / "latent.md").read_text()
     fields = [field.name for kind in (VaeConfig, VaeTrainerConfig) for field in dataclasses.fields(kind)]

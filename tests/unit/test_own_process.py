@@ -20,12 +20,18 @@ ALLOWED = {
     ("embedpipe/execute/processes.py", "_serve"): {"signal.signal", "os._exit"},  # a worker process begins
     ("embedpipe/execute/ray.py", "hire"): {"os._exit"},  # handed to an actor, which has a process to itself
     ("embedpipe/execute/ray.py", "_in_folder"): {"os.chdir"},  # a process of Ray begins
-    ("embedpipe/execute/cluster.py", "_our_own_signals"): {"signal.signal"},  # puts back what Ray has changed
+    ("embedpipe/execute/ray_cluster.py", "_our_own_signals"): {"signal.signal"},  # puts back what Ray has changed
     ("embedpipe/pillow.py", "ignore_metadata_warnings"): {"warnings.filterwarnings"},  # see BEGINNINGS
     ("embedpipe/encode/loading.py", "_without_known_noise"): {"warnings.filterwarnings"},  # puts back what was there
     ("embedpipe/execute/threads.py", "torch_threads"): {"torch.set_num_threads"},  # puts back what was there
-    ("embedpipe/fetch/worker.py", "main"): {"os._exit", "os.dup2", "sys.modules"},  # the download process begins
-    ("embedpipe/fetch/download.py", "kill"): {"os.killpg"},  # the group of a child, which leads it and is not reaped
+    ("embedpipe/fetch/download/worker.py", "main"): {
+        "os._exit",
+        "os.dup2",
+        "sys.modules",
+    },  # the download process begins
+    ("embedpipe/fetch/download/pool.py", "kill"): {
+        "os.killpg"
+    },  # the group of a child, which leads it and is not reaped
     ("embedpipe/imports.py", "uncollected"): {"gc.disable", "gc.enable"},  # puts back what was there
     ("dalle2_core/training/loop.py", "_interrupt_deferred"): {"signal.signal"},  # puts back what was there
 }
@@ -88,8 +94,8 @@ import warnings
 import open_clip, torchvision.transforms
 from PIL import Image
 before = list(warnings.filters)
-import embedpipe.curate.images, embedpipe.encode.job, embedpipe.fetch.picture, embedpipe.images.sheet
-import embedpipe.load.pictures, dalle2_core.dalle2
+import embedpipe.curate.image_shards, embedpipe.encode.job, embedpipe.fetch.download.image, embedpipe.images.sheet
+import embedpipe.load.images.decoded_cache, dalle2_core.dalle2
 assert warnings.filters == before
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from ...errors import MissingExtra, OptionError, did_you_mean
-from ..picture import PictureRules, Resizer
+from ..download.image import PictureRules, Resizer
 from . import img2dataset, opencv
 from .base import Kind
 
@@ -20,7 +20,7 @@ def check_name(name: str) -> None:
         raise OptionError(f"--resizer {name}: no such resizer", did_you_mean(name, (AUTO, *RESIZERS)))
 
 
-def choose(name: str) -> str:
+def choose_resizer(name: str) -> str:
     """`name`, or for auto the first resizer that is installed. Raises OptionError (unknown) and MissingExtra."""
     check_name(name)
     if name == AUTO:

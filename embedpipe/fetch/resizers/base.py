@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..picture import PictureRules, Resizer
+from ..download.image import PictureRules, Resizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from types import ModuleType
 
-from ..picture import PictureRules, Resizer
+from ..download.image import PictureRules, Resizer
 from .base import Kind
 
 

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..picture import PictureRules, Resizer
+from ..download.image import PictureRules, Resizer
 from .base import Kind
 
 _SHORTER = ("keep_ratio", "center_crop")

@@ -11,7 +11,7 @@ from functools import partial
 import pydantic
 
 from ... import files
-from ...card import UNKNOWN
+from ...clip_model.encoder_card import UNKNOWN
 from ...errors import DatasetError, did_you_mean
 from ..rows import Rows
 
@@ -57,7 +57,7 @@ def read_note(path: str) -> Foreign:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ForeignFiles:
     """Where the rows of one side of a shard are: a file, and how it is opened. `path` is as the user knows it."""
 
     path: str
@@ -73,7 +73,7 @@ class ForeignShard:
     """
 
     name: str
-    sides: dict[str, Source]
+    sides: dict[str, ForeignFiles]
     table: str | None = None
     own_columns: tuple[str, ...] = ()
 
@@ -82,10 +82,10 @@ Layout = Callable[[str, Foreign, Sequence[str]], list[ForeignShard]]
 """(data set, how to read it, paths of all files in it, sorted) → its shards, in order. Raises DatasetError."""
 
 
-def source(root: str, path: str, opener: Callable[..., Rows], *arguments: str) -> Source:
+def source(root: str, path: str, opener: Callable[..., Rows], *arguments: str) -> ForeignFiles:
     """The file `path` of the data set `root`, opened with `opener(location, *arguments)`."""
     location = files.join(root, path)
-    return Source(path, location, partial(opener, location, *arguments))
+    return ForeignFiles(path, location, partial(opener, location, *arguments))
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -29,7 +29,7 @@ _KEY_DIGITS = 9
 _REMEDY = "Fetch or write the file again"
 
 
-def types(schemas: Sequence[pa.Schema], own_columns: Sequence[str]) -> dict[str, str]:
+def metadata_types(schemas: Sequence[pa.Schema], own_columns: Sequence[str]) -> dict[str, str]:
     """Type names of the tables' columns beside ours, in the order first seen, as a run card has them.
 
     Where one table has only nulls, another says the type. What is no plain value becomes a string of JSON.

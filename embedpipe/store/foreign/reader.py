@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ... import files
-from ...card import UNKNOWN, EncoderCard, unknown_card
+from ...clip_model.encoder_card import UNKNOWN, EncoderCard, unknown_card
 from ...errors import DatasetError, InputError
 from ...manifest import FileRecord, RunCard, ShardManifest
 from ...ragged import RaggedRows
@@ -20,7 +20,7 @@ from ...types import SourceShard
 from ..rows import HEADERS, Normalised, NpyRows, Rows, whole
 from . import find_shards
 from .base import Foreign, ForeignShard, some
-from .metadata import read_metadata, types
+from .metadata import metadata_types, read_metadata
 
 FOREIGN = "foreign/"
 _LOOKING_AT_ONCE = 16
@@ -53,7 +53,9 @@ def open_foreign(path: str, how: Foreign) -> tuple[RunCard, tuple[ShardManifest,
     if not looked:
         raise DatasetError(f"{path}: no rows in any of its {len(shards)} shards", "Check the path")
     card = _card(how, looked[0])
-    columns = types([entry.schema for entry in looked if entry.schema is not None], looked[0].shard.own_columns)
+    columns = metadata_types(
+        [entry.schema for entry in looked if entry.schema is not None], looked[0].shard.own_columns
+    )
     sides = looked[0].arrays.keys()
     run = RunCard(
         format=f"{FOREIGN}{layout}",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import click
 import pytest
-from embedpipe_cli.config import resolve
+from embedpipe_cli.config import resolve_config
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Outer:
 def test_the_last_word_counts(tmp_path):
     place = tmp_path / "c.json"
     place.write_text(json.dumps({"steps": 20, "optim": {"lr": 0.2}}))
-    found = resolve(Outer(), str(place), ["optim.lr=3e-1", "on=true", "ema=0.99", "optim.betas=[0.5, 0.6]"])
+    found = resolve_config(Outer(), str(place), ["optim.lr=3e-1", "on=true", "ema=0.99", "optim.betas=[0.5, 0.6]"])
     assert found == Outer(20, Inner(0.3, "adam", (0.5, 0.6)), 0.99, True)
-    assert resolve(Outer(), None, []) == Outer()
-    assert resolve(Outer(), None, ["optim.name=sgd", "steps=1", "steps=2"]) == Outer(2, Inner(name="sgd"))
+    assert resolve_config(Outer(), None, []) == Outer()
+    assert resolve_config(Outer(), None, ["optim.name=sgd", "steps=1", "steps=2"]) == Outer(2, Inner(name="sgd"))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_last_word_counts(tmp_path):
 )
 def test_a_mistake_is_named(setting, said):
     with pytest.raises(click.UsageError) as caught:
-        resolve(Outer(), None, [setting])
+        resolve_config(Outer(), None, [setting])
     assert said in str(caught.value)
 
 
@@ -55,9 +55,9 @@ def test_a_bad_file_is_named(tmp_path, text, said):
     place = tmp_path / "c.json"
     place.write_text(text)
     with pytest.raises(click.UsageError, match=said):
-        resolve(Outer(), str(place), [])
+        resolve_config(Outer(), str(place), [])
     with pytest.raises(click.UsageError, match="no such file|No such file"):
-        resolve(Outer(), str(tmp_path / "none.json"), [])
+        resolve_config(Outer(), str(tmp_path / "none.json"), [])
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Listed:
 
 
 def test_lists_of_groups_are_counted_from_one(tmp_path):
-    assert resolve(Listed(), None, ["parts.2.lr=0.5"]) == Listed((Inner(), Inner(lr=0.5)))
+    assert resolve_config(Listed(), None, ["parts.2.lr=0.5"]) == Listed((Inner(), Inner(lr=0.5)))
     place = tmp_path / "c.json"
     place.write_text(json.dumps({"parts": [{}, {"name": "sgd"}, {"lr": 1}]}))
-    found = resolve(Listed(), str(place), ["parts.1.lr=9"])
+    found = resolve_config(Listed(), str(place), ["parts.1.lr=9"])
     assert found == Listed((Inner(lr=9), Inner(lr=0.2, name="sgd"), Inner(lr=1))), "the last is repeated"
     place.write_text(json.dumps({"parts": [{"lr": 4}]}))
-    assert resolve(Listed(), str(place), []) == Listed((Inner(lr=4),))
+    assert resolve_config(Listed(), str(place), []) == Listed((Inner(lr=4),))
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_lists_of_groups_are_counted_from_one(tmp_path):
 )
 def test_mistakes_in_lists_are_named(setting, said):
     with pytest.raises(click.UsageError) as caught:
-        resolve(Listed(), None, [setting])
+        resolve_config(Listed(), None, [setting])
     assert said in caught.value.message

@@ -38,10 +38,10 @@ def test_verbose_adds_a_line_for_each_finished_shard(view, verbose, capsys):
 
 
 def test_bars_of_a_histogram():
-    assert display.histogram(-0.1, 0.3, [1, 0, 4, 1000], width=10) == [
+    assert display.text_histogram(-0.1, 0.3, [1, 0, 4, 1000], width=10) == [
         " -0.100 to  0.000  ▏          1",
         "  0.000 to  0.100             0",
         "  0.100 to  0.200  ▏          4",
         "  0.200 to  0.300  ██████████ 1,000",
     ]
-    assert display.histogram(0.5, 0.5, [0, 3]) == [f"  0.500 to  0.500  {'█' * 40} 3"]
+    assert display.text_histogram(0.5, 0.5, [0, 3]) == [f"  0.500 to  0.500  {'█' * 40} 3"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedpipe import EmbeddingDataset
-from embedpipe.card import card_from
+from embedpipe.clip_model.encoder_card import card_from
 from tests.embeddings import write_dataset
 
 

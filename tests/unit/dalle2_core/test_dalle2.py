@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle2_core import CLIP, DALLE2, Decoder, DiffusionPrior, DiffusionPriorNetwork, EmbeddedText, GenerationConfig
-from dalle2_core.baselines import MeanImage, Ridge
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from dalle2_core.priors.closed_form import MeanImage, Ridge
 from tests.tiny_unet import unet
 
 WIDTH = 6

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedpipe import files, manifest
-from embedpipe.card import EncoderCard, PreprocessSpec
+from embedpipe.clip_model.encoder_card import EncoderCard, PreprocessSpec
 from embedpipe.errors import DatasetError, InputError, RunMismatch
 from embedpipe.manifest import EMBEDDINGS, IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
 from embedpipe.types import SourceShard

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from embedpipe import manifest
-from embedpipe.card import BEFORE_ACTIVATION, Likeness
+from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, Likeness
+from embedpipe.clip_model.spec import ModelOptions
 from embedpipe.encode import EncoderConfig, load_encoder
 from embedpipe.encode.job import encode, plan_encode
 from embedpipe.errors import RunMismatch
@@ -17,7 +18,6 @@ from embedpipe.index import query_encoder
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import Part
 from embedpipe.merge import MergeConfig, merge
-from embedpipe.model_spec import ModelOptions
 from tests import version_0_1
 from tests.shards import tree
 from tests.version_0_1 import MODEL

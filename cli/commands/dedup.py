@@ -1,0 +1,153 @@
+"""`embedpipe dedup`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..options import debug_option, dry_run_option, executor_options, json_option
+
+DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
+
+
+@click.command()
+@click.argument("emb")
+@click.argument("out")
+@click.option(
+    "--threshold",
+    type=float,
+    help="Cosine from which on two rows are one (default 0.95), or, where pictures are compared, from which on theirs "
+    "are (default 0.75).",
+)
+@click.option(
+    "--confirm",
+    type=click.Choice(["auto", "none", "pictures"]),
+    default="auto",
+    show_default=True,
+    help="Compare the pictures of near rows: auto where the image shards are on this machine or at --images.",
+)
+@click.option(
+    "--difference",
+    type=float,
+    default=DIFFERENCE,
+    show_default=True,
+    help="Up to which two pictures are one, from 0 to 1.",
+)
+@click.option(
+    "--keep",
+    default="first",
+    show_default=True,
+    help="Which of near-duplicates stays: first (in the data set), similarity (of image and caption), closest to or "
+    "farthest from the centre of its cluster.",
+)
+@click.option(
+    "--modality",
+    type=click.Choice(["image", "text"]),
+    default="image",
+    show_default=True,
+    help="Which side to compare.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
+@click.option("--pairs", type=click.IntRange(0), default=60, show_default=True, help="Pairs to show in pairs.html.")
+@click.option("--images", help="Where the image shards are now, if not where they were.")
+@click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the cores. The result does not depend on it.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Workers that assign rows to clusters, each with --threads; the rest is this process's.",
+)
+@executor_options
+@dry_run_option
+@json_option
+@debug_option
+def command(
+    emb: str,
+    out: str,
+    threshold: float | None,
+    confirm: str,
+    difference: float,
+    keep: str,
+    modality: str,
+    seed: int,
+    pairs: int,
+    images: str | None,
+    materialise: bool,
+    threads: int | None,
+    workers: int,
+    executor: str,
+    address: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Find the rows of an embedding data set that repeat others (SemDeDup).
+
+    EMB is left as it is. OUT gets kept.parquet and dropped.parquet (which row, and which one it repeats), pairs.html
+    with pictures of pairs around the cut, and report.json with what other values would keep. Rows of the same image
+    file are duplicates in any case. Of rows that are near each other the pictures are compared, where the image shards
+    can be read: embeddings alone do not tell a copy from what looks like it. Run again with another --threshold or
+    --difference, it compares nothing anew.
+
+    \b
+    embedpipe dedup emb dedup
+    embedpipe dedup emb dedup --images s3://bucket/shards --keep similarity --materialise
+    embedpipe dedup emb dedup --confirm none --threshold 0.97
+    embedpipe dedup emb dedup --executor ray --address head:6379 --workers 16
+    """
+    from embedpipe.curate.dedup.job import DedupConfig, dedup, plan_dedup
+    from embedpipe.execute import Cluster
+
+    from .. import display
+
+    config = DedupConfig(
+        threshold,
+        keep,
+        modality,
+        seed,
+        pairs,
+        images,
+        materialise,
+        threads,
+        confirm,
+        difference,
+        executor=executor,
+        workers=workers,
+        cluster=Cluster(address),
+    )
+    display.note_old_data(emb)
+    if dry_run:
+        display.print_json({"plan": display.plain(plan_dedup(emb, config, out)), "config": display.plain(config)})
+        return
+    with display.progress("dedup", "rows", "steps") as view:
+        report = dedup(emb, out, config, view)
+    click.echo(f"confirmed by {report.confirmed_by}: {report.why}", err=True)
+    if as_json:
+        display.print_json(report)
+    else:
+        _print(out, report, difference)
+
+
+def _print(out: str, report: Any, difference: float) -> None:
+    from .. import display
+
+    pictures = report.confirmed_by == "pictures"
+    click.echo(
+        f"{out}: {report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped at a cosine of "
+        f"{report.threshold:g}"
+        + (f" and a picture difference of {difference:g}" if pictures else "")
+        + f" ({report.same_content:,} of them the same file)"
+    )
+    if pictures:
+        click.echo(
+            f"{report.pairs_compared - report.not_compared:,} pairs of pictures compared; of "
+            f"{report.not_compared:,} pairs one was not to be had, and their cosine decided"
+        )
+    for name, sweep in (("threshold", report.sweep), ("difference", report.difference_sweep)):
+        if sweep:
+            display.print_table(
+                [name, "kept", "dropped"], [(at, kept, report.rows - kept) for at, kept in sweep.items()]
+            )
+    click.echo(f"look at {out}/pairs.html before you choose")

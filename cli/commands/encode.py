@@ -1,0 +1,275 @@
+"""`embedpipe encode`"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedpipe.plural import plural
+
+from ..options import (
+    debug_option,
+    dry_run_option,
+    executor_options,
+    json_option,
+    max_rejects_option,
+    model_options,
+    said_of_model,
+    too_many_rejects,
+    trust_option,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from embedpipe.clip_model.spec import ModelOptions
+    from embedpipe.encode.job import EncodeConfig
+
+
+@click.command()
+@click.argument("data")
+@click.argument("out")
+@click.option("--model", required=True, help="An open_clip name (`embedpipe models`), hf-hub:org/repo, or a folder.")
+@click.option(
+    "--pretrained", default="", help="A pretrained tag, a checkpoint file, or `random`. Not needed for a folder."
+)
+@model_options
+@click.option("--gpus", type=click.IntRange(0), help="CUDA devices, one worker each. Default: all there are.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, with --gpus 0.")
+@click.option("--threads", type=click.IntRange(1), help="Threads per worker. Default: the cores, shared out evenly.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it (CUDA; AVX512-BF16 or AMX), else fp32.",
+)
+@click.option(
+    "--decode",
+    type=click.Choice(["exact", "fast", "pillow"]),
+    default="exact",
+    show_default=True,
+    help="exact: JPEGs within a rounding of Pillow; fast: large JPEGs decoded at a fraction; pillow: to the bit.",
+)
+@click.option(
+    "--compile", "compile_model", is_flag=True, help="torch.compile the image tower: a slow start, then faster."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples per model pass.")
+@click.option("--no-image", is_flag=True, help="Encode captions only.")
+@click.option("--no-text", is_flag=True, help="Encode images only; captions are not needed.")
+@click.option(
+    "--text-tokens",
+    is_flag=True,
+    help="Store the last hidden states of the captions' tokens, too: for priors and decoders that read them.",
+)
+@click.option(
+    "--reject-cut-captions",
+    is_flag=True,
+    help="Reject samples whose caption is longer than the model's context length. Default: cut the caption.",
+)
+@click.option(
+    "--caption-key",
+    "--caption-col",
+    default="caption",
+    show_default=True,
+    help="The .json field with the caption if no .txt is there; of a table, the column.",
+)
+@click.option("--image-col", help="The column of a table that holds image bytes. Default: image.")
+@click.option("--key-col", help="The column of a table that holds keys. Default: key, or else the row's number.")
+@click.option(
+    "--input",
+    "input_format",
+    default="auto",
+    show_default=True,
+    help="webdataset, folder (loose files), table (parquet), or auto to find out.",
+)
+@click.option(
+    "--samples-per-shard",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="How a folder of loose images is cut into shards.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=100_000_000,
+    show_default=True,
+    help="Images with more are rejected, before decoding.",
+)
+@click.option(
+    "--embedding-dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="As stored.",
+)
+@click.option("--format", "storage", default="npy", show_default=True, help="npy, or parquet: one file for each shard.")
+@executor_options
+@click.option(
+    "--shard-of",
+    metavar="I/N|auto",
+    help="Encode every Nth shard, from number I (0 to N-1) on, while other processes encode the others into the same "
+    "OUT. auto: as torchrun, srun or a SLURM job array says.",
+)
+@click.option("--rate", type=float, help="With --dry-run: samples per second of a worker. Default: of earlier shards.")
+@click.option("--price", type=float, help="With --dry-run: what a worker costs in an hour.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Remove the data set that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
+)
+@trust_option("Continue an output begun by version 0.1, building the model as version 0.1 did")
+@max_rejects_option(
+    "A run that is past hope stops between two shards, before its end: over a count, or over twice a share of at least "
+    "1,000 samples. What is committed stays."
+)
+@verbose_option("A line for each finished shard: which worker, rows, rate, and where its time went.")
+@dry_run_option
+@json_option
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
+    """Image shards, tables or a folder of images → an embedding data set.
+
+    DATA is a webdataset tar, a folder of tars, a pattern such as 'data/{00000..00099}.tar', the same of parquet tables
+    with image bytes, or a folder of images with captions (.txt) and metadata (.json) beside them. OUT is made of one
+    committed shard for each input shard; the same command again encodes what is missing.
+
+    \b
+    embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
+    embedpipe encode shards emb --model clip-run --gpus 0 --workers 2
+    embedpipe encode shards emb --model ViT-B-32 --pretrained laion.pt --like-tag laion2b_s34b_b79k
+    embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \
+        --address head:6379 --gpus 64
+    srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
+    """
+    from embedpipe import manifest
+    from embedpipe.clip_model.name import model_folder, refuse_unknown
+    from embedpipe.clip_model.open_clip_tables import known_name
+    from embedpipe.clip_model.spec import resolve_spec
+
+    said = said_of_model(options)
+    if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
+        refuse_unknown(options["model"])
+        in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
+        before = None if options["overwrite"] else manifest.read_run(out)
+        # What version 0.1 began goes on in its own way, or not at all: `encode` says which.
+        if in_tables and not (before is not None and before.dated):
+            resolve_spec(options["model"], options["pretrained"], said)
+
+    from embedpipe.encode.job import encode
+
+    from .. import display
+    from ..main import EXIT_REJECTS
+
+    config = _config(options, said)
+    if options["dry_run"]:
+        _print_plan(data, out, config, options["rate"], options["price"])
+        return
+    with display.progress("encode", verbose=options["verbose"]) as view:
+        report = encode(data, out, config, view)
+    if options["as_json"]:
+        display.print_json(report)
+    else:
+        _print(out, report)
+    # Over the whole output: a bad data set stays bad when the command is run again and finds nothing left to do.
+    too_many = too_many_rejects(config.max_rejects, report.rejected, report.rows + report.rejected)
+    if report.failed_tasks or too_many:
+        ctx.exit(EXIT_REJECTS)
+
+
+def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
+    from embedpipe.encode.base import EncoderConfig
+    from embedpipe.encode.batching import BatchingConfig
+    from embedpipe.encode.job import EncodeConfig
+    from embedpipe.encode.partition import part_of
+    from embedpipe.execute import Cluster
+
+    return EncodeConfig(
+        encoder=EncoderConfig(
+            model=options["model"],
+            pretrained=options["pretrained"],
+            precision=options["precision"],
+            dtype=options["embedding_dtype"],
+            decode=options["decode"],
+            compile=options["compile_model"],
+            options=said,
+        ),
+        stage=BatchingConfig(
+            images=not options["no_image"],
+            texts=not options["no_text"],
+            text_tokens=options["text_tokens"],
+            reject_cut_captions=options["reject_cut_captions"],
+            batch_size=options["batch_size"],
+            decode_threads=options["threads"],
+            max_pixels=options["max_pixels"],
+        ),
+        input=options["input_format"],
+        caption_key=options["caption_key"],
+        samples_per_shard=options["samples_per_shard"],
+        format=options["storage"],
+        executor=options["executor"],
+        gpus=options["gpus"],
+        workers=options["workers"],
+        threads_per_worker=options["threads"],
+        image_column=options["image_col"],
+        key_column=options["key_col"],
+        overwrite=options["overwrite"],
+        trust_old_card=options["trust_old_card"],
+        max_rejects=options["max_rejects"],
+        cluster=Cluster(options["address"]),
+        part=None if options["shard_of"] is None else part_of(options["shard_of"], os.environ),
+    )
+
+
+def _print_plan(data: str, out: str, config: Any, rate: float | None, price: float | None) -> None:
+    from embedpipe.encode.forecast import forecast
+    from embedpipe.encode.job import plan_encode
+
+    from .. import display
+
+    change, todo = plan_encode(data, out, config)
+    workers = config.gpus or config.workers
+    ahead = forecast(data, out, [change.shards[number] for number in todo], workers, rate, price)
+    display.print_json(
+        {
+            "shards": len(change.shards),
+            "to_encode": todo,
+            "forecast": display.plain(ahead),
+            "config": display.plain(config),
+        }
+    )
+
+
+def _print(out: str, report: Any) -> None:
+    from .. import display
+
+    done = report.report
+    for name in report.redone:
+        click.echo(f"warning: the files of {name} were missing or cut short; it was encoded again", err=True)
+    for name in report.vanished:
+        click.echo(f"warning: input shard {name} is no longer there; what was encoded of it is kept", err=True)
+    for given_up in report.failed_tasks:
+        click.echo(f"warning: {given_up.task.name} was set aside: {given_up.reason}", err=True)
+    if not done.tasks and not report.failed_tasks:
+        click.echo(f"{out}: nothing to do, {plural(report.already, 'shard')} encoded already")
+        return
+    already = f" ({report.already:,} encoded before)" if report.already else ""
+    rate = f"{report.samples_per_s:,.1f}/s"
+    rows = f"{plural(done.rows, 'row')} in {plural(done.tasks, 'shard')}{already}"
+    click.echo(f"{out}: {rows}, {display.seconds(report.seconds)}, {rate}")
+    if report.time_share:
+        click.echo(f"time: {display.shares(report.time_share)}")
+    if done.rejects:
+        display.print_table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
+    if done.cut.captions:
+        click.echo(f"note: {done.cut.said(report.context_length)}; see the column text_tokens_cut", err=True)
+    if torn := done.rejects.get("shard_truncated"):
+        click.echo(
+            f"warning: {plural(torn, 'input shard')} cut short or damaged; what came before is encoded, {out}/errors "
+            "names them",
+            err=True,
+        )
+    if done.rejects.get("caption_missing", 0) > done.rows:
+        click.echo("note: most samples have no caption; --no-text encodes images without", err=True)

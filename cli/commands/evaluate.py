@@ -1,0 +1,50 @@
+"""`embedpipe evaluate`"""
+
+from __future__ import annotations
+
+import click
+
+from ..options import debug_option, device_option, json_option, refuse_missing, run_folders, trust_option
+
+
+@click.command()
+@click.argument("runs", nargs=-1, callback=run_folders)
+@click.argument("emb")
+@click.option("--split", "split_name", default="valid", show_default=True, help="The held-out rows to compare on.")
+@click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
+@device_option()
+@trust_option("Allow a run and embeddings of which version 0.1 wrote one")
+@json_option
+@debug_option
+def command(
+    runs: tuple[str, ...],
+    emb: str,
+    split_name: str,
+    cond_scale: float,
+    seed: int,
+    device: str | None,
+    trust_old_card: bool,
+    as_json: bool,
+) -> None:
+    """Compare priors with each other and with what needs no training, on held-out rows, and say which wins.
+
+    RUNS are folders written by train-prior, none or any number; EMB is the data set. The baselines: the text embedding
+    itself, the mean image embedding, and ridge regression, fitted on the training rows of EMB.
+
+    \b
+    embedpipe evaluate prior emb
+    embedpipe evaluate small large ridge emb
+    """
+    refuse_missing(*runs, emb)
+
+    from embedpipe.unclip.evaluate import priors
+    from embedpipe.unclip.train.plan import default_device
+
+    from .. import display
+
+    display.note_old_data(emb)
+    found = priors.evaluate_priors(runs, emb, split_name, device or default_device(), seed, cond_scale, trust_old_card)
+    from ..training_display import show_comparison
+
+    show_comparison(found, split_name, as_json)

@@ -1,0 +1,140 @@
+"""`embedpipe export`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from embedpipe.plural import plural
+
+from ..options import debug_option, dry_run_option, json_option
+
+if TYPE_CHECKING:
+    from embedpipe.export import ExportConfig
+
+
+@click.command()
+@click.argument("emb")
+@click.argument("out")
+@click.option("--to", help="The layout: hf, parquet, datacomp, lance, clip-retrieval or aligned (DALLE2-pytorch).")
+@click.option("--images", is_flag=True, help="Instead: the image shards of the rows: images, captions and metadata.")
+@click.option(
+    "--keys", metavar="SUBSET", help="Only the rows named there: kept.parquet of dedup or filter, a list of keys …"
+)
+@click.option(
+    "--embedding-dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="As written. Default: as stored; datacomp float16. Spark wants float32.",
+)
+@click.option("--text-tokens", is_flag=True, help="hf, parquet: take the states of the captions' tokens along.")
+@click.option(
+    "--splits", metavar="NAME=SHARE,…", help="hf: cut by a hash of the key, such as valid=0.05,test=0.05; rest: train."
+)
+@click.option(
+    "--index-width",
+    type=click.IntRange(1, 18),
+    help="aligned: digits at the end of a key that are the sample's place in its tar. Default: those behind the tar's "
+    "number.",
+)
+@click.option("--model-name", help="datacomp: the model in array names, l14 in l14_img. Default: from the model card.")
+@click.option("--data", help="With --images: where the input of `encode` is now, if not where it was.")
+@dry_run_option
+@json_option
+@debug_option
+def command(
+    emb: str,
+    out: str,
+    to: str | None,
+    images: bool,
+    keys: str | None,
+    embedding_dtype: str | None,
+    text_tokens: bool,
+    splits: str | None,
+    index_width: int | None,
+    model_name: str | None,
+    data: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write an embedding data set as other programs want it, or the image shards it was made from.
+
+    \b
+    hf              datasets.load_dataset, the Hugging Face hub
+    parquet         Spark, DuckDB, pandas, embedding-reader
+    datacomp        DataComp's filters and resharder
+    lance           lance, lancedb
+    clip-retrieval  clip-retrieval, autofaiss, embedding-reader
+    aligned         DALLE2-pytorch's decoder loader: row = the sample's index in its tar, zeros where there is none
+
+    EMB is left as it is. OUT must be new, empty, or begun by the same command: run again, it goes on.
+    --images writes shards of the rows' images, captions and metadata instead; it takes --keys and --data.
+
+    \b
+    embedpipe export emb hub --to hf --splits valid=0.05,test=0.05
+    embedpipe export emb kept --to clip-retrieval --keys dedup/kept.parquet
+    embedpipe export emb shards-kept --images --keys dedup/kept.parquet
+    """
+    from embedpipe.export import ExportConfig
+
+    from .. import display
+
+    config = ExportConfig(to or "", embedding_dtype, keys, text_tokens, splits, index_width, model_name)
+    if bool(to) == images:
+        raise click.UsageError("Say what to write: --to a layout, or --images")
+    if images and config != ExportConfig("", keys=keys):
+        raise click.UsageError("--images takes no options but --keys and --data")
+    if data and not images:
+        raise click.UsageError("--data is for --images: no layout needs the input of `encode`")
+    display.note_old_data(emb)
+    if images:
+        _run_images(emb, out, keys, data, dry_run, as_json)
+    else:
+        _run(emb, out, config, dry_run, as_json)
+
+
+def _run(emb: str, out: str, config: ExportConfig, dry_run: bool, as_json: bool) -> None:
+    from embedpipe.export.job import export, plan_export
+
+    from .. import display
+
+    if dry_run:
+        display.print_json({**display.plain(plan_export(emb, out, config)), "config": display.plain(config)})
+        return
+    with display.progress("export", "rows") as view:
+        report = export(emb, out, config, view)
+    if as_json:
+        display.print_json(report)
+        return
+    already = f" ({report.already:,} of them were there already)" if report.already else ""
+    click.echo(
+        f"{out}: {plural(report.rows, 'row')} in {plural(report.parts, 'part')}{already}, "
+        f"{plural(report.files, 'file')}, {report.bytes / 1e6:,.1f} MB, {display.seconds(report.seconds)}"
+    )
+    click.echo(f"opened by {report.opened_by}")
+
+
+def _run_images(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, as_json: bool) -> None:
+    """Write the image shards of the rows of `emb` that `keys` names (None: all). data: where the input is now."""
+    import numpy as np
+
+    from embedpipe.curate import export_images, plan_images
+    from embedpipe.load import EmbeddingDataset
+    from embedpipe.subset import read_subset
+
+    from .. import display
+
+    dataset = EmbeddingDataset(emb)
+    rows = read_subset(dataset, keys) if keys is not None else np.arange(len(dataset))
+    if dry_run:
+        source = plan_images(dataset, rows, out, data)
+        display.print_json({"rows": len(rows), "shards": len(dataset.manifests), "from": source})
+        return
+    with display.progress("export", "rows") as view:
+        report = export_images(dataset, rows, out, data, view)
+    if as_json:
+        display.print_json(report)
+        return
+    already = f" ({report.already:,} of them were there already)" if report.already else ""
+    size = f"{report.bytes / 1e6:,.1f} MB"
+    click.echo(f"{out}: {plural(report.rows, 'sample')} in {plural(report.shards, 'shard')}{already}, {size}")

@@ -1,0 +1,281 @@
+"""`embedpipe fetch`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedpipe.plural import plural
+
+from ..options import (
+    address_option,
+    debug_option,
+    debugging,
+    dry_run_option,
+    json_option,
+    max_rejects_option,
+    too_many_rejects,
+)
+
+if TYPE_CHECKING:
+    from embedpipe.progress import RejectLimit
+
+
+@click.command()
+@click.argument("urls")
+@click.argument("out")
+@click.option(
+    "--source",
+    default="auto",
+    show_default=True,
+    help="What a folder holds: url tables (table) or images with captions beside them (images).",
+)
+@click.option("--url-col", default="url", show_default=True, help="The table's column with the urls.")
+@click.option("--caption-col", help="The column with the captions. Default: `caption`, if there is one.")
+@click.option(
+    "--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of the table a shard."
+)
+@click.option("--image-size", type=click.IntRange(1), default=256, show_default=True, help="Pixels, see --resize-mode.")
+@click.option(
+    "--resize-mode",
+    default="keep_ratio",
+    show_default=True,
+    help="keep_ratio (the shorter side becomes --image-size), keep_ratio_largest, center_crop, border, or no.",
+)
+@click.option(
+    "--only-if-bigger/--always-resize",
+    default=True,
+    show_default=True,
+    help="Whether smaller images keep their size.",
+)
+@click.option("--min-image-size", type=click.IntRange(0), default=0, show_default=True, help="Smaller ones are failed.")
+@click.option(
+    "--max-aspect-ratio",
+    type=click.FloatRange(0),
+    default=0,
+    help="Longer side over shorter; longer ones are failed. Default: any.",
+)
+@click.option(
+    "--orient/--no-orient",
+    default=True,
+    show_default=True,
+    help="Turn images upright that EXIF says were taken otherwise.",
+)
+@click.option(
+    "--drop-duplicates", is_flag=True, help="Store the same image once: later ones are failed, whatever their url."
+)
+@click.option(
+    "--format", "image_format", default="jpg", show_default=True, help="What images are stored as: jpg, png or webp."
+)
+@click.option(
+    "--quality", type=int, help="1 to 100 for jpg and webp (default 95); for png the compression, 0 to 9 (6)."
+)
+@click.option(
+    "--resizer",
+    default="auto",
+    show_default=True,
+    help="img2dataset, opencv, or auto: the first of them that is installed. Both give the same bytes.",
+)
+@click.option("--processes", type=click.IntRange(1), help="Download processes. Default: this machine's cores.")
+@click.option("--threads", type=click.IntRange(1), default=32, show_default=True, help="Downloads at once a process.")
+@click.option(
+    "--per-host",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Downloads at once from one host, all processes together.",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Seconds for each wait; a try has thrice that in all.",
+)
+@click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="For failures that may pass.")
+@click.option("--user-agent", default="", help="How to reach you, e.g. '+https://example.org/crawl'; sent along.")
+@click.option(
+    "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Larger answers are failed."
+)
+@click.option("--robots", is_flag=True, help="Ask each host's robots.txt first.")
+@click.option(
+    "--ca-file",
+    type=click.Path(dir_okay=False),
+    help="PEM file of certificate authorities to trust besides the system's.",
+)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Fetch from this host although its address is not public. Repeatable.",
+)
+@click.option(
+    "--retry-failed", is_flag=True, help="Then try failed rows again, in new shards; those with success count as such."
+)
+@click.option("--only", metavar="CLASS,…", help="With --retry-failed: these error classes, e.g. timeout,5xx.")
+@max_rejects_option()
+@click.option(
+    "--executor",
+    default="auto",
+    show_default=True,
+    help="Where download processes are: auto or processes: on this machine; ray: on a cluster's, which share OUT.",
+)
+@address_option
+@dry_run_option
+@json_option
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    urls: str,
+    out: str,
+    source: str,
+    url_col: str,
+    caption_col: str | None,
+    samples_per_shard: int,
+    image_size: int,
+    resize_mode: str,
+    only_if_bigger: bool,
+    min_image_size: int,
+    max_aspect_ratio: float,
+    orient: bool,
+    drop_duplicates: bool,
+    image_format: str,
+    quality: int | None,
+    resizer: str,
+    processes: int | None,
+    threads: int,
+    per_host: int,
+    timeout: float,
+    retries: int,
+    user_agent: str,
+    max_bytes: int,
+    robots: bool,
+    ca_file: str | None,
+    allow_hosts: tuple[str, ...],
+    retry_failed: bool,
+    only: str | None,
+    max_rejects: RejectLimit | None,
+    executor: str,
+    address: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """A url table, or a folder of images → numbered image shards.
+
+    URLS is a csv, tsv, txt, json, jsonl or parquet file (plain or .gz), a folder or a pattern of them; or a folder of
+    images with captions (.txt) and fields (.json) beside them, which are packed without HTTP. Columns other
+    than url and caption are passed through. Every row ends as one row of a shard's parquet: with its image in the tar
+    beside it, or with the class of its error. The same command again fetches what is missing.
+
+    \b
+    embedpipe fetch laion.parquet shards --url-col URL --caption-col TEXT
+    embedpipe fetch photos shards
+    embedpipe fetch 'urls/*.csv.gz' shards --resize-mode center_crop --image-size 224
+    embedpipe fetch laion.parquet shards --url-col URL --caption-col TEXT --retry-failed --only timeout,5xx
+    embedpipe fetch laion.parquet shards --executor ray --address head:6379 --processes 64
+    """
+    import os
+
+    from embedpipe import fetch as room
+    from embedpipe.execute import Cluster
+
+    from .. import display
+    from ..main import EXIT_REJECTS
+
+    config = room.FetchConfig(
+        source=source,
+        url_col=url_col,
+        caption_col=caption_col,
+        samples_per_shard=samples_per_shard,
+        image_size=image_size,
+        resize_mode=resize_mode,
+        only_if_bigger=only_if_bigger,
+        min_image_size=min_image_size,
+        max_aspect_ratio=max_aspect_ratio,
+        orient=orient,
+        drop_duplicates=drop_duplicates,
+        image_format=image_format,
+        quality=quality,
+        resizer=resizer,
+        allow_hosts=allow_hosts,
+        processes=processes or os.cpu_count() or 1,
+        threads=threads,
+        per_host=per_host,
+        timeout_s=timeout,
+        retries=retries,
+        user_agent=user_agent,
+        retry_failed=retry_failed,
+        only=tuple(filter(None, (only or "").split(","))),
+        max_bytes=max_bytes,
+        robots=robots,
+        ca_file=ca_file,
+        executor=executor,
+        cluster=Cluster(address),
+    )
+    if dry_run:
+        _print_plan(room.make_plan(urls, out, config), out, config)
+        return
+    try:
+        with display.progress("fetch", "urls") as view:
+            report = room.fetch(urls, out, config, view)
+    finally:
+        if debugging():
+            _show_log(room.log_file(out))
+    if as_json:
+        display.print_json(report)
+    else:
+        _print(out, report, room.ERROR_CLASSES)
+    if too_many_rejects(max_rejects, report.rows - report.succeeded, report.rows):
+        ctx.exit(EXIT_REJECTS)
+
+
+def _print_plan(plan: Any, out: str, config: Any) -> None:
+    from embedpipe.fetch import remaining
+
+    from .. import display
+
+    columns = {"url": plan.layout.url, "caption": plan.layout.caption, **plan.layout.passed}
+    display.print_json(
+        {
+            "rows": plan.rows,
+            "shards": len(plan.shards),
+            "to_fetch": [shard.number for shard in remaining(plan, out)],
+            "columns": columns,
+            "config": display.plain(config),
+        }
+    )
+
+
+def _show_log(log_file: str | None) -> None:
+    from embedpipe import files
+
+    if log_file is not None and files.exists(log_file):
+        click.echo(files.read_bytes(log_file).decode(errors="replace"), err=True, nl=False)
+
+
+def _print(out: str, report: Any, meanings: dict[str, str]) -> None:
+    from .. import display
+
+    if report.shards_redone:
+        click.echo(f"warning: {plural(report.shards_redone, 'shard')} had lost files and came anew", err=True)
+    shards = plural(report.shards, "shard")
+    counts = f"{report.succeeded:,} of {report.rows:,} images in {shards}, {report.bytes / 1e6:,.1f} MB"
+    if not report.shards_now:
+        click.echo(f"{out}: nothing to do, finished: {counts}")
+    else:
+        click.echo(f"{out}: {counts}; {plural(report.shards_now, 'shard')} now, {display.seconds(report.seconds)}")
+    if report.rows and not report.succeeded:
+        click.echo("warning: not one image was fetched", err=True)
+    if report.caption_column is None:
+        click.echo("without captions: the table has no column `caption` (choose one with --caption-col)")
+    if report.failed:
+        worst_first = sorted(report.failed.items(), key=lambda item: (-item[1], item[0]))
+        display.print_table(
+            ["failed", "rows", "because"], [(name, count, meanings[name]) for name, count in worst_first]
+        )
+    display.print_worst_hosts(report.hosts)
+    if report.report is not None:
+        click.echo(f"report: {report.report}")

@@ -1,0 +1,92 @@
+"""`embedpipe filter`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..options import debug_option, dry_run_option, json_option, trust_option
+
+
+@click.command()
+@click.argument("emb")
+@click.argument("out")
+@click.option("--min-similarity", type=float, help="Keep rows whose image and caption agree at least so well (cosine).")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="Keep rows whose metadata meet it: columns, caption_length, caption_words, aspect_ratio, score; SQL's "
+    "operators. Repeatable.",
+)
+@click.option(
+    "--top", type=float, metavar="SHARE", help="Keep this share of all rows, 0.3 for 30%, with the largest --by."
+)
+@click.option("--by", default="similarity", show_default=True, help="A column of numbers, or score, for --top.")
+@click.option(
+    "--keys",
+    multiple=True,
+    metavar="FILE",
+    help="Keep these rows: kept.parquet or its folder, a .parquet with key (and src_shard), DataComp's .npy, or a text "
+    "file of keys. Repeatable.",
+)
+@click.option("--not-keys", multiple=True, metavar="FILE", help="Leave these rows out, likewise. Repeatable.")
+@click.option("--allow-missing", is_flag=True, help="Count keys that EMB has not, instead of refusing them.")
+@click.option("--head", metavar="FILE", help="Score the embeddings with a linear head or MLP: .pth or .safetensors.")
+@click.option(
+    "--head-model",
+    metavar="MODEL/PRETRAINED",
+    help="Which model the head was made for, or the first digits of its weights' sha256, if nothing beside it says so.",
+)
+@trust_option("Score embeddings that version 0.1 wrote")
+@click.option("--min-score", type=float, help="Keep rows with at least this score.")
+@click.option(
+    "--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Side to score."
+)
+@click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
+@click.option(
+    "--examples", type=click.IntRange(0), default=12, show_default=True, help="Rows on each side of a cut to show."
+)
+@click.option("--images", help="Where the image shards are now, for the pictures in examples.html.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the cores.")
+@dry_run_option
+@json_option
+@debug_option
+def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Keep the rows of an embedding data set that meet all conditions.
+
+    EMB is left as it is. OUT gets kept.parquet (which rows), subset.npy (the same for DataComp, where there are uids),
+    examples.html with pictures of rows around each cut, and report.json with what each condition alone would drop.
+
+    \b
+    embedpipe filter emb out --min-similarity 0.28 --where "width >= 256 and caption_length > 5"
+    embedpipe filter emb out --top 0.3 --by similarity --not-keys dedup/dropped.parquet --materialise
+    embedpipe filter emb out --head sac+logos+ava1-l14-linearMSE.pth --min-score 5
+    """
+    from embedpipe.curate.filter.job import FilterConfig, filter, plan_filter
+
+    from .. import display
+
+    config = FilterConfig(**options)
+    display.note_old_data(emb)
+    with display.progress("filter", "rows") as view:
+        report = plan_filter(emb, config, view, out) if dry_run else filter(emb, out, config, view)
+    if dry_run:
+        display.print_json({"would": display.plain(report), "config": display.plain(config)})
+    elif as_json:
+        display.print_json(report)
+    else:
+        _print(out, report)
+
+
+def _print(out: str, report: Any) -> None:
+    from .. import display
+
+    click.echo(f"{out}: {report.kept:,} of {report.rows:,} rows kept")
+    rows = [(entry.condition, entry.drops, entry.only, entry.unknown) for entry in report.conditions]
+    display.print_table(["condition", "would drop", "only it drops", "not known"], rows)
+    for entry in report.conditions:
+        if entry.missing:
+            click.echo(f"warning: {entry.missing:,} keys of the condition {entry.condition!r} are not in it", err=True)
+    click.echo(f"look at {out}/examples.html")

@@ -1,0 +1,219 @@
+"""`embedpipe generate`"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedpipe.plural import plural
+
+from ..options import (
+    ForStages,
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    model_options,
+    one_or_each,
+    refuse_missing,
+    run_folders,
+    said_of_model,
+    trust_option,
+)
+
+if TYPE_CHECKING:
+    from embedpipe.unclip.generate.request import Made, Watching
+
+_PICTURE = click.Path(dir_okay=False)
+
+
+@click.command()
+@click.argument("texts", nargs=-1, metavar="[TEXT]…")
+@click.option("--decoder", required=True, callback=run_folders, help="A folder written by train-decoder.")
+@click.option("--prior", callback=run_folders, help="A folder written by train-prior; needed for texts.")
+@click.option("--captions", type=_PICTURE, help="More texts: one a line (.txt) or a column (.csv, .tsv, .parquet).")
+@click.option("--caption-column", "column", help="The column of --captions. Default: query, text or caption.")
+@click.option("--from-image", type=_PICTURE, help="Pictures that share this one's content and style, not its details.")
+@click.option(
+    "--inpaint",
+    type=_PICTURE,
+    nargs=2,
+    metavar="IMAGE MASK",
+    help="Paint IMAGE anew where MASK, of its size, is white: as TEXT says, or so that it fits.",
+)
+@click.option("--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures on the way from A to B.")
+@click.option("--embedding", type=_PICTURE, help="Image embeddings [n, d] of an .npy file; no prior is asked.")
+@click.option("--beside", "emb", help="Make pictures of held-out captions of this data set, and show the true ones.")
+@click.option("--rows", type=click.IntRange(2), default=16, show_default=True, help="Of --beside: how many captions.")
+@click.option("--images", "data", help="Of --beside: where the image shards are now, if not where they were.")
+@click.option("--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each.")
+@click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
+@click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
+@click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
+@click.option("--guidance", type=ForStages(float), default="1", show_default=True, help="The decoder's; 1 is none.")
+@click.option("--text-guidance", type=ForStages(float), help="By the text alone, of a decoder that reads it.")
+@click.option("--prior-guidance", type=float, default=1.0, show_default=True, help="The prior's; 1 is none.")
+@click.option("--prior-steps", type=click.IntRange(1), help="Sampling steps of the prior. Default: its own.")
+@click.option("--prior-sampler", help="Of the prior. Default: its own.")
+@click.option("--candidates", type=click.IntRange(1), help="Embeddings the prior draws for each picture; one is kept.")
+@click.option(
+    "--best-of",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Make so many times as many pictures, and keep those that the encoder finds nearest to the text.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures made at once.")
+@click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
+@click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
+@model_options
+@device_option()
+@trust_option("Allow a prior and a decoder of which version 0.1 wrote one")
+@click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
+@dry_run_option
+@json_option
+@debug_option
+def command(
+    texts: tuple[str, ...],
+    decoder: str,
+    prior: str | None,
+    model: str | None,
+    pretrained: str | None,
+    trust_old_card: bool,
+    device: str | None,
+    guidance: Any,
+    text_guidance: Any,
+    prior_guidance: float,
+    candidates: int | None,
+    batch_size: int,
+    emb: str | None,
+    rows: int,
+    data: str | None,
+    out: str,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make pictures of texts: prior, then decoder. Or vary, fill in or interpolate pictures.
+
+    OUT is a grid of all pictures; beside it lie each by itself (out/000-00.png: the text's number, then the picture's)
+    and every setting (out.json). The same command makes the same pictures. Where memory runs out, it goes on with half
+    as many at once.
+
+    \b
+    embedpipe generate "a pineapple" --prior prior --decoder decoder
+    embedpipe generate --captions captions.txt --prior prior --decoder decoder --n 16 --best-of 4 --guidance 2
+    embedpipe generate --from-image photo.jpg --decoder decoder --n 8
+    embedpipe generate "a red hat" --inpaint photo.jpg mask.png --prior prior --decoder decoder
+    embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
+    embedpipe generate --beside emb --prior prior --decoder decoder --n 1
+    """
+    if not out.lower().endswith(".png"):
+        raise click.UsageError(f"--out {out}: the grid is a .png file")
+    refuse_missing(decoder, prior, emb)
+
+    from dalle2_core.generation import GenerationConfig
+    from embedpipe.errors import InputError
+    from embedpipe.unclip.generate import pipeline
+    from embedpipe.unclip.generate.held_out import held_out
+    from embedpipe.unclip.generate.models import Models
+    from embedpipe.unclip.generate.request import Request
+    from embedpipe.unclip.train.plan import default_device
+
+    from .. import display
+
+    for name in ("steps", "sampler", "eta"):
+        options[name] = one_or_each(options[name])
+    names = ("captions", "column", "from_image", "inpaint", "interpolate", "embedding")
+    asked = {name: options.pop(name) or None for name in names}
+    said = said_of_model(options)
+    models = Models(decoder, prior, model, pretrained, device or default_device(), said, trust_old_card)
+    if emb is not None and (texts or any(asked.values())):
+        raise click.UsageError("--beside takes the captions of a data set: leave texts and pictures out")
+    held = None if emb is None else held_out(models, emb, rows)
+    texts = texts if held is None else tuple(held.captions)
+    try:
+        request = Request(texts=texts, **asked)
+    except InputError as problem:
+        raise click.UsageError(str(problem)) from problem
+    config = GenerationConfig(
+        cond_scale=one_or_each(guidance),
+        text_cond_scale=one_or_each(text_guidance),
+        prior_cond_scale=prior_guidance,
+        prior_num_samples=candidates,
+        max_batch_size=batch_size,
+        **options,
+    )
+    if dry_run:
+        settings = {"settings": dataclasses.asdict(config), "out": out}
+        with _watching() as watching:
+            plan = pipeline.plan_generation(request, models, config, watching)
+        display.print_json(plan | settings)
+        return
+    with _watching() as watching:
+        made = pipeline.generate(request, models, config, watching)
+    report = pipeline.write_images(made, out, request, config, held, data)
+    if as_json:
+        display.print_json(report)
+    else:
+        _print(made, out, report)
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Watching]:
+    """What is being loaded, then a progress bar for each stage, one after the other."""
+    from dalle2_core.dalle2 import PRIOR
+    from embedpipe.progress import Progress
+    from embedpipe.unclip.generate.request import Watching
+
+    from .. import display
+
+    with contextlib.ExitStack() as stack:
+        views: dict[int, display.ProgressView] = {}
+        loading = stack.enter_context(display.progress("generate", "pictures"))
+
+        def on_doing(what: str) -> None:
+            if not views:
+                loading(Progress(doing=what))
+
+        def on_step(stage: int, done: int, total: int) -> None:
+            if stage not in views:
+                stack.close()
+                what, unit = ("prior", "embeddings") if stage == PRIOR else (f"decoder stage {stage}", "steps")
+                views[stage] = stack.enter_context(display.progress(what, unit))
+            views[stage].at_row(done, total)
+
+        def on_smaller_batch(size: int) -> None:
+            click.echo(f"out of memory: going on with {size} pictures at once", err=True)
+
+        yield Watching(on_step, on_smaller_batch, on_doing, lambda text: click.echo(f"note: {text}", err=True))
+
+
+def _print(made: Made, out: str, report: dict[str, Any]) -> None:
+    from .. import display
+
+    if "beside" in report:
+        _print_beside(report["beside"])
+    elif made.text is not None and made.scores is not None:
+        rows = []
+        for number, text in enumerate(made.texts):
+            scores = [score for score, row in zip(made.scores, made.text, strict=True) if row == number]
+            rows.append((text, len(scores), sum(scores) / len(scores), max(scores)))
+        display.print_table(["text", "pictures", "cosine to it, mean", "best"], rows)
+    click.echo(
+        f"{out}: {plural(len(made.images), 'picture')}; each in {out[: -len('.png')]}/, all settings in its .json"
+    )
+
+
+def _print_beside(found: dict[str, Any]) -> None:
+    from .. import display
+
+    rows = [(side, *(found[side][name] for name in ("own", "others", "nearer"))) for side in ("made", "true")]
+    columns = ["pictures", "cosine to their caption", "to the others", "how often nearer to theirs (chance 0.5)"]
+    display.print_table(columns, rows, f"{found['captions']} held-out captions, by the encoder")
+    click.echo(f"nearest picture in training: cosine {found['nearest_training']:.4f} on average")

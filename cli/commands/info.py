@@ -1,0 +1,124 @@
+"""`embedpipe info`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..options import debug_option, json_option
+
+if TYPE_CHECKING:
+    from embedpipe.info import OutputInfo
+
+
+@click.command()
+@click.argument("path")
+@click.option(
+    "--hosts", type=click.IntRange(0), default=10, show_default=True, help="Of image shards: worst hosts to name."
+)
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False),
+    help="Write a page with pictures, for a browser, to this file.",
+)
+@click.option(
+    "--samples", type=click.IntRange(0), default=12, show_default=True, help="Pictures of each kind on the page."
+)
+@click.option("--images", help="Where the image shards are now, for the pictures on the page.")
+@json_option
+@debug_option
+def command(path: str, hosts: int, html_file: str | None, samples: int, images: str | None, as_json: bool) -> None:
+    """Say what is in an output: counts, rejects by reason, the encoder, similarities and norms.
+
+    PATH is a folder written by `fetch`, `encode` or `merge`, finished or still growing, or embeddings of
+    clip-retrieval, embedding-reader or DataComp.
+
+    \b
+    embedpipe info emb
+    embedpipe info emb --html emb.html
+    """
+    from embedpipe import files
+    from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
+    from embedpipe.fetch import ERROR_CLASSES
+    from embedpipe.info import describe, info_page, look_at
+    from embedpipe.types import REJECT_CLASSES
+    from embedpipe.verify import KINDS
+
+    from .. import display
+
+    meanings = {**ERROR_CLASSES, **REJECT_CLASSES}
+    with display.progress("info", "rows") as view:
+        found = describe(path, hosts, view)
+        if html_file is not None:
+            kind = KINDS.get(found.format, found.format)
+            page = info_page(found, look_at(path, samples, images), kind, meanings)
+            files.write_bytes(html_file, page)
+            click.echo(f"written to {html_file}", err=True)
+    if as_json:
+        display.print_json(found)
+        return
+    rows: list[tuple[str, str]] = [
+        ("what", KINDS.get(found.format, found.format)),
+        ("shards", f"{found.shards:,} of {found.planned:,}" + ", unfinished" * (found.shards < found.planned)),
+        ("rows", f"{found.rows:,}"),
+        ("rejected", f"{found.rejected:,}" + f", after {found.retried:,} were retried" * bool(found.retried)),
+        ("size", f"{found.bytes / 1e6:,.1f} MB"),
+    ]
+    if found.encoder is not None:
+        encoder = found.encoder
+        norms = "normalised" if encoder["normalised"] else "norms as they were written"
+        rows += [
+            ("model", f"{encoder['model']} {encoder['pretrained']}".strip()),
+            ("embeddings", f"{encoder['dim']} × {encoder['dtype']}, {norms}, {encoder['precision']} precision"),
+            ("fingerprint", found.fingerprint[:16]),
+        ]
+        rows += in_words(card_from(encoder))
+        if found.dated:
+            rows.append(("note", BEFORE_ACTIVATION))
+        if predicted := encoder.get("predicted_by"):
+            rows.append(("image embeddings", f"predicted by a {predicted['kind']} {predicted['sha256'][:16]}"))
+    if found.tokens is not None:
+        each = found.tokens / max(1, found.rows)
+        rows.append(("text tokens", f"{found.tokens:,} × {found.token_width}, {each:.1f} for each row"))
+    spreads = [("similarity", found.similarity, 3), ("caption length", found.captions, 0)]
+    for name, spread, digits in spreads:
+        if spread is not None:
+            marks = {"mean": spread.mean, "5%": spread.p05, "50%": spread.p50, "95%": spread.p95}
+            rows.append((name, ", ".join(f"{mark} {value:.{digits}f}" for mark, value in marks.items())))
+    rows += _norms(found)
+    if found.cut is not None:
+        rows.append(("captions cut", found.cut.shares()))
+    if found.merged:
+        rows.append(("merged of", ", ".join(found.merged)))
+    if found.columns:
+        rows.append(("columns", ", ".join(found.columns)))
+    display.print_table([path, ""], rows)
+    if (alike := found.similarity) is not None:
+        click.echo("similarity of image and text, and how many rows have it:")
+        for line in display.text_histogram(alike.least, alike.most, alike.bins, digits=3):
+            click.echo(line)
+        click.echo()
+    if found.rejects:
+        counts = sorted(found.rejects.items(), key=lambda item: -item[1])
+        display.print_table(
+            ["rejected because", "samples", "which means"], [(n, c, meanings.get(n, "")) for n, c in counts]
+        )
+    display.print_worst_hosts(found.hosts)
+
+
+def _norms(found: OutputInfo) -> list[tuple[str, str]]:
+    """What is known of norms: of the projections, and of what is stored."""
+    from embedpipe.info import without_norms
+
+    rows = []
+    for side, norm in found.norms.items():
+        of = "" if norm.n == found.rows else f", of {norm.n:,} of {found.rows:,} rows"
+        rows.append((f"{side}_norm", f"{norm.least:.4g} to {norm.most:.4g}, median {norm.p50:.4g}{of}"))
+    if (ruled_out := without_norms(found)) is not None:
+        rows.append(("norms", ruled_out))
+    if found.stored_norms:
+        stored = (f"{side} {norm.least:.5f} to {norm.most:.5f}" for side, norm in found.stored_norms.items())
+        rows.append(("stored norms", ", ".join(stored)))
+    return rows

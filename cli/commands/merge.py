@@ -1,0 +1,88 @@
+"""`embedpipe merge`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from embedpipe.plural import plural
+
+from ..options import debug_option, dry_run_option, json_option, trust_option, verbose_option
+
+if TYPE_CHECKING:
+    from embedpipe.merge import MergeReport
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="EMB EMB... OUT")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that copy shards.")
+@trust_option("Merge data sets that version 0.1 wrote with newer ones")
+@verbose_option("A line for each shard that was taken over.")
+@dry_run_option
+@json_option
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    workers: int,
+    trust_old_card: bool,
+    verbose: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Embedding data sets of one encoder → a new one, OUT, with the shards of all of them.
+
+    Each EMB stays as it is. Data sets of another encoder, format or with other contents are refused, and told what
+    differs. The same command again takes over what is missing; a data set that has grown, or another one, is appended.
+
+    \b
+    embedpipe merge emb-2023 emb-2024 emb
+    """
+    from embedpipe.merge import MergeConfig, merge, plan_merge
+
+    from .. import display
+    from ..main import EXIT_REJECTS
+
+    *sources, out = paths
+    if len(sources) < 2:
+        raise click.UsageError("Name two data sets or more, and the folder for what comes of them last.")
+    config = MergeConfig(workers, trust_old_card=trust_old_card)
+    display.note_old_data(*sources)
+    if dry_run:
+        plan = plan_merge(sources, out, trust_old_card)
+        names = {task.number: {"shard": task.name, "from": task.payload.path} for task in plan.tasks}
+        facts = {"prefixes": plan.prefixes, "columns": plan.columns, "unfinished": plan.unfinished}
+        display.print_json({"shards": names, **facts, "config": config})
+        return
+    with display.progress("merge", "rows", verbose=verbose) as view:
+        report = merge(sources, out, config, view)
+    if as_json:
+        display.print_json(report)
+    else:
+        _print(out, report)
+    if report.failed_tasks:
+        ctx.exit(EXIT_REJECTS)
+
+
+def _print(out: str, report: MergeReport) -> None:
+    from .. import display
+
+    for path in report.unfinished:
+        click.echo(f"warning: {path} is not finished; merge again when it is, and the rest is appended", err=True)
+    for name in report.redone:
+        click.echo(f"warning: the files of {name} were missing or cut short; it was taken over again", err=True)
+    for given_up in report.failed_tasks:
+        click.echo(f"warning: {given_up.task.name} was set aside: {given_up.reason}", err=True)
+    for path, prefix in report.prefixes.items():
+        if prefix:
+            click.echo(f"the shards of {path} are called {prefix}… in src_shard, since names were there twice")
+    for name, what in report.columns.items():
+        click.echo(f"column {name}: {what}")
+    already = f" ({report.already} were there already)" if report.already else ""
+    click.echo(
+        f"{out}: {plural(report.rows, 'row')} and {plural(report.rejected, 'reject')} in "
+        f"{plural(report.planned, 'shard')}{already}, "
+        f"{display.seconds(report.seconds)}"
+    )

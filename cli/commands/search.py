@@ -1,0 +1,181 @@
+"""`embedpipe search`"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedpipe.plural import plural
+
+from ..options import debug_option, json_option, model_options, said_of_model
+
+if TYPE_CHECKING:
+    from embedpipe.index import Hit, Query
+    from embedpipe.index.results import Answer
+    from embedpipe.load import EmbeddingDataset
+
+_SHEETS = (".png", ".html")
+_TABLES = (".parquet", ".jsonl")
+_ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
+
+
+@click.command()
+@click.argument("emb")
+@click.argument("text", required=False)
+@click.option("--image", type=click.Path(dir_okay=False), help="Search with a picture instead of a text.")
+@click.option("--key", help="Search with the row of this key: what is like it?")
+@click.option("--shard", help="The source shard of --key, where several have one.")
+@click.option("--embedding", type=click.Path(dir_okay=False), help="Search with a row of an .npy file.")
+@click.option("--row", type=click.IntRange(0), help="Which row of --embedding; needed if it has several.")
+@click.option(
+    "--queries",
+    type=click.Path(dir_okay=False),
+    help="Many queries: texts, one a line (.txt) or a column (.csv, .tsv, .parquet), or embeddings (.npy, .parquet).",
+)
+@click.option(
+    "--query-column",
+    "column",
+    help="The column of --queries. Default: query, text, caption or embedding, or the only one.",
+)
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many results.")
+@click.option("--min-score", type=float, help="Only results with at least this cosine.")
+@click.option("--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Search in.")
+@click.option("--exact", is_flag=True, help="Compare with every row; no index is needed.")
+@click.option("--model", help="Where the model is now, if not where it was. Must be the same model.")
+@click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
+@model_options
+@click.option("--images", "data", help="Where the image shards are now, for contact sheets.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False),
+    help="Write a contact sheet (.png, .html) of the results, or the results (.parquet, .jsonl).",
+)
+@json_option
+@debug_option
+def command(
+    emb: str,
+    k: int,
+    min_score: float | None,
+    modality: str,
+    exact: bool,
+    model: str | None,
+    pretrained: str | None,
+    data: str | None,
+    save: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Find the images (or captions) nearest to a text, a picture, a row or an embedding.
+
+    With --queries, --json prints a line for each query.
+
+    \b
+    embedpipe search emb "a red bicycle" --save out.png
+    embedpipe search emb --image photo.jpg -k 20
+    embedpipe search emb --key 000000012 --min-score 0.9
+    embedpipe search emb --queries captions.txt --save results.parquet
+    """
+    from embedpipe.errors import InputError
+    from embedpipe.index import Query, Searcher, query_encoder, run_queries
+    from embedpipe.load import EmbeddingDataset
+    from embedpipe.progress import silent
+
+    from .. import display
+
+    said = said_of_model(asked)
+    try:
+        query = Query(**asked)
+    except InputError as problem:
+        raise click.UsageError(str(problem)) from problem
+    many = query.queries is not None
+    suffixes = _TABLES if many else (*_SHEETS, *_TABLES)
+    if save is not None and not save.lower().endswith(suffixes):
+        raise click.UsageError(f"--save {save}: results{' of --queries' * many} are saved as {', '.join(suffixes)}")
+    dataset = EmbeddingDataset(emb)
+    searcher = Searcher(dataset, modality, exact)
+    if searcher.card is None and not exact:
+        click.echo(f"note: no {modality} index, so every row is compared; `embedpipe index {emb}` makes one", err=True)
+
+    display.note_old_card(emb, dataset.card.dated, ": queries are embedded as version 0.1 embedded them")
+
+    def load() -> Any:
+        return query_encoder(dataset, model, pretrained, options=said)
+
+    quick = not many and (searcher.card is not None or len(dataset) <= _ROWS_AT_A_GLANCE)
+    shown = contextlib.nullcontext(silent) if quick else display.progress("search", "queries" if many else "rows")
+    with shown as view:
+        found = run_queries(
+            searcher, query, load, k, min_score, view, lambda text: click.echo(f"note: {text}", err=True)
+        )
+        if many:
+            _answer_many(found, save, as_json)
+            return
+        ((_, hits),) = found
+    _answer_one(dataset, query, hits, save, data, as_json)
+
+
+def _answer_one(
+    dataset: EmbeddingDataset, query: Query, hits: Sequence[Hit], save: str | None, data: str | None, as_json: bool
+) -> None:
+    from embedpipe.index import save_results
+
+    from .. import display
+
+    sheet = save is not None and save.lower().endswith(_SHEETS)
+    if save is not None and sheet:
+        _save_sheet(dataset, hits, query.title, save, data)
+    elif save is not None:
+        save_results(save, iter([(query.text, hits)]))
+    if as_json:
+        display.print_json(hits)
+        return
+    _table(hits)
+    if save is not None:
+        click.echo(f"{'contact sheet' if sheet else 'results'}: {save}")
+
+
+def _answer_many(found: Iterator[Answer], save: str | None, as_json: bool) -> None:
+    from embedpipe.index import save_results
+    from embedpipe.index.results import as_line
+
+    from .. import display
+
+    if save is not None:
+        hits = save_results(save, found)
+        if as_json:
+            display.print_json({"hits": hits, "saved": save})
+        else:
+            click.echo(f"results: {save}, {plural(hits, 'hit')}")
+        return
+    for number, (text, these) in enumerate(found):
+        if as_json:
+            click.echo(json.dumps(as_line(number, text, these), ensure_ascii=False))
+        else:
+            _table(these, text if text is not None else f"query {number}")
+
+
+def _table(hits: Sequence[Hit], title: str = "") -> None:
+    from .. import display
+
+    rows = [(hit.rank, hit.score, hit.key, hit.caption, hit.metadata.get("url")) for hit in hits]
+    display.print_table(["#", "score", "key", "caption", "url"], rows, title)
+
+
+def _save_sheet(dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, save: str, data: str | None) -> None:
+    from embedpipe import files
+    from embedpipe.images.pages import contact_page
+    from embedpipe.images.sheet import SheetCell, contact_sheet
+    from embedpipe.load.images.source import source_images
+
+    pictures = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], data)
+    missing = sum((hit.src_shard, hit.key) not in pictures for hit in hits)
+    if missing:
+        place = data or dataset.run.source
+        click.echo(f"warning: {missing} pictures are not in {place}; see --images", err=True)
+    cells = [SheetCell(pictures.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
+    make = contact_page if save.lower().endswith(".html") else contact_sheet
+    files.write_bytes(save, make(cells, title))

@@ -1,0 +1,212 @@
+"""`embedpipe train-decoder`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import (
+    ForStages,
+    config_options,
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    parallel_option,
+    refuse_missing,
+    row_options,
+    run_folders,
+    split_options,
+    trust_option,
+)
+
+if TYPE_CHECKING:
+    from embedpipe.unclip.train.decoder_config import DecoderJob, DecoderOutcome
+
+
+@click.command()
+@click.argument("data")
+@click.argument("emb")
+@click.argument("out")
+@click.option(
+    "--preset",
+    default="tiny",
+    show_default=True,
+    help="tiny (32, 64 px), tiny-latent (64 px, with --vae), base (64, 256) or paper.",
+)
+@click.option(
+    "--sizes",
+    type=ForStages(int, least=1),
+    help="Pixels a side of each stage, e.g. 64,256; how many there are.",
+)
+@click.option("--dims", type=ForStages(int, least=1), help="Width of each stage's network, or of all.")
+@click.option("--timesteps", type=ForStages(int, least=1), help="Noise levels of each stage, or of all.")
+@click.option("--objective", type=ForStages(str), help="What each stage's network predicts: v, x0, noise or flow.")
+@click.option("--text-tokens", is_flag=True, help="Tell the first stage the states of the captions' tokens, too.")
+@config_options
+@click.option("--stage", "stages", type=click.IntRange(1), multiple=True, help="Train this stage alone. Repeatable.")
+@click.option(
+    "--vae",
+    "vaes",
+    multiple=True,
+    metavar="FOLDER",
+    callback=run_folders,
+    help="Autoencoder of the first stage (again: of the second …).",
+)
+@click.option(
+    "--cache-latents", is_flag=True, help="With --vae: encode each image once, and keep its latents beside the stage."
+)
+@trust_option("Allow stages or embeddings that version 0.1 wrote beside newer ones")
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps of each stage.")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows of a step, of each stage, over all processes.")
+@click.option("--seed", type=click.IntRange(0), help="Of weights, order, noise and dropout, of each stage.")
+@click.option("--sample-every", type=click.IntRange(1), help="Steps between sample grids. Default: as it is evaluated.")
+@click.option("--log", "loggers", multiple=True, metavar="NAME", help="tensorboard or wandb, besides metrics.jsonl.")
+@split_options
+@click.option(
+    "--features",
+    metavar="WHAT",
+    help="Score samples by similarity, FID and KID: `encoder` (EMB's own), an encoder's folder, or inception:FILE.",
+)
+@click.option("--score-rows", type=click.IntRange(2), default=64, show_default=True, help="Held-out rows scored.")
+@click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Guidance of samples; 1 is none.")
+@click.option(
+    "--drop-unjoined", is_flag=True, help="Leave out rows whose image is missing or another, instead of refusing them."
+)
+@row_options
+@click.option("--decode-threads", type=click.IntRange(1), default=4, show_default=True, help="Threads that decode.")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="No larger image is decoded."
+)
+@parallel_option
+@device_option(several=True)
+@dry_run_option
+@json_option
+@debug_option
+def command(data: str, emb: str, out: str, **options: Any) -> None:
+    """Train a decoder (image embedding → image): a cascade of stages, each trained by itself.
+
+    DATA are the image shards that EMB was encoded from; each image is found by its source shard and key. No CLIP is
+    loaded. OUT gets a folder for each stage (weights, checkpoints, metrics.jsonl, curves.png, sample grids), and is a
+    decoder once all are there. The same command again resumes, bit for bit on a CPU. torchrun starts it on several
+    devices; stages can be trained by several commands at the same time.
+
+    \b
+    embedpipe train-decoder shards emb decoder
+    embedpipe train-decoder shards emb decoder --sizes 64,256 --dims 128,64 --stage 2
+    embedpipe train-decoder shards emb decoder --set stages.1.optim.lr=1e-4 --features encoder
+    torchrun --nproc-per-node 8 -m embedpipe_cli train-decoder shards emb decoder --preset base
+    """
+    refuse_missing(emb)
+
+    from dalle2_core.training import join_processes
+    from embedpipe.unclip.train import decoder
+    from embedpipe.unclip.train.plan import default_device
+
+    from .. import display
+    from ..training_display import print_plan_of, training_view
+
+    job = _job(data, emb, out, options)
+    numbers = job.numbers()
+    if options["dry_run"]:
+        display.note_old_data(emb)
+        display.print_json({"train": numbers, **print_plan_of(decoder.plan_decoder(job), job.recipe)})
+        return
+    device = options["device"] or default_device()
+    together = join_processes(device)
+    if together.is_first:
+        display.note_old_data(emb)
+    outcome = decoder.train_decoder(job, device, training_view("train-decoder", together), together)
+    if outcome is None:
+        return
+    if options["as_json"]:
+        display.print_json(outcome)
+    else:
+        _print(outcome)
+
+
+def _job(data: str, emb: str, out: str, options: dict[str, Any]) -> DecoderJob:
+    from dalle2_core.presets.decoder import decoder_preset
+    from embedpipe.unclip.data.decoder_batches import ImageSource
+    from embedpipe.unclip.data.row_policy import RowPolicy
+    from embedpipe.unclip.train.decoder_config import DecoderJob, JudgeConfig
+    from embedpipe.unclip.train.plan import SplitConfig
+
+    from ..config import resolve_config
+
+    recipe = decoder_preset(options["preset"]).changed(
+        sizes=options["sizes"] or (),
+        dims=options["dims"] or (),
+        timesteps=options["timesteps"] or (),
+        objectives=options["objective"] or (),
+    )
+    recipe = resolve_config(
+        recipe, options["config_file"], [*options["settings"], *_short(options, len(recipe.stages))]
+    )
+    policy = RowPolicy(options["normalise"], options["drop_nonfinite"])
+    return DecoderJob(
+        data,
+        emb,
+        out,
+        recipe,
+        options["stages"],
+        options["vaes"],
+        SplitConfig(options["split_column"], options["valid_share"]),
+        ImageSource(options["drop_unjoined"], options["decode_threads"], options["max_pixels"], policy),
+        JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
+        options["cache_latents"],
+        options["trust_old_card"],
+    )
+
+
+def _short(options: dict[str, Any], count: int) -> Sequence[str]:
+    """The options that stand for a setting of every stage, as --set writes them."""
+    values = {
+        "steps": options["steps"],
+        "batch_size": options["batch_size"],
+        "seed": options["seed"],
+        "parallel": options["parallel"],
+        "show_every": options["sample_every"],
+        "loggers": json.dumps(options["loggers"]) if options["loggers"] else None,
+    }
+    text = ["stages.1.text_tokens=true"] if options["text_tokens"] else []
+    return text + [
+        f"stages.{number}.train.{name}={value}"
+        for number in range(1, count + 1)
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _print(outcome: DecoderOutcome) -> None:
+    from .. import display
+
+    join = outcome.join
+    if outcome.dropped:
+        click.echo(f"warning: {outcome.dropped:,} rows that are not finite were left out", err=True)
+    left_out = [
+        f"{count:,} {what}"
+        for count, what in (
+            (join.image_missing, "without an image"),
+            (join.image_changed, "with another image than was encoded"),
+            (join.row_repeated, "with a key that is not theirs alone"),
+        )
+        if count
+    ]
+    if left_out:
+        click.echo(f"warning: rows left out: {', '.join(left_out)}", err=True)
+    click.echo(
+        f"{outcome.out}: trained on {outcome.train_rows:,} images, {outcome.valid_rows:,} are held out; "
+        f"{join.image_unused:,} images have no row"
+    )
+    names = list(dict.fromkeys(name for stage in outcome.stages for name in stage.metrics))
+    rows = [
+        (it.stage, it.image_size, it.parameters, it.steps, it.best_step, *(it.metrics.get(name) for name in names))
+        for it in outcome.stages
+    ]
+    display.print_table(["stage", "px", "parameters", "steps", "best step", *names], rows)
+    if not outcome.complete:
+        click.echo(f"{outcome.out} is no decoder yet: train its other stages, too, with --stage")

@@ -1,0 +1,95 @@
+"""`embedpipe train-vae`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import (
+    debug_option,
+    device_option,
+    dry_run_option,
+    json_option,
+    picture_options,
+    short_settings,
+    split_options,
+    training_options,
+)
+
+if TYPE_CHECKING:
+    from embedpipe.unclip.train.autoencoder import VaeOutcome
+
+
+@click.command()
+@click.argument("data")
+@click.argument("out")
+@click.option(
+    "--preset", default="tiny", show_default=True, help="tiny (64 px, for a CPU) or base (256 px, with discriminator)."
+)
+@training_options
+@split_options
+@click.option(
+    "--vgg",
+    metavar="FILE",
+    help="torchvision's weights of vgg16 (.pth, .safetensors), for a perceptual loss. Default: none; never downloaded.",
+)
+@picture_options
+@device_option(several=True)
+@dry_run_option
+@json_option
+@debug_option
+def command(data: str, out: str, **options: Any) -> None:
+    """Train an autoencoder with a codebook (VQGAN) on image shards or a folder of images, for decoders in its latents.
+
+    OUT gets the autoencoder (config.json, model.safetensors) with its latents' statistics, checkpoints, metrics.jsonl,
+    curves.png, reconstructions/ and the decoded pictures (cache/, which may be deleted afterwards). Captions are not
+    needed. The same command again resumes, bit for bit on a CPU. torchrun starts it on several devices.
+
+    \b
+    embedpipe train-vae shards vae
+    embedpipe train-vae shards vae --preset base --vgg vgg16.pth --set train.batch_size=32
+    torchrun --nproc-per-node 8 -m embedpipe_cli train-vae shards vae --preset base
+    """
+    from dalle2_core.presets.autoencoder import vae_preset
+    from dalle2_core.training import join_processes
+    from embedpipe.unclip.train import autoencoder
+    from embedpipe.unclip.train.plan import SplitConfig, default_device
+
+    from .. import display
+    from ..config import resolve_config
+    from ..training_display import print_plan_of, training_view
+
+    recipe = resolve_config(vae_preset(options["preset"]), options["config_file"], short_settings(options))
+    job = autoencoder.VaeJob(
+        data,
+        out,
+        recipe,
+        SplitConfig(options["split_column"], options["valid_share"]),
+        autoencoder.VaeSource(options["input_format"], options["max_pixels"], options["vgg"]),
+    )
+    if options["dry_run"]:
+        display.print_json(print_plan_of(autoencoder.plan_vae(job, training_view("train-vae")), recipe))
+        return
+    device = options["device"] or default_device()
+    together = join_processes(device)
+    outcome = autoencoder.train_vae_on(job, device, training_view("train-vae", together), together)
+    if outcome is None:
+        return
+    if options["as_json"]:
+        display.print_json(outcome)
+    else:
+        _print(outcome)
+
+
+def _print(outcome: VaeOutcome) -> None:
+    from .. import display
+
+    if outcome.rejects:
+        display.print_table(["left out because", "samples"], sorted(outcome.rejects.items(), key=lambda item: -item[1]))
+    click.echo(
+        f"{outcome.out}: an autoencoder of {outcome.parameters:,} parameters, latents of {outcome.latent_channels} "
+        f"channels and sides {outcome.downsampling} times smaller; {outcome.steps:,} steps on "
+        f"{outcome.train_rows:,} pictures, best on {outcome.valid_rows:,} held-out ones at step {outcome.best_step:,}"
+    )
+    display.print_table(["held out", "value"], list(outcome.metrics.items()))

@@ -1,0 +1,74 @@
+"""How the commands that train show what they do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedpipe.unclip.train.view import TrainingView
+
+from . import display
+
+if TYPE_CHECKING:
+    from dalle2_core.training import Comparison, Processes, StepReport, TrainConfig
+    from embedpipe.unclip.train.plan import TrainingPlan
+
+
+def training_view(command: str, together: Processes | None = None) -> TrainingView:
+    """The displays of a command on stderr: of its first process, which alone speaks; None where there is one alone."""
+    if together is not None and not together.is_first:
+        return TrainingView()
+
+    @contextlib.contextmanager
+    def steps(what: str, config: TrainConfig) -> Iterator[Callable[[StepReport], None] | None]:
+        title = f"{command} {what}".rstrip()
+        begun: int | None = None
+        with display.progress(title, "samples", "steps") as view:
+
+            def on_step(report: StepReport) -> None:
+                nonlocal begun
+                if begun is None:
+                    begun = report.step - 1
+                    if begun:
+                        view.line(f"{title}: goes on from step {begun:,} of {report.steps:,}")
+                view.at_step(report.step, report.steps, config.batch_size, report.loss)
+
+            yield on_step
+            if begun is None:
+                view.line(f"{title}: all {config.steps:,} steps were done before; nothing is left to train")
+
+    return TrainingView(display.progress, steps)
+
+
+def print_plan_of(plan: TrainingPlan, recipe: Any) -> dict[str, Any]:
+    """What `--dry-run` prints: the plan, and the resolved recipe as it is."""
+    return {"plan": display.plain(plan), **display.plain(recipe)}
+
+
+def show_comparison(found: Comparison, split_name: str, as_json: bool) -> None:
+    """Print a comparison as a table and a sentence, or as JSON."""
+    if as_json:
+        display.print_json({"rows": found.table(), "winners": dict(found.winners), "sentence": found.sentence()})
+        return
+    rows = [
+        (
+            name,
+            score.cosine_image,
+            score.cosine_text,
+            score.cosine_unrelated,
+            score.recall_at_1,
+            score.recall_at_5,
+            score.recall_at_10,
+            score.norm,
+            score.spread,
+        )
+        for name, score in found.scores.items()
+    ]
+    images = next(iter(found.scores.values()))
+    columns = ["", "cos image", "cos text", "cos unrelated", "recall@1", "recall@5", "recall@10", "norm", "spread"]
+    display.print_table(columns, rows, title=f"{images.n} held-out rows ({split_name})")
+    click.echo(found.sentence())
+    click.echo(f"spread: mean cosine between predictions for different rows; true images: {images.spread_images:.4f}")

@@ -1,0 +1,1 @@
+"""Diffusion: schedules, parameterizations and losses, denoisers, guidance, and samplers that know neither."""

@@ -1,0 +1,107 @@
+"""What every prior is to those who train, compare and use it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.rng import RNG
+from dalle2_core.serialization import read_settings, read_weights, settings_of, write_model
+
+P = TypeVar("P", bound="Prior")
+
+
+class Prior(nn.Module):
+    """Image embeddings for text embeddings.
+
+    One that has a `loss` besides (a `dalle2_core.types.Trainable`) is trained after `fit`; the others are ready then.
+    KIND: what config.json calls it.
+    """
+
+    KIND: ClassVar[str]
+
+    @abstractmethod
+    def fit(self: P, text_embed: Tensor, image_embed: Tensor) -> P:
+        """Take from training rows [n, d] what has a closed form: statistics, principal components, a regression."""
+
+    @abstractmethod
+    def sample(
+        self,
+        text_embed: Tensor,
+        *,
+        text_encodings: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        cond_scale: float = 1.0,
+        normalize: bool = True,
+        generator: RNG = None,
+    ) -> Tensor:
+        """Predicted image embeddings [b, d], one for each text embedding [b, d].
+
+        text_encodings, text_mask: [b, l, w] and [b, l], for a prior trained with text tokens. cond_scale: of guidance;
+        1 is none. normalize: bring the result to norm 1. generator: of all draws, on the prior's device.
+        Raises ShapeError if a width is not this prior's, ConfigError if it cannot be guided.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What config.json says besides the kind, as plain JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls: type[P], settings: Mapping[str, Any]) -> P:
+        """A new prior of what `settings` gave. Raises KeyError, TypeError or ConfigError for others."""
+
+    def save(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
+        write_model(folder, self.KIND, self.settings(), self.state_dict())
+
+    @classmethod
+    def load(cls: type[P], folder: Path | str, device: torch.device | str = "cpu") -> P:
+        """Read what `save` wrote. Raises CheckpointError if it is not a whole prior of this kind and format."""
+        settings = read_settings(folder, cls.KIND, f"{'an' if cls.KIND[0] in 'aeiou' else 'a'} {cls.KIND}")
+        with settings_of(folder):
+            prior = cls.from_settings(settings)
+        prior.take_weights(folder)
+        return prior.to(device)
+
+    def take_weights(self, folder: Path | str) -> None:
+        """Take the numbers from a folder. Raises CheckpointError if they do not fit."""
+        read_weights(folder, self)
+
+
+def check_width(text_embed: Tensor, width: int) -> None:
+    """Raises ShapeError unless the texts are [b, width]."""
+    if text_embed.ndim != 2 or text_embed.shape[1] != width:
+        raise ShapeError(
+            f"text_embed is {tuple(text_embed.shape)}; this prior takes [b, {width}]. "
+            "Is it from the encoder that the prior was made for?"
+        )
+
+
+def check_guidance(cond_scale: float, cond_drop_prob: float) -> None:
+    """Raises ConfigError where guidance is asked of a prior that was always told the text."""
+    if cond_scale != 1.0 and cond_drop_prob == 0:
+        raise ConfigError(
+            f"cond_scale {cond_scale} needs a prior trained with cond_drop_prob above 0; this one was not"
+        )
+
+
+def check_candidates(num_samples_per_batch: int) -> None:
+    """Raises ConfigError below one."""
+    if num_samples_per_batch < 1:
+        raise ConfigError(f"num_samples_per_batch is {num_samples_per_batch}; it must be 1 or more")
+
+
+def nearest(text_embed: Tensor, candidates: Tensor) -> Tensor:
+    """Of n candidates for each text, [b * n, d], the one whose direction is nearest to the text embedding: [b, d]."""
+    candidates = candidates.view(len(text_embed), -1, text_embed.shape[1])
+    likeness = (F.normalize(candidates, dim=-1) * text_embed[:, None]).sum(dim=-1)
+    best = likeness.argmax(dim=1)[:, None, None].expand(-1, 1, text_embed.shape[1])
+    return candidates.gather(1, best).squeeze(1)

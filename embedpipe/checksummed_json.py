@@ -1,0 +1,53 @@
+"""JSON documents that carry a checksum of themselves: their last field, over every byte of the file.
+
+`self_sha256` is the sha256 of the file with the 64 digits of that field replaced by zeros, so that a flipped bit in any
+other field, in a field's name or in the white space is noticed, and anybody can compute it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+
+SEAL = "self_sha256"
+_BLANK = "0" * 64
+
+
+class Unsound(ValueError):
+    """The document is not what was written; `str()` says how that shows."""
+
+
+def dump(document: dict[str, Any]) -> bytes:
+    """`document` as JSON, with its checksum."""
+    blank = (json.dumps({**document, SEAL: _BLANK}, indent=1) + "\n").encode()
+    head, _, tail = blank.rpartition(_BLANK.encode())
+    return head + hashlib.sha256(blank).hexdigest().encode() + tail
+
+
+def load(data: bytes, known: Collection[str]) -> Any:
+    """What is in a document, its checksum taken out. Raises Unsound when it is no JSON or not what was written.
+
+    A document without a checksum was written before there were any. It holds nothing but fields of those days, all of
+    them `known`: a stranger among them is a damaged name, that of the checksum perhaps.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as problem:
+        raise Unsound(f"not JSON ({problem})") from problem
+    if not isinstance(document, dict):
+        return document
+    if SEAL in document:
+        if not _holds(data, document.pop(SEAL)):
+            raise Unsound("its checksum does not match: its bytes were changed")
+    elif strangers := sorted(document.keys() - set(known)):
+        raise Unsound(f"no checksum, and unknown fields: {', '.join(strangers)}")
+    return document
+
+
+def _holds(data: bytes, claimed: object) -> bool:
+    if not isinstance(claimed, str) or len(claimed) != len(_BLANK) or not claimed.isascii():
+        return False
+    head, _, tail = data.rpartition(claimed.encode())
+    return hashlib.sha256(head + _BLANK.encode() + tail).hexdigest() == claimed

@@ -1,0 +1,68 @@
+"""Whether what two cards stand for may be put together: an older card does not record all that the newer one does."""
+
+from __future__ import annotations
+
+from ..errors import RunMismatch
+from . import open_clip_tables
+from .encoder_card import BEFORE_ACTIVATION, EncoderCard, Likeness
+from .spec import has_quick_gelu
+
+
+def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], trust_old_card: bool = False) -> bool:
+    """Whether two cards, each with the name of what it belongs to, are of one encoder.
+
+    Where one was written by version 0.1 and all that it records agrees, somebody has to say so: raises RunMismatch
+    unless `trust_old_card`. Raises it, too, where both were and the names of their models say that they differ.
+    """
+    likeness = one[1].compare(other[1])
+    if likeness is Likeness.SAME:
+        _refuse_other_names(one, other)
+    if likeness is Likeness.UNRECORDED and not trust_old_card:
+        (where, old), (_, new) = (one, other) if one[1].dated else (other, one)
+        differs = _activations_that_differ(old, new)
+        raise RunMismatch(
+            f"{where}: {BEFORE_ACTIVATION}; all else agrees with the encoder of {new.model} {new.pretrained}".rstrip()
+            + differs,
+            "Encode it again, or pass --trust-old-card to mix them anyway"
+            if differs
+            else "If it is the same encoder, say so with --trust-old-card",
+        )
+    return likeness is not Likeness.OTHER
+
+
+def _refuse_other_names(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard]) -> None:
+    """Raise RunMismatch for two cards of version 0.1 whose models it computed with different activations."""
+    (where, first), (_, second) = one, other
+    then, also = activation_of_version_0_1(first), activation_of_version_0_1(second)
+    if first.dated and second.dated and None not in (then, also) and then != also and has_quick_gelu(first.model):
+        raise RunMismatch(
+            f"{where}: {BEFORE_ACTIVATION}; version 0.1 computed {first.model} with {activation_word(bool(then))}, and "
+            f"{second.model} with {activation_word(bool(also))}",
+            "Give the model by the name that it was made with, or encode again",
+        )
+
+
+def activation_of_version_0_1(card: EncoderCard) -> bool | None:
+    """Whether version 0.1 computed QuickGELU: for every tag what the model's name says; None for no name of a table."""
+    name = open_clip_tables.known_name(card.model)
+    return None if name is None else bool(open_clip_tables.configs()[name].get("quick_gelu", False))
+
+
+def computes_quick_gelu(card: EncoderCard) -> bool | None:
+    """Whether any tower of a card's model computes QuickGELU; None where that was not recorded."""
+    if card.image_tower is None or card.text_tower is None:
+        return None
+    return any("quick_gelu" in tower.activation.split("+") for tower in (card.image_tower, card.text_tower))
+
+
+def _activations_that_differ(old: EncoderCard, new: EncoderCard) -> str:
+    then, now = activation_of_version_0_1(old), computes_quick_gelu(new)
+    if then is None or now is None or then == now or not has_quick_gelu(old.model):
+        return ""
+    before, after = activation_word(then), activation_word(now)
+    return f", but version 0.1 computed {old.model} with {before}, and that one computes {after}"
+
+
+def activation_word(quick_gelu: bool) -> str:
+    """QuickGELU or GELU."""
+    return "QuickGELU" if quick_gelu else "GELU"

@@ -1,0 +1,210 @@
+"""The model card of an embedding data set: what made the numbers, in enough detail to make them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+from ..plural import in_full
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """How an image becomes the model's input; the values come from the model's own configuration.
+
+    size: (height, width) in pixels. mean, std: per RGB channel, for values in 0..1. interpolation: bicubic, bilinear or
+    random. resize_mode: shortest (resize the shorter side, crop the centre), longest (pad with fill_color) or squash.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    resize_mode: str
+    fill_color: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What becomes of an image besides its pixels, before it is resized: each `ignored`, or the name of what is done.
+
+    transparency: of an alpha channel or a palette's. orientation: of EXIF's. colour_profile: of an embedded one.
+    """
+
+    transparency: str
+    orientation: str
+    colour_profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class TowerCard:
+    """What decides a tower's numbers besides its weights, in words that do not depend on a library's class names.
+
+    activation: gelu, quick_gelu, gelu_tanh, relu, silu …, all that are in it, in alphabetical order, joined by `+`.
+    pooling: how a vector is made of positions: tok, avg, map, attention, argmax, last …
+    """
+
+    activation: str
+    pooling: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextPreprocessSpec:
+    """How a caption is cleaned before it becomes tokens: lower, whitespace or canonicalize; other options by name."""
+
+    clean: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+UNKNOWN = "unknown"
+BEFORE_ACTIVATION = "written before the activation was recorded"
+
+# What cards of version 0.1 did not have. Where it is not there, it is no part of the fingerprint.
+_SINCE_V2 = ("image_tower", "text_tower", "text_preprocess", "image_rules")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionCard:
+    """What predicted the image embeddings of a data set from its text embeddings.
+
+    kind: of prior. sha256: of its configuration and weights. sampling: how it was sampled, plain values.
+    """
+
+    kind: str
+    sha256: str
+    sampling: dict[str, Any]
+
+
+class Likeness(enum.Enum):
+    """How two cards compare. UNRECORDED: the same but for what the older one did not record."""
+
+    SAME = "same"
+    UNRECORDED = "unrecorded"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCard:
+    """Model, weights, preprocessing and number format of an embedding data set.
+
+    `weights_sha256` hashes names, dtypes, shapes and bytes of the state dict. Two data sets belong together when their
+    `fingerprint()` is equal: the names a user typed for the model (`model`, `pretrained`) are not part of it.
+    predicted_by: None where the image embeddings were made from images. Predicted ones have another fingerprint, so
+    that nothing takes them for the real thing.
+    image_tower, text_tower, text_preprocess, image_rules: None where version 0.1 wrote the card, which did not record
+    them; such a card keeps the fingerprint that version 0.1 gave it.
+    """
+
+    model: str
+    pretrained: str
+    weights_sha256: str
+    dim: int
+    dtype: str
+    normalised: bool
+    precision: str
+    decode: str
+    preprocess: PreprocessSpec
+    tokenizer: str
+    context_length: int
+    predicted_by: PredictionCard | None = None
+    image_tower: TowerCard | None = None
+    text_tower: TowerCard | None = None
+    text_preprocess: TextPreprocessSpec | None = None
+    image_rules: ImageRules | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known what made the numbers: False for data sets that others wrote, see `unknown_card`."""
+        return not self.weights_sha256.startswith(UNKNOWN)
+
+    @property
+    def fingerprint_version(self) -> int:
+        """1 for what version 0.1 recorded, 2 where the activation and all else that decides the numbers is recorded."""
+        return 1 if any(getattr(self, name) is None for name in _SINCE_V2) else 2
+
+    @property
+    def dated(self) -> bool:
+        """Whether it was `BEFORE_ACTIVATION`, by version 0.1. Cards of what others wrote are not: nothing is known."""
+        return self.known and self.fingerprint_version == 1
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over everything that is recorded of what decides the numbers."""
+        facts = self.facts()
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What the fingerprint is made of, as plain values."""
+        facts = dataclasses.asdict(self)
+        del facts["model"], facts["pretrained"]
+        # Absent rather than null: data sets from before there was this keep their print.
+        for name in ("predicted_by", *_SINCE_V2):
+            if facts[name] is None:
+                del facts[name]
+        return facts
+
+    def as_version_0_1(self) -> EncoderCard:
+        """The card with what version 0.1 recorded: its fingerprint is what version 0.1 gave such an encoder."""
+        return dataclasses.replace(self, image_tower=None, text_tower=None, text_preprocess=None, image_rules=None)
+
+    def compare(self, other: EncoderCard) -> Likeness:
+        """Whether two cards are of one encoder, as far as both record it."""
+        if self.fingerprint() == other.fingerprint():
+            return Likeness.SAME
+        one_is_dated = self.dated != other.dated and self.known and other.known
+        if one_is_dated and self.as_version_0_1().fingerprint() == other.as_version_0_1().fingerprint():
+            return Likeness.UNRECORDED
+        return Likeness.OTHER
+
+    def of_encoder(self) -> EncoderCard:
+        """The card of the encoder alone: what a query must be encoded with."""
+        return dataclasses.replace(self, predicted_by=None)
+
+
+def in_words(card: EncoderCard) -> list[tuple[str, str]]:
+    """What decides the numbers besides the weights, as (name, text) to show; empty where it was not recorded."""
+    if card.image_tower is None or card.text_tower is None or card.text_preprocess is None:
+        return []
+    towers = (("image", card.image_tower), ("text", card.text_tower))
+    spec = card.preprocess
+    return [
+        ("towers", "; ".join(f"{side} {tower.activation}, pooled by {tower.pooling}" for side, tower in towers)),
+        (
+            "images",
+            f"{spec.size[0]}×{spec.size[1]}, {spec.resize_mode}, {spec.interpolation}, mean {in_full(spec.mean)}, "
+            f"std {in_full(spec.std)}",
+        ),
+        ("captions", f"cleaned by {card.text_preprocess.clean}, at most {card.context_length} tokens"),
+    ]
+
+
+def card_from(values: Mapping[str, Any]) -> EncoderCard:
+    """What `dataclasses.asdict` made of a card, read back. Raises ValueError if it is none."""
+    return pydantic.TypeAdapter(EncoderCard).validate_python(values)
+
+
+def unknown_card(dim: int, dtype: str, normalised: bool, identity: str, model: str = UNKNOWN) -> EncoderCard:
+    """The card of embeddings whose encoder left no record. `identity`: equal for what may be taken as of one encoder.
+
+    `model` is what somebody says of them; nothing depends on it.
+    """
+    no_preprocess = PreprocessSpec((0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), UNKNOWN, UNKNOWN, 0)
+    return EncoderCard(
+        model=model,
+        pretrained="",
+        weights_sha256=f"{UNKNOWN}: {identity}",
+        dim=dim,
+        dtype=dtype,
+        normalised=normalised,
+        precision=UNKNOWN,
+        decode=UNKNOWN,
+        preprocess=no_preprocess,
+        tokenizer=UNKNOWN,
+        context_length=0,
+    )

@@ -1,0 +1,33 @@
+"""What can be said of a model by its name alone, without loading torch: whether its folder, or its name, is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ModelError, did_you_mean
+from . import open_clip_tables
+
+_CONFIG_FILE = "open_clip_config.json"
+
+
+def model_folder(model: str) -> Path | None:
+    """The folder that a model is, as a path or as `local-dir:PATH`; None for a name.
+
+    Raises ModelError for a folder that is not there, or holds no model.
+    """
+    folder = Path(model.removeprefix("local-dir:"))
+    if model.startswith("local-dir:") or (folder.is_dir() and not model.startswith("hf-hub:")):
+        if not (folder / _CONFIG_FILE).is_file():
+            raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
+        return folder
+    if folder.is_absolute():
+        raise ModelError(f"{model}: no such folder", "If the model has moved, say where it is now with --model")
+    return None
+
+
+def refuse_unknown(model: str) -> None:
+    """Raise ModelError for a folder that is no model, or a name of none of open_clip's configuration files."""
+    if model_folder(model) is not None or model.startswith("hf-hub:"):
+        return
+    if open_clip_tables.known_name(model) is None:
+        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.configs()))

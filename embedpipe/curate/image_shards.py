@@ -1,0 +1,227 @@
+"""The image shards of chosen rows: what `encode` read of them, in tars like those that `fetch` leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from .. import files, manifest
+from ..errors import DatasetError, InputError, RunMismatch
+from ..fetch.shards.commit import json_safe
+from ..fetch.tables.schema import FIXED
+from ..load import EmbeddingDataset
+from ..load.images.source import open_source
+from ..lock import exclusive
+from ..manifest import IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
+from ..progress import Listener, Progress, silent
+from ..read import Reader
+from ..tar import TarWriter
+from ..types import Sample
+from ..uid import uid
+from .materialise import SELECTION, selection_run
+
+_NAMES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageExportReport:
+    """What `export_images` wrote. already: shards that an earlier run had written."""
+
+    shards: int
+    already: int
+    rows: int
+    bytes: int
+
+
+def export_images(
+    dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None, listen: Listener = silent
+) -> ImageExportReport:
+    """Write the images, captions and metadata of `rows` (int64, ascending) as image shards; called again, it goes on.
+
+    Shard i of `out` holds the chosen samples of input shard i, in the order of the rows. images: where the input is
+    now, None for where it was. Raises InputError when it is not there, DatasetError when it is not what was encoded,
+    RunMismatch when `out` holds something else, OutputBusy, OutputUnwritable, DiskFull.
+    """
+    reader = _source(dataset, images)
+    run = _run_of(dataset, rows, images)
+    with exclusive(out):
+        _refuse_other(out, run)
+        done = _committed(out, run)
+        manifest.write_run(out, manifest.with_pending(out, run))
+        todo = [entry for entry in dataset.manifests if entry.number not in done]
+        listen(Progress(planned=len(todo)))
+        for entry in todo:
+            _export_shard(dataset, rows, out, run, reader, entry)
+            listen(Progress(rows=len(_rows_of(dataset, rows, entry)[1]), tasks=1))
+        manifest.settle(out)
+        written = list(manifest.read_manifests(out, run.shard_digits))
+    return ImageExportReport(
+        len(written), len(done), sum(entry.rows_out for entry in written), sum(entry.bytes() for entry in written)
+    )
+
+
+def plan_images(dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None) -> str:
+    """Where `export_images` would take the images from. Raises as it does before it writes."""
+    _source(dataset, images)
+    run = _run_of(dataset, rows, images)
+    _refuse_other(out, run)
+    return run.source
+
+
+def _source(dataset: EmbeddingDataset, images: str | None) -> Reader:
+    reader = open_source(dataset, images, captions=True)
+    if reader is None:
+        raise InputError(
+            f"{dataset.run.source or dataset.path}: the image shards are no longer there",
+            "Say where they are: --data",
+        )
+    return reader
+
+
+def _run_of(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -> RunCard:
+    return RunCard(
+        format=IMAGE_SHARDS,
+        options={SELECTION: selection_run(dataset, rows, "export").options[SELECTION]},
+        plan=dataset.run.plan,
+        source=images or dataset.run.source,
+        shard_digits=dataset.run.shard_digits,
+        versions=dataset.run.versions,
+    )
+
+
+def _refuse_other(out: str, run: RunCard) -> None:
+    before = manifest.read_run(out)
+    if before is not None:
+        if before.format != IMAGE_SHARDS:
+            raise RunMismatch(f"{out}: holds {before.format}, not {IMAGE_SHARDS}", "Give another output folder")
+        manifest.refuse_difference(out, before.options, run.options, "selection", "Give another output folder")
+
+
+def _committed(out: str, run: RunCard) -> set[int]:
+    """Numbers of the shards that are whole; what killed writers left is swept."""
+    files.sweep_temporaries(out)
+    files.sweep_temporaries(files.join(out, "manifest"))
+    whole = set()
+    for entry in list(manifest.read_manifests(out, run.shard_digits)):
+        if manifest.files_are_there(out, entry):
+            whole.add(entry.number)
+        else:
+            manifest.retract(out, entry.number, run.shard_digits)
+    return whole
+
+
+def _rows_of(dataset: EmbeddingDataset, rows: np.ndarray, entry: ShardManifest) -> tuple[int, np.ndarray]:
+    """(place of the shard in `dataset.shards`, the chosen rows counted from its first); -1, none where it is empty."""
+    for place, shard in enumerate(dataset.shards):
+        if shard.manifest is entry:
+            return place, rows[slice(*np.searchsorted(rows, (shard.start, shard.stop)))] - shard.start
+    return -1, np.empty(0, np.int64)
+
+
+def _export_shard(
+    dataset: EmbeddingDataset, rows: np.ndarray, out: str, run: RunCard, reader: Reader, entry: ShardManifest
+) -> None:
+    place, mine = _rows_of(dataset, rows, entry)
+    about = dataset.metadata(place).take(pa.array(mine)).to_pylist() if len(mine) else []
+    name = manifest.shard_name(entry.number, run.shard_digits)
+    table: list[dict[str, Any]] = []
+    with files.writing(files.join(out, f"{name}.tar")) as stream:
+        tar = TarWriter(stream)
+        for row, sample in _samples(dataset, reader, entry, about):
+            table.append(_add(tar, row, sample))
+        written_tar = tar.finish()
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(table, schema=FIXED), sink, compression="zstd")
+    written_table = files.write_bytes(files.join(out, f"{name}.parquet"), sink.getvalue().to_pybytes())
+    record = ShardManifest(
+        number=entry.number,
+        source=entry.source,
+        source_sha256=entry.source_sha256,
+        rows_in=len(table),
+        rows_out=len(table),
+        rows_rejected=0,
+        rejects={},
+        files=(
+            FileRecord(f"{name}.tar", written_tar.bytes, written_tar.sha256),
+            FileRecord(f"{name}.parquet", written_table.bytes, written_table.sha256),
+        ),
+    )
+    manifest.commit(out, record, run.shard_digits)
+
+
+def _samples(
+    dataset: EmbeddingDataset, reader: Reader, entry: ShardManifest, about: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], Sample]]:
+    """Each wanted row with its sample, in order. Raises DatasetError when one is gone, or is another picture now."""
+    if not about:
+        return
+    waiting = iter(about)
+    row = next(waiting)
+    for sample in reader.read(entry.source, hashlib.sha256()):
+        if not isinstance(sample, Sample) or sample.key != row["key"] or sample.index != row["src_index"]:
+            continue
+        if sample.image is not None and row["sha256"] and hashlib.sha256(sample.image).hexdigest() != row["sha256"]:
+            raise _changed(dataset, entry, f"the image of {row['key']} is another one")
+        yield row, sample
+        following = next(waiting, None)
+        if following is None:
+            return
+        row = following
+    raise _changed(dataset, entry, f"{row['key']} is no longer in it")
+
+
+def _changed(dataset: EmbeddingDataset, entry: ShardManifest, what: str) -> DatasetError:
+    return DatasetError(
+        f"{dataset.path}: input shard {entry.source.name} has changed since it was encoded: {what}",
+        "Give the shards that were encoded, with --data",
+    )
+
+
+def _add(tar: TarWriter, row: dict[str, Any], sample: Sample) -> dict[str, Any]:
+    """Write the members of a sample, in the order of their names; its row of the table."""
+    parts = {"json": json.dumps(json_safe(sample.metadata), ensure_ascii=False).encode()}
+    if sample.caption is not None:
+        parts["txt"] = sample.caption.encode()
+    ending = ""
+    if sample.image is not None:
+        ending = _ending(sample.image)
+        parts[ending] = sample.image
+    # In a tar a key ends at its first dot; a loose file's may hold one.
+    folder, slash, last = sample.key.rpartition("/")
+    key = f"{folder}{slash}{last.replace('.', '%2E')}"
+    begins = {suffix: tar.add(f"{key}.{suffix}", data) for suffix, data in sorted(parts.items())}
+    known = {name: sample.metadata.get(name) for name in FIXED.names}
+    return {
+        **dict.fromkeys(FIXED.names),
+        "uid": known["uid"] if isinstance(known["uid"], str) else uid(row["url"], sample.caption),
+        "url": row["url"],
+        "caption": sample.caption,
+        "key": key,
+        "status": "success",
+        "attempts": 0,
+        "sha256": row["sha256"],
+        "bytes": len(sample.image) if sample.image is not None else None,
+        "width": row["width"],
+        "height": row["height"],
+        "original_width": known["original_width"] if isinstance(known["original_width"], int) else None,
+        "original_height": known["original_height"] if isinstance(known["original_height"], int) else None,
+        "offset": begins.get(ending),
+    }
+
+
+def _ending(data: bytes) -> str:
+    """The name's ending for an image of that format."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _NAMES.get(image.format or "", "jpg")
+    except OSError:
+        return "jpg"

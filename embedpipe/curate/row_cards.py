@@ -1,0 +1,29 @@
+"""Rows of a data set as they are shown to people: their pictures where those can still be found, and what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..load import EmbeddingDataset
+from ..load.images.source import source_images
+from ..load.metadata import gather
+from .page import RowCard
+
+_CHARACTERS = 200
+
+
+def row_cards(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -> dict[int, RowCard]:
+    """By row number: what a page shows of it. images: where the image shards are now, None for where they were.
+
+    Raises InputError when there are none at `images`.
+    """
+    different = np.unique(rows)
+    about = gather(dataset, different, ("src_shard", "key", "caption")).to_pylist()
+    pictures = source_images(dataset, [(row["src_shard"], row["key"]) for row in about], images)
+    return {
+        int(number): RowCard(
+            f"{row['src_shard']} {row['key']}: {(row['caption'] or '')[:_CHARACTERS]}",
+            pictures.get((row["src_shard"], row["key"])),
+        )
+        for number, row in zip(different, about, strict=True)
+    }

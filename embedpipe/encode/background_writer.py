@@ -1,0 +1,67 @@
+"""The writing side of a worker: finished shards are put on disk by a thread, one at a time, while the next is made."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from .shard_buffer import ShardBuffer
+
+_LOOK_EVERY_S = 0.1
+
+
+class Writer:
+    """Calls `finish` for each shard on a thread of its own, in the order they come.
+
+    One shard may wait while another is written. What `finish` raises is raised by the next call here. Leaving the
+    `with` block waits for what was taken; left by an exception, for the shard in the writing only.
+    """
+
+    def __init__(self, finish: Callable[[ShardBuffer], None]) -> None:
+        self._finish = finish
+        self._waiting: queue.Queue[ShardBuffer | None] = queue.Queue(1)
+        self._problem: BaseException | None = None
+        self._dropped = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="write", daemon=True)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._dropped.set()
+        self._put(None)
+        self._thread.join()
+        if kind is None:
+            self.check()
+
+    def take(self, shard: ShardBuffer) -> None:
+        """Hand a shard over, waiting while another one waits."""
+        self._put(shard)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _put(self, item: ShardBuffer | None) -> None:
+        while self._thread.is_alive():
+            try:
+                self._waiting.put(item, timeout=_LOOK_EVERY_S)
+                return
+            except queue.Full:
+                continue
+
+    def _write(self) -> None:
+        try:
+            while (shard := self._waiting.get()) is not None:
+                if not self._dropped.is_set():
+                    self._finish(shard)
+        except BaseException as raised:  # carried to the thread that hands over
+            self._problem = raised

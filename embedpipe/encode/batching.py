@@ -1,0 +1,230 @@
+"""The reading side of a worker: input shards → batches of pixels, read and decoded on threads ahead of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+
+from ..clip_model.encoder_card import EncoderCard
+from ..errors import InputError
+from ..execute import Task
+from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ..read import Reader
+from ..types import Reject, Sample
+
+_BATCHES_AHEAD = 2
+_LOOK_EVERY_S = 0.1
+_CLOSING_MAY_TAKE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingConfig:
+    """How one worker encodes. images/texts: which sides to encode. batch_size: samples per pass through a tower.
+
+    text_tokens: keep the states of the captions' tokens, too. reject_cut_captions: a caption that is longer than the
+    model's context makes its sample a reject.
+
+    decode_threads: threads that decode and resize ahead of the model; None: as many as the worker has for arithmetic.
+    max_pixels: larger images are rejected unread. pin_memory: put batches where a CUDA device can fetch them without
+    stopping.
+    """
+
+    images: bool = True
+    texts: bool = True
+    batch_size: int = 64
+    decode_threads: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    pin_memory: bool = False
+    text_tokens: bool = False
+    reject_cut_captions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sample that may be encoded; its image bytes are gone, its pixels there (until they are encoded)."""
+
+    sample: Sample
+    sha256: str | None
+    width: int | None
+    height: int | None
+    pixels: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBatch:
+    """Rows of one shard for one pass through the image tower, and the rejects met on the way.
+
+    pixels: uint8 [b, 3, h, w], None where there are none to encode.
+    """
+
+    task: Task
+    rows: tuple[Row, ...]
+    rejects: tuple[Reject, ...]
+    pixels: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEnd:
+    """All batches of a shard have come. sha256: of the input shard; problem: why it could not be read (to its end)."""
+
+    task: Task
+    sha256: str
+    problem: InputError | None = None
+
+
+@contextlib.contextmanager
+def batches_ahead(
+    tasks: Iterator[Task], reader: Reader, card: EncoderCard, config: BatchingConfig, look: Callable[[], None]
+) -> Iterator[Iterable[PixelBatch | ShardEnd]]:
+    """Batches of one shard after the other, a `ShardEnd` behind each, made by threads that run a little ahead.
+
+    They do not stop at the end of a shard: while its captions are encoded and its rows are written, the next one is
+    read. Two batches wait besides the one in the making. `look` is called while there is nothing to hand out, and may
+    raise.
+    """
+    stopped = threading.Event()
+    threads = config.decode_threads or 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    prepare = _decoder(card, config)
+    begun = (pool.submit(prepare, arrived) for arrived in _read(tasks, reader))
+    # Reading has a thread of its own: waiting for the next task must not hold up what was read of the last.
+    decoding = _Ahead(begun, max(config.batch_size, 2 * threads), stopped, _nothing)
+    arrivals = (future.result() for future in decoding)
+    made = _Ahead(_batches(arrivals, config.batch_size, config.pin_memory), _BATCHES_AHEAD, stopped, look)
+    try:
+        yield made
+    finally:
+        stopped.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        decoding.join()
+        made.join()
+
+
+def _nothing() -> None:
+    pass
+
+
+_Arrival = tuple[Task, Sample | Reject | ShardEnd]
+_Prepared = tuple[Task, Row | Reject | ShardEnd]
+
+
+def _read(tasks: Iterator[Task], reader: Reader) -> Iterator[_Arrival]:
+    for task in tasks:
+        digest = hashlib.sha256()
+        problem = None
+        try:
+            for arrival in reader.read(task.payload, digest):
+                yield task, arrival
+        except InputError as raised:
+            problem = raised
+        yield task, ShardEnd(task, digest.hexdigest(), problem)
+
+
+def _decoder(card: EncoderCard, config: BatchingConfig) -> Callable[[_Arrival], _Prepared]:
+    def prepare(arrived: _Arrival) -> _Prepared:
+        task, sample = arrived
+        if not isinstance(sample, Sample):
+            return task, sample
+        if sample.image is None:
+            return task, Row(sample, None, None, None, None)
+        sha256 = hashlib.sha256(sample.image).hexdigest()
+        decoded = decode(sample.image, card.preprocess, config.max_pixels, card.decode)
+        if isinstance(decoded, Undecodable):
+            return task, Reject(sample.key, sample.index, "decode", decoded.error_class, decoded.message)
+        bare = Sample(sample.key, sample.index, None, sample.caption, sample.metadata)
+        return task, Row(bare, sha256, decoded.width, decoded.height, decoded.pixels)
+
+    return prepare
+
+
+def _batches(arrivals: Iterable[_Prepared], size: int, pin_memory: bool) -> Iterator[PixelBatch | ShardEnd]:
+    """Batches of `size` rows; the last one of a shard may be smaller, or hold rejects only."""
+    ready: list[Row] = []
+    rejects: list[Reject] = []
+    for task, arrival in arrivals:
+        if isinstance(arrival, Reject):
+            rejects.append(arrival)
+        elif isinstance(arrival, Row):
+            ready.append(arrival)
+        ended = isinstance(arrival, ShardEnd)
+        if len(ready) == size or (ended and (ready or rejects)):
+            yield _batch(task, ready, rejects, pin_memory)
+            ready, rejects = [], []
+        if isinstance(arrival, ShardEnd):
+            yield arrival
+
+
+def _batch(task: Task, ready: Sequence[Row], rejects: Sequence[Reject], pin_memory: bool) -> PixelBatch:
+    pictures = [row.pixels for row in ready if row.pixels is not None]
+    pixels = torch.stack(pictures) if pictures else None
+    if pixels is not None and pin_memory:
+        pixels = pixels.pin_memory()
+    return PixelBatch(task, tuple(replace(row, pixels=None) for row in ready), tuple(rejects), pixels)
+
+
+class _Ended:
+    """The last thing in a prefetch queue: the source is exhausted, or raised `problem`."""
+
+    def __init__(self, problem: BaseException | None) -> None:
+        self.problem = problem
+
+
+_Item = TypeVar("_Item")
+
+
+class _Ahead(Generic[_Item]):
+    """Iterates over `items`, made ahead by a thread of its own, at most `depth` of them waiting.
+
+    `look` is called now and then while there is nothing to do, and may raise. Setting `stopped` ends thread and
+    iteration.
+    """
+
+    def __init__(self, items: Iterator[_Item], depth: int, stopped: threading.Event, look: Callable[[], None]) -> None:
+        self._waiting: queue.Queue[_Item | _Ended] = queue.Queue(depth)
+        self._stopped = stopped
+        self._look = look
+        self._thread = threading.Thread(target=self._make, args=(items,), name="ahead", daemon=True)
+        self._thread.start()
+
+    def _make(self, items: Iterator[_Item]) -> None:
+        problem: BaseException | None = None
+        try:
+            for item in items:
+                self._put(item)
+                if self._stopped.is_set():
+                    return
+        except BaseException as raised:  # carried to the thread that asked
+            problem = raised
+        self._put(_Ended(problem))
+
+    def _put(self, item: _Item | _Ended) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(item, timeout=_LOOK_EVERY_S)
+                return
+
+    def __iter__(self) -> Iterator[_Item]:
+        while not self._stopped.is_set():
+            try:
+                item = self._waiting.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                self._look()
+                continue
+            if not isinstance(item, _Ended):
+                yield item
+            elif item.problem is not None:
+                raise item.problem
+            else:
+                return
+
+    def join(self) -> None:
+        """Wait for the thread, once `stopped` is set. One that waits for a task that never comes is left behind."""
+        self._thread.join(_CLOSING_MAY_TAKE_S)

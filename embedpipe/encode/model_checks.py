@@ -1,0 +1,124 @@
+"""What open_clip built, held against what was to be built: a version that builds something else is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import open_clip
+import torch
+
+from ..clip_model.architecture import ModelSpec, TowerSpec
+from ..clip_model.encoder_card import EncoderCard, TowerCard
+from ..clip_model.spec import BARE_PREPROCESS, refuse_other
+from ..errors import ModelError
+from ..images.decode import RULES
+from .base import EncoderConfig
+
+# Classes of activations by name, in lower case, in several libraries. What squashes gates and scores is none.
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "geluactivation": "gelu",
+    "quickgelu": "quick_gelu",
+    "quickgeluactivation": "quick_gelu",
+    "gelutanh": "gelu_tanh",
+    "newgeluactivation": "gelu_tanh",
+    "fastgeluactivation": "gelu_tanh",
+    "pytorchgelutanh": "gelu_tanh",
+    "relu": "relu",
+    "relu6": "relu6",
+    "leakyrelu": "leaky_relu",
+    "silu": "silu",
+    "siluactivation": "silu",
+    "swish": "silu",
+    "hardswish": "hard_swish",
+    "mish": "mish",
+}
+# What ways of cleaning captions make of one that tells them apart.
+_UNCLEAN = "  A_b,  C! "
+_CLEANED = {"a_b, c!": "lower", "A_b, C!": "whitespace", "a b c": "canonicalize"}
+
+
+def checked(config: EncoderConfig, spec: ModelSpec, card: EncoderCard, model: Any, tokenizer: Any) -> EncoderCard:
+    """The card with all that is recorded now. Raises ModelError where what was built is not what `spec` says."""
+    found = {field: getattr(card.preprocess, field) for field in BARE_PREPROCESS}
+    if spec.preprocess is None:
+        refuse_other(config.model, spec, found, config.options)
+    image = TowerCard(activations(model.visual), spec.image_tower.pooling)
+    text = TowerCard(activations(text_tower(model)), spec.text_tower.pooling)
+    pooled = pooling(model, spec.image_tower, spec.text_tower)
+    clean = cleaning(tokenizer)
+    named = f"{config.model} {config.pretrained}".strip()
+    built: dict[str, tuple[Any, Any]] = {
+        "activation of the image tower": (spec.image_tower.activation or image.activation, image.activation),
+        "activation of the text tower": (spec.text_tower.activation or text.activation, text.activation),
+        "pooling of the image tower": (image.pooling, pooled[0]),
+        "pooling of the text tower": (text.pooling, pooled[1]),
+        "preprocessing": (spec.preprocess or found, found),
+        "image size": (spec.size, card.preprocess.size),
+        "width": (spec.dim, card.dim),
+        "context length": (spec.context_length, card.context_length),
+        "cleaning of captions": (spec.text_preprocess.clean, clean),
+    }
+    for what, (wanted, there) in built.items():
+        if wanted != there:
+            raise ModelError(
+                f"{named}: open_clip {open_clip.__version__} built another model than its tables say: {what} {there}, "
+                f"not {wanted}",
+                "Install the version of open_clip that this embedpipe was tested with",
+            )
+    return dataclasses.replace(
+        card, image_tower=image, text_tower=text, text_preprocess=spec.text_preprocess, image_rules=RULES
+    )
+
+
+def text_tower(model: Any) -> Any:
+    """The module that makes texts into vectors: `.text`, or, of a plain CLIP, its transformer."""
+    return getattr(model, "text", None) or model.transformer
+
+
+def activations(tower: torch.nn.Module) -> str:
+    """The activations of a tower's modules by canonical names, in alphabetical order, joined by `+`; `none` for none.
+
+    Functions that a library calls without a module are not seen.
+    """
+    found = set()
+    for module in tower.modules():
+        word = _ACTIVATIONS.get(type(module).__name__.lower())
+        if word == "gelu" and getattr(module, "approximate", "none") == "tanh":
+            word = "gelu_tanh"
+        if word is not None:
+            found.add(word)
+    return "+".join(sorted(found)) or "none"
+
+
+def cleaning(tokenizer: Any) -> str:
+    """How a tokenizer cleans captions, by what it does: lower, whitespace or canonicalize."""
+    clean = getattr(tokenizer, "clean_fn", None)
+    if clean is None:
+        return "canonicalize" if type(tokenizer).__name__ == "SigLipTokenizer" else "none"
+    return _CLEANED.get(clean(_UNCLEAN), "unknown")
+
+
+def pooling(model: Any, image: TowerSpec, text: TowerSpec) -> tuple[str, str]:
+    """How a model's image and text tower pool, by what they say themselves; else what their specs say."""
+    return _image_pooling(model, image), _text_pooling(model, text)
+
+
+def _image_pooling(model: Any, spec: TowerSpec) -> str:
+    """What the image tower itself says, where it is open_clip's own; else what `spec` says."""
+    visual = model.visual
+    if not hasattr(visual, "pool_type"):
+        return spec.pooling
+    if getattr(visual, "attn_pool", None) is not None:
+        kind = getattr(visual, "attn_pool_type", "")
+        return f"attention_{kind}" if kind else "attention"
+    return str(visual.pool_type) + "+norm" * bool(getattr(visual, "final_ln_after_pool", False))
+
+
+def _text_pooling(model: Any, spec: TowerSpec) -> str:
+    tower = getattr(model, "text", model)
+    pooling = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+    if pooling is None:
+        return spec.pooling
+    return "cls" if getattr(tower, "cls_emb", None) is not None else str(pooling)

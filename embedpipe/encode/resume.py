@@ -1,0 +1,75 @@
+"""What earlier runs committed to an output, added up: there may be millions of shards, and manifests are not small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from .. import files, manifest
+from ..errors import RunMismatch
+from ..manifest import RunCard, ShardManifest
+from ..progress import CutCaptions, add_counts
+
+
+@dataclass(slots=True)
+class CommittedTotals:
+    """numbers: shards that need not be encoded. rows, rejected, rejects, cut: of all of them together. redone: names of
+    shards whose files are not what their manifests say; these are not committed any more.
+    """
+
+    numbers: set[int] = field(default_factory=set)
+    rows: int = 0
+    rejected: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    cut: CutCaptions = field(default_factory=CutCaptions)
+    redone: list[str] = field(default_factory=list)
+
+    def add(self, entry: ShardManifest) -> None:
+        """Count a shard."""
+        self.numbers.add(entry.number)
+        self.rows += entry.rows_out
+        self.rejected += entry.rows_rejected
+        self.cut += entry.cut()
+        if entry.rejects:
+            self.rejects = add_counts(self.rejects, entry.rejects)
+
+
+def scan_committed(out: str, run: RunCard, vanished: Iterable[int], holds: Callable[[int], bool]) -> CommittedTotals:
+    """What is committed of the shards whose numbers `holds`; a damaged one is retracted, so that it is made again.
+
+    Sizes are compared here; checksums are `embedpipe verify`'s, since a restart should not read the whole data set.
+    """
+    found = CommittedTotals()
+    gone = set(vanished)
+    assert run.encoder is not None
+    fingerprint = run.encoder.fingerprint()
+    for entry, whole in _with_files(out, filter(holds, manifest.committed_numbers(out)), run.shard_digits):
+        if entry.fingerprint != fingerprint:
+            raise RunMismatch(
+                f"{out}: shard {entry.number} was made by another encoder than embedpipe.json says",
+                "Run `embedpipe verify`",
+            )
+        # What is damaged and cannot be made again is better than nothing; `embedpipe verify` tells of it.
+        if whole or entry.number in gone:
+            found.add(entry)
+        else:
+            manifest.retract(out, entry.number, run.shard_digits)
+            found.redone.append(entry.source.name)
+    return found
+
+
+def _with_files(out: str, numbers: Iterable[int], digits: int) -> Iterator[tuple[ShardManifest, bool]]:
+    """Manifests, and whether all files of each are there with the sizes they should have."""
+    sizes: dict[str, dict[str, int]] = {}
+    for entry in manifest.read_manifests(out, digits, numbers):
+        if files.is_local(out):
+            yield entry, manifest.files_are_there(out, entry)
+            continue
+        # Far away a listing of each folder takes the place of a request for each file.
+        whole = True
+        for record in entry.files:
+            folder, _, name = record.path.rpartition("/")
+            if folder not in sizes:
+                sizes[folder] = files.sizes(files.join(out, folder))
+            whole = whole and sizes[folder].get(name) == record.bytes
+        yield entry, whole

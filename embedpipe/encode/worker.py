@@ -1,0 +1,104 @@
+"""What a worker of the encode job does: load the encoder once, then shard after shard, each committed whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from .. import manifest
+from ..errors import OutputUnwritable
+from ..execute import TaskContext, WorkerLoop, torch_threads
+from ..manifest import RunCard, ShardManifest
+from ..progress import CutCaptions, TaskReport
+from ..read import Reader
+from ..store import open_format
+from ..types import SourceShard
+from . import load_encoder
+from .base import Encoder, EncoderConfig
+from .batching import BatchingConfig
+from .pipeline import encode_shards
+from .shard_buffer import ShardBuffer
+
+
+class EncodeWork:
+    """The recipe of an encode worker, picklable. devices: one for each worker. threads: of each worker's arithmetic."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        encoder: EncoderConfig,
+        stage: BatchingConfig,
+        out: str,
+        run: RunCard,
+        devices: tuple[str, ...],
+        threads: int,
+    ) -> None:
+        assert run.encoder is not None
+        self._reader = reader
+        self._encoder = encoder
+        self._stage = dataclasses.replace(stage, decode_threads=stage.decode_threads or threads)
+        self._format = str(run.options["format"])
+        self._out = out
+        self._card = run.encoder
+        self._columns: Mapping[str, str] = run.columns
+        self._digits = run.shard_digits
+        self._devices = devices
+        self._threads = threads
+        self._loaded: Encoder | None = None
+
+    def adopt(self, encoder: Encoder) -> None:
+        """Use an encoder that is loaded already: a single worker lives in this process."""
+        self._loaded = encoder
+
+    def start(self, worker: int) -> WorkerLoop:
+        """Load the encoder on this worker's device; refuse it when it is not the one the run is made with."""
+        if not manifest.is_begun(self._out):
+            raise OutputUnwritable(
+                f"{self._out}: {socket.gethostname()} does not see the output that the run began",
+                "Give a folder that all machines share at the same place, or an object store",
+            )
+        with torch_threads(self._threads):
+            encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
+        manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")
+
+        def work(desk: TaskContext) -> None:
+            def finish(gathered: ShardBuffer) -> None:
+                desk.done(gathered.task, self._commit(gathered))
+
+            with torch_threads(self._threads):
+                encode_shards(desk, self._reader, encoder, self._stage, finish)
+
+        return work
+
+    def _commit(self, gathered: ShardBuffer) -> TaskReport:
+        """Write what was made of an input shard, its manifest last."""
+        source: SourceShard = gathered.task.payload
+        begun = time.perf_counter()
+        shard = gathered.shard(self._card.dtype, self._columns)
+        written = open_format(self._format).write(self._out, shard, source.name, self._columns, self._digits)
+        spent = {**gathered.spent_s, "write": time.perf_counter() - begun}
+        cut = CutCaptions.of(shard.tokens_cut)
+        rejects = Counter(reject.error_class for reject in shard.rejects)
+        entry = ShardManifest(
+            number=shard.number,
+            source=source,
+            source_sha256=gathered.sha256,
+            rows_in=gathered.rows_in,
+            rows_out=len(shard),
+            rows_rejected=len(shard.rejects),
+            rejects=dict(sorted(rejects.items())),
+            files=written,
+            dim=self._card.dim,
+            dtype=self._card.dtype,
+            fingerprint=self._card.fingerprint(),
+            tokens=shard.text_tokens.total if shard.text_tokens is not None else None,
+            token_width=shard.text_tokens.width if shard.text_tokens is not None else None,
+            captions_cut=cut.captions if shard.tokens_cut is not None else None,
+            tokens_cut=cut.tokens if shard.tokens_cut is not None else None,
+            timing_s={name: round(seconds, 3) for name, seconds in spent.items()},
+        )
+        manifest.commit(self._out, entry, self._digits)
+        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent, cut=cut)

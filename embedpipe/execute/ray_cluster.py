@@ -1,0 +1,179 @@
+"""Joining a Ray cluster, and what there is room for on it. The only file that starts or joins one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, MissingExtra
+
+_MAY_TAKE_S = 30.0
+_LOOPBACK = "127.0.0.1"
+_STORE_BYTES = 80 << 20  # nothing but a work's recipe is ever put there
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told of this run, unless the user asked for that
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # a paragraph on the terminal for each worker that ends; ours say it in a line
+}
+# On Linux Ray takes 127.0.0.1 for "whatever address others reach", unless this name says that there are none.
+_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Which Ray cluster, and when a worker there is given up.
+
+    address: of the head, host:port; None takes RAY_ADDRESS, or else starts one on this machine, on loopback, that ends
+    with the run. silence_s: a worker that says nothing for so long is taken for dead. start_s: how long to wait for the
+    first worker to start.
+    """
+
+    address: str | None = None
+    silence_s: float = 300.0
+    start_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResources:
+    """What one worker takes: cores, and whether a GPU."""
+
+    cpus: int = 1
+    gpus: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{' and 1 GPU' * self.gpus}"
+
+
+def library() -> Any:
+    """The module `ray`. Raises MissingExtra."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)  # before the import, which reads them
+    try:
+        import ray
+    except ImportError as problem:
+        raise MissingExtra("the ray executor needs Ray", 'pip install "embedpipe[ray]"') from problem
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return ray
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
+    """Be part of the cluster while the block lasts; within another such block it does nothing.
+
+    cpus: how many cores a cluster that is started here has at least: one on this machine may be asked for more workers
+    than cores. Raises InputError when there is no cluster at the address.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault(_ALONE, "0")
+    elif address.startswith("ray://"):
+        raise InputError(
+            f"{address}: Ray's client protocol is not spoken here",
+            "Run the command on a machine of the cluster, with --address host:port",
+        )
+    ray = library()
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    with _our_own_signals():
+        if address is not None:
+            _join(ray, address, quiet)
+        else:
+            # Nothing outside this machine can talk to it.
+            there = max(cpus, len(os.sched_getaffinity(0)))
+            alone = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_node_ip_address": _LOOPBACK}
+            ray.init("local", num_cpus=there, **alone, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+    try:
+        host, colon, port = address.rpartition(":")
+        if colon:  # Ray itself would ask for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _MAY_TAKE_S).close()
+        ray.init(address, **quiet)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as problem:
+        said = str(problem).strip().splitlines()
+        raise InputError(
+            f"{address}: no Ray cluster there that can be joined: {said[0] if said else type(problem).__name__}",
+            "Start one with `ray start --head` and give its host:port; "
+            "Ray and Python must be of the same versions, and "
+            "RAY_AUTH_MODE and its token the same on all sides",
+        ) from problem
+
+
+@contextlib.contextmanager
+def _our_own_signals() -> Iterator[None]:
+    """Undo what Ray does to SIGTERM: whoever runs us decides what it means."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def gpus_there() -> int:
+    """GPUs of the whole cluster."""
+    return sum(int(node.get("GPU", 0)) for node in _nodes())
+
+
+def cpus_for(workers: int, gpus: int) -> int:
+    """Cores of each of so many workers when they are shared out: the most with which all fit."""
+    most = int(max((node.get("CPU", 0) for node in _nodes()), default=0))
+    fitting = (cpus for cpus in range(most, 1, -1) if _places(WorkerResources(cpus, gpus)) >= workers)
+    return next(fitting, 1)
+
+
+def require_resources(workers: int, room: WorkerResources) -> None:
+    """Raise InputError when the cluster has no room for the workers, ever, or because others use it now."""
+    places = _places(room)
+    if places < workers:
+        nodes = _nodes()
+        cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+        have = "nodes have" if len(nodes) != 1 else "node has"
+        raise InputError(
+            f"no room for {workers} worker{'s' * (workers != 1)} of {room} each: the cluster's {len(nodes)} "
+            f"{have} {cpus} CPUs and {gpus} GPUs together, which makes {places}",
+            "Ask for fewer --workers or --gpus or for fewer --threads, or add nodes",
+        )
+    until = time.monotonic() + _MAY_TAKE_S  # what a killed run had is given back soon
+    while (free := _free(room)) < workers:
+        if time.monotonic() > until:
+            raise InputError(
+                f"the cluster is busy: {workers} worker{'s' * (workers != 1)} of {room} asked for, room for {free} now",
+                "Wait for what runs there, see `ray status`, or ask for fewer",
+            )
+        time.sleep(0.5)
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in library().nodes() if node["Alive"]]
+
+
+def _places(room: WorkerResources) -> int:
+    """How many workers fit on the nodes, when nothing else runs there."""
+    return sum(_fit(node, room) for node in _nodes())
+
+
+def _free(room: WorkerResources) -> int:
+    """An upper limit of how many fit now: Ray tells what is free of all nodes together."""
+    return _fit(library().available_resources(), room)
+
+
+def _fit(resources: dict[str, float], room: WorkerResources) -> int:
+    by_cpu = int(resources.get("CPU", 0) // room.cpus)
+    return min(by_cpu, int(resources.get("GPU", 0) // room.gpus)) if room.gpus else by_cpu

@@ -1,0 +1,69 @@
+"""How many workers, on which devices, with how many threads each: what is asked for, held against what is there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..errors import InputError
+from .ray_cluster import cpus_for, gpus_there
+
+_ON_CPU = "Give --gpus 0 --workers N to work on the CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRequest:
+    """What a job asks for. gpus: workers with a GPU each; None takes all there are. workers: those on the CPU where
+    gpus is 0. threads: of each worker; None shares the cores out evenly. neighbours: processes like this one on this
+    machine, and which of them this one is: they share its devices and cores.
+    """
+
+    gpus: int | None = 0
+    workers: int = 1
+    threads: int | None = None
+    neighbours: int = 1
+    neighbour: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One device for each worker, and the threads of each."""
+
+    devices: tuple[str, ...]
+    threads: int
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs that each worker has, 0 or 1."""
+        return int(self.devices[0].startswith("cuda"))
+
+
+def places_here(demand: ResourceRequest) -> Allocation:
+    """On this machine. Raises InputError when more GPUs are asked for than there are."""
+    there = _gpus_here() if demand.gpus != 0 else 0
+    # One GPU is what this process was given, where a launcher gives each its own; more are there for all neighbours.
+    shared = demand.neighbours > 1 and there > 1
+    mine = there // demand.neighbours if shared else there
+    wanted = mine if demand.gpus is None else demand.gpus
+    if wanted > mine:
+        each = f" for each of {demand.neighbours} processes" if shared else ""
+        raise InputError(f"{wanted} GPUs asked for, {mine} found{each}", _ON_CPU)
+    first = demand.neighbour * wanted if shared else 0
+    devices = [f"cuda:{first + i}" for i in range(wanted)] if wanted else ["cpu"] * demand.workers
+    cores = len(os.sched_getaffinity(0)) // demand.neighbours
+    return Allocation(tuple(devices), demand.threads or max(1, cores // len(devices)))
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def places_on_cluster(demand: ResourceRequest) -> Allocation:
+    """On a Ray cluster that was joined. Whether there is room is looked at when workers are started."""
+    wanted = gpus_there() if demand.gpus is None else demand.gpus
+    workers = wanted or demand.workers
+    # An actor sees its own GPU alone, and that is number 0.
+    devices = ("cuda:0" if wanted else "cpu",) * workers
+    return Allocation(devices, demand.threads or cpus_for(workers, int(bool(wanted))))

@@ -1,0 +1,111 @@
+"""Parts downloaded and made into stored images on the machines of a cluster; what lies between is a shared folder.
+
+Each worker has a download process of its own, as on this machine. Cutting shards into parts, and packing what comes
+back into shards that are committed in order, stays with whoever began the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import socket
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import execute, files
+from ..errors import InputError, OutputUnwritable
+from ..execute import Cluster, ResourceRequest, TaskContext, WorkerLoop, one_ahead, open_places
+from ..progress import Listener, Note, Progress, TaskReport
+from . import resizers
+from .download.messages import DownloadTask, WorkerSettings
+from .download.pool import DownloadPool
+from .shards.assembly import Assembly
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadWork:
+    """The recipe of a worker, picklable. A task's payload is a part. parts: the folder of this run's parts."""
+
+    settings: WorkerSettings
+    parts: Path
+    log: str
+
+    def start(self, worker: int) -> WorkerLoop:
+        """Refuse to work where parts, or the images of a folder, are not seen; then start a download process."""
+        resizers.choose_resizer(self.settings.resizer)
+        if not self.parts.is_dir():
+            raise OutputUnwritable(
+                f"{self.parts}: {socket.gethostname()} does not see what the run has begun there",
+                "Give an output folder that all machines share at the same place",
+            )
+        if self.settings.folder and not files.exists(self.settings.folder):
+            raise InputError(
+                f"{self.settings.folder}: {socket.gethostname()} does not see it",
+                "Give a folder that all machines share at the same place, or an object store",
+            )
+
+        def work(desk: TaskContext) -> None:
+            with DownloadPool(self.settings, 1, self.log) as pool:
+                for task in one_ahead(desk):
+                    desk.done(task, _download(pool, task, desk))
+
+        return work
+
+
+def _download(pool: DownloadPool, task: execute.Task, desk: TaskContext) -> TaskReport:
+    part: DownloadTask = task.payload
+    # Files of its own: a worker that was given up may still write to those it had.
+    mine = dataclasses.replace(part, stem=f"{part.stem}-{uuid.uuid4().hex[:12]}")
+    shutil.copyfile(part.urls_file, mine.urls_file)
+    said = TaskReport()
+
+    def hear(step: Progress) -> None:
+        nonlocal said
+        said += TaskReport(rows=step.rows, rejected=step.rejected, rejects=step.rejects)
+        desk.tell(task, Progress(rows=step.rows, rejected=step.rejected, bytes=step.bytes))
+
+    for _ in pool.results([mine], hear):
+        pass
+    return said + TaskReport(tasks=1, notes=(Note(task.number, "stem", mine.stem),))
+
+
+class _Parts:
+    """Parts as tasks, made as they are drawn; there are `most` at most."""
+
+    def __init__(self, parts: Iterable[DownloadTask], most: int) -> None:
+        self._parts = parts
+        self._most = most
+        self.drawn: dict[str, DownloadTask] = {}
+
+    def __len__(self) -> int:
+        return self._most
+
+    def __iter__(self) -> Iterator[execute.Task]:
+        for number, part in enumerate(self._parts):
+            name = f"shard {part.shard}, part {part.part}"
+            self.drawn[name] = part
+            yield execute.Task(number, name, part)
+
+
+def download_on_cluster(
+    work: DownloadWork, assembly: Assembly, most: int, workers: int, cluster: Cluster, listen: Listener
+) -> None:
+    """Have all parts of `assembly`, `most` at most, downloaded by so many workers; it takes each in once it lies there.
+
+    Raises InputError (no such cluster, or no room), WorkerDied (also where a part killed three workers),
+    OutputUnwritable.
+    """
+    parts = _Parts(assembly.tasks(), most)
+
+    def hear(step: Progress) -> None:
+        report = step.finished.report if step.finished is not None else TaskReport()
+        listen(Progress(rows=step.rows, rejected=step.rejected, rejects=report.rejects, bytes=step.bytes))
+        if step.finished is not None:
+            part = parts.drawn.pop(step.finished.task)
+            Path(part.urls_file).unlink()
+            assembly.take_in(dataclasses.replace(part, stem=report.notes[0].text))
+
+    with open_places("ray", ResourceRequest(workers=workers, threads=1), cluster) as (executor, _):
+        executor.run(work, parts, hear).require_all()

@@ -1,0 +1,155 @@
+"""Who is asked next: urls wait here, not in threads.
+
+Every host has a queue of its own and a number of urls that may be asked for at once; hosts take turns. A url that is to
+be tried again lies here until its time has come, and holds neither a thread nor its host's place.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+LONGEST_PAUSE_S = 30.0
+HOST_PAUSES_S = 60.0  # how long, in all, one part of a shard waits for a host that asked for it
+_FIRST_PAUSE_S = 1.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One url to get: its position in the part, and how often it has been asked for."""
+
+    position: int
+    url: str
+    attempts: int = 0
+    host: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.host = (urlsplit(self.url).hostname or "").rstrip(".")
+
+
+@dataclass(slots=True)
+class _Host:
+    waiting: deque[Job] = field(default_factory=deque)
+    running: int = 0
+    listed: bool = False  # stands in line for its turn
+    silent_until: float = 0.0
+    paused_s: float = 0.0
+
+
+def pause_s(attempts: int, asked_s: float | None) -> float:
+    """Seconds until the next try after `attempts` of them; at least what the server asked for."""
+    grown = min(_FIRST_PAUSE_S * 2.0 ** (attempts - 1), LONGEST_PAUSE_S)
+    return max(random.uniform(0.5, 1.0) * grown, asked_s or 0.0)
+
+
+class HostScheduler:
+    """Hands out jobs to any number of threads until all are finished."""
+
+    def __init__(self, jobs: Iterable[Job], per_host: int) -> None:
+        self.per_host = per_host
+        self.changed = threading.Condition()
+        self.hosts: dict[str, _Host] = {}
+        self.turn: deque[_Host] = deque()
+        self.later: list[tuple[float, int, Job | _Host]] = []
+        self.order = itertools.count()
+        self.unfinished = 0
+        self.closed = False
+        now = time.monotonic()
+        for job in jobs:
+            self.unfinished += 1
+            self._enqueue(job, now)
+
+    def take(self) -> Job | None:
+        """The next job, once one is due; None when there is nothing left to wait for."""
+        with self.changed:
+            while True:
+                if self.closed or not self.unfinished:
+                    return None
+                now = time.monotonic()
+                self._wake(now)
+                job = self._next(now)
+                if job is not None:
+                    return job
+                self.changed.wait(self.later[0][0] - now if self.later else None)
+
+    def finish(self, job: Job) -> None:
+        """`job` needs no further try."""
+        with self.changed:
+            self.unfinished -= 1
+            self._leave(self.hosts[job.host], time.monotonic())
+            self.changed.notify() if self.unfinished else self.changed.notify_all()
+
+    def again(self, job: Job, pause_s: float, whole_host: bool) -> None:
+        """Hand `job` out again in `pause_s`; with `whole_host`, no other url of its host before that either.
+
+        A host is waited for up to `HOST_PAUSES_S` in all, or one that says "later" to everything would never end.
+        """
+        with self.changed:
+            now = time.monotonic()
+            due = now + pause_s
+            host = self.hosts[job.host]
+            if whole_host and host.paused_s + pause_s <= HOST_PAUSES_S:
+                host.paused_s += max(0.0, due - max(host.silent_until, now))
+                host.silent_until = max(host.silent_until, due)
+            heapq.heappush(self.later, (due, next(self.order), job))
+            self._leave(host, now)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Hand out nothing more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def _enqueue(self, job: Job, now: float) -> None:
+        host = self.hosts.setdefault(job.host, _Host())
+        host.waiting.append(job)
+        self._stand_in_line(host, now)
+
+    def _stand_in_line(self, host: _Host, now: float) -> None:
+        # `now` is the caller's: were it asked for again here, a host could be silent to `_next` and not to this, and
+        # go round between the two for ever.
+        if host.listed or not host.waiting or host.running >= self.per_host:
+            return
+        host.listed = True
+        if host.silent_until > now:
+            heapq.heappush(self.later, (host.silent_until, next(self.order), host))
+        else:
+            self.turn.append(host)
+
+    def _wake(self, now: float) -> None:
+        """Bring back those whose time has come."""
+        while self.later and self.later[0][0] <= now:
+            _, _, woken = heapq.heappop(self.later)
+            if isinstance(woken, Job):
+                self._enqueue(woken, now)
+            else:
+                woken.listed = False
+                self._stand_in_line(woken, now)
+
+    def _next(self, now: float) -> Job | None:
+        while self.turn:
+            host = self.turn.popleft()
+            host.listed = False
+            if host.silent_until > now:  # it asked for quiet while it stood in line
+                self._stand_in_line(host, now)
+                continue
+            host.running += 1
+            job = host.waiting.popleft()
+            self._stand_in_line(host, now)
+            # Whoever is woken takes the next turn, or waits for the time of the next one in our stead.
+            if self.turn or self.later:
+                self.changed.notify()
+            return job
+        return None
+
+    def _leave(self, host: _Host, now: float) -> None:
+        host.running -= 1
+        self._stand_in_line(host, now)

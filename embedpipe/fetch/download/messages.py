@@ -1,0 +1,116 @@
+"""What passes between fetch and its download processes: settings and tasks one way, events and part files the other.
+
+A part is a run of rows of one shard. Its urls come in `STEM.in.arrow` (row, url); its images are laid end to end in
+`STEM.images`, and `STEM.out.arrow` (schema `OUTCOMES`) says how each row ended and where its image lies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from .image import PictureRules
+
+OUTCOMES = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("error_class", pa.string()),
+        ("error_message", pa.string()),
+        ("attempts", pa.int32()),
+        ("content_type", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("orientation", pa.int8()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a download process needs to know once. folder: where files are read instead of urls, or empty."""
+
+    folder: str
+    pictures: PictureRules
+    quality: int
+    resizer: str
+    threads: int
+    timeout_s: float
+    deadline_s: float
+    retries: int
+    user_agent: str
+    allow_hosts: tuple[str, ...]
+    max_bytes: int
+    per_host: int
+    robots: bool
+    ca_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadTask:
+    """One part to download. `stem` is the path of its files without their endings."""
+
+    shard: int
+    part: int
+    rows: int
+    stem: str
+
+    @property
+    def urls_file(self) -> str:
+        """The rows to get; the download process removes it when done."""
+        return f"{self.stem}.in.arrow"
+
+    @property
+    def images_file(self) -> str:
+        """The stored images, end to end."""
+        return f"{self.stem}.images"
+
+    @property
+    def outcomes_file(self) -> str:
+        """How each row ended."""
+        return f"{self.stem}.out.arrow"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a download process reports: that its task is done or cannot be done, or what ended since its last word.
+
+    `failed` counts by error class, `received` bytes.
+    It cannot be done when a file cannot be written or read: `error` is its path, `errno` the reason.
+    """
+
+    rows: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    received: int = 0
+    done: bool = False
+    error: str = ""
+    errno: int = 0
+
+
+def to_line(value: WorkerSettings | DownloadTask | Event) -> bytes:
+    """One JSON line."""
+    return json.dumps(dataclasses.asdict(value)).encode() + b"\n"
+
+
+def settings_from(line: bytes) -> WorkerSettings:
+    """The settings in a line."""
+    document = json.loads(line)
+    pictures = PictureRules(**document["pictures"])
+    return WorkerSettings(**{**document, "pictures": pictures, "allow_hosts": tuple(document["allow_hosts"])})
+
+
+def task_from(line: bytes) -> DownloadTask:
+    """The task in a line."""
+    return DownloadTask(**json.loads(line))
+
+
+def event_from(line: bytes) -> Event:
+    """The event in a line."""
+    return Event(**json.loads(line))

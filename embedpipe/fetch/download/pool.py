@@ -1,0 +1,163 @@
+"""The download processes: started, fed one part at a time, watched, and killed whole whatever happens to us.
+
+Each runs `worker` in a session of its own: a Ctrl-C at the terminal reaches only us, and its whole group can be ended.
+If we are killed without a chance to do so, the pipe that feeds it closes and it ends itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ... import files
+from ...errors import WorkerDied
+from ...progress import Listener, Progress
+from . import messages
+from .messages import DownloadTask, WorkerSettings
+
+_TRIES_PER_TASK = 2
+_ENVIRONMENT = {
+    "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # refused from the header, before a bomb is unpacked
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(slots=True)
+class _Process:
+    child: subprocess.Popen[bytes]
+    task: DownloadTask | None = None
+    unread: bytes = b""
+
+    def send(self, line: bytes) -> None:
+        assert self.child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: its closed stdout tells, and is dealt with there
+            self.child.stdin.write(line)
+            self.child.stdin.flush()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.wait()
+        for pipe in (self.child.stdin, self.child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+class DownloadPool:
+    """Up to `size` download processes, as a context: none is left when it ends."""
+
+    def __init__(self, settings: WorkerSettings, size: int, log_file: str) -> None:
+        self.settings = settings
+        self.size = size
+        self.log_file = log_file
+        self.tries: dict[DownloadTask, int] = {}
+        self.selector = selectors.DefaultSelector()
+        self.processes: list[_Process] = []
+
+    def __enter__(self) -> DownloadPool:
+        try:
+            for _ in range(self.size):
+                self._start()
+        except OSError:
+            self._kill_all()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        for process in self.processes:
+            process.kill()
+        self.selector.close()
+
+    def _start(self) -> _Process:
+        with Path(self.log_file).open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "embedpipe.fetch.download.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,
+            )
+        process = _Process(child)
+        self.processes.append(process)
+        assert child.stdout is not None
+        self.selector.register(child.stdout, selectors.EVENT_READ, process)
+        process.send(messages.to_line(self.settings))
+        return process
+
+    def results(self, work: Iterable[DownloadTask], listener: Listener) -> Iterator[DownloadTask]:
+        """Each task once it is done, in the order in which they end.
+
+        `work` is drawn from only when a process is free for it, so it may prepare a task's file as it yields it.
+        """
+        queue = iter(work)
+        for process in self.processes:
+            self._assign(process, next(queue, None))
+        while any(process.task for process in self.processes):
+            for chosen, _ in self.selector.select():
+                process = chosen.data
+                done = self._hear(process, listener)
+                if done is not None:
+                    # The process gets its next task first: it downloads while the caller packs this one.
+                    self._assign(process, next(queue, None))
+                    yield done
+
+    def _assign(self, process: _Process, task: DownloadTask | None) -> None:
+        process.task = task
+        if task is not None:
+            process.send(messages.to_line(task))
+
+    def _hear(self, process: _Process, listener: Listener) -> DownloadTask | None:
+        """Read what a process says; the task if it has done it. A dead one is replaced."""
+        assert process.child.stdout is not None
+        data = os.read(process.child.stdout.fileno(), 1 << 16)
+        if not data:
+            self._replace(process)
+            return None
+        *lines, process.unread = (process.unread + data).split(b"\n")
+        done = None
+        for event in map(messages.event_from, lines):
+            if event.error:
+                raise files.unwritable(event.error, OSError(event.errno, os.strerror(event.errno)))
+            if event.rows:
+                rejected = sum(event.failed.values())
+                listener(Progress(rows=event.rows, rejected=rejected, rejects=event.failed, bytes=event.received))
+            if event.done:
+                done = process.task
+        return done
+
+    def _replace(self, process: _Process) -> None:
+        """Deal with a process that ended by itself: its task goes to a new one, once."""
+        assert process.child.stdout is not None
+        self.selector.unregister(process.child.stdout)
+        self.processes.remove(process)
+        process.kill()
+        task = process.task
+        if task is None:
+            return
+        self.tries[task] = self.tries.get(task, 1) + 1
+        if self.tries[task] > _TRIES_PER_TASK:
+            raise self._died(process, f"{_TRIES_PER_TASK} times over shard {task.shard}")
+        self._assign(self._start(), task)
+
+    def _died(self, process: _Process, when: str) -> WorkerDied:
+        log = Path(self.log_file).read_text(errors="replace").strip().splitlines()
+        last = f", saying: {log[-1][:200]}" if log else ""
+        return WorkerDied(
+            f"the download process ended (status {process.child.returncode}) {when}{last}",
+            f"See {self.log_file}; what is committed is whole, the same command goes on from there",
+        )

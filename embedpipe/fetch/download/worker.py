@@ -1,0 +1,162 @@
+"""The download process. `python -m embedpipe.fetch.download.worker`, see `tasks`.
+
+A resizer (`resizers`) makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import queue
+import sys
+import threading
+import time
+import types
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from .. import resizers
+from ..http.client import HttpClient, Limits, Response
+from ..http.connections import Connections
+from ..http.resolver import Resolver
+from ..outcome import Failure
+from . import local_files, messages
+from .image import PictureMaker, StoredImage
+from .messages import DownloadTask, Event, WorkerSettings
+from .threads import DownloadLoop
+
+_REPORT_EVERY_S = 0.5
+_OF_PICTURE = ("width", "height", "original_width", "original_height", "orientation")
+
+Tell = Callable[[Event], None]
+
+
+class PartWriter:
+    """Takes what came of each url of one part, in the order of arrival."""
+
+    def __init__(self, task: DownloadTask, tell: Tell) -> None:
+        self.task = task
+        self.tell = tell
+        self.images = Path(task.images_file).open("wb")  # noqa: SIM115  closed in close()
+        self.outcomes: list[dict[str, Any]] = []
+        self.told_s = time.monotonic()
+        self.rows = self.received = 0
+        self.failed: Counter[str] = Counter()
+
+    def write(self, row: int, answer: Response, made: StoredImage | Failure) -> None:
+        """Keep one outcome. Raises OSError when its image cannot be written."""
+        entry: dict[str, Any] = dict.fromkeys(messages.OUTCOMES.names)
+        entry |= {"row": row, "attempts": answer.attempts, "content_type": answer.content_type}
+        if isinstance(made, Failure):
+            entry |= {"error_class": made.error_class, "error_message": made.message}
+        else:
+            entry |= {name: getattr(made, name) for name in _OF_PICTURE}
+            entry |= {"offset": self.images.tell(), "bytes": len(made.data)}
+            entry |= {"sha256": hashlib.sha256(made.data).hexdigest()}
+            self.images.write(made.data)
+        self.outcomes.append(entry)
+        self.rows += 1
+        self.received += len(answer.body or b"")
+        if isinstance(made, Failure):
+            self.failed[made.error_class] += 1
+        if time.monotonic() - self.told_s >= _REPORT_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.tell(Event(rows=self.rows, failed=dict(self.failed), received=self.received))
+        self.told_s, self.rows, self.received = time.monotonic(), 0, 0
+        self.failed.clear()
+
+    def close(self) -> None:
+        """Write the table of outcomes. Raises OSError when any of it could not be written."""
+        self._tell()
+        self.images.close()
+        table = pa.Table.from_pylist(self.outcomes, schema=messages.OUTCOMES)
+        with pa.OSFile(self.task.outcomes_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+class Worker:
+    """Downloads one part after another. Imports img2dataset, and so torch where it is not hidden, see `main`."""
+
+    def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
+        self.settings = settings
+        self.tell = tell
+        resizer = resizers.make(resizers.choose_resizer(settings.resizer), settings.pictures, settings.quality)
+        self.pictures = PictureMaker(settings.pictures, resizer)
+        self.transport = HttpClient(
+            Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),
+            settings.user_agent,
+            Connections(Resolver(), settings.allow_hosts, settings.ca_file),
+            settings.robots,
+        )
+        self.loop = DownloadLoop(self.transport, settings.threads, settings.retries, settings.per_host)
+
+    def run(self, task: DownloadTask) -> None:
+        """Download one part. Raises OSError when its files cannot be written."""
+        with pa.OSFile(task.urls_file) as source, pa.ipc.open_file(source) as reader:
+            table = reader.read_all()
+        rows = table.column("row").to_pylist()
+        writer = PartWriter(task, self.tell)
+        urls = table.column("url").to_pylist()
+        settings = self.settings
+        found = (
+            local_files.read_local_files(settings.folder, urls, settings.max_bytes)
+            if settings.folder
+            else self.loop.answers(urls)
+        )
+        for position, answer in found:
+            writer.write(rows[position], answer, self._picture(answer))
+        writer.close()
+        Path(task.urls_file).unlink()
+
+    def _picture(self, answer: Response) -> StoredImage | Failure:
+        if answer.body is None:
+            return answer.failure or Failure("lost", "neither a body nor a reason")
+        return self.pictures.make(answer.body)
+
+
+def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[bytes]:
+    """The lines of `stream`, as they come; `ended` is called from a thread when there are no more."""
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        ended()
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def main() -> None:
+    """Read settings and tasks from stdin, write events to stdout, until stdin ends."""
+    events = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever libraries print goes to the log
+
+    def tell(event: Event) -> None:
+        events.write(messages.to_line(event))
+
+    # img2dataset's imports pull in torch (through webdataset, which does without where there is none) and wandb (which
+    # only its own logger calls): three seconds of every start, and nothing in this process uses them.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    sys.modules["wandb"] = types.ModuleType("wandb")
+    # The end of stdin means that nobody waits for us, whatever we are doing.
+    lines = _lines(sys.stdin.buffer, ended=lambda: os._exit(0))
+    worker = Worker(messages.settings_from(lines.get()), tell)
+    while True:
+        task = messages.task_from(lines.get())
+        try:
+            worker.run(task)
+            tell(Event(done=True))
+        except OSError as problem:
+            tell(Event(error=str(problem.filename or task.stem), errno=problem.errno or errno.EIO))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""One url in, the bytes of an image out, or why there are none: one try, within one deadline.
+
+The deadline covers everything: the resolver, connecting, TLS, redirects, headers that drip, the body. Knows nothing of
+threads, of further tries (`loop`) or of img2dataset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+
+from .. import outcome
+from ..outcome import Failure, NotFetched
+from . import body, optout_headers, robots, ssrf_guard
+from .body import ByteBudget
+from .connections import Connections, Target, target_of
+from .deadline import Deadline
+from .robots import RobotsCache
+
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_RESERVED = "%/:?#[]@!$&'()*+,;=~"  # what has a meaning in a url, or is encoded already, stays
+# All that http.client, ssl and socket are known to raise for what a server says: that is data, anything else a fault
+# of the program.
+_WEB_FAULTS = (OSError, http.client.HTTPException, ValueError, LookupError, NotFetched)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How patient one try is: `timeout_s` bounds each wait, `deadline_s` the whole, `max_bytes` the body."""
+
+    timeout_s: float
+    deadline_s: float
+    max_bytes: int = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came of one try: a body, or a failure.
+
+    `attempts` of them it took in all. `asked_pause_s` is what the server said about when to come back, if anything.
+    `held`: see `body.Body`.
+    """
+
+    body: bytes | None
+    failure: Failure | None
+    attempts: int = 1
+    content_type: str | None = None
+    asked_pause_s: float | None = None
+    held: int = 0
+
+
+class _Refused(NotFetched):
+    """An answer that is no success, with its headers."""
+
+    def __init__(self, failure: Failure, headers: Message) -> None:
+        super().__init__(failure)
+        self.headers = headers
+
+
+class HttpClient:
+    """Gets urls, one per call, from any number of threads."""
+
+    def __init__(self, limits: Limits, user_agent: str, connections: Connections, with_robots: bool = False) -> None:
+        self.limits = limits
+        # Compressed images are compressed already; what comes encoded all the same is decoded (`body`).
+        self.headers = {"User-Agent": user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        self.connections = connections
+        self.large = ByteBudget()
+        self.robots = RobotsCache(self._ask_robots) if with_robots else None
+
+    def get(self, url: str) -> Response:
+        """What `url` answers to one try."""
+        content_type: str | None = None
+        try:
+            deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
+            with self._following(in_ascii(url), deadline, self.robots) as response:
+                headers = response.headers
+                if not 200 <= response.status < 300:
+                    raise _Refused(outcome.of_status(response.status, response.reason), headers)
+                content_type = headers.get_content_type() if "Content-Type" in headers else None
+                if (forbidden := optout_headers.forbidden_by(headers)) is not None:
+                    raise NotFetched(Failure("opt_out", f"forbidden by {forbidden}"))
+                found = body.read(response, self.limits.max_bytes, deadline, self.large)
+            return Response(found.data, None, content_type=content_type, held=found.held)
+        except _WEB_FAULTS as problem:
+            asked_s = asked_pause_s(problem.headers) if isinstance(problem, _Refused) else None
+            return Response(None, outcome.of_exception(problem), content_type=content_type, asked_pause_s=asked_s)
+
+    def done_with(self, answer: Response) -> None:
+        """The body of `answer` is not held in memory any longer."""
+        if answer.held:
+            self.large.give_back(answer.held)
+
+    @contextlib.contextmanager
+    def _following(self, url: str, deadline: Deadline, rules: RobotsCache | None) -> Iterator[http.client.HTTPResponse]:
+        """The answer that `url` leads to. Every step is guarded like the first, and asks `rules` if there are any."""
+        for step in range(MAX_REDIRECTS + 1):
+            if (failure := ssrf_guard.refusal(url, self.connections.allow_hosts)) is not None:
+                shown = f"redirect to {url[:200]}: " if step else ""
+                raise NotFetched(Failure(failure.error_class, shown + failure.message))
+            target = target_of(url)
+            if rules is not None:
+                _require_leave(rules.rules(target.origin), target)
+            with self._asking(target, deadline) as response:
+                location = response.headers.get("Location") if response.status in _REDIRECTS else None
+                if location is None:
+                    yield response
+                    return
+            url = _redirected(url, location)
+        raise NotFetched(Failure("redirect", f"more than {MAX_REDIRECTS} redirects"))
+
+    @contextlib.contextmanager
+    def _asking(self, target: Target, deadline: Deadline) -> Iterator[http.client.HTTPResponse]:
+        connection, response = self.connections.ask(target, self.headers, deadline)
+        try:
+            yield response
+        finally:
+            self.connections.give_back(connection, response)
+
+    def _ask_robots(self, origin: robots.Origin) -> robots.Rules:
+        scheme, host, port = origin
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/robots.txt"
+        # A deadline of its own: what is learnt here holds for the whole run, however late the url that made us ask was.
+        deadline = Deadline(self.limits.timeout_s, self.limits.timeout_s)
+        try:
+            with self._following(url, deadline, None) as response:
+                if 400 <= response.status < 500:
+                    return robots.ALLOW_ALL
+                if not 200 <= response.status < 300:
+                    raise NotFetched(outcome.of_status(response.status, response.reason))
+                return robots.parse_robots(
+                    body.read_start(response, robots.MAX_BYTES).decode("utf-8", "replace"), optout_headers.AGENT
+                )
+        except _WEB_FAULTS as problem:
+            return robots.Rules(unreachable=outcome.of_exception(problem))
+
+
+def _require_leave(rules: robots.Rules, target: Target) -> None:
+    if rules.unreachable is not None:
+        failure = rules.unreachable
+        raise NotFetched(Failure(failure.error_class, f"robots.txt of {target.host}: {failure.message}", False))
+    if not rules.allow(target.path):
+        raise NotFetched(Failure("opt_out", f"forbidden by robots.txt of {target.host}"))
+
+
+def _redirected(url: str, location: str) -> str:
+    # http.client gives a header's bytes as Latin-1, whatever they were meant to be.
+    return urljoin(url, quote(str(location).strip().encode("latin-1", "replace"), safe=_RESERVED))
+
+
+def in_ascii(url: str) -> str:
+    """`url` as it goes over the wire: names in IDNA, other letters percent-encoded. UnicodeError for a bad name."""
+    if url.isascii():
+        return url
+    parts = urlsplit(url)
+    netloc = parts.netloc.encode("idna").decode()
+    return urlunsplit((parts.scheme, netloc, *(quote(part, safe=_RESERVED) for part in parts[2:])))
+
+
+def asked_pause_s(headers: Message) -> float | None:
+    """Seconds until the time that a Retry-After header names, as a number or as a date; None without a good one."""
+    asked = str(headers.get("Retry-After", "")).strip()
+    if asked.isascii() and asked.isdigit():
+        return float(asked)
+    try:
+        at = email.utils.parsedate_to_datetime(asked)
+    except (ValueError, TypeError):
+        return None
+    return max(0.0, at.timestamp() - time.time())

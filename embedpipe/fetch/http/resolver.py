@@ -1,0 +1,84 @@
+"""Names to addresses, with a limit on the wait: the C library's resolver has none that a program could set.
+
+Each lookup runs in a thread of its own, which whoever waits for it may leave behind. Lookups of one name are shared,
+and what came of them is kept for a minute; the guard looks at the addresses each time they are used.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from ..outcome import Failure, NotFetched, of_exception
+
+Lookup = Callable[[str], Sequence[str]]
+_Found = tuple[str, ...] | Failure
+
+_KEPT_S = 60.0
+_MOST_KEPT = 10_000
+_MOST_PENDING = 256
+
+
+def system_lookup(host: str) -> Sequence[str]:
+    """The addresses of `host` as the system has them, best first. Raises OSError; UnicodeError for what is no name."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class Resolver:
+    """Resolves names, from any number of threads."""
+
+    def __init__(self, lookup: Lookup = system_lookup, kept_s: float = _KEPT_S) -> None:
+        self.lookup = lookup
+        self.kept_s = kept_s
+        self.lock = threading.Lock()
+        self.pending: dict[str, Future[_Found]] = {}
+        self.kept: OrderedDict[str, tuple[float, _Found]] = OrderedDict()
+
+    def addresses(self, host: str, wait_s: float) -> Sequence[str]:
+        """The addresses of `host`. Raises NotFetched when there are none, or no answer within `wait_s`."""
+        with self.lock:
+            known = self.kept.get(host)
+            if known is not None and known[0] > time.monotonic():
+                return _addresses(known[1])
+            future = self.pending.get(host) or self._begin(host)
+        try:
+            return _addresses(future.result(wait_s))
+        except concurrent.futures.TimeoutError:
+            raise NotFetched(Failure("dns", f"no answer from the resolver within {wait_s:.3g} s", True)) from None
+
+    def _begin(self, host: str) -> Future[_Found]:
+        if len(self.pending) >= _MOST_PENDING:
+            raise NotFetched(Failure("dns", f"the resolver leaves {_MOST_PENDING} lookups unanswered", True))
+        future: Future[_Found] = Future()
+        self.pending[host] = future
+        threading.Thread(target=self._look_up, args=(host, future), name=f"resolve {host}", daemon=True).start()
+        return future
+
+    def _look_up(self, host: str, future: Future[_Found]) -> None:
+        found: _Found
+        try:
+            found = tuple(self.lookup(host)) or Failure("dns", "the name has no addresses")
+        except (OSError, UnicodeError) as problem:
+            # "Try again" is the resolver's word for a name server that did not answer; other answers are final.
+            passing = isinstance(problem, socket.gaierror) and problem.errno == socket.EAI_AGAIN
+            found = Failure(of_exception(problem).error_class, str(problem), passing)
+        with self.lock:
+            if not (isinstance(found, Failure) and found.passing):
+                self.kept[host] = (time.monotonic() + self.kept_s, found)
+                if len(self.kept) > _MOST_KEPT:
+                    self.kept.popitem(last=False)
+            del self.pending[host]
+        future.set_result(found)
+
+
+def _addresses(found: _Found) -> Sequence[str]:
+    # A failure is kept as a value: raising one exception again and again would lengthen its traceback each time.
+    if isinstance(found, Failure):
+        raise NotFetched(found)
+    return found

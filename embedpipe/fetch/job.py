@@ -1,0 +1,240 @@
+"""`fetch`: url table → image shards. Plans, hands out what is not committed yet, commits shard by shard."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import files, lock, manifest
+from ..errors import EmbedpipeError, InputError, OutputUnwritable
+from ..manifest import Totals
+from ..progress import Listener, Progress, silent
+from . import resizers, retry
+from .cluster import DownloadWork, download_on_cluster
+from .config import FetchConfig, FetchReport
+from .download.image import PictureRules
+from .download.messages import WorkerSettings
+from .download.pool import DownloadPool
+from .outcome import HostFailures
+from .plan import FetchPlan, ShardRange, make_plan
+from .planned_rows import planned_urls
+from .report import RunReport
+from .shards import commit
+from .shards.assembly import SMALLEST_PART, Assembly, RunContext
+from .shards.seen import RepeatedUrls, StoredContents, index_urls
+
+_HIDDEN = ".fetch"
+_LOG = "download.log"
+_HOSTS = 10  # shown at the end; the report has more
+_DEADLINE_PER_TIMEOUT = 3
+
+
+def remaining(plan: FetchPlan, out: str) -> list[ShardRange]:
+    """The planned shards that are not committed."""
+    committed = set(manifest.committed_numbers(out))
+    return [shard for shard in plan.shards if shard.number not in committed]
+
+
+def log_file(out: str) -> str | None:
+    """Where the download processes of a local output put what they have to say."""
+    return files.join(out, _HIDDEN, _LOG) if files.is_local(out) else None
+
+
+def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: Listener = silent) -> FetchReport:
+    """Download the images of a url table, or take those of a folder, into numbered shards in `out`.
+
+    The same call again goes on where it ended.
+
+    `urls` is a csv, tsv, txt, json, jsonl or parquet file (plain or .gz), a folder or a glob of them, on any fsspec
+    path. Every row of the table ends as one row of a shard's parquet, as a success or with an error class.
+    Raises InputError, EmptyInput, RunMismatch, OutputBusy, OutputUnwritable, DiskFull, WorkerDied, MissingExtra.
+    """
+    config = config or FetchConfig()
+    started = time.perf_counter()
+    resizers.choose_resizer(config.resizer)
+    if config.executor == "ray" and not files.is_local(out):
+        raise InputError(
+            f"{out}: on a cluster, parts on their way lie in a folder of the output that all machines share",
+            "Give such a folder, or drop --executor ray",
+        )
+    plan = make_plan(urls, out, config)
+    with lock.exclusive(out):
+        if manifest.read_run(out) != plan.previous:  # another run was here in between
+            plan = make_plan(urls, out, config)
+        redone = _retract_damaged(out, plan.run.shard_digits)
+        todo = remaining(plan, out)
+        begun = manifest.with_pending(out, plan.run)
+        if begun != plan.previous:
+            manifest.write_run(out, begun)
+        run = RunReport(out, config, listener)
+        try:
+            done = _fetch_planned(plan, todo, out, config, run)
+        except (EmbedpipeError, KeyboardInterrupt) as problem:
+            if run.shards:
+                interrupted = isinstance(problem, KeyboardInterrupt)
+                with contextlib.suppress(OutputUnwritable):  # the problem may be just that
+                    run.write("interrupted" if interrupted else "failed", _total(plan, out))
+            raise
+        manifest.settle(out)
+        written = run.write("done", _total(plan, out)) if done else None
+        seconds = time.perf_counter() - started
+        return _report(plan, out, (done, redone), seconds, (run.hosts.worst(_HOSTS), written))
+
+
+def _fetch_planned(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> int:
+    """Fetch what is missing, and then what failed if that is asked for. How many shards it were."""
+    run(Progress(planned=len(todo), planned_rows=sum(shard.rows for shard in todo)))
+    if todo:
+        _fetch_shards(plan, todo, out, config, run)
+    # A round that was begun is finished before, and instead of, another one.
+    if not config.retry_failed or any(shard.retry for shard in todo):
+        return len(todo)
+    grown = retry.plan_round(plan, out, config)
+    if grown is None:
+        return len(todo)
+    manifest.write_run(out, manifest.with_pending(out, grown.run))
+    again = remaining(grown, out)
+    both = todo + again
+    run(Progress(planned=len(both), planned_rows=sum(shard.rows for shard in both)))
+    _fetch_shards(grown, again, out, config, run)
+    return len(both)
+
+
+def _total(plan: FetchPlan, out: str) -> Totals:
+    return manifest.totals(manifest.read_manifests(out, plan.run.shard_digits))
+
+
+def _retract_damaged(out: str, digits: int) -> int:
+    """Sweep what killed writers left, and forget shards whose files are gone or of another size: how many."""
+    files.sweep_temporaries(out)
+    files.sweep_temporaries(files.join(out, "manifest"))
+    damaged = [record for record in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, record)]
+    for record in damaged:
+        manifest.retract(out, record.number, digits)
+    return len(damaged)
+
+
+def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> None:
+    cuts = max(1, config.processes // len(todo))
+    parts = sum(min(cuts, math.ceil(shard.rows / SMALLEST_PART)) for shard in todo)
+    with _staging(out) as staging, contextlib.ExitStack() as opened:
+        contents = None
+        if config.drop_duplicates:
+            contents = opened.enter_context(_stored_contents(plan, out, staging.kept))
+        repeats = _repeated_urls(plan, staging.kept)
+        context = RunContext(plan, out, config, repeats, contents, staging.parts)
+        assembly = Assembly(context, todo, cuts, run, run.hosts)
+        settings = _settings(config, plan.folder)
+        if config.executor == "ray":
+            work = DownloadWork(settings, staging.parts, staging.log)
+            download_on_cluster(work, assembly, parts, min(config.processes, parts), config.cluster, run)
+            return
+        with DownloadPool(settings, min(config.processes, parts), staging.log) as pool:
+            for task in pool.results(assembly.tasks(), run):
+                assembly.take_in(task)
+
+
+def _repeated_urls(plan: FetchPlan, folder: Path) -> RepeatedUrls:
+    """The repeats among all urls of the plan, from the file of the last run if the plan is the same."""
+    file = folder / f"repeats-{plan.fingerprint()[:16]}.npy"
+    if not file.exists():
+        for outdated in folder.glob("repeats-*.npy"):
+            outdated.unlink()
+        index_urls(planned_urls(plan), plan.rows, file)
+    return RepeatedUrls(file)
+
+
+@contextlib.contextmanager
+def _stored_contents(plan: FetchPlan, out: str, folder: Path) -> Iterator[StoredContents]:
+    """What the committed shards hold, brought up to date with them."""
+    with contextlib.closing(StoredContents(folder / "contents.sqlite")) as contents:
+        committed = set(manifest.committed_numbers(out))
+        for number in contents.known() - committed:
+            contents.forget(number)
+        for number in sorted(committed - contents.known()):
+            contents.add(number, commit.stored_contents(out, number, plan.run.shard_digits))
+        yield contents
+
+
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """parts: what is on its way. kept: what the next run can use again. log: where download processes write."""
+
+    parts: Path
+    kept: Path
+    log: str
+
+
+@contextlib.contextmanager
+def _staging(out: str) -> Iterator[_Staging]:
+    """Hidden in a local output, so that a full disk shows where it matters and a killed run leaves nothing elsewhere;
+    temporary otherwise."""
+    if not files.is_local(out):
+        with tempfile.TemporaryDirectory(prefix="embedpipe-fetch-") as temporary:
+            yield _Staging(Path(temporary), Path(temporary), files.join(temporary, _LOG))
+        return
+    hidden = files.local_path(out) / _HIDDEN
+    shutil.rmtree(hidden / "parts", ignore_errors=True)
+    # Of this run alone: what another machine began for a run before finds no place to write to.
+    folder = hidden / "parts" / uuid.uuid4().hex
+    for torn in hidden.glob("urls-*"):
+        shutil.rmtree(torn, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        (hidden / _LOG).write_bytes(b"")
+        yield _Staging(folder, hidden, str(hidden / _LOG))
+    except OSError as problem:
+        raise files.unwritable(out, problem) from problem
+    finally:
+        shutil.rmtree(hidden / "parts", ignore_errors=True)
+
+
+def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
+    contact = f" ({config.user_agent})" if config.user_agent else ""
+    return WorkerSettings(
+        folder=folder,
+        pictures=PictureRules(
+            image_size=config.image_size,
+            resize_mode=config.resize_mode,
+            only_if_bigger=config.only_if_bigger,
+            min_image_size=config.min_image_size,
+            max_aspect_ratio=config.max_aspect_ratio,
+            orient=config.orient,
+            image_format=config.image_format,
+        ),
+        quality=config.stored_quality,
+        resizer=config.resizer,
+        threads=config.threads,
+        timeout_s=config.timeout_s,
+        deadline_s=config.timeout_s * _DEADLINE_PER_TIMEOUT,
+        retries=config.retries,
+        user_agent=f"embedpipe/{importlib.metadata.version('embedpipe')}{contact}",
+        allow_hosts=config.allow_hosts,
+        max_bytes=config.max_bytes,
+        # Each process keeps to its share: they do not know what the others ask for.
+        per_host=max(1, config.per_host // config.processes),
+        robots=config.robots,
+        ca_file=config.ca_file,
+    )
+
+
+def _report(
+    plan: FetchPlan,
+    out: str,
+    now: tuple[int, int],
+    seconds: float,
+    written: tuple[tuple[HostFailures, ...], str | None],
+) -> FetchReport:
+    entries = list(manifest.read_manifests(out, plan.run.shard_digits))
+    total = manifest.totals(entries)
+    size = sum(entry.bytes() for entry in entries)
+    counts = (total.rows, total.succeeded, total.failed, size, len(entries))
+    return FetchReport(*counts, *now, seconds, plan.layout.caption, total.retried, *written)

@@ -1,0 +1,82 @@
+"""The rows of a plan, streamed: whole shards, or only the urls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from ..errors import InputError
+from .plan import FetchPlan, ShardRange
+from .tables import image_folder, table
+from .tables.schema import Layout
+from .tables.table import TableFile
+
+
+def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardRange, pa.Table]]:
+    """The rows of the wanted shards in the shape of `plan.layout.schema`, in order, one shard in memory at a time."""
+    by_file: dict[TableFile, list[ShardRange]] = {}
+    for shard in plan.shards:
+        by_file.setdefault(shard.file, []).append(shard)
+    for file, shards in by_file.items():
+        if shards[0].source.members:
+            if shards[0].number in wanted:
+                yield shards[0], image_folder.rows(plan.folder, shards[0].source)
+            continue
+        last = max((i for i, shard in enumerate(shards) if shard.number in wanted), default=-1)
+        chosen = plan.layout.for_retry() if shards[0].retry else plan.layout
+        rows = _Rows(table.batches(file, chosen.table), chosen, file)
+        for shard in shards[: last + 1]:
+            if shard.number in wanted:
+                yield shard, rows.take(shard.rows)
+            else:
+                rows.skip(shard.rows)
+
+
+def planned_urls(plan: FetchPlan) -> Iterator[tuple[tuple[int, int], str]]:
+    """Every url of the plan with its place: (shard, row in the shard). Rows without one are left out.
+
+    Those of a round of retries carry its number: they repeat the failed rows, but are to be asked for again.
+    """
+    if plan.images:
+        return  # each path is there once
+    by_file: dict[TableFile, list[ShardRange]] = {}
+    for shard in plan.shards:
+        by_file.setdefault(shard.file, []).append(shard)
+    for file, shards in by_file.items():
+        columns = plan.layout.table
+        if file.ending == "parquet":
+            columns = pa.schema([columns.field(plan.layout.url)])
+        places = ((shard.number, row) for shard in shards for row in range(shard.rows))
+        mark = f"{shards[0].retry}\0" if shards[0].retry else ""
+        for batch in table.batches(file, columns):
+            urls = plan.layout.rows(batch).column("url").to_pylist()
+            yield from ((place, mark + url) for url, place in zip(urls, places, strict=False) if url and url.strip())
+
+
+class _Rows:
+    """Rows of one file, taken or skipped in runs of any length."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch], chosen: Layout, file: TableFile) -> None:
+        self.batches = batches
+        self.layout = chosen
+        self.file = file
+        self.rest: pa.RecordBatch | None = None
+
+    def take(self, rows: int) -> pa.Table:
+        pieces = [self.layout.rows(piece) for piece in self._pieces(rows)]
+        return pa.Table.from_batches(pieces, schema=self.layout.schema)
+
+    def skip(self, rows: int) -> None:
+        for _ in self._pieces(rows):
+            pass
+
+    def _pieces(self, rows: int) -> Iterator[pa.RecordBatch]:
+        while rows:
+            batch = self.rest if self.rest is not None else next(self.batches, None)
+            if batch is None:
+                raise InputError(f"{self.file.location}: has fewer rows than a moment ago", "Is it being written?")
+            piece = batch.slice(0, rows)
+            rows -= piece.num_rows
+            self.rest = batch.slice(piece.num_rows) if batch.num_rows > piece.num_rows else None
+            yield piece

@@ -1,0 +1,152 @@
+"""Cuts shards into parts for the download processes, puts what comes back together again, and commits."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from ...progress import Listener, Progress
+from ..config import FetchConfig
+from ..download.messages import DownloadTask
+from ..http.ssrf_guard import refusal
+from ..outcome import Failure
+from ..plan import FetchPlan, ShardRange
+from ..planned_rows import shard_rows
+from ..report import HostCounts
+from ..tables.schema import REFUSED_CLASS, REFUSED_MESSAGE
+from . import commit
+from .seen import Place, RepeatedUrls, StoredContents
+
+SMALLEST_PART = 200  # rows; below that, another process costs more than it brings
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What a run works with. contents: what is stored already, where duplicates are dropped. parts: the folder for
+    parts on their way."""
+
+    plan: FetchPlan
+    out: str
+    config: FetchConfig
+    repeats: RepeatedUrls
+    contents: StoredContents | None
+    parts: Path
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    """A shard on its way. needs: the shards that must be committed before it can be."""
+
+    shard: ShardRange
+    rows: pa.Table
+    refused: dict[int, Failure]
+    repeats: dict[int, Place]
+    needs: set[int]
+    parts: list[DownloadTask] = field(default_factory=list)
+    waiting: int = 0
+
+
+class Assembly:
+    """Hands out the parts of the shards in `todo` and commits each shard that is whole.
+
+    A shard that repeats urls of earlier ones waits for those; where duplicates are dropped, for all earlier ones. It
+    cannot wait for ever: earlier shards are handed out first.
+    """
+
+    def __init__(
+        self, context: RunContext, todo: list[ShardRange], cuts: int, listener: Listener, hosts: HostCounts
+    ) -> None:
+        self.context = context
+        self.hosts = hosts
+        self.cuts = cuts
+        self.listener = listener
+        self.uncommitted = {shard.number for shard in todo}
+        self.open: dict[int, _OpenShard] = {}
+
+    def tasks(self) -> Iterator[DownloadTask]:
+        """The parts of all shards, their files written as they are asked for."""
+        for shard, rows in shard_rows(self.context.plan, frozenset(self.uncommitted)):
+            opened = self._opened(shard, rows)
+            refused = Counter(failure.error_class for failure in opened.refused.values())
+            known = len(opened.refused) + len(opened.repeats)
+            self.listener(Progress(rows=known, rejected=len(opened.refused), rejects=dict(refused)))
+            self.open[shard.number] = opened
+            if opened.parts:
+                yield from opened.parts
+            else:
+                self._commit_whole()
+
+    def _opened(self, shard: ShardRange, rows: pa.Table) -> _OpenShard:
+        urls = rows.column("url").to_pylist()
+        repeats = self.context.repeats.of(shard.number)
+        web = () if self.context.plan.images else enumerate(urls)
+        refusals = {i: refusal(url, self.context.config.allow_hosts) for i, url in web if i not in repeats}
+        refused = {i: failure for i, failure in refusals.items() if failure}
+        if shard.source.members:
+            rows, refused = _without_refusals(rows)
+        needs = {number for number, _ in repeats.values()}
+        if self.context.contents is not None:
+            needs |= {number for number in self.uncommitted if number < shard.number}
+        opened = _OpenShard(shard, rows, refused, repeats, needs - {shard.number})
+        asked = [(i, url) for i, url in enumerate(urls) if i not in refused and i not in repeats]
+        opened.parts = list(self._parts(shard, asked))
+        opened.waiting = len(opened.parts)
+        return opened
+
+    def _parts(self, shard: ShardRange, urls: list[tuple[int, str]]) -> Iterator[DownloadTask]:
+        """Runs of urls, one task each. More than one only where there are fewer shards than processes."""
+        size = max(SMALLEST_PART, math.ceil(len(urls) / self.cuts))
+        for part, first in enumerate(range(0, len(urls), size)):
+            piece = urls[first : first + size]
+            task = DownloadTask(shard.number, part, len(piece), str(self.context.parts / f"{shard.number}-{part}"))
+            table = pa.table(
+                {"row": pa.array([i for i, _ in piece], pa.int32()), "url": pa.array([url for _, url in piece])}
+            )
+            with pa.OSFile(task.urls_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            yield task
+
+    def take_in(self, task: DownloadTask) -> None:
+        """Note that a part is there, under its stem, and commit what can be committed now."""
+        opened = self.open[task.shard]
+        opened.parts[task.part] = task
+        opened.waiting -= 1
+        self._commit_whole()
+
+    def _commit_whole(self) -> None:
+        # In the order of their numbers: one may have waited for the one before it.
+        for number in sorted(self.open):
+            opened = self.open[number]
+            if not opened.waiting and not opened.needs & self.uncommitted:
+                self._commit(opened)
+
+    def _commit(self, opened: _OpenShard) -> None:
+        context = self.context
+        digits = context.plan.run.shard_digits
+        fetched = commit.FetchedShard(
+            opened.shard, opened.rows, opened.refused, opened.repeats, opened.parts, context.plan.images
+        )
+        committed = commit.commit_shard(context.out, fetched, digits, context.config, context.contents)
+        if context.contents is not None:
+            context.contents.add(opened.shard.number, committed.stored)
+        for part in opened.parts:
+            for name in (part.images_file, part.outcomes_file):
+                Path(name).unlink()
+        del self.open[opened.shard.number]
+        self.uncommitted.remove(opened.shard.number)
+        self.hosts.add(committed.failures)
+        late = committed.late_rejects
+        self.listener(Progress(tasks=1, rejected=sum(late.values()), rejects=late))
+
+
+def _without_refusals(rows: pa.Table) -> tuple[pa.Table, dict[int, Failure]]:
+    """The rows of a folder without the columns that say why some have no image, and that by row."""
+    names = [REFUSED_CLASS, REFUSED_MESSAGE]
+    said = enumerate(rows.select(names).to_pylist())
+    refused = {i: Failure(row[REFUSED_CLASS], row[REFUSED_MESSAGE]) for i, row in said if row[REFUSED_CLASS]}
+    return rows.drop(names), refused

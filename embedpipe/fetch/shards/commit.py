@@ -1,0 +1,242 @@
+"""From what the download processes left to a committed shard: the tar, the parquet, the manifest last."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from ... import files, manifest
+from ...files import Written
+from ...manifest import FileRecord, ShardManifest
+from ...tar import TarWriter
+from ...types import SourceShard
+from ...uid import uid
+from ..config import FetchConfig
+from ..download.messages import DownloadTask
+from ..outcome import Failure
+from ..plan import ShardRange
+from ..tables import schema
+from . import duplicates
+from .seen import Place, StoredContents
+
+_JSON_COLUMNS = ("uid", "url", "caption", "key", "sha256", "width", "height", "original_width", "original_height")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedShard:
+    """A shard whose parts are all there: its rows, why some were never asked for, and the parts with the others.
+
+    images: whether they come from a folder, their fields as JSON in one column.
+    repeats: the rows whose url is that of an earlier row, and where that is (shard, row).
+    """
+
+    shard: ShardRange
+    rows: pa.Table
+    refused: Mapping[int, Failure]
+    repeats: Mapping[int, Place]
+    parts: Sequence[DownloadTask]
+    images: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedShard:
+    """A shard that is committed: its record, its images as (row, sha256), its failures as (url, error class).
+
+    late_rejects: by class, those that only packing found.
+    """
+
+    record: ShardManifest
+    stored: list[tuple[int, str]]
+    late_rejects: dict[str, int]
+    failures: list[tuple[str | None, str]]
+
+
+def key_of(shard: int, row: int, shard_digits: int, samples_per_shard: int) -> str:
+    """The key of a row: its shard's number, then its position in the shard."""
+    return f"{shard:0{shard_digits}d}{row:0{len(str(samples_per_shard - 1))}d}"
+
+
+def commit_shard(
+    out: str, fetched: FetchedShard, shard_digits: int, config: FetchConfig, contents: StoredContents | None = None
+) -> CommittedShard:
+    """Write a shard's files and then its manifest. The bytes depend on the rows and the answers alone.
+
+    contents: what earlier shards store; rows with the same bytes become failures.
+    """
+    shard = fetched.shard
+    name_key = functools.partial(key_of, shard_digits=shard_digits, samples_per_shard=config.samples_per_shard)
+    source, retry_of, retried = _without_retry(fetched.rows)
+    outcomes = _outcomes(fetched)
+    duplicates.answer_repeats(outcomes, shard.number, fetched.repeats, out, shard_digits, name_key)
+    if contents is not None:
+        duplicates.drop_stored(outcomes, shard.number, contents, name_key)
+    rows = [
+        _row(pair, outcomes.get(i), name_key(shard.number, i)) | {"retry_of": retry_of[i]}
+        for i, pair in enumerate(source.select(["url", "caption"]).to_pylist())
+    ]
+    name = manifest.shard_name(shard.number, shard_digits)
+    members = _Members(rows, outcomes, _passed_rows(source, fetched.images), config.image_format)
+    tar = _write_tar(files.join(out, f"{name}.tar"), members)
+    parquet = _write_parquet(files.join(out, f"{name}.parquet"), rows, source)
+    failed = Counter(row["error_class"] for row in rows if row["status"] == "failed")
+    record = ShardManifest(
+        number=shard.number,
+        source=shard.source,
+        source_sha256=_source_sha256(shard.source),
+        rows_in=len(rows),
+        rows_out=len(rows) - failed.total(),
+        rows_rejected=failed.total(),
+        rejects=dict(sorted(failed.items())),
+        retried=dict(sorted(retried.items())),
+        files=(
+            FileRecord(f"{name}.tar", tar.bytes, tar.sha256),
+            FileRecord(f"{name}.parquet", parquet.bytes, parquet.sha256),
+        ),
+    )
+    manifest.commit(out, record, shard_digits)
+    late = Counter(
+        row["error_class"]
+        for i, row in enumerate(rows)
+        if row["status"] == "failed" and (i in fetched.repeats or row["error_class"] == "duplicate")
+    )
+    stored = [(i, row["sha256"]) for i, row in enumerate(rows) if row["sha256"]]
+    failures = [(row["url"], row["error_class"]) for row in rows if row["status"] == "failed"]
+    return CommittedShard(record, stored, dict(late), failures)
+
+
+def stored_contents(out: str, number: int, shard_digits: int) -> list[tuple[int, str]]:
+    """The images of a committed shard: (row, sha256)."""
+    location = files.join(out, f"{manifest.shard_name(number, shard_digits)}.parquet")
+    with files.reading(location) as stream:
+        hashes = pyarrow.parquet.read_table(stream, columns=["sha256"]).column("sha256").to_pylist()
+    return [(row, sha256) for row, sha256 in enumerate(hashes) if sha256]
+
+
+def _without_retry(rows: pa.Table) -> tuple[pa.Table, list[str | None], Counter[str]]:
+    """The rows without the columns of a list of failed ones: which row each tries again, and how those had failed."""
+    if schema.RETRY_OF not in rows.column_names:
+        return rows, [None] * rows.num_rows, Counter()
+    retried = Counter(rows.column(schema.RETRIED_CLASS).to_pylist())
+    plain = rows.drop([schema.RETRY_OF, schema.RETRIED_CLASS])
+    return plain, rows.column(schema.RETRY_OF).to_pylist(), retried
+
+
+def _source_sha256(source: SourceShard) -> str:
+    kind, _, value = source.modified.partition(":")
+    return value if kind == "sha256" else ""
+
+
+def _outcomes(fetched: FetchedShard) -> dict[int, Row]:
+    """By row: how it ended, as the download processes tell it, and in which `file` its image lies."""
+    found: dict[int, Row] = {
+        row: {"error_class": failure.error_class, "error_message": failure.message, "attempts": 0}
+        for row, failure in fetched.refused.items()
+    }
+    for part in fetched.parts:
+        with pa.memory_map(part.outcomes_file) as source, pa.ipc.open_file(source) as reader:
+            for outcome in reader.read_all().to_pylist():
+                found[outcome["row"]] = {**outcome, "file": part.images_file}
+    return found
+
+
+def _row(source: Row, outcome: Row | None, key: str) -> Row:
+    """One row of the parquet, without the passed-through columns."""
+    if outcome is None:
+        outcome = {"error_class": "lost", "error_message": "img2dataset did not report this row", "attempts": 0}
+    row = {name: outcome.get(name) for name in schema.FIXED.names if name != "offset"}
+    status = "success" if outcome["error_class"] is None else "failed"
+    return {**row, **source, "key": key, "status": status, "uid": uid(source["url"], source["caption"])}
+
+
+def _passed_rows(rows: pa.Table, images: bool) -> list[Row]:
+    if images:
+        return [_fields(text) for text in rows.column("metadata").to_pylist()]
+    return [
+        {name: json_safe(value) for name, value in row.items()} for row in rows.drop(["url", "caption"]).to_pylist()
+    ]
+
+
+def _fields(text: str | None) -> Row:
+    """The fields of a .json beside an image, as those of the .json in the tar."""
+    fields: Row = json_safe(json.loads(text or "{}"))
+    return {f"source_{name}" if name in _JSON_COLUMNS else name: value for name, value in fields.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """What goes into a tar, row by row. `rows` learn the offset of their image there."""
+
+    rows: Sequence[Row]
+    outcomes: Mapping[int, Row]
+    passed: Sequence[Row]
+    image_format: str
+
+
+def _write_tar(location: str, members: _Members) -> Written:
+    outcomes = members.outcomes
+    with files.writing(location) as stream:
+        tar = TarWriter(stream)
+        for i, row in enumerate(members.rows):
+            if row["status"] != "success":
+                continue
+            outcome = outcomes[i]
+            with files.reading(outcome["file"]) as source:
+                source.seek(outcome["offset"])
+                image = source.read(outcome["bytes"])
+            row["offset"] = _add_sample(tar, row, image, members, i)
+        return tar.finish()
+
+
+def _add_sample(tar: TarWriter, row: Row, image: bytes, members: _Members, i: int) -> int:
+    """Put the members of one sample in the order of their names; where its image's bytes begin."""
+    parts = {
+        members.image_format: image,
+        "json": _json_member(row, members.passed[i] if members.passed else {}),
+    }
+    if row["caption"] is not None:
+        parts["txt"] = row["caption"].encode()
+    begins = {ending: tar.add(f"{row['key']}.{ending}", data) for ending, data in sorted(parts.items())}
+    return begins[members.image_format]
+
+
+def _json_member(row: Row, passed: Row) -> bytes:
+    known = {name: row[name] for name in _JSON_COLUMNS if name != "caption" or row[name] is not None}
+    return json.dumps({**known, **passed}, ensure_ascii=False).encode()
+
+
+def _write_parquet(location: str, rows: Sequence[Row], source: pa.Table) -> Written:
+    table = pa.Table.from_pylist(list(rows), schema=schema.FIXED)
+    for field in list(source.schema)[2:]:
+        table = table.append_column(field, source.column(field.name))
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table.combine_chunks(), sink, compression="zstd")
+    return files.write_bytes(location, sink.getvalue().to_pybytes())
+
+
+def json_safe(value: Any) -> Any:
+    """`value` as JSON can hold it: times in ISO form, bytes in base64, NaN as null, what else there is as its text."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime.date | datetime.time):  # datetime, and pandas' Timestamp, are dates
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(name): json_safe(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(inner) for inner in value]
+    return str(value)

@@ -1,0 +1,131 @@
+"""From a table's columns to those of a shard: url and caption under these names, everything else passed through."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ...errors import InputError, did_you_mean
+from ..config import DEFAULT_CAPTION_COLUMN
+
+# Columns of a shard's parquet, in this order; what the table passes through comes behind them.
+FIXED = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_class", pa.string()),
+        ("error_message", pa.string()),
+        ("attempts", pa.int32()),
+        ("duplicate_of", pa.string()),
+        ("retry_of", pa.string()),
+        ("sha256", pa.string()),
+        ("content_type", pa.string()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("offset", pa.int64()),
+    ]
+)
+
+
+# What a list of failed rows has beside the table's own columns: the key of the row, and how it failed last. The colons
+# keep these names apart from any column's.
+RETRY_OF, RETRIED_CLASS = ":retry_of", ":retried_class"
+
+
+# What the rows of a folder have beside theirs: why a row has no image to read.
+REFUSED_CLASS, REFUSED_MESSAGE = ":refused_class", ":refused_message"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each column comes from. `table` holds the table's own names and types."""
+
+    url: str
+    caption: str | None
+    table: pa.Schema
+
+    @property
+    def passed(self) -> dict[str, str]:
+        """Passed-through columns: name in the shard → name in the table."""
+        others = [name for name in self.table.names if name not in (self.url, self.caption)]
+        taken = set(FIXED.names) | set(others)
+        return {_free_name(name, taken) if name in FIXED.names else name: name for name in others}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of `rows`."""
+        passed = [pa.field(ours, self.table.field(theirs).type) for ours, theirs in self.passed.items()]
+        return pa.schema([("url", pa.string()), ("caption", pa.string()), *passed])
+
+    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A batch of the table in the shape of `schema`. A column the batch lacks is null."""
+        sources: list[str | None] = [self.url, self.caption, *self.passed.values()]
+        arrays = [_column(batch, source, field.type) for source, field in zip(sources, self.schema, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def for_retry(self) -> Layout:
+        """The layout of a list of failed rows: this table's columns, and why they are in it."""
+        return self._with(RETRY_OF, RETRIED_CLASS)
+
+    def for_folder(self) -> Layout:
+        """The layout of the rows of a folder."""
+        return self._with(REFUSED_CLASS, REFUSED_MESSAGE)
+
+    def _with(self, *extra: str) -> Layout:
+        fields = [pa.field(name, pa.string()) for name in extra]
+        return Layout(self.url, self.caption, pa.schema([*self.table, *fields]))
+
+    def packed_table(self) -> str:
+        """`table` as text that `unpacked_table` reads: type names alone do not tell every type."""
+        return base64.b64encode(self.table.serialize()).decode()
+
+
+def unpacked_table(text: str) -> pa.Schema:
+    """The schema in a text made by `Layout.packed_table`."""
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"source_{name}"
+    return name
+
+
+def _column(batch: pa.RecordBatch, source: str | None, kind: pa.DataType) -> pa.Array:
+    position = batch.schema.get_field_index(source) if source is not None else -1
+    if position < 0:
+        return pa.nulls(batch.num_rows, kind)
+    values = batch.column(position)
+    return values if values.type == kind else values.cast(kind)
+
+
+def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, where: str) -> Layout:
+    """The layout for a table of these columns. Raises InputError naming near columns when one asked for is missing.
+
+    `caption_col` None takes the column `caption` if there is one.
+    """
+    _require(table.names, url_col, where, "--url-col")
+    if caption_col is not None:
+        _require(table.names, caption_col, where, "--caption-col")
+    elif DEFAULT_CAPTION_COLUMN in table.names and url_col != DEFAULT_CAPTION_COLUMN:
+        caption_col = DEFAULT_CAPTION_COLUMN
+    for name in filter(None, (url_col, caption_col)):
+        if pa.types.is_nested(table.field(name).type):
+            raise InputError(f"{where}: the column {name} holds {table.field(name).type}, not text")
+    return Layout(url_col, caption_col, table)
+
+
+def _require(names: Sequence[str], name: str, where: str, option: str) -> None:
+    if name not in names:
+        near = did_you_mean(name, names)
+        raise InputError(f"{where}: no column {name!r}", f"{near}{'.' * (not near.endswith('?'))} Choose with {option}")

@@ -1,0 +1,116 @@
+"""The model that made a data set, loaded to embed a query: torch comes in here, and only when a query needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..clip_model.compatibility import computes_quick_gelu, same_encoder
+from ..clip_model.encoder_card import EncoderCard
+from ..clip_model.spec import ModelOptions, has_quick_gelu, is_checkpoint
+from ..errors import InputError, RunMismatch
+from ..load import EmbeddingDataset
+from ..manifest import refuse_difference
+
+if TYPE_CHECKING:
+    from ..encode import Encoder
+    from ..encode.base import EmbeddedTexts
+
+_TEXTS_AT_ONCE = 256
+
+
+def query_encoder(
+    dataset: EmbeddingDataset,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
+    options: ModelOptions | None = None,
+) -> Encoder:
+    """The encoder that made `dataset`: see `encoder_of`."""
+    return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision, options)
+
+
+def encoder_of(
+    card: EncoderCard,
+    path: str,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
+    options: ModelOptions | None = None,
+) -> Encoder:
+    """The encoder of a card, loaded from where it says, or from `model`/`pretrained`. path: whose card it is.
+
+    Of a card of version 0.1 the model is built as version 0.1 did, since that is what the stored numbers are of.
+
+    options: what a checkpoint file does not say; needed for embeddings of others only, since our card says it.
+
+    Raises RunMismatch when the model found there is not the one the embeddings were made with, InputError when nobody
+    knows which that is.
+    """
+    from ..encode import EncoderConfig, load_encoder
+
+    if not card.known and model is None:
+        raise InputError(f"{path}: which model made it is not known ({card.model})", "Give --model and --pretrained")
+    name = model or card.model
+    weights = (card.pretrained if model is None else "") if pretrained is None else pretrained
+    if card.dated:
+        same_encoder((path, card), (name, replace(card, model=name)))
+    file = is_checkpoint(name, weights)
+    config = EncoderConfig(
+        model=name,
+        pretrained=weights,
+        precision=precision,
+        dtype=card.dtype,
+        # What matches the numbers: a file does not say how it was used, and version 0.1 had its own way.
+        options=_as_the_card_says(card) if options in (None, ModelOptions()) and file else options or ModelOptions(),
+        as_version_0_1=card.dated,
+    )
+    encoder = load_encoder(config, device)
+    if not card.known:
+        if encoder.card.dim != card.dim:
+            raise RunMismatch(
+                f"{path}: its rows have {card.dim} values, those of {config.model} {encoder.card.dim}",
+                "Give the model that made them",
+            )
+        return encoder
+    # A query may be computed in another precision than the data: the model is what must be the same.
+    same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
+    refuse_difference(path, card.facts(), same_format.facts(), "encoder", "Give the model that made it")
+    return encoder
+
+
+def _as_the_card_says(card: EncoderCard) -> ModelOptions:
+    """What made the numbers, said to a checkpoint file."""
+    if not card.known or card.dated:
+        return ModelOptions()
+    preprocess = card.preprocess
+    quick_gelu = computes_quick_gelu(card) if has_quick_gelu(card.model) else None
+    return ModelOptions(quick_gelu, preprocess.mean, preprocess.std, preprocess.interpolation, preprocess.resize_mode)
+
+
+def embed_image(encoder: Encoder, path: str) -> np.ndarray:
+    """float32 [dim] of an image file. Raises InputError when it is missing or does not decode."""
+    from ..images.decode import Undecodable, decode
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as problem:
+        raise InputError(f"{path}: {problem.strerror or problem}", "Check the path") from problem
+    decoded = decode(data, encoder.card.preprocess)
+    if isinstance(decoded, Undecodable):
+        raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
+    first: np.ndarray = encoder.images(decoded.pixels[None]).wait().rows[0]
+    return first
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], EmbeddedTexts]]:
+    """(some of the texts, what the encoder makes of them), in order."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = list(texts[start : start + _TEXTS_AT_ONCE])
+        yield some, encoder.texts(some)

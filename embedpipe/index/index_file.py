@@ -1,0 +1,131 @@
+"""An index file, opened: memory-mapped, checked against its card, and asked for candidates."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+from .. import files
+from ..errors import DatasetError, InputError
+from ..files import Written
+from ..mirror import local_file
+from .card import IndexCard, build_command, ends_digest, index_path, read_card
+from .exact import NearestRows
+from .ids import NONE
+
+_WIDTHS = (16, 32, 64, 128, 256, 512, 1024)  # of a graph's search
+
+
+class OpenIndex:
+    """A faiss index whose ids are those of `ids.py`.
+
+    `effort` is how much of it a search looks at: nprobe for inverted lists, ef_search for a graph, None for others.
+    """
+
+    def __init__(self, index: faiss.Index) -> None:
+        self.index = index
+        self.ivf = faiss.try_extract_index_ivf(index)
+        inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else None
+        self.graph = inner.hnsw if inner is not None and hasattr(inner, "hnsw") else None
+
+    @property
+    def rows(self) -> int:
+        """How many rows are in it."""
+        return int(self.index.ntotal)
+
+    def efforts(self) -> list[int | None]:
+        """Efforts to try, small ones first."""
+        if self.ivf is not None:
+            return [1 << power for power in range(int(self.ivf.nlist).bit_length())]
+        return list(_WIDTHS) if self.graph is not None else [None]
+
+    def candidates(self, queries: np.ndarray, count: int, effort: int | None, least: int = 0) -> NearestRows:
+        """The rows that the index takes for the `count` best of each of float32 [q, dim].
+
+        Where the lists that are looked into hold fewer, -1 stands behind them; with fewer than `least`, a query looks
+        further.
+        """
+        count = max(1, min(count, self.rows))
+        least = min(least, count)
+        found = self._search(queries, count, effort)
+        short = np.flatnonzero((found.ids[:, :least] == NONE).any(axis=1))
+        most = int(self.ivf.nlist) if self.ivf is not None else self.rows
+        while effort is not None and len(short) and effort < most:
+            effort = min(most, effort * 4)
+            again = self._search(queries[short], count, effort)
+            found.scores[short], found.ids[short] = again.scores, again.ids
+            short = short[(again.ids[:, :least] == NONE).any(axis=1)]
+        return found
+
+    def _search(self, queries: np.ndarray, count: int, effort: int | None) -> NearestRows:
+        if self.ivf is not None and effort is not None:
+            self.ivf.nprobe = effort
+        elif self.graph is not None and effort is not None:
+            self.graph.efSearch = max(effort, count)
+        scores, ids = self.index.search(np.ascontiguousarray(queries, np.float32), count)
+        return NearestRows(scores, ids)
+
+
+def open_file(location: str, lists: bool, mapped: bool = True) -> faiss.Index:
+    """Read an index file, memory-mapped unless it is to be added to. Raises RuntimeError when faiss cannot."""
+    flags = (faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC) if mapped else 0
+    return faiss.read_index(str(files.local_path(location)), flags)
+
+
+def index_faults(path: str, card: IndexCard, deep: bool = False) -> list[str]:
+    """What is wrong with the file of a card; nothing where all is well. deep: read all of it."""
+    location = index_path(path, card)
+    try:
+        found = files.stat(location)
+        if found.bytes != card.bytes:
+            return [f"{location}: damaged: {found.bytes:,} bytes, should be {card.bytes:,}"]
+        if ends_digest(location, card.bytes) != card.ends or (deep and files.sha256(location) != card.sha256):
+            return [f"{location}: damaged: its checksum does not match"]
+    except InputError:
+        return [f"{location}: missing, though its card is there"]
+    except OSError as problem:
+        return [f"{location}: cannot be read: {problem.strerror or problem}"]
+    return []
+
+
+def check_index(path: str, modality: str, deep: bool = False) -> list[str]:
+    """What is wrong with the index of one side of a data set; nothing where all is well, or where there is no index.
+
+    deep: checksum the whole file, not its ends only. Whether it is of the data as they are now is not asked.
+    """
+    try:
+        card = read_card(path, modality)
+    except DatasetError as problem:
+        return [problem.what]
+    return index_faults(path, card, deep) if card is not None else []
+
+
+def open_card(path: str, modality: str) -> tuple[IndexCard, OpenIndex] | None:
+    """The index of one side of a data set and its card, or None where there is none. Raises DatasetError if damaged."""
+    for _ in range(2):  # between card and file another process may have put a new index in its place
+        card = read_card(path, modality)
+        if card is None:
+            return None
+        faults = index_faults(path, card)
+        if not faults:
+            return card, _open(path, card)
+    raise DatasetError(faults[0], build_command(path, modality))
+
+
+def _open(path: str, card: IndexCard) -> OpenIndex:
+    location = index_path(path, card)
+    local = local_file(location, Written(card.bytes, card.sha256))
+    try:
+        opened = OpenIndex(open_file(local, "IVF" in card.kind))
+    except RuntimeError as problem:
+        said = str(problem).rpartition("Error: ")[2].strip()
+        raise DatasetError(
+            f"{location}: faiss {faiss.__version__} cannot read it: {said}",
+            build_command(path, card.modality, " --rebuild"),
+        ) from problem
+    if (opened.rows, opened.index.d) != (card.rows, card.dim):
+        raise DatasetError(
+            f"{location}: {opened.rows:,} rows of {opened.index.d}, but its card says {card.rows:,} of {card.dim}",
+            build_command(path, card.modality, " --rebuild"),
+        )
+    return opened

@@ -1,0 +1,46 @@
+"""float16 rows as float32, and whether rows are finite: by integer arithmetic, several times numpy's speed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_VALUES_AT_ONCE = 1 << 18  # stays in the processor's cache
+# A float16 shifted left by 13 bits is a float32 whose exponent is too small by 127 − 15.
+_SHIFT = 13
+_SIGN_AND_NUMBER = np.int32(0x0FFFE000 - (1 << 31))
+_EXPONENT = np.float32(2.0**112)
+
+# Exponents of ones, by sign: infinity, and NaN above it. Floats are ordered as their bits are.
+_LIMITS = {
+    2: (np.int16, np.uint16, 0x7C00, 0xFC00),
+    4: (np.int32, np.uint32, 0x7F800000, 0xFF800000),
+}
+
+
+def all_finite(rows: np.ndarray) -> bool:
+    """Whether no number of a float16 or float32 array in C order is NaN or infinite."""
+    signed, unsigned, positive, negative = _LIMITS[rows.dtype.itemsize]
+    if not rows.size:
+        return True
+    return bool(rows.view(signed).max() < positive and rows.view(unsigned).max() < negative)
+
+
+def float16_to_float32(rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy finite float16 rows in C order into float32 `out` of the same shape, exactly."""
+    source, target = rows.reshape(-1), out.reshape(-1)
+    bits = np.empty(min(_VALUES_AT_ONCE, source.size), np.int32)
+    for first in range(0, source.size, _VALUES_AT_ONCE):
+        some = source[first : first + _VALUES_AT_ONCE]
+        room = bits[: some.size]
+        np.copyto(room, some.view(np.int16))
+        np.left_shift(room, _SHIFT, out=room)
+        np.bitwise_and(room, _SIGN_AND_NUMBER, out=room)
+        np.multiply(room.view(np.float32), _EXPONENT, out=target[first : first + _VALUES_AT_ONCE])
+
+
+def convert(rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy finite rows into `out`, both in C order, whatever the two dtypes are."""
+    if rows.dtype == np.float16 and out.dtype == np.float32:
+        float16_to_float32(rows, out)
+    else:
+        np.copyto(out, rows, casting="same_kind")

@@ -1,0 +1,273 @@
+"""Pictures for training an encoder: decoded once to the model's size, kept beside the run and memory-mapped.
+
+cache/
+  pixels.bin        uint8 [n, 3, h, w]
+  samples.parquet   key, src_shard, caption, split: row i belongs to picture i
+  pictures.json     what it was made from; written last, so that without it there is nothing
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ... import files
+from ...clip_model.encoder_card import PreprocessSpec
+from ...errors import EmptyInput, InputError, did_you_mean
+from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ...progress import Listener, Progress, silent
+from ...read import Reader, SampleRules, open_reader
+from ...read.base import NoDigest
+from ...types import Reject, Sample, SourceShard
+from ..split import hash_split
+
+_FORMAT_VERSION = 1
+_PIXELS, _SAMPLES, _MARKER = "pixels.bin", "samples.parquet", "pictures.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOptions:
+    """How pictures become rows.
+
+    preprocess: the model's input. split_column: metadata field that names each row's split; None for a hash of
+    (source shard, key) that holds out `valid_share`. caption_key: the .json field with the caption where no .txt is.
+    input: webdataset, folder or auto. max_pixels: larger pictures are rejected unread. need_caption: pictures without
+    one are rejected; else captions are not read, and are empty.
+    """
+
+    preprocess: PreprocessSpec
+    split_column: str | None = None
+    valid_share: float = 0.05
+    caption_key: str = "caption"
+    input: str = "auto"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    need_caption: bool = True
+
+    def shaping(self) -> dict[str, Any]:
+        """What decides the rows, as plain values. The usual need of captions is absent: older caches go on without."""
+        values = dataclasses.asdict(self)
+        if self.need_caption:
+            del values["need_caption"]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Row i of every field is the same sample.
+
+    pixels: uint8 [n, 3, h, w], memory-mapped. splits: str [n]. rejects: counts by error class.
+    fingerprint: hex sha256 of the input's bytes and of the options: the same pictures, wherever they lie.
+    """
+
+    pixels: np.ndarray
+    captions: tuple[str, ...]
+    splits: np.ndarray
+    rejects: dict[str, int]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureCounts:
+    """splits: pictures of each split. rejects: samples that gave none, by error class."""
+
+    splits: dict[str, int]
+    rejects: dict[str, int]
+
+
+def count_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> PictureCounts:
+    """How many pictures `open_pictures` would give: from the cache where it is whole, else by reading every sample.
+
+    None is decoded and nothing is kept: those that do not decode are still among them. Raises InputError, EmptyInput.
+    """
+    reader = _reader(data, options)
+    shards = reader.shards(())
+    marker = _read_marker(cache)
+    if marker is not None and marker["identity"] == _identity(shards, options):
+        found = _open(cache, marker, options)
+        return PictureCounts(dict(Counter(found.splits.tolist())), found.rejects)
+    splits: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
+    listener(Progress(planned=len(shards)))
+    for shard in shards:
+        for sample in reader.read(shard, NoDigest()):
+            if isinstance(sample, Reject):
+                rejects[sample.error_class] += 1
+            else:
+                splits[_split(sample, shard.name, options)] += 1
+            listener(Progress(rows=int(isinstance(sample, Sample)), rejected=int(isinstance(sample, Reject))))
+        listener(Progress(tasks=1))
+    if not splits:
+        raise _nothing(data, options, rejects)
+    return PictureCounts(dict(splits), dict(sorted(rejects.items())))
+
+
+def open_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> Pictures:
+    """The pictures of image shards or a folder, from the local folder `cache` where they were decoded before.
+
+    They are decoded anew when the input or the options have changed, or a file of the cache is not whole.
+    Raises InputError, EmptyInput, DiskFull.
+    """
+    reader = _reader(data, options)
+    shards = reader.shards(())
+    identity = _identity(shards, options)
+    marker = _read_marker(cache)
+    if marker is None or marker["identity"] != identity:
+        files.remove(files.join(cache, _MARKER))
+        marker = {"identity": identity, **_decode_all(data, reader, shards, cache, options, listener)}
+        files.write_bytes(files.join(cache, _MARKER), json.dumps(marker, indent=1).encode())
+    return _open(cache, marker, options)
+
+
+def pictures_are_decoded(data: str, cache: str, options: PictureOptions) -> bool:
+    """Whether `open_pictures` would find them done: for processes that leave the decoding to another."""
+    marker = _read_marker(cache)
+    return marker is not None and marker["identity"] == _identity(_reader(data, options).shards(()), options)
+
+
+def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array that is dear to make: read from the .npy file `location`, or made of `parts` (rows in order) and kept.
+
+    `location` must name everything the numbers depend on. Returns it memory-mapped, of `shape` and `dtype`.
+    """
+    if not files.exists(location):
+        with files.writing(location) as stream:
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            rows = 0
+            for part in parts:
+                stream.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
+                rows += len(part)
+            assert rows == shape[0], f"{rows} rows were made, {shape[0]} promised"
+    array: np.ndarray = np.load(files.local_path(location), mmap_mode="r")
+    assert array.shape == shape, f"{location} is {array.shape}, not {shape}"
+    return array
+
+
+def _reader(data: str, options: PictureOptions) -> Reader:
+    rules = SampleRules(caption_key=options.caption_key, need_caption=options.need_caption)
+    return open_reader(data, rules, options.input)
+
+
+def _identity(shards: list[SourceShard], options: PictureOptions) -> Any:
+    """What must be the same for a cache to be used, as JSON gives it back."""
+    identity = {
+        "format_version": _FORMAT_VERSION,
+        "options": options.shaping(),
+        "shards": [[shard.name, shard.bytes, shard.modified] for shard in shards],
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _read_marker(cache: str) -> dict[str, Any] | None:
+    location = files.join(cache, _MARKER)
+    if not files.exists(location):
+        return None
+    try:
+        marker: dict[str, Any] = json.loads(files.read_bytes(location))
+    except ValueError:
+        return None
+    for name, size in marker["bytes"].items():
+        place = files.join(cache, name)
+        if not files.exists(place) or files.stat(place).bytes != size:
+            return None
+    return marker
+
+
+def _decode_all(
+    data: str, reader: Reader, shards: list[SourceShard], cache: str, options: PictureOptions, listener: Listener
+) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(options.shaping(), sort_keys=True).encode())
+    listener(Progress(planned=len(shards)))
+    writer = _Writer(options)
+    with files.writing(files.join(cache, _PIXELS)) as stream:
+        for shard in shards:
+            digest.update(f"\0{shard.name}\0".encode())
+            for sample in reader.read(shard, digest):
+                kept = writer.take(sample, shard.name, stream)
+                listener(Progress(rows=int(kept), rejected=int(not kept)))
+            listener(Progress(tasks=1))
+        if not writer.rows["key"]:
+            raise _nothing(data, options, writer.rejects)
+        pixels_bytes = stream.tell()
+    table = io.BytesIO()
+    pq.write_table(pa.table(writer.rows), table)
+    samples_bytes = files.write_bytes(files.join(cache, _SAMPLES), table.getvalue()).bytes
+    return {
+        "bytes": {_PIXELS: pixels_bytes, _SAMPLES: samples_bytes},
+        "rejects": dict(sorted(writer.rejects.items())),
+        "fingerprint": digest.hexdigest(),
+    }
+
+
+def _nothing(data: str, options: PictureOptions, rejects: Counter[str]) -> EmptyInput:
+    why = ", ".join(f"{name} {count}" for name, count in rejects.most_common(3)) or "no samples"
+    what = "picture with a caption" if options.need_caption else "picture"
+    return EmptyInput(f"{data}: not one {what} ({why})", "Look at the input")
+
+
+def _split(sample: Sample, shard: str, options: PictureOptions) -> str:
+    """Which split a sample is of. Raises InputError where the metadata do not say."""
+    column = options.split_column
+    if column is None:
+        return hash_split(f"{shard}\0{sample.key}", options.valid_share)
+    if column not in sample.metadata:
+        known = did_you_mean(column, sample.metadata) if sample.metadata else "It has no metadata at all"
+        raise InputError(f"{shard}: sample {sample.key} has no metadata field {column!r}", known)
+    return str(sample.metadata[column])
+
+
+class _Writer:
+    """Puts samples into rows, and counts those that gave none."""
+
+    def __init__(self, options: PictureOptions) -> None:
+        self._options = options
+        self.rows: dict[str, list[str]] = {"key": [], "src_shard": [], "caption": [], "split": []}
+        self.rejects: Counter[str] = Counter()
+
+    def take(self, sample: Sample | Reject, shard: str, pixels: BinaryIO) -> bool:
+        """Decode one sample and append its pixels; False when it was rejected."""
+        if isinstance(sample, Reject):
+            self.rejects[sample.error_class] += 1
+            return False
+        assert sample.image is not None
+        decoded = decode(sample.image, self._options.preprocess, self._options.max_pixels)
+        if isinstance(decoded, Undecodable):
+            self.rejects[decoded.error_class] += 1
+            return False
+        pixels.write(decoded.pixels.numpy().tobytes())
+        values = (sample.key, shard, sample.caption or "", _split(sample, shard, self._options))
+        for column, value in zip(self.rows.values(), values, strict=True):
+            column.append(value)
+        return True
+
+
+def _open(cache: str, marker: dict[str, Any], options: PictureOptions) -> Pictures:
+    table = pq.read_table(files.local_path(files.join(cache, _SAMPLES)))
+    shape = (table.num_rows, 3, *options.preprocess.size)
+    path = files.local_path(files.join(cache, _PIXELS))
+    return Pictures(
+        pixels=np.memmap(path, np.uint8, mode="r", shape=shape),
+        captions=tuple(table["caption"].to_pylist()),
+        splits=np.array(table["split"].to_pylist(), dtype=object),
+        rejects=marker["rejects"],
+        fingerprint=marker["fingerprint"],
+    )
+
+
+def batched(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """`rows` in pieces of at most `size` along the first axis."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

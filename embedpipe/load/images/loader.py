@@ -1,0 +1,309 @@
+"""Training images with their embeddings: streamed from image shards, decoded on threads, in an exact order."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ...clip_model.encoder_card import PreprocessSpec
+from ...errors import DatasetError, InputError
+from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ...read.base import NoDigest, Selective
+from ...types import EmbeddingBatch, Sample
+from ..dataset import EmbeddingDataset
+from ..prefetch import prefetch
+from ..shuffle import Window
+from .join import Join, JoinedShard
+from .order import StreamedOrder
+
+WINDOW_ROWS = 4096
+_BATCHES_AHEAD = 2
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """How images become pixels. size: height and width, px: the shorter side is resized to it, the centre is cut out.
+
+    threads: that decode. max_pixels: no larger image is decoded. window_rows: how many encoded images are mixed at a
+    time, and held (twice); it decides the order.
+    """
+
+    size: int
+    threads: int = 4
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    window_rows: int = WINDOW_ROWS
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """For `images.decode`."""
+        return PreprocessSpec((self.size, self.size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Images, uint8 [b, 3, size, size], and what is stored of them: row i of both is the same sample."""
+
+    pixels: np.ndarray
+    embeddings: EmbeddingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """An image as stored, and the row it belongs to."""
+
+    row: int
+    key: str
+    shard: str
+    data: bytes
+
+
+class ImageLoader:
+    """Batches of images and embeddings for rank r of w, in an order that is a function of (seed, step) alone.
+
+    `loader.batches(step)` → this rank's share of the global batches `step`, `step + 1`, …, without end. The stream of
+    global batches is the same for every `world`. Every rank decodes its own images; of tars on a local disk it reads no
+    others, of what lies elsewhere all.
+
+    tokens: hand out the states of the captions' tokens, too. Raises DatasetError for an image that has changed since
+    the join, or does not decode, naming its shard and key.
+    """
+
+    def __init__(
+        self,
+        dataset: EmbeddingDataset,
+        join: Join,
+        options: ImageOptions,
+        batch_size: int,
+        seed: int,
+        *,
+        tokens: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < world or not 0 <= rank < world:
+            raise InputError(f"rank {rank} of {world} and a global batch of {batch_size} rows")
+        self._dataset = dataset
+        self._join = join
+        self._options = options
+        self._batch_size = batch_size
+        self._share = rank * batch_size // world, (rank + 1) * batch_size // world
+        self._tokens = dataset.require_text_tokens() if tokens else None
+        sizes = [len(shard.rows) for shard in join.shards]
+        self._bounds = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        if not self._bounds[-1]:
+            raise InputError(f"{dataset.path}: no rows to draw from", "Give more image shards")
+        self._row_at = np.concatenate([shard.rows for shard in join.shards])
+        self._order = StreamedOrder(self._bounds, seed, options.window_rows)
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return self._order.total
+
+    def batches(self, step: int = 0) -> Iterator[ImageBatch]:
+        """This rank's rows of the global batches from `step` on."""
+        return prefetch(self._batches(step * self._batch_size), _BATCHES_AHEAD)
+
+    def places(self, step: int = 0) -> Iterator[np.ndarray]:
+        """The same rows without their images: of each batch, int64, where they come in the order of `all`."""
+        position = step * self._batch_size
+        ours = (self._ours(window, position) for window in self._order.windows(position))
+        for batch in self._in_batches(found[order].tolist() for found, order in ours):
+            yield np.array(batch, np.int64)
+
+    def embeddings(self, places: np.ndarray) -> EmbeddingBatch:
+        """What is stored of the rows at such places."""
+        return self._stored(self._row_at[places])
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 [batch_size]: the rows of the whole global batch `step`, without reading an image."""
+        first, found = step * self._batch_size, np.full(self._batch_size, -1, np.int64)
+        for window in self._order.windows(first):
+            inside = window.positions < first + self._batch_size
+            found[window.positions[inside] - first] = self._row_at[window.places[inside]]
+            if (found >= 0).all():
+                break
+        return found
+
+    def content(self) -> str:
+        """A checksum of which images there are, and in which order `all` gives them."""
+        digest = hashlib.sha256()
+        for shard in self._join.shards:
+            digest.update(shard.rows.tobytes())
+            digest.update(repr((shard.shard.name, shard.keys, shard.sha256)).encode())
+        return digest.hexdigest()
+
+    def all(self) -> Iterator[ImageBatch]:
+        """All rows once, in the order in which they lie, a batch at a time (the last may be smaller)."""
+        everything = np.arange(self._order.total)
+        with _Shards(self._join, selective=False) as shards, ThreadPoolExecutor(self._options.threads) as pool:
+            for start in range(0, len(everything), self._batch_size):
+                places = everything[start : start + self._batch_size]
+                shards.keep(set(self._owners(places).tolist()))
+                yield self._decoded(self._read(shards, places), pool)
+
+    def _batches(self, position: int) -> Generator[ImageBatch, None, None]:
+        with ThreadPoolExecutor(self._options.threads, thread_name_prefix="decode") as pool:
+            for batch in self._in_batches(prefetch(self._windows(position), 1)):
+                yield self._decoded(batch, pool)
+
+    def _in_batches(self, windows: Iterable[list[_Item]]) -> Iterator[list[_Item]]:
+        """This rank's share of each batch, of what it has of each window."""
+        size = self._share[1] - self._share[0]
+        waiting: list[_Item] = []
+        for window in windows:
+            waiting += window
+            while len(waiting) >= size:
+                batch, waiting = waiting[:size], waiting[size:]
+                yield batch
+
+    def _windows(self, position: int) -> Generator[list[_Encoded], None, None]:
+        """This rank's images of each window, in the order of the stream."""
+        with _Shards(self._join) as shards:
+            for window, following in itertools.pairwise(self._order.windows(position)):
+                # Another rank's shards, too: the next window may go on in them.
+                shards.keep(set(self._owners(window.places).tolist()))
+                ours, order = self._ours(window, position)
+                # A reader is a little ahead of what it gives.
+                shards.want(self._keys(ours), self._keys(self._ours(following, position)[0]))
+                found = self._read(shards, ours)
+                yield [found[place] for place in order]
+
+    def _ours(self, window: Window, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's places in a window, ascending, and the order in which the stream takes them."""
+        inside = (window.positions - position) % self._batch_size
+        mine = np.flatnonzero((inside >= self._share[0]) & (inside < self._share[1]))
+        return window.places[mine], np.argsort(window.positions[mine])
+
+    def _keys(self, places: np.ndarray) -> Iterator[tuple[int, str]]:
+        """(number of the shard, key) of each place."""
+        for owner, place in zip(self._owners(places).tolist(), places.tolist(), strict=True):
+            yield owner, self._join.shards[owner].keys[place - int(self._bounds[owner])]
+
+    def _read(self, shards: _Shards, places: np.ndarray) -> list[_Encoded]:
+        """The images at those places (ascending), as they are stored."""
+        return [
+            shards.image(int(owner), int(place - self._bounds[owner]))
+            for owner, place in zip(self._owners(places), places, strict=True)
+        ]
+
+    def _owners(self, places: np.ndarray) -> np.ndarray:
+        """The number of the shard of each place."""
+        owners: np.ndarray = np.searchsorted(self._bounds, places, side="right") - 1
+        return owners
+
+    def _decoded(self, batch: Sequence[_Encoded], pool: ThreadPoolExecutor) -> ImageBatch:
+        pixels = np.stack(list(pool.map(self._pixels, batch)))
+        return ImageBatch(pixels, self._stored(np.array([image.row for image in batch], np.int64)))
+
+    def _stored(self, rows: np.ndarray) -> EmbeddingBatch:
+        states, mask = self._tokens.batch(rows) if self._tokens is not None else (None, None)
+        return EmbeddingBatch(
+            image=self._dataset.require("image")[rows].astype(np.float32),
+            text=None,
+            text_tokens=None if states is None else states.astype(np.float32),
+            text_mask=mask,
+            rows=rows,
+        )
+
+    def _pixels(self, image: _Encoded) -> np.ndarray:
+        decoded = decode(image.data, self._options.preprocess, self._options.max_pixels)
+        if isinstance(decoded, Undecodable):
+            raise DatasetError(
+                f"{image.shard}: the image of {image.key} (row {image.row} of {self._dataset.path}) does not decode: "
+                f"{decoded.message}",
+                "Leave that row out with `embedpipe filter`, or raise --max-pixels if it is too large",
+            )
+        found: np.ndarray = decoded.pixels.numpy()
+        return found
+
+
+class _Shards:
+    """Shards being read from front to back, each by an iterator of its own; one that has to go back begins again."""
+
+    def __init__(self, join: Join, selective: bool = True) -> None:
+        """selective: where the reader can, read only what was said to be wanted."""
+        self._join = join
+        self._selective = selective and isinstance(join.reader, Selective)
+        self._open: dict[int, _OpenShard] = {}
+        self._wanted: dict[int, set[str]] = {}
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keep(set())
+
+    def keep(self, wanted: set[int]) -> None:
+        """Close all shards but those."""
+        for number in self._open.keys() - wanted:
+            self._open.pop(number).close()
+
+    def want(self, *keys: Iterable[tuple[int, str]]) -> None:
+        """Say which samples, as (number of a shard, key), will be asked for until this is called again."""
+        for some in self._wanted.values():
+            some.clear()  # open shards look into them
+        for number, key in itertools.chain(*keys):
+            self._wanted.setdefault(number, set()).add(key)
+
+    def image(self, number: int, place: int) -> _Encoded:
+        """The image at a place of a shard. Raises DatasetError if it is no longer there."""
+        shard = self._open.get(number)
+        found = None if shard is None or place < shard.next_place else shard.image(place)
+        if found is None:  # its place is passed, or its bytes were, before anyone wanted them
+            found = self._opened(number).image(place)
+        if found is None:
+            joined = self._join.shards[number]
+            raise DatasetError(
+                f"{joined.shard.name}: the image of {joined.keys[place]} is no longer there, or another one: the shard "
+                "has changed since the training began",
+                "Run the same command again",
+            )
+        return found
+
+    def _opened(self, number: int) -> _OpenShard:
+        """A shard, from its beginning."""
+        if number in self._open:
+            self._open.pop(number).close()
+        wanted = self._wanted.setdefault(number, set()) if self._selective else None
+        self._open[number] = _OpenShard(self._join, self._join.shards[number], wanted)
+        return self._open[number]
+
+
+class _OpenShard:
+    """One shard, read as far as `next_place` of its joined rows."""
+
+    def __init__(self, join: Join, shard: JoinedShard, wanted: set[str] | None) -> None:
+        """wanted: keys of the samples whose bytes are to be read; None for all."""
+        self._shard = shard
+        reader = join.reader
+        if wanted is not None and isinstance(reader, Selective):
+            self._samples = reader.read_some(shard.shard, wanted)
+        else:
+            self._samples = reader.read(shard.shard, NoDigest())
+        self.next_place = 0
+
+    def close(self) -> None:
+        """Close its file."""
+        close = getattr(self._samples, "close", None)
+        if close is not None:
+            close()
+
+    def image(self, place: int) -> _Encoded | None:
+        """Read on to the image at `place`; None if it does not come, or is another one."""
+        shard, key, sha256 = self._shard, self._shard.keys[place], self._shard.sha256[place]
+        self.next_place = place + 1
+        for sample in self._samples:
+            if not isinstance(sample, Sample) or sample.key != key or sample.image is None:
+                continue
+            if sha256 and hashlib.sha256(sample.image).hexdigest() != sha256:
+                return None
+            return _Encoded(int(shard.rows[place]), key, shard.shard.name, sample.image)
+        return None

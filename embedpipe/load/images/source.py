@@ -1,0 +1,72 @@
+"""The pictures behind rows of a data set, where the image shards they were made from are still to be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...errors import InputError
+from ...manifest import MergedPart
+from ...read import Reader, SampleRules, open_reader
+from ...read.find_images import find_images
+from ...types import SourceShard
+from ..dataset import EmbeddingDataset
+
+
+def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bool = False) -> Reader | None:
+    """A reader of what `dataset` was made of, at `data` or where it was made; None where it is no longer there.
+
+    captions: read them as they were read then; else they are left out. Raises InputError when there is nothing at
+    `data`, if that is given.
+    """
+    return _open(data or dataset.run.source, dataset.run.options, data is not None, captions)
+
+
+def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
+    if not place:
+        return None  # others do not say where their pictures were
+    rules = SampleRules(
+        caption_key=str(made.get("caption_key", "caption")),
+        need_caption=captions and bool(made.get("texts", True)),
+        image_column=made.get("image_column"),
+        key_column=made.get("key_column"),
+    )
+    try:
+        reader = open_reader(place, rules, str(made.get("input", "auto")))
+        reader.shards(())
+    except InputError:
+        if asked_for:
+            raise
+        return None
+    return reader
+
+
+def source_images(
+    dataset: EmbeddingDataset, wanted: Sequence[tuple[str, str]], data: str | None = None
+) -> dict[tuple[str, str], bytes]:
+    """Encoded image bytes by (source shard, key), from `data` or from where the data set was made; others left out.
+
+    Raises InputError when there are none at `data`, if that is given.
+    """
+    if data is None and dataset.run.merged:
+        return dict(_of_parts(dataset.run.merged, "", dataset.run.plan, wanted))
+    reader = open_source(dataset, data)
+    return find_images(reader, dataset.run.plan, wanted) if reader is not None else {}
+
+
+def _of_parts(
+    parts: Sequence[MergedPart], prefix: str, plan: Sequence[SourceShard], wanted: Sequence[tuple[str, str]]
+) -> Iterator[tuple[tuple[str, str], bytes]]:
+    """The pictures of a data set that was merged of others, from where each of those was made."""
+    for part in parts:
+        before = prefix + part.prefix
+        if part.merged:
+            yield from _of_parts(part.merged, before, plan, wanted)
+            continue
+        reader = _open(part.source, part.options, asked_for=False)
+        if reader is not None:
+            mine = [replace(shard, name=shard.name[len(before) :]) for shard in plan if shard.name.startswith(before)]
+            asked = [(name[len(before) :], key) for name, key in wanted if name.startswith(before)]
+            found = find_images(reader, mine, asked)
+            yield from (((before + name, key), data) for (name, key), data in found.items())

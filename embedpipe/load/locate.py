@@ -1,0 +1,61 @@
+"""What is at a path: a data set of ours with its manifests, or one of others with what stands for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .. import files, manifest
+from ..clip_model.encoder_card import EncoderCard
+from ..errors import DatasetError, InputError
+from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..store import ShardReader, open_format
+from ..store.foreign.base import Foreign, read_note
+from ..store.foreign.reader import open_foreign
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A data set before a row of it is read."""
+
+    run: RunCard
+    card: EncoderCard
+    manifests: Sequence[ShardManifest]
+    reader: ShardReader
+
+
+def open_at(path: str, foreign: Foreign | None) -> Opened:
+    """The data set at `path`; `foreign` says that others wrote it, and how to read it.
+
+    Raises InputError, DatasetError when it is not there, damaged, or made by two encoders.
+    """
+    if not files.exists(path):
+        raise InputError(f"{path}: no such folder", "Check the path")
+    if foreign is None and manifest.read_run(path) is not None:
+        return _ours(path)
+    run, manifests, reader = open_foreign(path, foreign or read_note(path))
+    assert run.encoder is not None
+    return Opened(run, run.encoder, manifests, reader)
+
+
+def _ours(path: str) -> Opened:
+    run = manifest.require_run(path, EMBEDDINGS)
+    if run.encoder is None:
+        raise DatasetError(f"{path}: embedpipe.json names no encoder", "Run `embedpipe encode` again")
+    manifests = tuple(manifest.read_manifests(path, run.shard_digits))
+    _require_all(path, run, manifests)
+    for entry in manifests:
+        if entry.fingerprint != run.encoder.fingerprint():
+            raise DatasetError(f"{path}: shard {entry.number} was made by another encoder", "Run `embedpipe verify`")
+    return Opened(run, run.encoder, manifests, open_format(str(run.options.get("format", "npy"))).reader)
+
+
+def _require_all(path: str, run: RunCard, manifests: Sequence[ShardManifest]) -> None:
+    """Rows would be numbered anew without a shard that was there when an index, say, was made."""
+    lost = manifest.lost_numbers(run, (entry.number for entry in manifests))
+    if lost:
+        raise DatasetError(
+            f"{path}: manifest/{manifest.shard_name(lost[0], run.shard_digits)}.json: missing, "
+            f"{len(lost)} of {len(run.plan)} shards are lost",
+            "The command that made it makes them again; without them, run `embedpipe verify --repair`",
+        )

@@ -1,0 +1,56 @@
+"""Making the next thing while the last one is used."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+
+
+class _Ended:
+    """The last thing in the queue: the source is exhausted, or raised `problem`."""
+
+    def __init__(self, problem: BaseException | None) -> None:
+        self.problem = problem
+
+
+def prefetch(items: Generator[_Item, None, None], depth: int) -> Iterator[_Item]:
+    """The same items, made by a thread of its own; `depth` of them, at most, beside the one that is used.
+
+    The one before is no longer used when the next is asked for. What the source raises is raised here. The thread ends
+    when this generator is exhausted, closed or forgotten.
+    """
+    made: queue.SimpleQueue[_Item | _Ended] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
+    stopped = threading.Event()
+
+    def make() -> None:
+        problem: BaseException | None = None
+        try:
+            while room.acquire() and not stopped.is_set():
+                made.put(next(items))
+        except StopIteration:
+            pass
+        except BaseException as raised:  # carried to the thread that asked
+            problem = raised
+        items.close()
+        made.put(_Ended(problem))
+
+    thread = threading.Thread(target=make, name="loading ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = made.get()
+            if isinstance(item, _Ended):
+                if item.problem is not None:
+                    raise item.problem
+                return
+            room.release()
+            yield item
+    finally:
+        stopped.set()
+        room.release()
+        thread.join()

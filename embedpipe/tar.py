@@ -1,0 +1,251 @@
+"""The files of a tar, read front to back: ustar, GNU and pax archives, as tarfile reads them, at a third of its cost.
+
+Layout after POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block", and GNU tar's manual, "Basic Tar
+Format". Nothing is ever extracted; links, devices and sparse files have no contents here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from .files import Written
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_CHUNK = 1 << 20
+# Whatever a damaged header claims, no more than this is asked for at once.
+_READ_AT_ONCE = 1 << 24
+_LARGEST_HEADER = 1 << 20  # of a pax or long-name header; real ones hold a few hundred bytes
+
+_REGULAR = frozenset(b"0\x007")
+_PAX, _PAX_SOLARIS, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"xXgLKS"
+_WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: whatever size they claim
+
+
+class TarDamaged(Exception):
+    """The bytes are no tar from some point on."""
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """A stream that can go on behind bytes without reading them; whether they are there is seen after them."""
+
+    def pass_over(self, size: int) -> None: ...
+
+
+class Readable(Protocol):
+    """A stream that is read once, front to back."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, none at the end."""
+        ...
+
+
+@dataclass(slots=True)
+class _Extended:
+    """What headers before a member's own say of it."""
+
+    path: str | None = None
+    size: int | None = None
+    sparse: bool = False
+
+
+def regular_files(stream: Readable, take: Callable[[str, int], bool]) -> Iterator[tuple[str, bytes | None]]:
+    """(path, contents) of each regular file, in order; None for the contents where `take(path, size)` is false.
+
+    Bytes of a path that are not UTF-8 come as lone surrogates. The stream is read to its end. Raises TarDamaged where
+    the archive is torn or no tar; what was yielded before is sound.
+    """
+    everywhere = _Extended()
+    following = _Extended()
+    while True:
+        header = _read(stream, _BLOCK)
+        if header == _ZEROS:
+            _expect_zeros(stream)
+            return
+        if not header:
+            raise TarDamaged("no end-of-archive mark: the tar was cut off between two members")
+        kind, size = _checked(header)
+        if kind in (_PAX, _PAX_SOLARIS, _PAX_GLOBAL):
+            _take_pax(_extended_header(stream, size), everywhere if kind == _PAX_GLOBAL else following)
+            continue
+        if kind == _LONG_NAME:
+            following.path = _text(_extended_header(stream, size))
+            continue
+        if kind == _LONG_LINK:
+            _extended_header(stream, size)
+            continue
+        path = following.path or everywhere.path or _path(header)
+        for said in (everywhere.size, following.size):
+            size = said if said is not None else size
+        sparse = following.sparse or everywhere.sparse or kind == _SPARSE
+        following = _Extended()
+        if kind == _SPARSE:
+            _skip_sparse_map(stream, header)
+        if kind in _WITHOUT_DATA or (kind == 0 and path.endswith("/")):
+            continue
+        if kind not in _REGULAR or sparse:
+            _skip(stream, size)
+        elif take(path, size):
+            yield path, _contents(stream, path, size)
+        else:
+            _skip(stream, size)
+            yield path, None
+
+
+def _read(stream: Readable, size: int) -> bytes:
+    """`size` bytes, or what there is."""
+    data = stream.read(size) if size <= _READ_AT_ONCE else b""
+    if len(data) == size:
+        return data
+    parts = [data]
+    have = len(data)
+    while have < size and (more := stream.read(min(size - have, _READ_AT_ONCE))):
+        parts.append(more)
+        have += len(more)
+    return b"".join(parts)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _contents(stream: Readable, path: str, size: int) -> bytes:
+    data = _read(stream, _padded(size))
+    if len(data) < _padded(size):
+        raise TarDamaged(f"{path!r} ends after {min(len(data), size)} of {size} bytes")
+    return data[:size]
+
+
+def _skip(stream: Readable, size: int) -> None:
+    left = _padded(size)
+    if isinstance(stream, Passing):
+        stream.pass_over(left)
+        return
+    while left:
+        passed = len(stream.read(min(left, _CHUNK)))
+        if not passed:
+            raise TarDamaged("it ends within a member")
+        left -= passed
+
+
+def _expect_zeros(stream: Readable) -> None:
+    while data := stream.read(_CHUNK):
+        if data.count(0) != len(data):
+            raise TarDamaged("what follows its end-of-archive mark is no member")
+
+
+def _checked(header: bytes) -> tuple[int, int]:
+    """Kind and size of a member, once the header's checksum is found right."""
+    if len(header) < _BLOCK:
+        raise TarDamaged("it ends within a header")
+    claimed = _number(header[148:156])
+    unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    if claimed != unsigned and claimed != _signed_sum(header):
+        raise TarDamaged("bad checksum of a header")
+    size = _number(header[124:136])
+    if size < 0:
+        raise TarDamaged("a member of negative size")
+    return header[156], size
+
+
+def _signed_sum(header: bytes) -> int:
+    # Some old tars added bytes as signed characters.
+    fields = header[:148] + header[156:]
+    return sum(fields) - 256 * sum(byte > 127 for byte in fields) + 8 * ord(" ")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or GNU's base 256 for numbers that do not fit."""
+    if field[0] in (0x80, 0xFF):
+        value = int.from_bytes(field[1:], "big")
+        return value if field[0] == 0x80 else value - 256 ** (len(field) - 1)
+    digits = field.split(b"\0", 1)[0].strip()
+    try:
+        return int(digits, 8) if digits else 0
+    except ValueError:
+        raise TarDamaged(f"a header with {field!r} for a number") from None
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _path(header: bytes) -> str:
+    name = _text(header[:100])
+    prefix = _text(header[345:500]) if header[345] and header[156] != _SPARSE else ""
+    return f"{prefix}/{name}" if prefix else name
+
+
+def _extended_header(stream: Readable, size: int) -> bytes:
+    if size > _LARGEST_HEADER:
+        raise TarDamaged(f"an extended header of {size} bytes")
+    return _contents(stream, "an extended header", size)
+
+
+def _take_pax(records: bytes, into: _Extended) -> None:
+    """Records are "length key=value\\n", the length counting all of it."""
+    at = 0
+    while at < len(records) and records[at]:
+        length, space, _ = records[at : at + 20].partition(b" ")
+        end = at + int(length) if length.isdigit() else at
+        key, equals, value = records[at + len(length) + 1 : end - 1].partition(b"=")
+        if not space or not equals or end > len(records) or records[end - 1 : end] != b"\n":
+            raise TarDamaged("a pax header that is none")
+        if key == b"path":
+            into.path = value.decode("utf-8", "surrogateescape").rstrip("/")
+        elif key == b"size":
+            if not value.isdigit():
+                raise TarDamaged(f"a pax header with {value[:30]!r} for a size")
+            into.size = int(value)
+        elif key.startswith(b"GNU.sparse."):
+            into.sparse = True
+        at = end
+
+
+def _skip_sparse_map(stream: Readable, header: bytes) -> None:
+    """The map of an old GNU sparse file goes on in blocks behind its header."""
+    more = header[482]
+    while more:
+        block = _read(stream, _BLOCK)
+        if len(block) < _BLOCK:
+            raise TarDamaged("it ends within a sparse file's map")
+        more = block[504]
+
+
+_BLOCK = 512
+_RECORD = 10_240  # tar's habit: the file's length is a multiple of twenty blocks
+
+
+class TarWriter:
+    """Writes members in the order given to `stream`, hashing on the way."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one file; where its bytes begin."""
+        info = tarfile.TarInfo(name)  # mtime 0, uid and gid 0, no names, mode 0644
+        info.size = len(data)
+        self._put(info.tobuf(tarfile.GNU_FORMAT))
+        begins = self.bytes
+        self._put(data)
+        self._put(bytes(-len(data) % _BLOCK))
+        return begins
+
+    def finish(self) -> Written:
+        """End the tar."""
+        self._put(bytes(2 * _BLOCK))
+        self._put(bytes(-self.bytes % _RECORD))
+        return Written(self.bytes, self.digest.hexdigest())
+
+    def _put(self, data: bytes) -> None:
+        self.stream.write(data)
+        self.digest.update(data)
+        self.bytes += len(data)

@@ -1,0 +1,137 @@
+"""What pictures are asked of, whether models can make them, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dalle2_core.chunking import OnSmaller
+from dalle2_core.decoder.cascade import OnStep
+from dalle2_core.generation import GenerationConfig
+from embedpipe.errors import InputError, OptionError
+from embedpipe.index import read_queries
+
+from .models import OnDoing, OpenedModels, unheard
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What pictures are asked of.
+
+    texts: captions. captions, column: a file of more of them, and its column. from_image: a picture to vary. inpaint: a
+    picture and a mask, white where it is painted anew. interpolate: two pictures. embedding: an .npy file of image
+    embeddings. Besides pictures and embeddings a text is only for a decoder that reads it; it is told the empty one if
+    there is none.
+    """
+
+    texts: tuple[str, ...] = ()
+    captions: str | None = None
+    column: str | None = None
+    from_image: str | None = None
+    inpaint: tuple[str, str] | None = None
+    interpolate: tuple[str, str] | None = None
+    embedding: str | None = None
+
+    def __post_init__(self) -> None:
+        sources = {"--from-image": self.from_image, "--interpolate": self.interpolate, "--embedding": self.embedding}
+        given = [name for name, value in {**sources, "--inpaint": self.inpaint}.items() if value is not None]
+        if len(given) > 1:
+            raise OptionError(f"{given[0]} and {given[1]} exclude each other", "Give one of them")
+        if not given and not self.texts and self.captions is None:
+            raise OptionError(
+                "nothing is asked for", 'Give a text, --captions, --from-image … For example: "a pineapple"'
+            )
+        if self.column is not None and self.captions is None:
+            raise OptionError("--caption-column is only of use with --captions")
+
+    @property
+    def mode(self) -> str:
+        """text, variations, interpolation, embedding or inpainting."""
+        named = {
+            "variations": self.from_image,
+            "interpolation": self.interpolate,
+            "embedding": self.embedding,
+            "inpainting": self.inpaint,
+        }
+        return next((name for name, value in named.items() if value is not None), "text")
+
+    def all_texts(self) -> list[str]:
+        """Those given, then those of the file. Raises InputError if it cannot be read."""
+        if self.captions is None:
+            return list(self.texts)
+        found = read_queries(self.captions, self.column)
+        if isinstance(found, np.ndarray):
+            raise InputError(f"{self.captions}: holds embeddings, not captions", "Give --embedding for these")
+        return [*self.texts, *found]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made, in order.
+
+    images: [n, c, h, w] in [0, 1]. labels: for each, what it is of. texts: all of them. facts: of the models.
+    Where they are of texts, text: which one, for each image; embeds: [n, d], the encoder's, of the images; scores:
+    their cosines with the texts'.
+    """
+
+    images: Tensor
+    labels: list[str]
+    texts: list[str]
+    facts: dict[str, Any]
+    text: list[int] | None = None
+    scores: list[float] | None = None
+    embeds: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who hears of the steps, of batches that memory made smaller, and of what goes on before there are steps.
+
+    on_note: hears what should be known of the texts, such as that one is longer than the encoder's context.
+    """
+
+    on_step: OnStep | None = None
+    on_smaller_batch: OnSmaller | None = None
+    on_doing: OnDoing = unheard
+    on_note: OnDoing = unheard
+
+    def keywords(self) -> dict[str, Any]:
+        """As the models take them."""
+        return {"on_step": self.on_step, "on_smaller_batch": self.on_smaller_batch}
+
+
+def check_request(request: Request, parts: OpenedModels, config: GenerationConfig, texts: Sequence[str]) -> None:
+    """Whatever can be said before an encoder is loaded and anything is made."""
+    mode = request.mode
+    option = {"variations": "--from-image", "interpolation": "--interpolate", "embedding": "--embedding"}.get(mode)
+    needs_prior = mode == "text" or (mode == "inpainting" and texts and not parts.reads_text)
+    if needs_prior and parts.prior is None:
+        raise InputError("a text needs a prior, which turns it into an image embedding", "Give --prior RUN")
+    if option is not None and texts and not parts.reads_text:
+        raise InputError(f"{option} takes no text: this decoder reads none", f"Leave the text, or {option}, out")
+    if len(texts) > 1 and parts.reads_text and (option is not None or (mode == "inpainting" and parts.prior is None)):
+        raise InputError(f"all pictures are told the same text, and {len(texts)} are given", "Give one, or none")
+    if config.best_of > 1 and not (texts and parts.prior is not None):
+        raise OptionError("--best-of ranks pictures by a text, and there is none", "Leave it out")
+    if mode in ("variations", "interpolation"):
+        _check_noise_modes(str(option), parts, config)
+    if mode == "interpolation" and config.num_images < 2:
+        raise OptionError("--interpolate needs two pictures or more to show the way", "Give --n 2 or more")
+    if mode in ("variations", "interpolation", "inpainting") and parts.decoder.stage(1).image_channels != 3:
+        raise InputError("the decoder makes pictures of one channel; it cannot start from a picture in colour")
+    parts.decoder.check_sampling(**config.of_decoder())
+
+
+def _check_noise_modes(option: str, parts: OpenedModels, config: GenerationConfig) -> None:
+    """The ways that begin with the noise from which ddim makes a picture."""
+    eta = config.eta if option == "--interpolate" else None
+    for name, value in (("--sampler", config.sampler), ("--eta", eta)):
+        if value is not None:
+            raise OptionError(f"{option} goes by ddim from the noise that makes the picture: it takes no {name}")
+    for name, value in (("--steps", config.steps), ("--eta", config.eta)):
+        if isinstance(value, tuple) and len(value) > 1:
+            raise OptionError(f"{option} takes one number of {name}, the first stage's", f"Give {value[0]}")

@@ -1,0 +1,72 @@
+"""A training that would go on with another one's checkpoints is refused, in the words of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dalle2_core.errors import AnotherRun
+from embedpipe import files
+from embedpipe.manifest import refuse_difference
+
+from .record import RUN_FILE, read_run_record
+
+NameOf = Callable[[str], str]
+
+_OPTIONS = {
+    "split.column": "--split-column",
+    "split.valid_share": "--valid-share",
+    "rows.normalise": "--normalise",
+    "rows.drop_nonfinite": "--drop-nonfinite",
+    "fingerprint": "the encoder of EMB (fingerprint)",
+    "train_rows": "the number of training rows",
+    "order_sha256": "the order of the images in DATA (sha256)",
+    "pictures": "the pictures of DATA (sha256)",
+    "vgg_sha256": "--vgg (sha256)",
+    "vae": "--vae (sha256)",
+}
+
+
+def option_of(key: str) -> str:
+    """What a user calls what a run is known by: an option, a name of --set, or what it is."""
+    return _OPTIONS.get(key, key)
+
+
+def refuse_finished(
+    folder: str,
+    kind: str,
+    made_by: str,
+    describes: Callable[[dict[str, Any]], dict[str, Any]],
+    facts: dict[str, Any],
+    name_of: NameOf = option_of,
+) -> None:
+    """Raise RunMismatch where `folder` holds a finished run of another recipe or other data.
+
+    describes: what of a run's facts must stay the same. Unfinished ones are compared by their checkpoints.
+    """
+    if files.exists(files.join(folder, RUN_FILE)):
+        found = read_run_record(folder, kind, made_by)
+        _refuse(folder, describes(found), describes(facts), name_of)
+
+
+@contextlib.contextmanager
+def refusing_another(folder: str, name_of: NameOf = option_of) -> Iterator[None]:
+    """Say in those words that the checkpoints in `folder` are another run's: a RunMismatch."""
+    try:
+        yield
+    except AnotherRun as problem:
+        _refuse(folder, problem.theirs, problem.ours, name_of)
+        raise
+
+
+def _refuse(folder: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], name_of: NameOf) -> None:
+    old, new = ({name_of(key): it for key, it in _flat(some).items()} for some in (theirs, ours))
+    refuse_difference(folder, old, new, "recipe or data")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

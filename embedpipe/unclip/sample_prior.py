@@ -1,0 +1,161 @@
+"""A trained prior (`dalle2_core`) predicts the image side of a whole data set (`embedpipe`)."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dalle2_core.files import sha256
+from dalle2_core.priors.base import Prior
+from dalle2_core.priors.registry import load_prior
+from dalle2_core.rng import PerSampleRNG, derived_seed
+from embedpipe.clip_model.encoder_card import PredictionCard
+from embedpipe.errors import InputError
+from embedpipe.load import EmbeddingDataset
+from embedpipe.predict import Predictor, PredictReport, plan_predict, predict_images
+from embedpipe.progress import Listener, Progress, silent
+from embedpipe.ragged import RaggedRows
+
+from .evaluate.priors import PRIOR_RUN, refuse_another_encoder
+from .runs.record import read_run_record
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How a prior is sampled. None leaves it to the prior.
+
+    seed: what is drawn for a row depends on it, the row's shard and its place there. steps, sampler: of diffusion.
+    candidates: drawn for each text; the one nearest to it is kept. cond_scale: of guidance; 1 is none.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    candidates: int | None = None
+    sampler: str | None = None
+    cond_scale: float = 1.0
+
+    def keywords(self, prior: Prior) -> dict[str, Any]:
+        """What is handed to `prior.sample`. Raises InputError for what a prior of its kind does not have."""
+        wanted = {"steps": self.steps, "num_samples_per_batch": self.candidates, "sampler": self.sampler}
+        known = inspect.signature(prior.sample).parameters
+        named = {"steps": "--steps", "num_samples_per_batch": "--candidates", "sampler": "--sampler"}
+        for name, value in wanted.items():
+            if value is not None and name not in known:
+                raise InputError(f"a {prior.KIND} has no {named[name]}", f"Leave {named[name]} out")
+        return {name: value for name, value in wanted.items() if value is not None} | {"cond_scale": self.cond_scale}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPredictor:
+    """Makes a `Predictor` of a run's prior; picklable, for workers. batch_size: rows sampled at once."""
+
+    run_folder: str
+    sampling: SamplingConfig
+    batch_size: int
+    text_tokens: bool
+
+    def __call__(self, device: str) -> Predictor:
+        """Load the prior on `device`."""
+        prior = load_prior(self.run_folder, device).eval()
+        keywords = self.sampling.keywords(prior)
+        on = torch.device(device)
+
+        def predict(shard: str, text: np.ndarray, tokens: RaggedRows | None, listen: Listener) -> np.ndarray:
+            seed = derived_seed(self.sampling.seed, "sample", shard)
+            parts = []
+            for start in range(0, len(text), self.batch_size):
+                rows = slice(start, min(start + self.batch_size, len(text)))
+                embed = torch.from_numpy(text[rows].astype(np.float32)).to(on)
+                draws = PerSampleRNG(seed, start, len(embed), on)
+                states, mask = _states(tokens, rows, on) if self.text_tokens and tokens is not None else (None, None)
+                found = prior.sample(
+                    embed, text_encodings=states, text_mask=mask, normalize=False, generator=draws, **keywords
+                )
+                parts.append(found.float().cpu().numpy())
+                listen(Progress(rows=len(embed)))
+            return np.concatenate(parts)
+
+        return predict
+
+
+def sample_prior(
+    run_folder: str,
+    emb: str,
+    out: str,
+    sampling: SamplingConfig,
+    batch_size: int = 1024,
+    gpus: int | None = None,
+    workers: int = 1,
+    listen: Listener = silent,
+    trust_old_card: bool = False,
+) -> PredictReport:
+    """Predict image embeddings for all texts of the data set `emb` into the data set `out`; run again, it goes on.
+
+    gpus: how many CUDA devices to use; None takes all there are, 0 the CPU with so many `workers`.
+
+    Raises RunMismatch where `emb` is of another encoder than the prior was trained with, or `out` was made in another
+    way, InputError where the prior cannot be sampled so.
+    """
+    text_tokens, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
+    load = LoadPredictor(run_folder, sampling, batch_size, text_tokens)
+    return predict_images(emb, out, predicted_by, load, _devices(gpus, workers), listen)
+
+
+def plan_sampling(
+    run_folder: str,
+    emb: str,
+    out: str,
+    sampling: SamplingConfig,
+    gpus: int | None = None,
+    workers: int = 1,
+    trust_old_card: bool = False,
+) -> dict[str, Any]:
+    """What `sample_prior` would do, without doing it, as plain values. Raises as it does."""
+    _, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
+    _devices(gpus, workers)
+    to_predict = plan_predict(emb, out, predicted_by)
+    dataset = EmbeddingDataset(emb)
+    shards = len(dataset.manifests)
+    return {"shards": shards, "rows": len(dataset), "to_predict": to_predict, "predicted_by": asdict(predicted_by)}
+
+
+def _looked_at(
+    run_folder: str, emb: str, sampling: SamplingConfig, trust_old_card: bool
+) -> tuple[bool, PredictionCard]:
+    """Whether the prior reads text tokens, and what the output will say of it. Raises where it is not for `emb`."""
+    facts = read_run_record(run_folder, PRIOR_RUN, "train-prior")
+    dataset = EmbeddingDataset(emb)
+    refuse_another_encoder(run_folder, facts, dataset, trust_old_card)
+    text_tokens = bool(facts["recipe"].get("text_tokens"))
+    if text_tokens:
+        dataset.require_text_tokens()
+    return text_tokens, card_of(run_folder, sampling)
+
+
+def card_of(run_folder: str, sampling: SamplingConfig) -> PredictionCard:
+    """What a data set will say of the prior that predicted it. Raises InputError where it cannot be sampled so."""
+    prior = load_prior(run_folder)
+    sampling.keywords(prior)
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update(sha256(Path(run_folder) / name).encode())
+    return PredictionCard(prior.KIND, digest.hexdigest(), asdict(sampling))
+
+
+def _states(tokens: RaggedRows, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    states, mask = tokens.take(np.arange(rows.start, rows.stop)).padded()
+    return torch.from_numpy(states.astype(np.float32)).to(device), torch.from_numpy(mask).to(device)
+
+
+def _devices(gpus: int | None, workers: int) -> list[str]:
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = there if gpus is None else gpus
+    if wanted > there:
+        raise InputError(f"{wanted} GPUs asked for, {there} found", "Give --gpus 0 --workers N to sample on the CPU")
+    return [f"cuda:{i}" for i in range(wanted)] or ["cpu"] * workers

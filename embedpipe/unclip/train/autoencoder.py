@@ -1,0 +1,193 @@
+"""Image shards (`embedpipe`) become batches for an autoencoder (`dalle2_core`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dalle2_core.autoencoders.vqgan import VQGanVAE
+from dalle2_core.conditioning import DecoderBatch
+from dalle2_core.files import sha256
+from dalle2_core.presets.autoencoder import VaeRecipe
+from dalle2_core.training import Processes, Run
+from dalle2_core.training.vqgan_trainer import MOST_IMAGES_TO_MEASURE, VaeTraining, train_vae
+from embedpipe.clip_model.encoder_card import PreprocessSpec
+from embedpipe.errors import OptionError
+from embedpipe.load import rows_of_split
+from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
+from embedpipe.load.shuffle import batches_from
+from embedpipe.load.split import TRAIN, VALID
+
+from ..evaluate.priors import sample_rows
+from ..runs.folder import run_folder
+from ..runs.record import write_run_record
+from ..runs.resume import refusing_another
+from .plan import SplitConfig, TrainingPlan, counts, picture_cache, plan_with_pictures, refuse_few
+from .view import TrainingView
+
+VAE_RUN = "vae"
+_MOST_ROWS_TO_JUDGE = 500
+_ROWS_AT_ONCE = 32
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VaeSource:
+    """How DATA is read: see `PictureOptions`. vgg: file of VGG16's weights for a perceptual loss, or None."""
+
+    input: str
+    max_pixels: int
+    vgg: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VaeJob:
+    """What to train, on what, where to. data: pictures; out: the autoencoder's folder."""
+
+    data: str
+    out: str
+    recipe: VaeRecipe
+    split: SplitConfig
+    source: VaeSource
+
+    def pictures(self) -> PictureOptions:
+        """How DATA becomes what the autoencoder takes. Raises OptionError for channels that no picture has."""
+        if self.recipe.vae.channels != 3:
+            raise OptionError(
+                f"vae.channels is {self.recipe.vae.channels}, but pictures of files have 3", "Leave it at 3"
+            )
+        size = self.recipe.vae.image_size
+        spec = PreprocessSpec((size, size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
+        split, source = self.split, self.source
+        return PictureOptions(
+            spec, split.column, split.valid_share, input=source.input, max_pixels=source.max_pixels, need_caption=False
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VaeOutcome:
+    """What train-vae did. best_step: the checkpoint that was kept; metrics: its evaluation on held-out pictures.
+
+    rejects: samples left out, by reason.
+    """
+
+    out: str
+    steps: int
+    best_step: int
+    train_rows: int
+    valid_rows: int
+    parameters: int
+    downsampling: int
+    latent_channels: int
+    rejects: dict[str, int]
+    metrics: dict[str, float]
+
+
+def plan_vae(job: VaeJob, view: TrainingView) -> TrainingPlan:
+    """What `train_vae_on` would do. Raises as it does."""
+    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe.train, view)
+
+
+def train_vae_on(job: VaeJob, device: str, view: TrainingView, together: Processes) -> VaeOutcome | None:
+    """Train an autoencoder on pictures into a folder, any fsspec url; run again, it goes on.
+
+    Under torchrun every process calls it; all but the first return None.
+
+    Raises InputError (no data, fewer pictures than a batch), ConfigError, CheckpointError (`out` holds another run),
+    NonFiniteLoss.
+    """
+    recipe, options = job.recipe, job.pictures()
+    if together.world > 1:
+        device = str(together.device)
+    with run_folder(job.out, together) as place:
+        torch.manual_seed(recipe.train.seed)
+        vae = VQGanVAE.from_config(recipe.vae, job.source.vgg).to(device)
+        pictures = _decoded(job, options, view, together)
+        rows = {name: rows_of_split(pictures.splits, name, job.data) for name in (TRAIN, VALID)}
+        refuse_few(job.data, counts(rows), recipe.train.batch_size)
+        facts = _facts(job, pictures)
+        run = Run(Path(place.folder), _describes(facts), place.commit)
+        trained = _learn(vae, pictures, rows, run, recipe, view, together)
+        if trained is None:
+            return None
+        outcome = VaeOutcome(
+            out=job.out,
+            steps=trained.steps,
+            best_step=trained.best_step,
+            train_rows=len(rows[TRAIN]),
+            valid_rows=len(rows[VALID]),
+            parameters=sum(weight.numel() for weight in vae.parameters()),
+            downsampling=vae.downsampling,
+            latent_channels=vae.latent_channels,
+            rejects=pictures.rejects,
+            metrics=trained.metrics,
+        )
+        write_run_record(place.folder, VAE_RUN, facts | dataclasses.asdict(outcome))
+    return outcome
+
+
+def _learn(
+    vae: VQGanVAE,
+    pictures: Pictures,
+    rows: Mapping[str, np.ndarray],
+    run: Run,
+    recipe: VaeRecipe,
+    view: TrainingView,
+    together: Processes,
+) -> VaeTraining | None:
+    """Train on some of the pictures, judge by others."""
+    start, stop = together.share(recipe.train.batch_size)
+
+    def pixels(some: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pictures.pixels[some])
+
+    def stream(step: int) -> Iterator[DecoderBatch]:
+        for batch in batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step):
+            yield DecoderBatch(pixels(batch[start:stop]))
+
+    with refusing_another(str(run.folder)), view.steps("", recipe.train) as on_step:
+        return train_vae(
+            vae,
+            stream,
+            [pixels(some) for some in batched(sample_rows(rows[VALID], _MOST_ROWS_TO_JUDGE), _ROWS_AT_ONCE)],
+            (pixels(some) for some in batched(sample_rows(rows[TRAIN], MOST_IMAGES_TO_MEASURE), _ROWS_AT_ONCE)),
+            run,
+            recipe.train,
+            recipe.optim,
+            on_step=on_step,
+            processes=together,
+        )
+
+
+def _facts(job: VaeJob, pictures: Pictures) -> dict[str, Any]:
+    """What the run's run.json says of it, as plain JSON values."""
+    return {
+        "recipe": dataclasses.asdict(job.recipe),
+        "split": dataclasses.asdict(job.split),
+        "data": job.data,
+        "vgg_sha256": None if job.source.vgg is None else sha256(Path(job.source.vgg)),
+        "pictures": pictures.fingerprint,
+    }
+
+
+def _describes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a run to be continued, besides the training settings."""
+    return {name: facts[name] for name in ("split", "vgg_sha256", "pictures")}
+
+
+def _decoded(job: VaeJob, options: PictureOptions, view: TrainingView, together: Processes) -> Pictures:
+    """The pictures, decoded by the first process; the others wait for them."""
+    if together.is_first:
+        with view.preparing("decode") as listener:
+            return open_pictures(job.data, picture_cache(job.out), options, listener)
+    # Not by `together.wait`: what processes say to each other has time limits, and decoding may take hours.
+    while not pictures_are_decoded(job.data, picture_cache(job.out), options):
+        time.sleep(_LOOK_EVERY_S)
+    return open_pictures(job.data, picture_cache(job.out), options)

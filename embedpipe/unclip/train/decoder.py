@@ -1,0 +1,268 @@
+"""`train-decoder`: images and embeddings on disk (`embedpipe`) train the stages of a decoder (`dalle2_core`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dalle2_core.autoencoders.base import Autoencoder
+from dalle2_core.autoencoders.registry import load_autoencoder
+from dalle2_core.conditioning import DecoderBatch
+from dalle2_core.decoder.stage import DecoderStage
+from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from dalle2_core.training.stage_samples import check_stage_guidance
+from embedpipe import files
+from embedpipe.errors import InputError, OptionError
+from embedpipe.load import EmbeddingDataset
+from embedpipe.load.images.loader import ImageLoader
+from embedpipe.load.split import TRAIN, VALID
+from embedpipe.mirror import working_folder
+
+from ..data.decoder_batches import DecoderRows, open_embeddings, open_images
+from ..data.latents import keep_latents
+from ..evaluate.decoder_stage import StageJudge
+from ..evaluate.image_features import open_features
+from ..evaluate.priors import sample_rows
+from ..runs.folder import run_folder
+from ..runs.record import write_run_record
+from ..runs.resume import refusing_another
+from .decoder_config import DecoderJob, DecoderOutcome, StageOutcome
+from .decoder_run import (
+    STAGE_RUN,
+    finished,
+    identity_of,
+    keep_autoencoder,
+    option_names,
+    refuse_another_run,
+    refuse_neighbours,
+    run_record,
+    stage_of,
+)
+from .nonfinite import report_rows
+from .plan import NOT_FINITE, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
+from .view import TrainingView
+
+_MOST_ROWS_TO_WATCH = 512
+_MOST_BYTES_TO_WATCH = 256 << 20
+
+
+def plan_decoder(job: DecoderJob) -> TrainingPlan:
+    """What `train_decoder` would do: the data are looked at, no weights are made and nothing is written.
+
+    Raises as `train_decoder` does before its first step.
+    """
+    dataset, stages = _open(job, "cpu", weights=False)
+    seen = open_images(job.data, dataset, job.source, _cache(job), keep=False)
+    rows, dropped = _rows(job, seen)
+    runs = {}
+    for number, stage in stages.items():
+        folder = stage_of(job.out, number)
+        refuse_another_run(folder, run_record(job, number, stage, seen, rows))
+        runs[folder] = steps_left(folder, job.recipe.part(number).train)
+    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, dataclasses.asdict(seen.join.counts))
+
+
+def train_decoder(
+    job: DecoderJob, device: str, view: TrainingView | None = None, processes: Processes | None = None
+) -> DecoderOutcome | None:
+    """Train the stages that `job` names, one after the other; run again, it goes on.
+
+    Under torchrun every process calls it; all but the first return None.
+
+    Raises InputError, DatasetError (images and rows that do not fit, see `JoinCounts`; rows that are not finite or not
+    of norm 1), ConfigError (stages that do not fit each other, the data or their autoencoders), RunMismatch,
+    CheckpointError (`out` holds another run, the disk is full), NonFiniteLoss (its rows are named in a file).
+    """
+    view = view or TrainingView()
+    together = processes or join_processes(device)
+    if together.world > 1:
+        device = str(together.device)
+    dataset, stages = _open(job, device)
+    seen = _join(job, dataset, together, view)
+    rows, dropped = _rows(job, seen)
+
+    outcomes = []
+    for number in list(stages):
+        with view.steps(f"stage {number}", job.recipe.part(number).train) as on_step:
+            outcome = _train_stage(job, number, stages.pop(number), seen, rows, device, view, on_step, together)
+        if outcome is not None:
+            outcomes.append(outcome)
+    if not together.is_first:
+        return None
+    return DecoderOutcome(
+        out=job.out,
+        complete=finished(job.out, len(job.recipe.stages)),
+        train_rows=len(rows[TRAIN]),
+        valid_rows=len(rows[VALID]),
+        dropped=dropped,
+        join=seen.join.counts,
+        stages=tuple(outcomes),
+    )
+
+
+def _open(job: DecoderJob, device: str, weights: bool = True) -> tuple[EmbeddingDataset, dict[int, DecoderStage]]:
+    """The embeddings, and new stages by number: checked against them, each other and what lies in `out`.
+
+    weights: whether the stages have any. Without, they cost no memory; those in latents do: their space is measured.
+    """
+    dataset, token_width = open_embeddings(job.emb, job.recipe)
+    vaes = _autoencoders(job, device)
+    stages = {}
+    for number in job.numbers():
+        vae = vaes[number - 1]
+        with _making(weights or vae is not None):
+            stages[number] = job.recipe.build(number, dataset.card.dim, token_width, vae)
+    for number, stage in stages.items():
+        check_stage_guidance(stage, job.judge.cond_scale)
+        if job.cache_latents and stage.vae is not None:
+            stage.refuse_encoded()
+        refuse_neighbours(job, number, dataset.card)
+    return dataset, stages
+
+
+def _making(weights: bool) -> AbstractContextManager[Any]:
+    """What is made inside has weights, or only their shapes."""
+    return contextlib.nullcontext() if weights else torch.device("meta")
+
+
+def _rows(job: DecoderJob, seen: DecoderRows) -> tuple[dict[str, np.ndarray], int]:
+    """The rows of each split that have their image, and how many were left out."""
+    rows, dropped = rows_by_split(seen.dataset, job.split, job.source.rows, ("image",), among=seen.join.rows)
+    for number in job.numbers():
+        batch_size = job.recipe.part(number).train.batch_size
+        refuse_few(job.emb, counts(rows), batch_size, f"stages.{number}.train.batch_size", held_out=2)
+    return rows, dropped
+
+
+def _cache(job: DecoderJob) -> str:
+    """Where it is kept which images there are."""
+    return files.join(working_folder(job.out), "join")
+
+
+def _join(job: DecoderJob, dataset: EmbeddingDataset, together: Processes, view: TrainingView) -> DecoderRows:
+    """Images and rows; the first process reads what must be read, the others take it from the cache."""
+    if not together.is_first:
+        together.wait()
+        return open_images(job.data, dataset, job.source, _cache(job))
+    with view.preparing("join") as listener:
+        seen = open_images(job.data, dataset, job.source, _cache(job), listener)
+    together.wait()
+    return seen
+
+
+def _train_stage(
+    job: DecoderJob,
+    number: int,
+    stage: DecoderStage,
+    seen: DecoderRows,
+    rows: dict[str, np.ndarray],
+    device: str,
+    view: TrainingView,
+    on_step: Callable[[StepReport], None] | None,
+    together: Processes,
+) -> StageOutcome | None:
+    recipe, out = job.recipe.part(number), stage_of(job.out, number)
+    size, tokens = stage.config.image_size, stage.unet.config.cond_on_text_encodings
+    facts = run_record(job, number, stage, seen, rows)
+    with run_folder(out, together) as place:
+        folder = place.folder
+        run = Run(Path(folder), identity_of(facts), place.commit)
+        if together.is_first:
+            refuse_another_run(folder, facts)
+        together.wait()
+        judge = _judge(job, number, folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
+        loader = seen.loader(
+            rows[TRAIN], size, recipe.train.batch_size, recipe.train.seed, tokens, together.rank, together.world
+        )
+        stage.to(device)
+        stream = _stream(job, stage, facts["vae"], seen, loader, folder, view, together)
+        with refusing_another(folder, option_names(number)), report_rows(folder, seen.dataset, loader.rows, together):
+            state = train(
+                stage,
+                stream,
+                run,
+                recipe.train,
+                recipe.optim,
+                evaluate=None if judge is None else judge.evaluate,
+                show=None if judge is None else judge.show,
+                on_step=on_step,
+                processes=together,
+            )
+        if judge is None:
+            return None
+        best_step = load_trained(stage, run.checkpoints, "best")
+        stage.eval()
+        if number <= len(job.vaes):
+            keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
+        write_run_record(folder, STAGE_RUN, facts | {"best_step": best_step})
+        stage.save(folder)
+        metrics = judge.evaluate(stage)
+    return StageOutcome(
+        stage=number,
+        folder=out,
+        image_size=size,
+        steps=state.step,
+        best_step=best_step,
+        parameters=sum(weight.numel() for weight in stage.parameters()),
+        metrics=metrics,
+    )
+
+
+def _stream(
+    job: DecoderJob,
+    stage: DecoderStage,
+    autoencoder: str | None,
+    seen: DecoderRows,
+    loader: ImageLoader,
+    folder: str,
+    view: TrainingView,
+    together: Processes,
+) -> Callable[[int], Iterator[DecoderBatch]]:
+    """(steps done) → this process's batches from there on: images, or their latents where these are kept."""
+    if not job.cache_latents or autoencoder is None:
+        return lambda step: map(seen.batch, loader.batches(step))
+    with view.preparing("latents") as listener:
+        return keep_latents(stage, autoencoder, seen, loader, folder, together, listener).batches
+
+
+def _judge(
+    job: DecoderJob,
+    number: int,
+    folder: str,
+    seen: DecoderRows,
+    valid: np.ndarray,
+    size: int,
+    tokens: bool,
+    device: str,
+) -> StageJudge:
+    most = min(_MOST_ROWS_TO_WATCH, max(2, _MOST_BYTES_TO_WATCH // (3 * size * size)))
+    recipe = job.recipe.part(number)
+    batches = list(seen.in_order(sample_rows(valid, most), size, recipe.train.batch_size, tokens))
+    features = None if job.judge.features is None else open_features(job.judge.features, seen.dataset, device)
+    return StageJudge(
+        folder,
+        batches,
+        job.judge.shown,
+        job.judge.scored,
+        recipe.train.seed,
+        features,
+        job.judge.cond_scale,
+    )
+
+
+def _autoencoders(job: DecoderJob, device: str) -> list[Autoencoder | None]:
+    """One for each stage, None where it works in pixels."""
+    count = len(job.recipe.stages)
+    if len(job.vaes) > count:
+        raise InputError(f"{len(job.vaes)} autoencoders for {count} stages", "Give --vae once for each latent stage")
+    if job.cache_latents and not job.vaes:
+        raise OptionError("--cache-latents keeps what an autoencoder makes of images", "Give --vae, or leave it out")
+    loaded = [load_autoencoder(folder, device) for folder in job.vaes]
+    return [*loaded, *[None] * (count - len(loaded))]

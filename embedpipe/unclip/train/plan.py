@@ -1,0 +1,129 @@
+"""What the commands that train have in common: which rows, on what device, what of a run is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from dalle2_core.training import TrainConfig
+from dalle2_core.training.checkpoint import steps_named
+from embedpipe import files
+from embedpipe.errors import InputError
+from embedpipe.load import EmbeddingDataset, rows_of_split, splits
+from embedpipe.load.images.decoded_cache import PictureOptions, count_pictures
+from embedpipe.load.split import TRAIN, VALID
+from embedpipe.mirror import working_folder
+
+from ..data.row_policy import RowPolicy
+from .view import TrainingView
+
+NOT_FINITE = "not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """Which rows train and which are held out: a metadata column's values, or a share by a hash of the key."""
+
+    column: str | None = None
+    valid_share: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StepsLeft:
+    """Of a run: the steps it has in all, those its newest checkpoint has done, and those that are left."""
+
+    steps: int
+    done: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What a training would do, as `--dry-run` says it.
+
+    splits: rows by split. left_out: rows or samples that would be left out, by reason. runs: steps by run folder; none
+    for what is fitted in closed form. join: of train-decoder, what became of rows and images, see `JoinCounts`.
+    """
+
+    splits: Mapping[str, int]
+    left_out: Mapping[str, int]
+    runs: Mapping[str, StepsLeft]
+    join: Mapping[str, int] = field(default_factory=dict)
+
+
+def default_device() -> str:
+    """The first CUDA device, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def steps_left(out: str, config: TrainConfig) -> StepsLeft:
+    """Of the run `out`, any fsspec url: by the newest checkpoint's name, without reading it."""
+    found = steps_named(files.names(files.join(out, "checkpoints")))
+    done = min(config.steps, max(found, default=0))
+    return StepsLeft(config.steps, done, config.steps - done)
+
+
+def rows_by_split(
+    dataset: EmbeddingDataset,
+    split: SplitConfig,
+    policy: RowPolicy,
+    sides: Sequence[str],
+    among: np.ndarray | None = None,
+) -> tuple[dict[str, np.ndarray], int]:
+    """The training and the held-out rows (ascending) that are usable, and how many the policy left out.
+
+    among: of these alone. Raises DatasetError where a split has no rows or the policy refuses some.
+    """
+    names = splits(dataset, split.column, split.valid_share)
+    there = {name: rows_of_split(names, name, dataset.path) for name in (TRAIN, VALID)}
+    if among is not None:
+        there = {name: np.intersect1d(rows, among, assume_unique=True) for name, rows in there.items()}
+    good = policy.checked(dataset, np.sort(np.concatenate(list(there.values()))), sides)
+    rows = {name: np.intersect1d(found, good, assume_unique=True) for name, found in there.items()}
+    return rows, sum(len(there[name]) - len(rows[name]) for name in rows)
+
+
+def refuse_few(
+    data: str,
+    rows: Mapping[str, int],
+    batch_size: int | None,
+    setting: str = "train.batch_size",
+    held_out: int = 1,
+) -> None:
+    """Raise InputError for fewer training rows than a batch, or fewer held-out ones than `held_out`.
+
+    rows: how many there are of each split. batch_size: None for what takes no batches. setting: what --set calls it.
+    """
+    train, valid = rows[TRAIN], rows[VALID]
+    if batch_size is not None and batch_size > train:
+        raise InputError(
+            f"{data}: {train:,} training rows are fewer than a batch of {batch_size:,}",
+            f"Give --set {setting}={min(train, max(2, train // 4))}",
+        )
+    if valid < held_out:
+        raise InputError(f"{data}: {valid} held-out rows; {held_out} or more are needed", "Give a larger --valid-share")
+
+
+def counts(rows: Mapping[str, Sized]) -> dict[str, int]:
+    """How many rows each split has."""
+    return {name: len(some) for name, some in rows.items()}
+
+
+def picture_cache(out: str) -> str:
+    """The folder of a run's decoded pictures."""
+    return files.join(working_folder(out), "cache")
+
+
+def plan_with_pictures(
+    data: str, out: str, options: PictureOptions, config: TrainConfig, view: TrainingView
+) -> TrainingPlan:
+    """Of a training on pictures: they are counted, none is decoded. Raises InputError, EmptyInput, DatasetError."""
+    with view.preparing("count") as listener:
+        found = count_pictures(data, picture_cache(out), options, listener)
+    for name in (TRAIN, VALID):
+        rows_of_split(np.array(list(found.splits), dtype=object), name, data)
+    refuse_few(data, found.splits, config.batch_size)
+    return TrainingPlan(found.splits, found.rejects, {out: steps_left(out, config)})

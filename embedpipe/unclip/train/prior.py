@@ -1,0 +1,221 @@
+"""Where the two rooms meet: embeddings on disk (`embedpipe`) become batches for models (`dalle2_core`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from dalle2_core.presets.prior import PriorRecipe
+from dalle2_core.priors.base import Prior
+from dalle2_core.priors.registry import PRIORS
+from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from dalle2_core.types import PriorBatch, Trainable
+from embedpipe import files
+from embedpipe.errors import RunMismatch
+from embedpipe.load import EmbeddingLoader
+from embedpipe.load.split import TRAIN, VALID
+
+from ..data.prior_batches import PriorRows, open_rows
+from ..data.row_policy import RowPolicy
+from ..evaluate.priors import MOST_ROWS_TO_FIT, PRIOR_RUN, sample_rows, watch
+from ..runs.folder import run_folder
+from ..runs.record import RUN_FILE, write_run_record
+from ..runs.resume import refuse_finished, refusing_another
+from .nonfinite import report_rows
+from .plan import NOT_FINITE, SplitConfig, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
+from .view import TrainingView
+
+_MOST_ROWS_TO_WATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PriorJob:
+    """What to train, on what, where to. emb: embeddings; out: the prior's folder; policy: of unusable rows."""
+
+    emb: str
+    out: str
+    recipe: PriorRecipe
+    split: SplitConfig = field(default_factory=SplitConfig)
+    policy: RowPolicy = field(default_factory=RowPolicy)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this prior takes steps, and is not in closed form."""
+        return hasattr(PRIORS[self.recipe.prior], "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class PriorOutcome:
+    """What train-prior did. best_step: the checkpoint that was kept; metrics: its evaluation on held-out rows.
+
+    steps and best_step are 0 for a prior in closed form. dropped: rows left out because they were not finite.
+    """
+
+    out: str
+    prior: str
+    steps: int
+    best_step: int
+    train_rows: int
+    valid_rows: int
+    dropped: int
+    parameters: int
+    metrics: dict[str, float]
+
+
+def plan_prior(job: PriorJob) -> TrainingPlan:
+    """What `train_prior` would do: the data are looked at, nothing is built or fitted. Raises as `train_prior` does."""
+    seen, rows, dropped = _open(job)
+    _refuse_another_run(job, _facts(job, seen, rows))
+    runs = {job.out: steps_left(job.out, job.recipe.train)} if job.is_trained else {}
+    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs)
+
+
+def train_prior(
+    job: PriorJob, device: str, view: TrainingView | None = None, processes: Processes | None = None
+) -> PriorOutcome | None:
+    """Train a prior on embeddings into a folder, any fsspec url; run again, it goes on.
+
+    Under torchrun every process calls it; all but the first return None.
+
+    Raises DatasetError (no rows, one side missing, rows that are not finite or not of norm 1), InputError (fewer rows
+    than a batch, token states that do not fit), RunMismatch, CheckpointError (`out` holds another run, the disk is
+    full), NonFiniteLoss (its rows are named in a file in `out`).
+    """
+    together = processes or join_processes(device)
+    if together.world > 1:
+        device = str(together.device)
+    recipe, view = job.recipe, view or TrainingView()
+    seen, rows, dropped = _open(job, device, together.is_first)
+    watched = list(seen.batches(sample_rows(rows[VALID], _MOST_ROWS_TO_WATCH)))
+
+    with run_folder(job.out, together) as place:
+        torch.manual_seed(recipe.train.seed)
+        prior: Prior = recipe.build(seen.dataset.card.dim)
+        prior.fit(*seen.pairs(sample_rows(rows[TRAIN], MOST_ROWS_TO_FIT)))
+        prior.to(device)
+        facts = _facts(job, seen, rows)
+        if together.is_first:
+            _refuse_another_run(job, facts)
+        steps = best_step = 0
+        if isinstance(prior, Trainable):
+            run = Run(Path(place.folder), _describes(facts), place.commit)
+            judge = functools.partial(watch, batches=watched, seed=recipe.train.seed, device=device)
+            with view.steps(recipe.prior, recipe.train) as on_step:
+                steps = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
+            if together.is_first:
+                best_step = load_trained(prior, run.checkpoints, "best")
+        if not together.is_first:
+            return None
+        prior.eval()
+        prior.save(place.folder)
+        write_run_record(place.folder, PRIOR_RUN, facts | {"best_step": best_step})
+        metrics = watch(prior, watched, recipe.train.seed, device)
+    return PriorOutcome(
+        out=job.out,
+        prior=recipe.prior,
+        steps=steps,
+        best_step=best_step,
+        train_rows=len(rows[TRAIN]),
+        valid_rows=len(rows[VALID]),
+        dropped=dropped,
+        parameters=sum(weight.numel() for weight in (*prior.parameters(), *_fitted(prior))),
+        metrics=metrics,
+    )
+
+
+def _open(
+    job: PriorJob, device: str | None = None, speaks: bool = True
+) -> tuple[PriorRows, dict[str, np.ndarray], int]:
+    """The data, the rows of each split, and how many were left out. device, speaks: see `open_rows`."""
+    seen = open_rows(job.emb, job.recipe, job.policy, device, speaks)
+    rows, dropped = rows_by_split(seen.dataset, job.split, job.policy, ("text", "image"))
+    refuse_few(job.emb, counts(rows), job.recipe.train.batch_size if job.is_trained else None, held_out=2)
+    return seen, rows, dropped
+
+
+def _facts(job: PriorJob, seen: PriorRows, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the run's run.json says of it, as plain JSON values."""
+    card = seen.dataset.card
+    return {
+        "recipe": dataclasses.asdict(job.recipe),
+        "split": dataclasses.asdict(job.split),
+        "rows": dataclasses.asdict(job.policy),
+        "data": job.emb,
+        "encoder": dataclasses.asdict(card),
+        "fingerprint": card.fingerprint(),
+        "train_rows": len(rows[TRAIN]),
+        "valid_rows": len(rows[VALID]),
+    }
+
+
+def _learn(
+    prior: Prior,
+    seen: PriorRows,
+    rows: np.ndarray,
+    run: Run,
+    recipe: PriorRecipe,
+    judge: Callable[[Any], dict[str, float]],
+    on_step: Callable[[StepReport], None] | None,
+    together: Processes,
+) -> int:
+    """Train on some rows of the data; the steps that are done then."""
+    loader = functools.partial(
+        EmbeddingLoader,
+        seen.dataset,
+        rows,
+        recipe.train.batch_size,
+        recipe.train.seed,
+        text_tokens=recipe.text_tokens and seen.dataset.text_tokens is not None,
+    )
+    mine = loader(rank=together.rank, world=together.world)
+
+    def rows_of_step(step: int) -> np.ndarray:
+        found = next(loader().batches(step)).rows
+        assert found is not None
+        return found
+
+    with refusing_another(str(run.folder)), report_rows(str(run.folder), seen.dataset, rows_of_step, together):
+        state = train(
+            cast("Trainable[PriorBatch]", prior),
+            lambda step: map(seen.prior_batch, mine.batches(step)),
+            run,
+            recipe.train,
+            recipe.optim,
+            evaluate=judge,
+            on_step=on_step,
+            processes=together,
+        )
+    return state.step
+
+
+def _refuse_another_run(job: PriorJob, facts: dict[str, Any]) -> None:
+    """Raise RunMismatch where `out` holds another prior; checkpoints are the training's own to compare."""
+    refuse_finished(job.out, PRIOR_RUN, "train-prior", _describes, facts)
+    is_finished = files.exists(files.join(job.out, RUN_FILE))
+    if not is_finished and not job.is_trained and files.exists(files.join(job.out, "checkpoints")):
+        raise RunMismatch(f"{job.out}: holds a training of another prior", "Give another output folder")
+
+
+def _fitted(prior: Prior) -> list[torch.Tensor]:
+    """What a prior in closed form has instead of parameters."""
+    return [] if isinstance(prior, Trainable) else [it for it in prior.buffers() if it is not None]
+
+
+def _describes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a run to be continued, besides the training settings."""
+    recipe, usual = facts["recipe"], dataclasses.asdict(PriorRecipe())
+    # Absent rather than said: runs begun before there was a setting go on without it.
+    shaping = {
+        name: value
+        for name, value in recipe.items()
+        if name in ("network", "diffusion") or (name not in ("train", "optim") and value != usual[name])
+    }
+    rows = {"rows": facts["rows"]} if facts["rows"] != dataclasses.asdict(RowPolicy()) else {}
+    return shaping | rows | {name: facts[name] for name in ("split", "fingerprint", "train_rows")}
