@@ -17,11 +17,13 @@ test: $(VENV)/.dev  ## every fast test that needs no GPU
 slow: $(VENV)/.dev  ## the other ones: models of real size, launchers, clusters, many kills
 	$(BIN)/python -m pytest $(BESIDE) -m slow $(TEST_OPTIONS)
 
-check: $(VENV)/.dev  ## format, lint, import contracts, types
+check: $(VENV)/.dev  ## format, lint, import contracts, types, structure, links of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/python -m tools.house --check
+	$(BIN)/python -m tools.docs_site
 
 repeat: $(VENV)/.dev  ## the fast tests again and again: are they always green? `--help` says more
 	$(BIN)/python tools/repeat_suite.py $(or $(N),30) --busy $(or $(BUSY),10)
@@ -29,8 +31,9 @@ repeat: $(VENV)/.dev  ## the fast tests again and again: are they always green? 
 wheel:  ## build the distribution, install it outside the tree, run every command there
 	$(PYTHON) tools/check_wheel.py $(WHEEL_OPTIONS)
 
-docs: $(VENV)/.dev  ## write docs/cli.md from the commands' own help
+docs: $(VENV)/.dev  ## write docs/cli.md from the commands' own help, and all of docs/ as a site to build/site
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python -m tools.docs_site
 
 bench: $(VENV)/.dev  ## what `benchmarks/README.md` lists
 	@cat benchmarks/README.md

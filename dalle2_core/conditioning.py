@@ -50,6 +50,7 @@ class DecoderBatch:
         return len(self.images)
 
     def to(self, device: torch.device) -> DecoderBatch:
+        """The same batch on `device`; from pinned memory without waiting for the copy."""
         return _each(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def part(self, start: int, stop: int) -> DecoderBatch:
@@ -101,6 +102,7 @@ class DecoderCondition:
         return _each(self, lambda tensor: tensor[start:stop])
 
     def to(self, device: torch.device) -> DecoderCondition:
+        """The same conditioning on `device`."""
         return _each(self, lambda tensor: tensor.to(device))
 
 

@@ -90,6 +90,8 @@ class PriorBatch:
         return int(self.text_embed.shape[0])
 
     def to(self, device: torch.device) -> PriorBatch:
+        """The same batch on `device`; from pinned memory without waiting for the copy."""
+
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
@@ -181,6 +183,7 @@ class EmbeddedText:
         return self._each(lambda tensor: tensor[start:stop])
 
     def to(self, device: torch.device) -> EmbeddedText:
+        """The same text on `device`."""
         return self._each(lambda tensor: tensor.to(device))
 
     def repeated(self, times: int) -> EmbeddedText:

@@ -11,10 +11,8 @@ from dalle2_core.errors import ConfigError
 
 
 class Autoencoder(Protocol):
-    """What a stage asks of an autoencoder.
+    """What a stage needs of an autoencoder.
 
-    encode: pixels [b, c, h, w] in [-1, 1] → latents [b, latent_channels, h / downsampling, w / downsampling].
-    decode: latents → pixels in about [-1, 1].
     latent_mean, latent_std: [latent_channels], of the data's latents, so that (latents - mean) / std has unit variance.
     """
 
@@ -23,9 +21,13 @@ class Autoencoder(Protocol):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def encode(self, pixels: Tensor) -> Tensor: ...
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [b, c, h, w] in [-1, 1] → latents [b, latent_channels, h / downsampling, w / downsampling]."""
+        ...
 
-    def decode(self, latents: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents → pixels [b, c, h, w] in about [-1, 1]."""
+        ...
 
 
 _MEMBERS = ("latent_channels", "downsampling", "latent_mean", "latent_std", "encode", "decode")

@@ -86,6 +86,7 @@ class Unet(nn.Module):
 
     @classmethod
     def from_config(cls, config: UnetConfig) -> Unet:
+        """A new network with these settings."""
         return cls(**{name: getattr(config, name) for name in config.__dataclass_fields__})
 
     def fitted(self, **changes: Any) -> Unet:
