@@ -1,10 +1,9 @@
-"""Prepare the pages of the documentation site and build it: `make docs` writes build/site, `--check` only looks.
+"""Prepare the pages of the documentation site and build it below build/site: `python -m tools.docs_site`.
 
 The README is the front page, the change log and the benchmarks' results are pages, and so is each public name, by its
 docstring. A public name without one ends the build, as a broken link does.
 """
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -80,9 +79,7 @@ def _api(library: str) -> str:
 
 
 def main() -> int:
-    """Build the site; 1 where something is broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    """Build the site; not 0 where something is broken."""
     write_pages()
     return subprocess.run(
         [Path(sys.executable).with_name("zensical"), "build", "--strict"], cwd=ROOT, check=False
