@@ -1,7 +1,7 @@
 """Prepare the pages of the documentation site and build it below build/site: `python -m tools.docs_site`.
 
-The README is the front page, the change log and the benchmarks' results are pages, and so is each public name, by its
-docstring. A public name without one ends the build, as a broken link does.
+The README is the front page; the change log, the page for contributors and the benchmarks' results are pages, and so is
+each public name, by its docstring. A public name without one ends the build, as a broken link does.
 """
 
 import re
@@ -24,7 +24,8 @@ def write_pages() -> None:
     results = ROOT / "benchmarks" / "results"
     shutil.copytree(results, PAGES / "results", ignore=shutil.ignore_patterns("*.json"))
     (PAGES / "index.md").write_text(_inward((ROOT / "README.md").read_text()))
-    (PAGES / "changelog.md").write_text((ROOT / "CHANGELOG.md").read_text())
+    for name in ("CHANGELOG", "CONTRIBUTING"):
+        (PAGES / f"{name.lower()}.md").write_text((ROOT / f"{name}.md").read_text())
     (PAGES / "decisions" / "index.md").write_text(_contents("Decisions", ROOT / "docs" / "decisions"))
     (PAGES / "results" / "index.md").write_text(_contents("Results of the benchmarks", results))
     (PAGES / "api").mkdir()
@@ -45,7 +46,7 @@ def _within(markdown: str, up: str) -> str:
 def _inward(readme: str) -> str:
     """The README's links as they are seen from docs/."""
     readme = re.sub(r"\]\(docs/(?=[^)]*\))", "](", readme)
-    readme = readme.replace("](CHANGELOG.md)", "](changelog.md)")
+    readme = re.sub(r"\]\((CHANGELOG|CONTRIBUTING)\.md\)", lambda found: f"]({found[1].lower()}.md)", readme)
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#|[\w/-]+\.md|pictures/)[^)]*\)", r"\1", readme)
 
 
