@@ -2,7 +2,7 @@
 
     python -m tools.house                 the table
     python -m tools.house --guess 20      functions drawn at random: can a stranger name each one's file from the tree?
-    python -m tools.house --trip FILE     what lies between a command and the training step, from a run under a profiler
+    python -m tools.house --trip          the calls between `embedpipe train-decoder` and the loss, from a tiny run
 
 A room is a module or package directly below a package, an arrow an import from one room into another, a floor one
 level of the longest chain of imports.
@@ -13,10 +13,14 @@ import ast
 import random
 import re
 import sys
+import tempfile
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
 import grimp
 
@@ -157,12 +161,33 @@ def drawn(count: int, seed: int) -> list[tuple[str, str]]:
     return random.Random(seed).sample(known, count)
 
 
-def trip(stack: Path) -> tuple[int, list[str], int]:
-    """(calls, files in their order, calls up into a library above) of a stack that has a file and function a line."""
-    calls = [line.split(":")[0] for line in stack.read_text().splitlines() if line.startswith(PACKAGES)]
-    height = {"cli": 2, "embedpipe": 1, "dalle2_core": 0}
-    heights = [height[call.split("/")[0]] for call in calls]
-    return len(calls), list(dict.fromkeys(calls)), sum(below < above for below, above in pairwise(heights))
+def trip() -> list[str]:
+    """`file:function` of each call between `embedpipe train-decoder` and the loss of a stage, from a real, tiny run."""
+    from click.testing import CliRunner
+    from embedpipe_cli.main import cli
+
+    from dalle2_core.decoder.stage import DecoderStage
+    from tests import shards, tiny_clip
+
+    found: list[str] = []
+
+    def recording(self: DecoderStage, *given: Any, **named: Any) -> NoReturn:
+        frames = traceback.extract_stack()[:-1]
+        inside = [frame for frame in frames if frame.filename.startswith(tuple(str(ROOT / it) for it in PACKAGES))]
+        found.extend(f"{Path(frame.filename).relative_to(ROOT)}:{frame.name}" for frame in inside)
+        raise KeyboardInterrupt
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(DecoderStage, "loss", recording):
+        data, emb, out = (str(Path(folder) / name) for name in ("shards", "emb", "decoder"))
+        shards.write_shards(Path(data), shards=2, per_shard=20)
+        model = tiny_clip.write(Path(folder) / "model")
+        small = ["--sizes", "8", "--dims", "8", "--steps", "1", "--batch-size", "4", "--valid-share", "0.3"]
+        for words in (
+            ["encode", data, emb, "--model", model, "--gpus", "0"],
+            ["train-decoder", data, emb, out, *small],
+        ):
+            CliRunner().invoke(cli, [*map(str, words), *(["--device", "cpu"] if "--sizes" in words else [])])
+    return found
 
 
 def main() -> int:
@@ -171,15 +196,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="Only say which figures are over their limits.")
     parser.add_argument("--guess", type=int, metavar="N", help="Draw N functions, and the files that hold them.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trip", type=Path, help="A stack, as `tools/trip.py` writes it.")
+    parser.add_argument("--trip", action="store_true", help="The calls between train-decoder and its loss.")
     options = parser.parse_args()
     if options.guess:
         for name, path in drawn(options.guess, options.seed):
             print(f"{name:40} {path}")
         return 0
     if options.trip:
-        calls, files, climbs = trip(options.trip)
-        print(f"{calls} calls in {len(files)} files, {climbs} up", *files, sep="\n  ")
+        calls = trip()
+        height = {"cli": 2, "embedpipe": 1, "dalle2_core": 0}
+        heights = [height[call.split("/")[0]] for call in calls]
+        climbs = sum(below < above for below, above in pairwise(heights))
+        files = {call.partition(":")[0] for call in calls}
+        print(f"{len(calls)} calls in {len(files)} files, {climbs} up into a library above", *calls, sep="\n  ")
         return 0
     figures = measured()
     over = {name: limit for name, limit in LIMITS.items() if figures[name] > limit}
