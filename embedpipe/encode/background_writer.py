@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -58,9 +59,15 @@ class Writer:
             except queue.Full:
                 continue
 
+    def _next(self) -> ShardBuffer | None:
+        """The next shard. Looks for itself now and then: an interruption in `put` can lose the call that wakes it."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._waiting.get(timeout=_LOOK_EVERY_S)
+
     def _write(self) -> None:
         try:
-            while (shard := self._waiting.get()) is not None:
+            while (shard := self._next()) is not None:
                 if not self._dropped.is_set():
                     self._finish(shard)
         except BaseException as raised:  # carried to the thread that hands over

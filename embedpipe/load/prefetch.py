@@ -7,6 +7,8 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import TypeVar
 
+_LOOK_EVERY_S = 0.1
+
 _Item = TypeVar("_Item")
 
 
@@ -30,8 +32,10 @@ def prefetch(items: Generator[_Item, None, None], depth: int) -> Iterator[_Item]
     def make() -> None:
         problem: BaseException | None = None
         try:
-            while room.acquire() and not stopped.is_set():
-                made.put(next(items))
+            while not stopped.is_set():
+                # Not for ever: an interruption in `release` can lose the call that wakes this thread.
+                if room.acquire(timeout=_LOOK_EVERY_S) and not stopped.is_set():
+                    made.put(next(items))
         except StopIteration:
             pass
         except BaseException as raised:  # carried to the thread that asked

@@ -258,6 +258,22 @@ def test_what_the_source_raises_is_raised_and_its_thread_ends():
     assert not threads()
 
 
+def test_a_wake_up_that_is_lost_holds_nobody_up(monkeypatch):
+    """An interruption inside `release` can leave a waiter behind that was woken before and takes the next call."""
+
+    class Deaf(threading.Semaphore):
+        def release(self, n=1):
+            self._value += n
+
+    monkeypatch.setattr(threading, "Semaphore", Deaf)
+    found = prefetch((i for i in range(9)), 2)
+    assert list(found) == list(range(9))
+    found = prefetch((i for i in range(9)), 2)
+    next(found)
+    found.close()
+    assert not threads()
+
+
 def test_a_loader_that_is_forgotten_leaves_no_thread_and_no_open_file(dataset, monkeypatch):
     monkeypatch.setattr("embedpipe.load.loader._HELD_IN_MEMORY_BYTES", 0)
     batches = EmbeddingLoader(dataset, None, 2, window_rows=4).batches()
