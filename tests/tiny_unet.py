@@ -68,8 +68,7 @@ class GaussianUnet(torch.nn.Module):
 
     def right_fraction(self, t, s, left):
         """Of the variance of p(x_s | x_t): the posterior's for a known x0, and what is not known of x0, scaled."""
-        from dalle2_core.diffusion.learned_variance import log_variance
-        from dalle2_core.diffusion.samplers import posterior
+        from dalle2_core.diffusion.posterior import log_variance, posterior
 
         schedule, one = self.schedule, torch.ones(1)
         s = torch.tensor(s)

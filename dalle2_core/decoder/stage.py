@@ -14,8 +14,8 @@ from dalle2_core.autoencoders.base import Autoencoder, LatentSpace, PixelSpace, 
 from dalle2_core.conditioning import DecoderBatch, DecoderCondition
 from dalle2_core.decoder.degradations import bsr, sometimes_blurred
 from dalle2_core.decoder.stage_config import StageConfig, stage_from_json
-from dalle2_core.diffusion.denoiser import Denoiser
-from dalle2_core.diffusion.learned_variance import Estimate, fraction_from, variational_bound
+from dalle2_core.diffusion.denoiser import Denoiser, clamped, first_estimate
+from dalle2_core.diffusion.learned_variance import LearnedVariance
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.thresholding import Threshold, none, threshold_named
@@ -26,12 +26,12 @@ from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.unet import Unet
 from dalle2_core.networks.unet_config import UnetConfig
-from dalle2_core.rng import RNG, coin, integers, normal, uniform
+from dalle2_core.rng import RNG, integers, normal, uniform
 from dalle2_core.serialization import read_settings, read_weights, settings_of, write_model
 from dalle2_core.types import StepLoss
 
 KIND = "decoder-stage"
-# Levels of noise that an upsampler is told of. Saharia et al. 2205.11487, section 2.5.
+# Noise levels of an upsampler's low-resolution conditioning. Saharia et al. 2205.11487, section 2.5.
 NOISE_LEVELS = 1000
 
 
@@ -58,7 +58,7 @@ class DecoderStage(CompanionModules):
 
     @property
     def size(self) -> int:
-        """Height and width of what the network works on."""
+        """Height and width of the network's input: pixels or latents."""
         return self.config.image_size // self.space.factor
 
     @property
@@ -67,17 +67,20 @@ class DecoderStage(CompanionModules):
 
     @property
     def denoiser(self) -> Denoiser[DecoderCondition]:
-        """Noise, targets and weighted errors of this stage."""
+        """The network's output as an estimate of x0 and, where it is learned, of the variance."""
         config = self.config
         weighting: Weighting = (
             p2(config.p2_gamma, config.p2_k) if config.loss_weighting == "p2" else WEIGHTINGS[config.loss_weighting]
         )
+        variance = None
+        if config.learned_variance:
+            variance = LearnedVariance(config.learned_variance_constrain_frac, pixels=self.vae is None)
         predicts = PARAMETERIZATIONS[config.predicts]
-        return Denoiser(self.unet, self.schedule, predicts, weighting, config.loss_type)
+        return Denoiser(self.unet, self.schedule, predicts, weighting, config.loss_type, variance=variance)
 
     @property
     def threshold(self) -> Threshold:
-        """What keeps an estimate of x0 in range while sampling."""
+        """Keeps an estimate of x0 in range while sampling."""
         if self.vae is not None:
             return none
         return threshold_named(self.config.thresholding, self.config.dynamic_thres_percentile)
@@ -93,38 +96,21 @@ class DecoderStage(CompanionModules):
         t = integers(0, self.config.timesteps, (rows,), draws, device)
         noise = normal(x0.shape, draws, device)
         denoiser = self.denoiser
-        x_t = denoiser.noisy(x0, t, noise)
-
         self_cond = None
-        if self.unet.config.self_cond and coin(0.5, draws, device):
-            # Half of the steps see their own first estimate. Chen et al. 2208.04202, section 2.2.
-            with torch.no_grad():
-                self_cond = self.threshold(self.estimate(x_t, t, condition).x0)
-        output, fraction = self._split(self.unet(x_t, t, condition, self_cond))
-        simple = denoiser.error(output, x0, t, noise).mean()
-        if fraction is None:
+        if self.unet.config.self_cond:
+            in_range = clamped(denoiser.given(condition), self.threshold)
+            self_cond = first_estimate(in_range, denoiser.noisy(x0, t, noise), t, draws)
+        error, bound = denoiser.loss(x0, t, noise, condition, self_cond)
+        simple = error.mean()
+        if bound is None:
             return StepLoss(simple)
-
-        # The bound trains the variance alone: the mean is detached. 2102.09672, equation 16.
-        alpha, sigma = self.schedule.at(t, like=x0)
-        mean_of = PARAMETERIZATIONS[self.config.predicts].to_x0(output.detach().float(), x_t, alpha, sigma)
-        pixels = self.vae is None
-        bound = variational_bound(Estimate(mean_of, fraction.float()), x0, self.schedule, t, pixels=pixels)
         # A timestep's share times T estimates the whole bound.
         whole = bound.mean() * self.config.timesteps
         metrics = {"simple": float(simple.detach()), "bound_bits": float(whole.detach())}
         return StepLoss(simple + self.config.vb_loss_weight * whole, metrics)
 
-    def estimate(
-        self, x_t: Tensor, t: Tensor, condition: DecoderCondition, self_cond: Tensor | None = None
-    ) -> Estimate:
-        """x0, and the variance's fraction if it is learned. x_t [b, c, h, w], t [b]."""
-        output, fraction = self._split(self.unet(x_t, t, condition, self_cond))
-        alpha, sigma = self.schedule.at(t, like=x_t)
-        return Estimate(PARAMETERIZATIONS[self.config.predicts].to_x0(output, x_t, alpha, sigma), fraction)
-
     def training_pair(self, batch: DecoderBatch, draws: RNG) -> tuple[Tensor, DecoderCondition]:
-        """What the network learns to make, x0 [b, c, s, s], and what it is told, from a batch of any size."""
+        """The target x0 [b, c, s, s] and the condition, from images of any size."""
         config = self.config
         given = DecoderCondition.of(batch.image_embed, batch.text_tokens, batch.text_mask)
         if batch.encoded:
@@ -136,7 +122,7 @@ class DecoderStage(CompanionModules):
         check_images(batch.images, self.image_channels, config.image_size)
         images = as_floats(batch.images)
         target = resized(images, config.image_size)
-        lowres = None if config.lowres is None else self._spoilt(images, draws)
+        lowres = None if config.lowres is None else self._corrupted(images, draws)
         if config.random_crop_size is not None:
             kept = [target] if lowres is None else [target, lowres]
             target, *others = random_crops(config.random_crop_size, *kept, draws=draws)
@@ -147,7 +133,7 @@ class DecoderStage(CompanionModules):
         return self.space.into(target), self._dropped(condition, draws)
 
     def encoded(self, images: Tensor) -> Tensor:
-        """What the network learns to make of images [b, c, h, w], uint8 or float: always the same, so it can be kept.
+        """The target x0 of images [b, c, h, w], uint8 or float: a function of the images alone, so it can be cached.
 
         Raises ConfigError where it is not (see `refuse_encoded`), ShapeError as the loss does.
         """
@@ -156,7 +142,7 @@ class DecoderStage(CompanionModules):
         return self.space.into(resized(as_floats(images), self.config.image_size))
 
     def refuse_encoded(self) -> None:
-        """Raise ConfigError where what is trained on is drawn anew for each step, or is pixels anyway."""
+        """Raise ConfigError where the target is drawn anew for each step, or is pixels anyway."""
         if self.vae is None:
             raise ConfigError("this stage works in pixels; only latents can be encoded beforehand")
         if self.config.lowres is not None or self.config.random_crop_size is not None:
@@ -166,7 +152,7 @@ class DecoderStage(CompanionModules):
             )
 
     def condition_for(self, given: DecoderCondition, lowres: Tensor | None, draws: RNG) -> DecoderCondition:
-        """What the network is told in sampling. lowres: pixels of the stage before, [b, c, h, w] in [0, 1]."""
+        """The condition in sampling. lowres: pixels of the previous stage, [b, c, h, w] in [0, 1]."""
         condition = self.seen_of(given)
         if self.config.lowres is None:
             return condition
@@ -176,7 +162,7 @@ class DecoderStage(CompanionModules):
         return self._with_lowres(condition, at_once, draws, level=level)
 
     def seen_of(self, given: DecoderCondition) -> DecoderCondition:
-        """Of what a whole cascade is given, what this network looks at. Raises ShapeError if that is not finite."""
+        """The conditions of the cascade that this network sees. Raises ShapeError if they are not finite."""
         config = self.unet.config
         seen = given
         if not config.sees_image_embed:
@@ -222,7 +208,7 @@ class DecoderStage(CompanionModules):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DecoderStage:
         """Weights of its own (a moving average is one), and the same autoencoder, which nobody changes."""
-        memo.update({id(held): held for held in self._frozen})
+        memo.update({id(module): module for module in self._frozen})
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -232,15 +218,8 @@ class DecoderStage(CompanionModules):
         """The autoencoder, which is no child."""
         return tuple(self._frozen)
 
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output: its prediction, and the variance's fraction."""
-        if not self.config.learned_variance:
-            return output, None
-        prediction, variance = output.chunk(2, dim=1)
-        return prediction, fraction_from(variance, self.config.learned_variance_constrain_frac)
-
-    def _spoilt(self, images: Tensor, draws: RNG) -> Tensor:
-        """The smaller image as it is trained on: made small, spoilt, and scaled up."""
+    def _corrupted(self, images: Tensor, draws: RNG) -> Tensor:
+        """The low-resolution conditioning in training: downsampled, corrupted and scaled up."""
         lowres = self.config.lowres
         assert lowres is not None
         if lowres.downsample_first:
@@ -254,7 +233,7 @@ class DecoderStage(CompanionModules):
     def _with_lowres(
         self, condition: DecoderCondition, pixels: Tensor, draws: RNG, level: int | None
     ) -> DecoderCondition:
-        """With the smaller image, noised to `level` (None draws one for each row) where the network is told it."""
+        """With the low-resolution image, noised to `level` (None: drawn) where the network is conditioned on it."""
         x = self.space.into(pixels)
         if self.lowres_schedule is None:
             return replace(condition, lowres=x)

@@ -1,4 +1,4 @@
-"""Sampling one stage: its estimate, guided and kept in range, under any sampler; filling in; the way back to noise."""
+"""Sampling one stage: its denoiser, guided and kept in range, under any sampler; inpainting; DDIM inversion."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from dalle2_core.conditioning import DecoderCondition
-from dalle2_core.decoder.guidance import StageEstimate, guided_estimate
 from dalle2_core.decoder.stage import DecoderStage
-from dalle2_core.diffusion.inpainting import Step, repaint
+from dalle2_core.diffusion.denoiser import clamped
+from dalle2_core.diffusion.guidance import branches, guided
+from dalle2_core.diffusion.inpainting import repaint
 from dalle2_core.diffusion.inversion import ddim_inverse
-from dalle2_core.diffusion.learned_variance import Estimate, learned_step
-from dalle2_core.diffusion.samplers import SAMPLERS, ddim, ddim_step, ddpm_step, pairs, timesteps_for
+from dalle2_core.diffusion.posterior import Denoise, Posterior
+from dalle2_core.diffusion.samplers import SAMPLERS, Sampler, Step, ddim, ddim_step, ddpm_step, timesteps_for
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, averaged
 from dalle2_core.keywords import chosen
@@ -41,7 +42,7 @@ class StageSamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Inpainting:
-    """What is known of the images: pixels [b, c, h, w] in [0, 1] where mask [b, 1, h, w] is True."""
+    """The known pixels, [b, c, h, w] in [0, 1], where mask [b, 1, h, w] is True."""
 
     images: Tensor
     mask: Tensor
@@ -92,14 +93,13 @@ class StageSampler:
         self.stage = stage
         self.name = sampling.sampler or config.sampler
         chosen(SAMPLERS, self.name, "sampler")
-        self.sampler_was_asked_for = sampling.sampler is not None
+        self.sampler_was_given = sampling.sampler is not None
         self.eta = config.ddim_sampling_eta if sampling.eta is None else sampling.eta
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"eta is {self.eta}; it must be in [0, 1]")
         steps = sampling.steps or config.sampling_steps
         self.timesteps = timesteps_for(stage.schedule, steps).to(stage.device)
-        _check_guidance(stage, sampling)
-        self._estimate = _guided(stage, sampling)
+        self._scales = _guidance_scales(stage, sampling)
         self._on_step = on_step
 
     def evaluations(self, known: Inpainting | None) -> int:
@@ -108,8 +108,8 @@ class StageSampler:
         return len(self.timesteps) if known is None else (len(self.timesteps) - 1) * known.resample_times + 1
 
     def check(self, known: Inpainting | None) -> None:
-        """Raises ConfigError if the sampler that was asked for cannot fill in."""
-        if known is not None and self.sampler_was_asked_for and self.name not in ONE_STEP_SAMPLERS:
+        """Raises ConfigError if the requested sampler cannot inpaint."""
+        if known is not None and self.sampler_was_given and self.name not in ONE_STEP_SAMPLERS:
             raise ConfigError(f"inpainting adds noise between steps, which {self.name} cannot; use ddim or ddpm")
 
     def sample(
@@ -120,7 +120,11 @@ class StageSampler:
         shape = (rows, stage.unet.config.channels, stage.size, stage.size)
         x_T = normal(shape, draws, stage.device) if start is None else start
         with evaluating(stage):
-            x = self._fill_in(condition, x_T, draws, known) if known else self._plain(condition, x_T, draws)
+            denoise = self._denoise(condition)
+            if known is None:
+                x = self._sampler(denoise, stage.schedule, x_T, self.timesteps, draws)
+            else:
+                x = self._inpaint(denoise, x_T, draws, known)
         pixels = stage.space.out_of(x)
         if known is None:
             return pixels
@@ -130,74 +134,60 @@ class StageSampler:
     def invert(self, condition: DecoderCondition, pixels: Tensor, refinements: int) -> Tensor:
         """x_T from which ddim makes these pixels [b, c, s, s]."""
         with evaluating(self.stage):
-            denoise = partial(self._x0, condition)
-            return ddim_inverse(
-                denoise, self.stage.schedule, self.stage.space.into(pixels), self.timesteps, refinements
-            )
+            x0 = self.stage.space.into(pixels)
+            return ddim_inverse(self._denoise(condition), self.stage.schedule, x0, self.timesteps, refinements)
 
-    def _plain(self, condition: DecoderCondition, x_T: Tensor, draws: RNG) -> Tensor:
-        schedule = self.stage.schedule
-        if self.name == "ddpm" and self.stage.config.learned_variance:
-            step, x, x0 = self._step("ddpm", condition, draws), x_T, None
-            for t, s in pairs(self.timesteps):
-                x, x0 = step(x, t, s, x0)
-            return x
-        take = partial(ddim, eta=self.eta) if self.name == "ddim" else SAMPLERS[self.name]
-        return take(partial(self._x0, condition), schedule, x_T, self.timesteps, draws)
-
-    def _fill_in(self, condition: DecoderCondition, x_T: Tensor, draws: RNG, known: Inpainting) -> Tensor:
-        name = self.name if self.name in ONE_STEP_SAMPLERS else "ddim"
+    def _inpaint(self, denoise: Denoise, x_T: Tensor, draws: RNG, known: Inpainting) -> Tensor:
         stage = self.stage
         images, _ = known.at(stage.config.image_size)
         _, mask = known.at(stage.size)
-        step = self._step(name, condition, draws)
-        return repaint(
-            step, stage.schedule, x_T, self.timesteps, stage.space.into(images), mask, known.resample_times, draws
-        )
+        step: Step = ddpm_step if self.name == "ddpm" else partial(ddim_step, eta=self.eta)
+        x0, times = stage.space.into(images), known.resample_times
+        return repaint(denoise, step, stage.schedule, x_T, self.timesteps, x0, mask, times, draws)
 
-    def _step(self, name: str, condition: DecoderCondition, draws: RNG) -> Step:
-        schedule = self.stage.schedule
+    @property
+    def _sampler(self) -> Sampler:
+        return partial(ddim, eta=self.eta) if self.name == "ddim" else SAMPLERS[self.name]
 
-        def step(x: Tensor, t: Tensor, s: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-            estimate = self._in_range(condition, x, t.expand(len(x)), previous)
-            if name == "ddim":
-                return ddim_step(x, estimate.x0, schedule, t, s, draws, eta=self.eta), estimate.x0
-            if estimate.fraction is not None:
-                return learned_step(x, estimate, schedule, t, s, draws), estimate.x0
-            return ddpm_step(x, estimate.x0, schedule, t, s, draws), estimate.x0
+    def _denoise(self, condition: DecoderCondition) -> Denoise:
+        """The stage's denoiser under this condition, guided, kept in range and counted."""
+        branched, weights = guidance_branches(condition, *self._scales)
+        denoise = clamped(guided(self.stage.denoiser.given(branched), weights), self.stage.threshold)
 
-        return step
+        def denoise_counted(x_t: Tensor, t: Tensor, self_cond: Tensor | None) -> Posterior:
+            found = denoise(x_t, t, self_cond)
+            if self._on_step is not None:
+                self._on_step()
+            return found
 
-    def _x0(self, condition: DecoderCondition, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-        return self._in_range(condition, x_t, t, previous).x0
-
-    def _in_range(self, condition: DecoderCondition, x_t: Tensor, t: Tensor, previous: Tensor | None) -> Estimate:
-        x0, fraction = self._estimate(x_t, t, condition, previous)
-        if self._on_step is not None:
-            self._on_step()
-        return Estimate(self.stage.threshold(x0), fraction)
+        return denoise_counted
 
 
-def _guided(stage: DecoderStage, sampling: StageSamplingConfig) -> StageEstimate:
-    """The stage's estimate, guided by what it is told: a branch that would differ in nothing is not computed."""
-    network, text_scale = stage.unet.config, sampling.text_cond_scale
-    if not network.cond_on_text_encodings:
-        return guided_estimate(stage.estimate, sampling.cond_scale) if network.sees_image_embed else stage.estimate
-    if not network.sees_image_embed:
-        return guided_estimate(stage.estimate, sampling.cond_scale if text_scale is None else text_scale)
-    return guided_estimate(stage.estimate, sampling.cond_scale, text_scale)
+def guidance_branches(
+    condition: DecoderCondition, scale: float, text_scale: float
+) -> tuple[DecoderCondition, tuple[float, ...]]:
+    """Image embedding and text guided each by a scale of its own: nothing, the image alone, both. See `branches`."""
+    return branches((condition, condition.without_text(), condition.unconditional()), (text_scale, scale))
 
 
-def _check_guidance(stage: DecoderStage, sampling: StageSamplingConfig) -> None:
+def _guidance_scales(stage: DecoderStage, sampling: StageSamplingConfig) -> tuple[float, float]:
+    """Scales of image embedding and text: of what the network does not see, the other's, which costs no branch.
+
+    Raises ConfigError if the stage was not trained for them.
+    """
     config, network = stage.config, stage.unet.config
-    text_scale = sampling.cond_scale if sampling.text_cond_scale is None else sampling.text_cond_scale
-    asked = (
-        ("cond_scale", sampling.cond_scale, network.sees_image_embed, "image_cond_drop_prob"),
-        ("text_cond_scale", text_scale, network.cond_on_text_encodings, "text_cond_drop_prob"),
-    )
-    for name, scale, sees, dropped in asked:
-        if scale != 1.0 and sees and getattr(config, dropped) == 0:
+    scale = sampling.cond_scale
+    text_scale = scale if sampling.text_cond_scale is None else sampling.text_cond_scale
+    sees_image, sees_text = network.sees_image_embed, network.cond_on_text_encodings
+    for name, value, sees, dropped in (
+        ("cond_scale", scale, sees_image, "image_cond_drop_prob"),
+        ("text_cond_scale", text_scale, sees_text, "text_cond_drop_prob"),
+    ):
+        if value != 1.0 and sees and getattr(config, dropped) == 0:
             raise ConfigError(
-                f"{name} {scale} needs a stage of {config.image_size} pixels trained with {dropped} above 0; "
+                f"{name} {value} needs a stage of {config.image_size} pixels trained with {dropped} above 0; "
                 "this one was not"
             )
+    if not sees_image and not sees_text:
+        return 1.0, 1.0
+    return (scale if sees_image else text_scale), (text_scale if sees_text else scale)

@@ -1,55 +1,65 @@
-"""Classifier-free guidance: a denoiser around a denoiser, so that no sampler knows about it."""
+"""Classifier-free guidance: a denoiser around a denoiser, so that no sampler knows about it.
+
+nothing + scale (something - nothing), which is the same in x0 as in noise: Ho & Salimans 2207.12598, equation 6. With
+several conditions each difference has a scale of its own: Brooks et al. 2211.09800, equation 3.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import reduce
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from dalle2_core.diffusion.posterior import Denoise, Posterior
 
-class Droppable(Protocol):
-    """A condition that can be dropped. `joined` puts another's rows after its own."""
-
-    def unconditional(self: D) -> D: ...
-
-    def joined(self: D, other: D) -> D: ...
+C = TypeVar("C", bound="Joinable")
 
 
-C = TypeVar("C")
-D = TypeVar("D", bound=Droppable)
-ConditionalDenoise = Callable[[Tensor, Tensor, C, Tensor | None], Tensor]
+class Joinable(Protocol):
+    """A condition of b rows. `joined` puts another's rows after its own."""
+
+    def joined(self: C, other: C) -> C: ...
 
 
-def guided(denoise: ConditionalDenoise[D], scale: float) -> ConditionalDenoise[D]:
-    """Move the estimate of x0 from the unconditional one towards, and past, the conditional one.
+def branches(conditions: Sequence[C], scales: Sequence[float]) -> tuple[C, tuple[float, ...]]:
+    """What `guided` needs, from n + 1 conditions and n scales: the branches' conditions, joined, and their weights.
 
-    unconditional + scale (conditional - unconditional); Ho & Salimans 2207.12598, equation 6, which is the same in
-    x0 as in noise. Both estimates see the same x_t and come from one batched call. Scale 1 is no guidance
-    and costs one estimate.
+    conditions: the full one, and each next one without something. scales: of what the next one lacks. Branches without
+    weight are left out, the full one excepted.
     """
-    if scale == 1.0:
+    weights = [scale - before for before, scale in pairwise((0.0, *scales, 1.0))]
+    kept = [place for place, weight in enumerate(weights) if weight != 0.0 or place == 0]
+    joined = reduce(lambda one, other: one.joined(other), (conditions[place] for place in kept))
+    return joined, tuple(weights[place] for place in kept)
+
+
+def guided(denoise: Denoise, weights: Sequence[float]) -> Denoise:
+    """A denoiser of b rows from one of len(weights) times as many: all branches see the same x_t, in one call.
+
+    denoise: under the joined condition of `branches`, which gives the weights. The variance stays the full condition's.
+    """
+    times = len(weights)
+    if times == 1:
         return denoise
-    of_both = guided_pair(denoise, scale)
 
-    def denoise_guided(x_t: Tensor, t: Tensor, condition: D, self_cond: Tensor | None = None) -> Tensor:
-        return of_both(x_t, t, condition.joined(condition.unconditional()), self_cond)
-
-    return denoise_guided
-
-
-def guided_pair(denoise: ConditionalDenoise[C], scale: float) -> ConditionalDenoise[C]:
-    """As `guided`, for a condition that holds both kinds already: b rows, then the same rows without."""
-
-    def denoise_guided(x_t: Tensor, t: Tensor, condition: C, self_cond: Tensor | None = None) -> Tensor:
-        both = denoise(
-            torch.cat((x_t, x_t)),
-            torch.cat((t, t)),
-            condition,
-            None if self_cond is None else torch.cat((self_cond, self_cond)),
+    def denoise_guided(x_t: Tensor, t: Tensor, self_cond: Tensor | None) -> Posterior:
+        x0, fraction = denoise(
+            torch.cat([x_t] * times),
+            torch.cat([t] * times),
+            None if self_cond is None else torch.cat([self_cond] * times),
         )
-        conditional, unconditional = both.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+        return Posterior(combined(x0, weights), None if fraction is None else fraction[: len(x_t)])
 
     return denoise_guided
+
+
+def combined(estimates: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted sum [b, …] of the branches' estimates [len(weights) b, …]; of one branch, its own."""
+    if len(weights) == 1:
+        return estimates
+    parts = estimates.chunk(len(weights))
+    return reduce(torch.add, (weight * part for weight, part in zip(weights, parts, strict=True)))

@@ -1,10 +1,11 @@
-"""The noise from which DDIM makes a given image: DDIM run backwards. Dhariwal & Nichol 2105.05233, appendix F."""
+"""DDIM inversion: the noise from which DDIM makes a given image. Dhariwal & Nichol 2105.05233, appendix F."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from dalle2_core.diffusion.samplers import Denoise, pairs
+from dalle2_core.diffusion.posterior import Denoise
+from dalle2_core.diffusion.samplers import pairs
 from dalle2_core.diffusion.schedules import NoiseSchedule
 
 
@@ -13,9 +14,9 @@ def ddim_inverse(
 ) -> Tensor:
     """x_T from which `ddim` over the same falling timesteps comes back to x0 [b, …].
 
-    A step from s up to t needs the estimate at x_t, which is what is sought; the one at x_s stands for it, so the
-    way back misses x0 by a little, less with more steps. refinements: solve the step so many times again with the
-    x_t found before; each costs one more estimate and shrinks the miss.
+    A step from s up to t needs the estimate at x_t, which is unknown; the one at x_s is taken instead, so sampling
+    misses x0 by a little, less with more steps. refinements: how often each step is solved again with the x_t found
+    before; each costs one more estimate and reduces the error.
     """
     x = x0
     for t, s in reversed(list(pairs(timesteps))):
@@ -29,6 +30,6 @@ def ddim_inverse(
 def _up(denoise: Denoise, schedule: NoiseSchedule, x_s: Tensor, near: Tensor, s: Tensor, t: Tensor) -> Tensor:
     """The x_t that DDIM takes to x_s, if the noise in it is what is estimated at `near`."""
     estimate = denoise(near, t.expand(len(near)), None)
-    noise = (near - schedule.alpha(t) * estimate) / schedule.sigma(t)
+    noise = (near - schedule.alpha(t) * estimate.x0) / schedule.sigma(t)
     x0 = (x_s - schedule.sigma(s) * noise) / schedule.alpha(s)
     return schedule.alpha(t) * x0 + schedule.sigma(t) * noise

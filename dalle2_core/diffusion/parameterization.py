@@ -1,4 +1,4 @@
-"""What a network's output means: the training target, and how to read x0 out of it.
+"""Parameterizations of the network's output: the training target, and x0 from an output.
 
 x_t = alpha x0 + sigma noise. All tensors broadcast together.
 """

@@ -1,22 +1,29 @@
 """Samplers: plain functions from noise to data.
 
-denoise(x_t, t, previous_x0) gives the estimate of x0, [b, …]; t is [b]; previous_x0 is the estimate of the step
-before, for self-conditioning, None at first. `timesteps` falls; after its last one comes the clean data (t = -1).
+denoise(x_t, t, previous_x0) gives the posterior of x0; t is [b]; previous_x0 is the estimate of x0 of the step before,
+for self-conditioning, None at first. `timesteps` falls; after its last one comes the clean data (t = -1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dalle2_core.diffusion.posterior import Denoise, Posterior, transition
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.errors import ConfigError
 from dalle2_core.rng import RNG, normal
 
-Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+class Step(Protocol):
+    """From x_t = x and the posterior there to x_s, s < t, both single timesteps."""
+
+    def __call__(
+        self, x: Tensor, given: Posterior, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: RNG
+    ) -> Tensor: ...
 
 
 class Sampler(Protocol):
@@ -54,8 +61,8 @@ def ddpm(
     """
     x, x0 = x_T, None
     for t, s in pairs(timesteps):
-        x0 = denoise(x, t.expand(len(x)), x0)
-        x = ddpm_step(x, x0, schedule, t, s, generator)
+        given = denoise(x, t.expand(len(x)), x0)
+        x, x0 = ddpm_step(x, given, schedule, t, s, generator), given.x0
     return x
 
 
@@ -74,8 +81,8 @@ def ddim(
     """
     x, x0 = x_T, None
     for t, s in pairs(timesteps):
-        x0 = denoise(x, t.expand(len(x)), x0)
-        x = ddim_step(x, x0, schedule, t, s, generator, eta=eta)
+        given = denoise(x, t.expand(len(x)), x0)
+        x, x0 = ddim_step(x, given, schedule, t, s, generator, eta=eta), given.x0
     return x
 
 
@@ -95,7 +102,7 @@ def dpm_solver(
     x0: Tensor | None = None
     h_before: Tensor | None = None
     for step, (t, s) in enumerate(pairs(timesteps), start=1):
-        before, x0 = x0, denoise(x, t.expand(len(x)), x0)
+        before, x0 = x0, denoise(x, t.expand(len(x)), x0).x0
         alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
         # How far the step goes, in half the logarithm of the signal-to-noise ratio.
         h = torch.log(alpha_s / sigma_s) - torch.log(schedule.alpha(t) / sigma_t)
@@ -107,37 +114,30 @@ def dpm_solver(
     return x
 
 
-def ddpm_step(x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: RNG) -> Tensor:
-    """x_s drawn from q(x_s | x_t = x, x0)."""
-    mean, variance = posterior(x, x0, schedule, t, s)
-    return mean + variance.sqrt() * _noise(x, generator)
+def ddpm_step(x: Tensor, given: Posterior, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: RNG) -> Tensor:
+    """x_s drawn from p(x_s | x_t = x)."""
+    mean, deviation = transition(x, given, schedule, t, s)
+    return mean + deviation * _noise(x, generator)
 
 
 def ddim_step(
-    x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor, generator: RNG = None, *, eta: float = 0.0
+    x: Tensor,
+    given: Posterior,
+    schedule: NoiseSchedule,
+    t: Tensor,
+    s: Tensor,
+    generator: RNG = None,
+    *,
+    eta: float = 0.0,
 ) -> Tensor:
     """x_s on the way from x_t = x to x0."""
+    x0 = given.x0
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
     alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
     noise = (x - alpha_t * x0) / sigma_t
-    fresh = eta * (sigma_s / sigma_t) * variance_between(schedule, t, s).sqrt()
+    fresh = eta * (sigma_s / sigma_t) * schedule.variance_between(t, s).sqrt()
     x = alpha_s * x0 + (sigma_s**2 - fresh**2).clamp(min=0.0).sqrt() * noise
     return x + fresh * _noise(x, generator) if eta > 0.0 else x
-
-
-def posterior(x: Tensor, x0: Tensor, schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(x_s | x_t = x, x0), s < t, both single timesteps. 2006.11239, equations 6 and 7."""
-    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
-    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-    between = variance_between(schedule, t, s)
-    mean = (alpha_t / alpha_s * sigma_s**2 * x + alpha_s * between * x0) / sigma_t**2
-    return mean, between * (sigma_s / sigma_t) ** 2
-
-
-def variance_between(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
-    """Variance of q(x_t | x_s), s < t: beta, for neighbours. The shape of t and s."""
-    ratio = schedule.alpha(t) / schedule.alpha(s)
-    return (schedule.sigma(t) ** 2 - (ratio * schedule.sigma(s)) ** 2).clamp(min=0.0)
 
 
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}

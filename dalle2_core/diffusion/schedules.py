@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the data is left at each timestep.
+"""Noise schedules: the amplitudes of data and noise at each timestep.
 
 x_t = alpha_t x_0 + sigma_t noise, for integer timesteps t = 0 … T-1 (0 is the least noisy). t = -1 stands for the
 clean data: alpha = 1, sigma = 0. All preserve the variance, alpha_t² + sigma_t² = 1, but "flow": alpha_t + sigma_t = 1.
@@ -70,6 +70,11 @@ class NoiseSchedule(nn.Module):
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alpha² / sigma²; the shape of t, for t >= 0."""
         return (self.alpha(t) / self.sigma(t)) ** 2
+
+    def variance_between(self, t: Tensor, s: Tensor) -> Tensor:
+        """Variance of q(x_t | x_s), s < t: beta, for neighbours. The shape of t and s."""
+        ratio = self.alpha(t) / self.alpha(s)
+        return (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp(min=0.0)
 
 
 def _cosine(timesteps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keeping an estimate of an image in the range of images."""
+"""Thresholding: keep an estimate of an image in the range of images."""
 
 from __future__ import annotations
 

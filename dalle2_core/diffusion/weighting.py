@@ -1,4 +1,4 @@
-"""How much a timestep's error counts, from its signal-to-noise ratio.
+"""Loss weights of timesteps, from their signal-to-noise ratio.
 
 A weight multiplies the squared error of the network's own target. The papers state theirs for one target; the
 ratio of the errors (`Parameterization.error_ratio`) carries it over to the others.

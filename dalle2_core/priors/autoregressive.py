@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle2_core.diffusion.guidance import branches, combined
 from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import evaluating
@@ -55,6 +56,7 @@ class AutoregressivePrior(Prior):
     """Trains on pairs of embeddings after `fit` has found the components and buckets of the images."""
 
     KIND = "autoregressive-prior"
+    CONFIG = AutoregressiveConfig
     likeness_edges: Tensor
 
     def __init__(self, network: PriorNetworkConfig, config: AutoregressiveConfig) -> None:
@@ -69,6 +71,11 @@ class AutoregressivePrior(Prior):
         self.net = AutoregressiveNetwork(network, min(config.codes, dim), config.buckets, config.likeness_buckets)
         # Between buckets that equally many training rows fall into, so that the upper half is the upper half of rows.
         self.register_buffer("likeness_edges", torch.linspace(-1, 1, config.likeness_buckets + 1)[1:-1].clone())
+
+    @classmethod
+    def from_configs(cls, network: PriorNetworkConfig, config: AutoregressiveConfig) -> AutoregressivePrior:
+        """See `Prior`."""
+        return cls(network, config)
 
     def fit(self, text_embed: Tensor, image_embed: Tensor) -> AutoregressivePrior:
         """Components and buckets of the images, scale of the texts, and how near the two of a pair are."""
@@ -114,20 +121,17 @@ class AutoregressivePrior(Prior):
         text = self._condition(text_embed, text_encodings, text_mask).repeated(num_samples_per_batch)
         half = self.config.likeness_buckets // 2
         likeness = integers(half, self.config.likeness_buckets, (rows,), generator, device)
-        if cond_scale != 1.0:
-            text, likeness = text.joined(text.unconditional()), likeness.repeat(2)
+        text, weights = branches((text, text.unconditional()), (cond_scale,))
+        times = len(weights)
 
         def choose(logits: Tensor) -> Tensor:
-            if cond_scale != 1.0:
-                conditional, unconditional = logits.chunk(2)
-                logits = unconditional + cond_scale * (conditional - unconditional)
-            chances = (logits.float() / self.config.temperature).softmax(dim=-1).cumsum(dim=-1)
+            chances = (combined(logits, weights).float() / self.config.temperature).softmax(dim=-1).cumsum(dim=-1)
             drawn = torch.searchsorted(chances, uniform((rows,), generator, device)[:, None]).squeeze(1)
             drawn = drawn.clamp(max=self.config.buckets - 1)  # the sum of all chances may round to less than 1
-            return drawn if cond_scale == 1.0 else drawn.repeat(2)
+            return drawn.repeat(times)
 
         with evaluating(self):
-            codes = self.net.generate(likeness, text, choose)[:rows]
+            codes = self.net.generate(likeness.repeat(times), text, choose)[:rows]
         candidates = self.quantizer.decode(codes)
         return nearest(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
 

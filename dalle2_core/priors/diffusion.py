@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle2_core.diffusion.denoiser import Denoiser
-from dalle2_core.diffusion.guidance import guided_pair
+from dalle2_core.diffusion.denoiser import Denoiser, clamped, first_estimate
+from dalle2_core.diffusion.guidance import branches, guided
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
+from dalle2_core.diffusion.posterior import Denoise
 from dalle2_core.diffusion.samplers import SAMPLERS, timesteps_for
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.weighting import WEIGHTINGS
@@ -25,7 +26,7 @@ from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
 from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest
 from dalle2_core.priors.config import PriorConfig, published
 from dalle2_core.priors.standardize import Standardizer
-from dalle2_core.rng import RNG, coin, integers, normal, uniform
+from dalle2_core.rng import RNG, integers, normal, uniform
 from dalle2_core.types import ClipEncoders, PriorBatch, StepLoss, TextCondition
 
 
@@ -33,6 +34,7 @@ class DiffusionPrior(Prior, CompanionModules):
     """Trains on pairs of embeddings and samples image embeddings for text embeddings. Inputs are never changed."""
 
     KIND = "diffusion-prior"
+    CONFIG = PriorConfig
 
     def __init__(self, net: DiffusionPriorNetwork, *, clip: ClipEncoders | None = None, **keywords: Any) -> None:
         """Keywords: the fields of PriorConfig, and DALLE2-pytorch's names for some of them (`published`).
@@ -63,10 +65,10 @@ class DiffusionPrior(Prior, CompanionModules):
         self.text_scaling = Standardizer(width, self.config.text_embed_scale)
 
     @classmethod
-    def from_configs(cls, network: PriorNetworkConfig, diffusion: PriorConfig) -> DiffusionPrior:
-        """A new prior, its weights drawn from torch's global generator. `network.dim` must be known."""
+    def from_configs(cls, network: PriorNetworkConfig, config: PriorConfig) -> DiffusionPrior:
+        """See `Prior`. `network.dim` must be known."""
         net = DiffusionPriorNetwork.from_config(network)
-        return cls(net, **{name: getattr(diffusion, name) for name in diffusion.__dataclass_fields__})
+        return cls(net, **{name: getattr(config, name) for name in config.__dataclass_fields__})
 
     @property
     def clip(self) -> ClipEncoders | None:
@@ -166,11 +168,9 @@ class DiffusionPrior(Prior, CompanionModules):
 
         denoiser = self.denoiser
         self_cond = None
-        if self.net.config.self_cond and coin(0.5, draws, device):
-            # Half of the steps see their own first estimate. Chen et al. 2208.04202, section 2.2.
-            with torch.no_grad():
-                self_cond = denoiser(denoiser.noisy(x0, t, noise), t, text)
-        return denoiser.loss(x0, t, noise, text, self_cond).mean()
+        if self.net.config.self_cond:
+            self_cond = first_estimate(denoiser.given(text), denoiser.noisy(x0, t, noise), t, draws)
+        return denoiser.loss(x0, t, noise, text, self_cond).error.mean()
 
     @torch.no_grad()
     def sample(
@@ -210,8 +210,8 @@ class DiffusionPrior(Prior, CompanionModules):
         check_candidates(num_samples_per_batch)
         check_guidance(cond_scale, self.config.cond_drop_prob)
         take = chosen(SAMPLERS, sampler or self.config.sampler, "sampler")
-        asked = steps if timesteps is None else timesteps
-        asked = asked if asked is not None else self.config.sample_timesteps or self.config.timesteps
+        steps = steps if timesteps is None else timesteps
+        steps = steps if steps is not None else self.config.sample_timesteps or self.config.timesteps
 
         text = self._condition(text_embed, text_encodings, text_mask).repeated(num_samples_per_batch)
         start = normal(text.embed.shape, generator, text_embed.device)
@@ -219,30 +219,21 @@ class DiffusionPrior(Prior, CompanionModules):
             start = self._to_norm_1(start)
         with evaluating(self):
             x = take(
-                self._estimator(text, cond_scale),
+                self._denoise(text, cond_scale),
                 self.schedule,
                 start,
-                timesteps_for(self.schedule, asked).to(text_embed.device),
+                timesteps_for(self.schedule, steps).to(text_embed.device),
                 generator,
             )
         candidates = self.image_scaling.inverse(x)
         normalize = normalize or self.config.sampling_final_clamp_l2norm
         return nearest(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
 
-    def _estimator(self, text: TextCondition, cond_scale: float) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """x_t → x0 for these texts, guided and clamped as the config says.
-
-        The texts are read once for all steps.
-        """
-        denoiser = self.denoiser
-        denoise = denoiser if cond_scale == 1.0 else guided_pair(denoiser, cond_scale)
-        read = self.net.read(text if cond_scale == 1.0 else text.joined(text.unconditional()))
-
-        def estimate(x_t: Tensor, t: Tensor, previous: Tensor | None) -> Tensor:
-            x0 = denoise(x_t, t, read, previous)
-            return self._to_norm_1(x0) if self.config.sampling_clamp_l2norm else x0
-
-        return estimate
+    def _denoise(self, text: TextCondition, cond_scale: float) -> Denoise:
+        """The denoiser of these texts, guided and clamped as the config says. They are read once for all steps."""
+        text, weights = branches((text, text.unconditional()), (cond_scale,))
+        denoise = guided(self.denoiser.given(self.net.read(text)), weights)
+        return clamped(denoise, self._to_norm_1) if self.config.sampling_clamp_l2norm else denoise
 
     def settings(self) -> dict[str, Any]:
         """The configs of the network and of the prior."""

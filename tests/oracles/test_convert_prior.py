@@ -83,4 +83,4 @@ def test_the_diffusion_is_the_peers_too(peer_priors):
         content["noise_scheduler.sqrt_alphas_cumprod"][t][:, None] * inputs["image"]
         - content["noise_scheduler.sqrt_one_minus_alphas_cumprod"][t][:, None] * out
     )
-    torch.testing.assert_close(denoiser(inputs["image"], t, condition(inputs)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(denoiser(inputs["image"], t, condition(inputs)).x0, expected, atol=1e-5, rtol=0)

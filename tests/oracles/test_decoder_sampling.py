@@ -7,8 +7,9 @@ import torch
 
 from dalle2_core import DecoderBatch, DecoderCondition, DecoderStage, StageConfig
 from dalle2_core.decoder.stage_sampler import Inpainting, StageSampler, StageSamplingConfig
-from dalle2_core.diffusion.learned_variance import Estimate, fraction_from, log_variance, variational_bound
+from dalle2_core.diffusion.learned_variance import fraction_from, variational_bound
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
+from dalle2_core.diffusion.posterior import Posterior, log_variance, posterior
 from dalle2_core.diffusion.samplers import SAMPLERS, timesteps_for
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.errors import ConfigError
@@ -76,7 +77,7 @@ def test_the_bound_is_least_at_the_right_variance():
     assert 0.02 < right < 0.98
 
     def bound(fraction):
-        estimate = Estimate(best, torch.full_like(best, fraction))
+        estimate = Posterior(best, torch.full_like(best, fraction))
         return float(variational_bound(estimate, x0, schedule, torch.full((rows,), t), pixels=True).mean())
 
     assert bound(right) < min(bound(right - 0.02), bound(right + 0.02))
@@ -86,14 +87,12 @@ def test_the_bound_is_least_at_the_right_variance():
 def test_the_bound_is_the_divergence_of_the_two_normal_distributions(pixels):
     from torch.distributions import Normal, kl_divergence
 
-    from dalle2_core.diffusion.samplers import posterior
-
     schedule = NoiseSchedule("cosine", 50)
     draw = torch.Generator().manual_seed(0)
     x0, estimate, x_t = torch.rand(3, 4, 2, 3, 3, generator=draw)[:3] * 2 - 1
     fraction = torch.rand(4, 2, 3, 3, generator=draw)
     t = torch.tensor([1, 7, 30, 49])
-    ours = variational_bound(Estimate(estimate, fraction), x0, schedule, t, pixels=pixels)
+    ours = variational_bound(Posterior(estimate, fraction), x0, schedule, t, pixels=pixels)
     for row in range(4):
         s = t[row] - 1
         true_mean, true_variance = posterior(x_t[row], x0[row], schedule, t[row], s)
@@ -108,7 +107,7 @@ def test_the_last_term_is_the_likelihood_of_a_grey_level():
     schedule = NoiseSchedule("cosine", 50)
     levels = torch.arange(256) / 127.5 - 1
     x0 = levels.view(256, 1, 1, 1)
-    estimate = Estimate(torch.full_like(x0, 0.93), torch.full_like(x0, 2.0))
+    estimate = Posterior(torch.full_like(x0, 0.93), torch.full_like(x0, 2.0))
     bits = variational_bound(estimate, x0, schedule, torch.zeros(256, dtype=torch.long), pixels=True)
     assert float((2.0**-bits).sum()) == pytest.approx(1.0, abs=1e-4)
 

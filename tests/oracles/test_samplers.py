@@ -9,6 +9,7 @@ import torch
 
 from dalle2_core.diffusion.denoiser import Denoiser
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS, X0
+from dalle2_core.diffusion.posterior import Posterior
 from dalle2_core.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver, timesteps_for
 from dalle2_core.diffusion.schedules import SCHEDULES, NoiseSchedule
 
@@ -140,7 +141,7 @@ def test_steps_are_those_of_diffusers(ours, name, predicts):
     def denoise(x_t, t, previous):
         seen.append(x_t)
         alpha, sigma = schedule.at(t, like=x_t)
-        return meaning.to_x0(output(x_t, int(t[0])), x_t, alpha, sigma)
+        return Posterior(meaning.to_x0(output(x_t, int(t[0])), x_t, alpha, sigma))
 
     start = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     seen.append(ours(denoise, schedule, start, timesteps, None))
@@ -173,7 +174,7 @@ def test_ddim_is_the_papers_equation_step_by_step():
     def denoise(x_t, t, previous):
         noise = torch.from_numpy(_toy_noise(x_t.numpy(), int(t[0])))
         alpha, sigma = schedule.at(t, like=x_t)
-        return (x_t - sigma * noise) / alpha
+        return Posterior((x_t - sigma * noise) / alpha)
 
     assert timesteps.tolist() == steps
     ours = ddim(denoise, schedule, torch.from_numpy(start), timesteps, None)
@@ -190,12 +191,12 @@ def test_ddpm_of_every_step_is_the_papers_posterior():
     start = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def denoise(x_t, t, previous):
-        return torch.sin(x_t) * 0.5
+        return Posterior(torch.sin(x_t) * 0.5)
 
     draw = torch.Generator().manual_seed(2)
     x = start
     for t in reversed(range(timesteps)):
-        x0 = denoise(x, None, None)
+        x0 = denoise(x, None, None).x0
         mean = before[t].sqrt() * beta[t] / (1 - alpha_bar[t]) * x0
         mean = mean + (1 - beta[t]).sqrt() * (1 - before[t]) / (1 - alpha_bar[t]) * x
         variance = (1 - before[t]) / (1 - alpha_bar[t]) * beta[t]
@@ -207,7 +208,7 @@ def test_ddpm_of_every_step_is_the_papers_posterior():
 def test_ddim_with_eta_1_is_ddpm():
     schedule = NoiseSchedule("cosine", 100)
     start = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    arguments = (lambda x, t, previous: torch.tanh(x), schedule, start, timesteps_for(schedule, 20))
+    arguments = (lambda x, t, previous: Posterior(torch.tanh(x)), schedule, start, timesteps_for(schedule, 20))
     one = ddpm(*arguments, torch.Generator().manual_seed(3))
     other = ddim(*arguments, torch.Generator().manual_seed(3), eta=1.0)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
@@ -220,7 +221,7 @@ def test_the_last_step_ends_at_the_estimate_itself(sampler):
 
     def denoise(x_t, t, previous):
         seen.append((int(t[0]), None if previous is None else float(previous[0, 0])))
-        return torch.full_like(x_t, float(len(seen)))
+        return Posterior(torch.full_like(x_t, float(len(seen))))
 
     out = SAMPLERS[sampler](denoise, schedule, torch.randn(2, 3), timesteps_for(schedule, 4), None)
     assert seen == [(49, None), (33, 1.0), (16, 2.0), (0, 3.0)]

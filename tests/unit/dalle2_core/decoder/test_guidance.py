@@ -3,8 +3,9 @@
 import torch
 
 from dalle2_core import DecoderCondition
-from dalle2_core.decoder.guidance import guided_estimate
-from dalle2_core.diffusion.learned_variance import Estimate
+from dalle2_core.decoder.stage_sampler import guidance_branches
+from dalle2_core.diffusion.guidance import guided
+from dalle2_core.diffusion.posterior import Posterior
 
 
 class Recorder:
@@ -18,27 +19,33 @@ class Recorder:
         told = torch.zeros(len(x_t))
         for keep, worth in ((condition.image_keep, 100.0), (condition.text_keep, 10.0)):
             told += worth * (torch.ones(len(x_t)) if keep is None else keep.float())
-        return Estimate(x_t + told[:, None], told[:, None])
+        return Posterior(x_t + told[:, None], told[:, None])
 
 
 def told(rows=2):
     return DecoderCondition(torch.randn(rows, 3), torch.randn(rows, 4, 5), lowres=torch.randn(rows, 1))
 
 
-def run(**scales):
+def guided_by(record, condition, scale, text_scale):
+    branched, weights = guidance_branches(condition, scale, text_scale)
+    return guided(lambda x_t, t, self_cond: record(x_t, t, branched, self_cond), weights)
+
+
+def run(scale, text_scale):
     record, x = Recorder(), torch.randn(2, 1)
-    estimate = guided_estimate(record, **scales)(x, torch.tensor([3, 4]), told(), x * 2)
+    estimate = guided_by(record, told(), scale, text_scale)(x, torch.tensor([3, 4]), x * 2)
     return record.calls, x, estimate
 
 
 def test_scale_1_is_the_unguided_estimate():
-    record = Recorder()
-    assert guided_estimate(record, 1.0) is record
-    assert guided_estimate(record, 1.0, 1.0) is record
+    record, condition = Recorder(), told()
+    branched, weights = guidance_branches(condition, 1.0, 1.0)
+    assert branched is condition
+    assert guided(record, weights) is record
 
 
 def test_one_scale_guides_by_both_from_nothing_in_one_call():
-    calls, x, estimate = run(scale=3.0)
+    calls, x, estimate = run(scale=3.0, text_scale=3.0)
     assert len(calls) == 1
     x_all, t_all, condition, cond_all = calls[0]
     assert torch.equal(x_all, torch.cat((x, x)))
@@ -62,12 +69,12 @@ def test_branches_without_weight_are_not_computed():
     calls, x, estimate = run(scale=1.0, text_scale=4.0)
     assert len(calls[0][0]) == 4  # both, and the image alone
     torch.testing.assert_close(estimate.x0, x + 100 + 4 * 10)
-    calls, x, estimate = run(scale=0.0)
+    calls, x, estimate = run(scale=0.0, text_scale=0.0)
     torch.testing.assert_close(estimate.x0, x)
 
 
 def test_scale_without_text_needs_no_text():
     record, x = Recorder(), torch.randn(2, 1)
-    out = guided_estimate(record, 2.0)(x, torch.zeros(2), DecoderCondition(torch.randn(2, 3)), None)
+    out = guided_by(record, DecoderCondition(torch.randn(2, 3)), 2.0, 2.0)(x, torch.zeros(2), None)
     assert record.calls[0][2].text_tokens is None
     torch.testing.assert_close(out.x0, x + 210)  # the recorder counts a text that is not there

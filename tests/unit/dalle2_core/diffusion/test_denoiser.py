@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dalle2_core.diffusion.denoiser import Denoiser
+from dalle2_core.diffusion.denoiser import Denoiser, clamped, first_estimate
+from dalle2_core.diffusion.learned_variance import LearnedVariance, fraction_from, variational_bound
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS, X0, V
+from dalle2_core.diffusion.posterior import Posterior
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.weighting import min_snr, p2
 from dalle2_core.errors import ConfigError
@@ -36,15 +38,17 @@ def test_an_estimate_is_read_out_of_the_networks_output(predicts):
     network = Scaled()
     denoiser = Denoiser(network, SCHEDULE, predicts)
     found = denoiser(X, T, "condition", NOISE)
-    torch.testing.assert_close(found, predicts.to_x0(0.7 * X, X, ALPHA, SIGMA))
+    torch.testing.assert_close(found.x0, predicts.to_x0(0.7 * X, X, ALPHA, SIGMA))
+    assert found.fraction is None
+    assert torch.equal(denoiser.given("condition")(X, T, NOISE).x0, found.x0)
     assert network.told[0] is X
     assert network.told[1] is T
     assert network.told[2] == "condition"
     assert network.told[3] is NOISE
     denoiser(X, T, None)
     assert network.told[3] is None
-    clamped = Denoiser(network, SCHEDULE, predicts, clamp=lambda x0: x0.clamp(-0.1, 0.1))(X, T, None)
-    torch.testing.assert_close(clamped, found.clamp(-0.1, 0.1))
+    clamping = Denoiser(network, SCHEDULE, predicts, clamp=lambda x0: x0.clamp(-0.1, 0.1))(X, T, None)
+    torch.testing.assert_close(clamping.x0, found.x0.clamp(-0.1, 0.1))
 
 
 def test_it_is_a_module_of_its_network_alone():
@@ -67,7 +71,8 @@ def test_the_loss_of_a_row_is_the_weighted_mean_over_its_numbers(predicts, penal
     target = predicts.target(X, NOISE, ALPHA, SIGMA)
     rows = [function(0.7 * noisy[row], target[row].expand(4, 2)) for row in range(3)]
     weights = weighting(SCHEDULE.snr(T), predicts)
-    torch.testing.assert_close(found, torch.stack(rows) * weights)
+    torch.testing.assert_close(found.error, torch.stack(rows) * weights)
+    assert found.bound is None
 
 
 def test_the_loss_is_clamped_only_where_the_target_is_x0():
@@ -82,10 +87,58 @@ def test_the_loss_is_clamped_only_where_the_target_is_x0():
 def test_without_being_told_it_predicts_x0_with_equal_weights():
     denoiser = Denoiser(Scaled(), SCHEDULE)
     torch.testing.assert_close(
-        denoiser.loss(X, T, NOISE, None), denoiser.error(0.7 * denoiser.noisy(X, T, NOISE), X, T, NOISE)
+        denoiser.loss(X, T, NOISE, None).error, denoiser.error(0.7 * denoiser.noisy(X, T, NOISE), X, T, NOISE)
     )
     torch.testing.assert_close(denoiser.error(X + 2, X, T, NOISE), torch.full((3,), 4.0))
     half = denoiser.error((X + 2).bfloat16(), X, T, NOISE)
     assert half.dtype == torch.float32
     with pytest.raises(ConfigError, match="no loss type 'l3'"):
         Denoiser(Scaled(), SCHEDULE, penalty="l3")
+
+
+class WithVariance(Scaled):
+    """Besides the prediction, a variance of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.spread = torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x_t, t, condition, self_cond):
+        return torch.cat((super().forward(x_t, t, condition, self_cond), self.spread * x_t), dim=1)
+
+
+@every_target
+@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize("pixels", [True, False])
+def test_a_learned_variance_is_the_second_half_of_the_output_and_its_bound_trains_it_alone(
+    predicts, constrained, pixels
+):
+    network = WithVariance()
+    denoiser = Denoiser(network, SCHEDULE, predicts, variance=LearnedVariance(constrained, pixels))
+    plain = Denoiser(Scaled(), SCHEDULE, predicts)
+    noisy = denoiser.noisy(X, T, NOISE)
+    found = denoiser(noisy, T, None)
+    torch.testing.assert_close(found.x0, plain(noisy, T, None).x0)
+    torch.testing.assert_close(found.fraction, fraction_from(0.3 * noisy, constrained))
+    loss = denoiser.loss(X, T, NOISE, None)
+    torch.testing.assert_close(loss.error, plain.loss(X, T, NOISE, None).error)
+    torch.testing.assert_close(loss.bound, variational_bound(found, X, SCHEDULE, T, pixels=pixels))
+    loss.bound.sum().backward()
+    assert float(network.weight.grad) == 0
+    assert float(network.spread.grad) != 0
+
+
+def test_a_clamp_around_a_denoiser_changes_x0_and_leaves_the_fraction():
+    found = clamped(lambda x_t, t, self_cond: Posterior(2 * x_t, self_cond), torch.sign)(X, T, NOISE)
+    assert torch.equal(found.x0, X.sign())
+    assert found.fraction is NOISE
+
+
+def test_half_of_the_steps_see_a_first_estimate_that_takes_no_gradient():
+    denoise = Denoiser(Scaled(), SCHEDULE).given(None)
+    draws = torch.Generator().manual_seed(0)
+    found = [first_estimate(denoise, X, T, draws) for _ in range(400)]
+    seen = [it for it in found if it is not None]
+    assert 160 < len(seen) < 240
+    torch.testing.assert_close(seen[0], 0.7 * X)
+    assert not seen[0].requires_grad

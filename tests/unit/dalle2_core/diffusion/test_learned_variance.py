@@ -7,13 +7,11 @@ import torch
 from torch.distributions import Normal
 
 from dalle2_core.diffusion.learned_variance import (
-    Estimate,
     fraction_from,
-    learned_step,
-    log_variance,
     variational_bound,
 )
-from dalle2_core.diffusion.samplers import posterior, timesteps_for
+from dalle2_core.diffusion.posterior import Posterior, log_variance, posterior
+from dalle2_core.diffusion.samplers import ddpm_step, timesteps_for
 from dalle2_core.diffusion.schedules import SCHEDULES, NoiseSchedule
 
 LINEAR = NoiseSchedule("linear", 1000)
@@ -36,13 +34,13 @@ def test_the_likelihood_of_a_grey_level_is_a_difference_of_two_cdfs(fraction):
     normal = Normal(means, deviation)
     below = torch.where(levels < -0.999, 0.0, normal.cdf(levels - 1 / 255))
     above = torch.where(levels > 0.999, 1.0, normal.cdf(levels + 1 / 255))
-    estimate = Estimate(means.float()[:, None], torch.full((7, 1), fraction))
+    estimate = Posterior(means.float()[:, None], torch.full((7, 1), fraction))
     bits = variational_bound(estimate, levels.float()[:, None], LINEAR, at(*[0] * 7), pixels=True)
     torch.testing.assert_close(bits.double(), -torch.log2(above - below), atol=2e-3, rtol=2e-3)
 
 
 def test_a_level_that_cannot_be_costs_much_and_no_more_than_can_be_counted():
-    far = Estimate(torch.full((1, 1), 0.9), torch.zeros(1, 1))
+    far = Posterior(torch.full((1, 1), 0.9), torch.zeros(1, 1))
     bits = variational_bound(far, torch.full((1, 1), -0.5), LINEAR, at(0), pixels=True)
     assert float(bits) == pytest.approx(math.log2(1e12), rel=1e-3)
 
@@ -52,7 +50,7 @@ def test_without_pixels_the_last_term_is_the_divergence_from_the_smallest_varian
     smallest = BETAS[1] * (1 - ALPHA_BARS[0]) / (1 - ALPHA_BARS[1])
     ours = Normal(0.3, torch.exp(0.5 * (0.7 * BETAS[0].log() + 0.3 * smallest.log())))
     expected = torch.distributions.kl_divergence(Normal(0.31, smallest.sqrt()), ours) / math.log(2)
-    bits = variational_bound(Estimate(estimate, fraction), x0, LINEAR, at(0), pixels=False)
+    bits = variational_bound(Posterior(estimate, fraction), x0, LINEAR, at(0), pixels=False)
     torch.testing.assert_close(bits.double(), expected[None], atol=1e-4, rtol=5e-3)
 
 
@@ -61,10 +59,10 @@ def test_the_bound_of_a_row_is_the_mean_over_its_pixels_and_of_rows_one_each():
     x0, estimate = (torch.rand(3, 2, 2, 2, generator=draw) - 0.5 for _ in range(2))
     fraction = torch.rand(3, 2, 2, 2, generator=draw)
     t = at(0, 4, 600)
-    whole = variational_bound(Estimate(estimate, fraction), x0, LINEAR, t, pixels=True)
+    whole = variational_bound(Posterior(estimate, fraction), x0, LINEAR, t, pixels=True)
     apart = [
         variational_bound(
-            Estimate(estimate[i].reshape(8, 1), fraction[i].reshape(8, 1)), x0[i].reshape(8, 1), LINEAR,
+            Posterior(estimate[i].reshape(8, 1), fraction[i].reshape(8, 1)), x0[i].reshape(8, 1), LINEAR,
             t[i].expand(8), pixels=True,
         ).mean()
         for i in range(3)
@@ -111,7 +109,7 @@ def test_a_step_draws_from_the_normal_distribution_of_its_variance():
     x, x0 = torch.full((20_000, 1), 0.5), torch.full((20_000, 1), -0.2)
     for t, s in ((300, 100), (1, 0)):
         fraction = torch.full_like(x, 0.25)
-        drawn = learned_step(x, Estimate(x0, fraction), LINEAR, torch.tensor(t), torch.tensor(s), draw)
+        drawn = ddpm_step(x, Posterior(x0, fraction), LINEAR, torch.tensor(t), torch.tensor(s), draw)
         mean, _ = posterior(x[:1], x0[:1], LINEAR, torch.tensor(t), torch.tensor(s))
         deviation = float((0.5 * log_variance(fraction[:1], LINEAR, torch.tensor(t), torch.tensor(s))).exp())
         assert float(drawn.mean()) == pytest.approx(float(mean), abs=0.03 * deviation)
@@ -120,7 +118,7 @@ def test_a_step_draws_from_the_normal_distribution_of_its_variance():
 
 def test_the_step_to_clean_data_draws_nothing():
     x, x0 = torch.randn(4, 1), torch.full((4, 1), -0.2)
-    clean = learned_step(x, Estimate(x0, torch.ones(4, 1)), LINEAR, torch.tensor(10), torch.tensor(-1), None)
+    clean = ddpm_step(x, Posterior(x0, torch.ones(4, 1)), LINEAR, torch.tensor(10), torch.tensor(-1), None)
     torch.testing.assert_close(clean, x0, atol=1e-4, rtol=0)
 
 
