@@ -1,9 +1,10 @@
-"""Keyword arguments into a config, with an error that names what was probably meant."""
+"""Keyword arguments into a config and names into parts, with an error that names what was probably meant."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -11,6 +12,39 @@ from dalle2_core.errors import ConfigError
 
 C = TypeVar("C")
 V = TypeVar("V")
+
+
+class Registry(MutableMapping[str, V]):
+    """Parts by name, each imported when it is first looked up: the names are there at once."""
+
+    def __init__(self, homes: Mapping[str, str]) -> None:
+        """homes: "module:attribute" for each name."""
+        self._homes = dict(homes)
+        self._parts: dict[str, V] = {}
+
+    def __getitem__(self, name: str) -> V:
+        if name not in self._parts:
+            module, _, attribute = self._homes[name].partition(":")
+            self._parts[name] = getattr(importlib.import_module(module), attribute)
+        return self._parts[name]
+
+    def __setitem__(self, name: str, part: V) -> None:
+        self._parts[name] = part
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._homes.pop(name, None)
+        self._parts.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._homes or name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._homes, **self._parts})
+
+    def __len__(self) -> int:
+        return len({**self._homes, **self._parts})
 
 
 def from_keywords(config: type[C], owner: str, keywords: Mapping[str, Any]) -> C:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle2_core.priors import PRIORS
+
 from ..options import (
     debug_option,
     device_option,
@@ -31,8 +33,7 @@ ALL = "all"
 @click.argument("out")
 @click.option(
     "--prior",
-    help="diffusion (the default), autoregressive, contrastive, ridge or mean; `all` trains each into OUT/NAME and "
-    "compares them.",
+    help=f"{', '.join(PRIORS)} (default: diffusion). `all` trains each into OUT/NAME and compares them.",
 )
 @click.option("--preset", default="tiny", show_default=True, help="tiny, base, laion-l14 or paper.")
 @training_options
@@ -96,7 +97,6 @@ def command(emb: str, out: str, **options: Any) -> None:
 def _jobs(emb: str, out: str, options: dict[str, Any]) -> list[PriorJob]:
     """The prior that is asked for, or one of each kind."""
     from dalle2_core.presets.prior import prior_preset
-    from dalle2_core.priors.registry import PRIORS
     from embedpipe.unclip.data.row_policy import RowPolicy
     from embedpipe.unclip.train.plan import SplitConfig
     from embedpipe.unclip.train.prior import PriorJob

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from typing import Any
 
 from dalle2_core.keywords import chosen
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
-from dalle2_core.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from dalle2_core.priors.base import Prior
-from dalle2_core.priors.closed_form import MeanImage, Ridge, RidgeConfig
 from dalle2_core.priors.config import PriorConfig
-from dalle2_core.priors.contrastive import ContrastiveConfig, ContrastivePrior
-from dalle2_core.priors.diffusion import DiffusionPrior
 from dalle2_core.priors.registry import PRIORS
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig
@@ -21,40 +17,37 @@ from dalle2_core.training.optim import OptimConfig
 
 @dataclass(frozen=True, slots=True)
 class PriorRecipe:
-    """Everything a prior's training is told, besides the data.
+    """Everything that a prior's training needs besides the data; `prior_recipe` makes one.
 
-    prior: which one, a name in `dalle2_core.priors.registry.PRIORS`. network: of all but ridge and mean.
-    diffusion, autoregressive, contrastive, ridge: read by the prior of that name.
+    prior: which one, a name in `dalle2_core.priors.PRIORS`. network: of those with a transformer.
     text_tokens: the prior also reads the states of the captions' tokens, which must be as wide as `network.dim`.
+    Besides these, the settings of every prior that has any, under its name: `diffusion`, `ridge` …
     """
 
     network: PriorNetworkConfig = field(default_factory=PriorNetworkConfig)
-    diffusion: PriorConfig = field(default_factory=PriorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     text_tokens: bool = False
     prior: str = "diffusion"
-    autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
-    ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
         chosen(PRIORS, self.prior, "prior")
 
     def build(self, embed_dim: int) -> Any:
         """A new `Prior` for embeddings of this width, its weights drawn from torch's global generator."""
-        return chosen(_BUILDERS, self.prior, "prior")(self, embed_dim)
+        prior = chosen(PRIORS, self.prior, "prior")
+        return prior.from_configs(self.network.for_embeddings(embed_dim), getattr(self, self.prior, None))
 
 
-_BUILDERS: dict[str, Callable[[PriorRecipe, int], Prior]] = {
-    "diffusion": lambda recipe, dim: DiffusionPrior.from_configs(recipe.network.for_embeddings(dim), recipe.diffusion),
-    "autoregressive": lambda recipe, dim: AutoregressivePrior(
-        recipe.network.for_embeddings(dim), recipe.autoregressive
-    ),
-    "contrastive": lambda recipe, dim: ContrastivePrior(recipe.network.for_embeddings(dim), recipe.contrastive),
-    "ridge": lambda recipe, dim: Ridge(recipe.ridge.penalty, recipe.ridge.seed),
-    "mean": lambda recipe, dim: MeanImage(),
-}
+def prior_recipe(**settings: Any) -> PriorRecipe:
+    """A recipe, with the settings of every registered prior; those that are not given have their defaults."""
+    return _recipe_of(tuple(PRIORS.items()))(**settings)
+
+
+@cache
+def _recipe_of(priors: tuple[tuple[str, type[Prior]], ...]) -> type[PriorRecipe]:
+    own = [(name, it.CONFIG, field(default_factory=it.CONFIG)) for name, it in priors if it.CONFIG is not None]
+    return make_dataclass("PriorRecipe", own, bases=(PriorRecipe,), frozen=True, slots=True)
 
 
 def tiny() -> PriorRecipe:
@@ -64,7 +57,7 @@ def tiny() -> PriorRecipe:
     map with noise) recall@1 among 340 held-out images was 0.997, ridge's 0.974; on 3,460 noisier ones of 512
     dimensions 0.985 and 0.944. Sampling 8, 16 or 32 steps made no difference there.
     """
-    return PriorRecipe(
+    return prior_recipe(
         network=PriorNetworkConfig(dim=192, depth=3, heads=4, dim_head=32, ff_mult=2, ff_dropout=0.1),
         diffusion=PriorConfig(timesteps=100, sample_timesteps=10, embed_scaling="data"),
         optim=OptimConfig(lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup_steps=50, schedule="cosine"),
@@ -77,7 +70,7 @@ def base() -> PriorRecipe:
 
     Expected cost: not measured. 100 million rows at the preset's steps and batch; meant for one GPU.
     """
-    return PriorRecipe(
+    return prior_recipe(
         network=PriorNetworkConfig(dim=512, depth=6, heads=8, dim_head=64),
         diffusion=PriorConfig(timesteps=1000, sample_timesteps=64),
         optim=OptimConfig(
@@ -95,7 +88,7 @@ def laion_l14() -> PriorRecipe:
     Expected cost: not measured; meant for eight GPUs and a billion rows or more. LAION's guidance after a billion:
     loss at most 0.1, cosine to the true image at least 0.75.
     """
-    return PriorRecipe(
+    return prior_recipe(
         network=PriorNetworkConfig(
             dim=768, depth=24, heads=32, dim_head=64, normformer=True, attn_dropout=0.05, ff_dropout=0.05
         ),
@@ -118,7 +111,7 @@ def paper() -> PriorRecipe:
 
     About a billion parameters. Expected cost: not measured; meant for a cluster.
     """
-    return PriorRecipe(
+    return prior_recipe(
         network=PriorNetworkConfig(dim=2048, depth=24, heads=32, dim_head=64),
         diffusion=PriorConfig(timesteps=1000, sample_timesteps=64, cond_drop_prob=0.1),
         optim=OptimConfig(lr=1.1e-4, betas=(0.9, 0.96), eps=1e-6, weight_decay=6e-2, warmup_steps=1000),

@@ -1,4 +1,4 @@
-"""What every prior is to those who train, compare and use it."""
+"""The interface of priors: fit, loss, sample, save and load."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.networks.causal_transformer import PriorNetworkConfig
 from dalle2_core.rng import RNG
 from dalle2_core.serialization import read_settings, read_weights, settings_of, write_model
 
@@ -22,10 +23,20 @@ class Prior(nn.Module):
     """Image embeddings for text embeddings.
 
     One that has a `loss` besides (a `dalle2_core.types.Trainable`) is trained after `fit`; the others are ready then.
-    KIND: what config.json calls it.
+    KIND: what config.json calls it. CONFIG: the dataclass of its own settings, all with defaults, which a recipe has
+    under the prior's name; None for a prior without any.
     """
 
     KIND: ClassVar[str]
+    CONFIG: ClassVar[type[Any] | None] = None
+
+    @classmethod
+    @abstractmethod
+    def from_configs(cls: type[P], network: PriorNetworkConfig, config: Any) -> P:
+        """A new prior, its weights drawn from torch's global generator.
+
+        network: with both widths known; a prior without a transformer ignores it. config: a CONFIG.
+        """
 
     @abstractmethod
     def fit(self: P, text_embed: Tensor, image_embed: Tensor) -> P:
@@ -86,7 +97,7 @@ def check_width(text_embed: Tensor, width: int) -> None:
 
 
 def check_guidance(cond_scale: float, cond_drop_prob: float) -> None:
-    """Raises ConfigError where guidance is asked of a prior that was always told the text."""
+    """Raises ConfigError for guidance of a prior trained without dropped texts."""
     if cond_scale != 1.0 and cond_drop_prob == 0:
         raise ConfigError(
             f"cond_scale {cond_scale} needs a prior trained with cond_drop_prob above 0; this one was not"

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import read_tensors
 from dalle2_core.keywords import from_keywords
+from dalle2_core.networks.causal_transformer import PriorNetworkConfig
 from dalle2_core.priors.base import Prior, check_width
 from dalle2_core.rng import RNG
 
@@ -33,6 +34,11 @@ class ClosedForm(Prior):
         super().__init__()
         for name in self.FITTED:
             self.register_buffer(name, None)
+
+    @classmethod
+    def from_configs(cls: type[C], network: PriorNetworkConfig, config: Any) -> C:
+        """See `Prior`; there is no network."""
+        return cls() if config is None else cls(**asdict(config))
 
     def fit(self: C, text_embed: Tensor, image_embed: Tensor) -> C:
         """Solve in float64, from rows [n, d]. Raises ShapeError if they do not pair up."""
@@ -62,7 +68,7 @@ class ClosedForm(Prior):
     ) -> Tensor:
         """Predicted image embeddings [b, d] in the text's dtype. Text tokens and generator are not looked at.
 
-        Raises ConfigError before `fit` or when asked for guidance, ShapeError for another width.
+        Raises ConfigError before `fit` or for guidance, ShapeError for another width.
         """
         if cond_scale != 1.0:
             raise ConfigError(f"cond_scale is {cond_scale}, but a prior in closed form cannot be guided; leave it at 1")
@@ -142,6 +148,7 @@ class Ridge(ClosedForm):
     """
 
     KIND = "ridge-prior"
+    CONFIG = RidgeConfig
     FITTED = ("weight", "intercept", "chosen")
     weight: Tensor
     intercept: Tensor

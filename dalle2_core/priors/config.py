@@ -19,7 +19,7 @@ class PriorConfig:
     """The diffusion around the network.
 
     image_embed_dim: width of the embeddings; None takes the network's.
-    timesteps: T of training. sample_timesteps: steps of sampling unless told otherwise; None means all T.
+    timesteps: T of training. sample_timesteps: default steps of sampling; None means all T.
     cond_drop_prob: share of rows that are trained without their text, for guidance; the image stays.
     predicts: what the network's output means. beta_schedule: how noise grows over the timesteps.
     zero_terminal_snr: at the last timestep nothing is left of the data; not with "noise", which says nothing there.
@@ -30,7 +30,7 @@ class PriorConfig:
     condition_on_text_encodings: read text tokens where there are any.
     sampling_clamp_l2norm, training_clamp_l2norm: bring the estimate of the image embedding to norm 1, at each step of
         sampling, and before its loss (which needs "x0").
-    sampling_final_clamp_l2norm: bring what was sampled to norm 1, also where it is not asked for normalised.
+    sampling_final_clamp_l2norm: bring samples to norm 1, also with normalize=False.
     init_image_embed_l2norm: bring the noise that sampling starts from to the norm of a scaled embedding.
     """
 

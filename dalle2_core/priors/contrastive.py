@@ -60,6 +60,7 @@ class ContrastivePrior(Prior):
     """Trains on pairs of embeddings; predicts without drawing anything."""
 
     KIND = "contrastive-prior"
+    CONFIG = ContrastiveConfig
     compares_rows = True  # the other texts of a batch are wrong answers
 
     def __init__(self, network: PriorNetworkConfig, config: ContrastiveConfig) -> None:
@@ -72,6 +73,11 @@ class ContrastivePrior(Prior):
         self.net = ContrastiveNetwork(network)
         self.text_scaling = Standardizer(width, width**0.5)
         self.image_scaling = Standardizer(width, width**0.5)
+
+    @classmethod
+    def from_configs(cls, network: PriorNetworkConfig, config: ContrastiveConfig) -> ContrastivePrior:
+        """See `Prior`."""
+        return cls(network, config)
 
     def fit(self, text_embed: Tensor, image_embed: Tensor) -> ContrastivePrior:
         """Mean and variance of each dimension."""

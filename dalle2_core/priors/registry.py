@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from dalle2_core.errors import CheckpointError
-from dalle2_core.priors.autoregressive import AutoregressivePrior
-from dalle2_core.priors.base import Prior
-from dalle2_core.priors.closed_form import MeanImage, Ridge
-from dalle2_core.priors.contrastive import ContrastivePrior
-from dalle2_core.priors.diffusion import DiffusionPrior
-from dalle2_core.serialization import read_kind
+from dalle2_core.keywords import Registry
 
-PRIORS: dict[str, type[Prior]] = {
-    "diffusion": DiffusionPrior,
-    "autoregressive": AutoregressivePrior,
-    "contrastive": ContrastivePrior,
-    "ridge": Ridge,
-    "mean": MeanImage,
-}
+if TYPE_CHECKING:
+    import torch
+
+    from dalle2_core.priors.base import Prior
+
+PRIORS: Registry[type[Prior]] = Registry(
+    {
+        "diffusion": "dalle2_core.priors.diffusion:DiffusionPrior",
+        "autoregressive": "dalle2_core.priors.autoregressive:AutoregressivePrior",
+        "contrastive": "dalle2_core.priors.contrastive:ContrastivePrior",
+        "ridge": "dalle2_core.priors.closed_form:Ridge",
+        "mean": "dalle2_core.priors.closed_form:MeanImage",
+    }
+)
 
 
 def load_prior(folder: Path | str, device: torch.device | str = "cpu") -> Prior:
     """The prior in a folder, of whatever kind config.json names. Raises CheckpointError if there is none."""
+    from dalle2_core.serialization import read_kind
+
     kind = read_kind(folder)
     for prior in PRIORS.values():
         if kind == prior.KIND:

@@ -59,7 +59,7 @@ def test_every_fetch_error_class_is_documented():
 
 def config_classes():
     from dalle2_core.clip.trainable import ClipConfig
-    from dalle2_core.presets.prior import PriorRecipe
+    from dalle2_core.presets.prior import prior_recipe
 
     found = [ClipConfig]
 
@@ -70,7 +70,7 @@ def config_classes():
                 found.append(type(default))
                 visit(type(default))
 
-    visit(PriorRecipe)
+    visit(type(prior_recipe()))
     return sorted(set(found), key=lambda kind: kind.__name__)
 
 

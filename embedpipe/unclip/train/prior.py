@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from dalle2_core.presets.prior import PriorRecipe
+from dalle2_core.presets.prior import PriorRecipe, prior_recipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import PRIORS
 from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
@@ -210,7 +210,7 @@ def _fitted(prior: Prior) -> list[torch.Tensor]:
 
 def _describes(facts: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
-    recipe, usual = facts["recipe"], dataclasses.asdict(PriorRecipe())
+    recipe, usual = facts["recipe"], dataclasses.asdict(prior_recipe())
     # Absent rather than said: runs begun before there was a setting go on without it.
     shaping = {
         name: value

@@ -10,7 +10,9 @@ from embedpipe_cli import main
 from embedpipe.errors import DiskFull, InputError, OptionError
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", "encode --help", "verify --help", "search --help"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "--version", "encode --help", "verify --help", "search --help", "train-prior --help"]
+)
 def test_help_needs_no_torch(arguments):
     code = (
         "import sys; from embedpipe_cli import main\n"

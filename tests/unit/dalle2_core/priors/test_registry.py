@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
-from dalle2_core.presets.prior import PriorRecipe
+from dalle2_core.presets.prior import prior_recipe
 from dalle2_core.priors.autoregressive import AutoregressiveConfig
 from dalle2_core.priors.config import PriorConfig
 from dalle2_core.priors.registry import PRIORS, load_prior
@@ -31,7 +31,7 @@ def pairs(rows=40, dim=16, seed=0):
 @pytest.fixture(params=sorted(PRIORS))
 def prior(request):
     torch.manual_seed(0)
-    return PriorRecipe(prior=request.param, **SMALL).build(16).fit(*pairs()).eval()
+    return prior_recipe(prior=request.param, **SMALL).build(16).fit(*pairs()).eval()
 
 
 def seeded(seed=0):
@@ -111,4 +111,4 @@ def test_what_is_no_prior_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="holds a 'decoder', which is no prior; known: .*diffusion-prior"):
         load_prior(tmp_path)
     with pytest.raises(ConfigError, match="no prior 'rige'; did you mean ridge"):
-        PriorRecipe(prior="rige")
+        prior_recipe(prior="rige")
