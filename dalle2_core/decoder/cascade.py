@@ -1,4 +1,4 @@
-"""Running a cascade: which stages, on which rows, on which device; and whether its stages fit together."""
+"""Sample a cascade stage by stage, in chunks of rows; check that its stages fit together."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OnStep = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class CascadeRun:
-    """What a cascade is asked for.
+    """One run of a cascade.
 
-    rows: images. numbers: of the stages that run, from 1, rising. given: what they are told. pixels: [b, c, h, w] in
+    rows: images. numbers: of the stages that run, from 1, rising. given: their conditions. pixels: [b, c, h, w] in
     [0, 1] of the stage before the first that runs, None for the whole cascade. noise: x_T of the first that runs, or
     None. known: what inpainting keeps, or None. settings: one for each stage of the cascade. seed: of all draws.
     """
@@ -43,7 +43,7 @@ class CascadeRun:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run is carried out, which changes no image. See `Decoder.sample`."""
+    """How a run is carried out; it changes no image. See `Decoder.sample`."""
 
     max_batch_size: int | None = None
     device: torch.device | str | None = None

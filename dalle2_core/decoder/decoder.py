@@ -50,12 +50,12 @@ class Decoder(CompanionModules):
     ) -> None:
         """A cascade of U-Nets, the smallest first.
 
-        A network is fitted to its place (channels, the smaller image, what it is told); what must change for that is
-        made anew, the other weights are kept.
+        A network is fitted to its stage (channels, low-resolution image, conditions): layers that must change are made
+        anew, the other weights are kept.
 
         Args:
             clip: embeds raw images and texts; not needed where embeddings are given. Neither trained nor saved. If it
-                has an `image_size`, that is the size of a single stage that is told none.
+                has an `image_size`, that is the size of a single stage without one.
             vae: autoencoders of the first stages, which then work in latents.
             keywords: the fields of DecoderKeywords. An unknown one is a TypeError that names the near ones.
         """
@@ -177,7 +177,7 @@ class Decoder(CompanionModules):
                 image embedding, which DALLE2-pytorch's own scripts give first.
             image_embed: [b, d], L2-normalised. text: [b, n] token numbers, for `clip`. text_encodings: [b, l, t];
                 text_mask: [b, l] bool.
-            batch_size: rows, for a decoder that is told neither.
+            batch_size: rows, for a decoder without conditions.
             cond_scale: of guidance, 1 is none; text_cond_scale: the text's own, None is the same.
             inpaint_image, inpaint_mask: keep the pixels [b, c, h, w] where the mask [b, h, w] is True, fill in the
                 others; each step is taken inpaint_resample_times times.

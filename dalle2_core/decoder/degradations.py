@@ -1,8 +1,8 @@
-"""How the smaller image is spoilt while an upsampler learns, so that it can do with what the stage before gives.
+"""Corrupt the low-resolution conditioning so that the upsampler tolerates the previous stage's artefacts.
 
 Ramesh et al. 2204.06125, section 2.1: Gaussian blur for the first upsampler (as in Ho et al. 2106.15282, section 4),
 and for the last the more diverse degradation of Rombach et al. 2112.10752, after Zhang et al. 2103.14006 (BSR).
-All take and give [b, c, h, w] in [0, 1]; every draw comes from `draws`; each row is spoilt on its own.
+All take and give [b, c, h, w] in [0, 1]; every draw comes from `draws`; each row is corrupted on its own.
 """
 
 from __future__ import annotations

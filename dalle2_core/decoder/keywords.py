@@ -25,8 +25,9 @@ class DecoderKeywords:
     predict_x_start, predict_v: what the networks' output means; the noise where neither is True.
     predict_x_start_for_latent_diffusion: x0 for the stages with an autoencoder, the noise for the others.
     learned_variance: shorter tuples are filled with False, so True is the first stage's.
-    use_noise_for_lowres_cond, use_blur_for_lowres_cond, use_bsr_for_lowres_cond: how the upsamplers' smaller image is
-    spoilt; tuples may leave the first stage out. BSR None is: the last one's, if there are two upsamplers or more.
+    use_noise_for_lowres_cond, use_blur_for_lowres_cond, use_bsr_for_lowres_cond: corruption of the upsamplers'
+    low-resolution image; tuples may leave the first stage out. BSR None is: the last one's, of two upsamplers or
+    more.
     use_dynamic_thres, clip_denoised: dynamic thresholding; else clipping; else neither.
     p2_loss_weight_gamma, p2_loss_weight_k: weights of timesteps, 0 for none.
     unconditional: no image embedding and no text at any stage.
@@ -93,7 +94,7 @@ class DecoderKeywords:
         channels = self.channels if vae is None else vae.latent_channels
         sees_image = unet.config.cond_on_image_embeds
         if sees_image is None:
-            # Upsamplers of the paper are told the smaller image alone.
+            # Upsamplers of the paper are conditioned on the low-resolution image alone.
             sees_image = place == 0
         if place == 0 and sees_image and not self.unconditional and unet.config.image_embed_dim is None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Moving about in the decoder's space: variations, interpolations and text diffs. Ramesh et al. 2204.06125, section 3.
+"""Manipulations of images by the decoder: variations, interpolations, text diffs. Ramesh et al. 2204.06125, section 3.
 
 An image is its embedding and the noise x_T from which ddim makes it (`Decoder.invert`); here are the functions of
 embeddings, and the three uses of both.
@@ -64,15 +64,15 @@ def variations(
 
     Section 3.1: the same embedding [d] and x_T, and ddim with noise. eta: 0 gives the image back, as nearly as the
     first stage can make it; the more noise, the farther away. steps: of the first stage; more invert more
-    exactly. text_encodings [1, l, t], text_mask [1, l]: of the text that a decoder is told which reads one. sampling:
+    exactly. text_encodings [1, l, t], text_mask [1, l]: the text, for a decoder conditioned on one. sampling:
     for `Decoder.sample`.
     """
     if count < 1:
         raise ConfigError(f"count is {count}; ask for 1 variation or more")
-    told = _Told(text_encodings, text_mask)
-    noise = decoder.invert(image[None], image_embed[None], steps=steps, **told.times(1))
+    text = _Text(text_encodings, text_mask)
+    noise = decoder.invert(image[None], image_embed[None], steps=steps, **text.times(1))
     embeds = image_embed.expand(count, -1)
-    return _from_noise(decoder, embeds, noise.expand(count, -1, -1, -1), steps, eta, told, sampling)
+    return _from_noise(decoder, embeds, noise.expand(count, -1, -1, -1), steps, eta, text, sampling)
 
 
 def interpolations(
@@ -91,11 +91,11 @@ def interpolations(
     Section 3.2: embeddings [d] and noises both go along great circles, so that the ends are the two images.
     text_encodings, text_mask: as for `variations`.
     """
-    told = _Told(text_encodings, text_mask)
-    noises = decoder.invert(torch.stack(images), torch.stack(image_embeds), steps=steps, **told.times(2))
+    text = _Text(text_encodings, text_mask)
+    noises = decoder.invert(torch.stack(images), torch.stack(image_embeds), steps=steps, **text.times(2))
     flat = _walk(noises[0].flatten(), noises[1].flatten(), shares)
     embeds = _walk(*image_embeds, shares)
-    return _from_noise(decoder, embeds, flat.view(len(shares), *noises.shape[1:]), steps, 0.0, told, sampling)
+    return _from_noise(decoder, embeds, flat.view(len(shares), *noises.shape[1:]), steps, 0.0, text, sampling)
 
 
 def text_diff_images(
@@ -116,14 +116,14 @@ def text_diff_images(
     text_encodings, text_mask: as for `variations`.
     """
     embeds = text_diff(image_embed, text_embed, base_text_embed, shares)
-    told = _Told(text_encodings, text_mask)
-    noise = decoder.invert(image[None], image_embed[None], steps=steps, **told.times(1))
-    return _from_noise(decoder, embeds, noise.expand(len(shares), -1, -1, -1), steps, 0.0, told, sampling)
+    text = _Text(text_encodings, text_mask)
+    noise = decoder.invert(image[None], image_embed[None], steps=steps, **text.times(1))
+    return _from_noise(decoder, embeds, noise.expand(len(shares), -1, -1, -1), steps, 0.0, text, sampling)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """The one text that all images of a walk are told, [1, l, t] and [1, l], or none."""
+class _Text:
+    """The one text of all images of a walk, [1, l, t] and [1, l], or none."""
 
     encodings: Tensor | None
     mask: Tensor | None
@@ -146,7 +146,7 @@ def _from_noise(
     noise: Tensor,
     steps: int | None,
     eta: float,
-    told: _Told,
+    text: _Text,
     sampling: dict[str, Any],
 ) -> Tensor:
     """The first stage by ddim from `noise`, with the steps that it was inverted with; the others as they are set."""
@@ -157,6 +157,6 @@ def _from_noise(
         steps=[steps, *others],
         sampler=["ddim", *others],
         eta=[eta, *others],
-        **told.times(len(embeds)),
+        **text.times(len(embeds)),
         **sampling,
     )

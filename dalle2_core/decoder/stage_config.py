@@ -22,11 +22,11 @@ class LowresConfig:
 
     size: height and width of the stage before, pixels.
     downsample_first: in training, make the image that small first, so that it lacks what it will lack in sampling.
-    degradation: how it is spoilt in training: "blur", "bsr" (blur, shrinking, noise and JPEG) or "none".
+    degradation: the corruption in training: "blur", "bsr" (blur, shrinking, noise and JPEG) or "none".
     blur_prob, blur_sigma, blur_kernel_size: share of rows blurred, deviation and kernel in pixels (a number or a
     range), for "blur".
-    noise_sample_level: how noisy it is made in sampling, from 0 to 1, where the network is told (lowres_noise_cond);
-    in training all levels are drawn.
+    noise_sample_level: noise added in sampling, from 0 to 1, where the network is conditioned on it
+    (lowres_noise_cond); in training all levels are drawn.
     """
 
     size: int
@@ -67,12 +67,12 @@ class StageConfig:
 
     image_size: height and width of what the stage makes, pixels.
     lowres: the smaller image it starts from; None for the first stage.
-    timesteps: T of training. sample_timesteps: steps of sampling unless told otherwise; None means 50, or all T where
+    timesteps: T of training. sample_timesteps: default steps of sampling; None means 50, or all T where
     there are fewer.
     beta_schedule: how noise grows over the timesteps. zero_terminal_snr: at the last one nothing is left of the image.
     predicts: what the network's output means.
     learned_variance: the network also gives the reverse process's variance, which ddpm uses;
-    learned_variance_constrain_frac: held between its bounds. vb_loss_weight: of the variational bound, which trains it.
+    learned_variance_constrain_frac: keep it in bounds. vb_loss_weight: of the variational bound, which trains it.
     loss_type, loss_weighting: penalty of an error, and how much each timestep's counts; p2_gamma, p2_k: of "p2".
     image_cond_drop_prob, text_cond_drop_prob: shares of rows trained without, each drawn by itself, for guidance.
     sampler: how sampling steps. ddim_sampling_eta: 0 draws nothing on the way, 1 as much as ddpm.

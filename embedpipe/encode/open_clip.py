@@ -50,11 +50,6 @@ class OpenClipEncoder:
         """What made the numbers."""
         return self._card
 
-    @property
-    def cuts_texts(self) -> bool:
-        """Whether captions are encoded at their own length instead of the full context."""
-        return self._texts.cuts
-
     def prepare(self, batch_size: int) -> float:
         """Compile the image tower, if that was asked for, for batches of that many pictures; returns the seconds."""
         if not self._compile:

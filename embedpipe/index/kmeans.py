@@ -1,4 +1,4 @@
-"""k-means over embeddings, and which cluster a row belongs to."""
+"""k-means over embeddings."""
 
 from __future__ import annotations
 
@@ -27,11 +27,3 @@ def centroids(sample: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     )
     kmeans.train(np.ascontiguousarray(sample, np.float32))
     return np.asarray(kmeans.centroids, np.float32)
-
-
-def nearest_centroid(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For float32 rows [n, dim]: the number of the nearest centroid, int64 [n], and the cosine to it, float32 [n]."""
-    index = faiss.IndexFlatIP(centers.shape[1])
-    index.add(centers)
-    cosine, number = index.search(np.ascontiguousarray(rows, np.float32), 1)
-    return number[:, 0], cosine[:, 0]
