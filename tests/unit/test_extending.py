@@ -1,5 +1,6 @@
 """docs/extending.md: its parts work through the commands, and pass the contract tests of their registries."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -75,6 +76,25 @@ def test_the_exporter_writes_what_it_says(uses, emb):
         assert image == dataset.image[row].tolist()
         assert text == dataset.text[row].tolist()
         assert caption == dataset.metadata["caption"][row]
+
+
+@pytest.mark.parametrize(
+    ("command", "registry"),
+    [
+        ("train-prior", "dalle2_core.priors:PRIORS"),
+        ("train-prior", "dalle2_core.presets.prior:PRIOR_PRESETS"),
+        ("train-prior", "dalle2_core.training.loggers:LOGGERS"),
+        ("export", "embedpipe.export:EXPORTS"),
+        ("encode", "embedpipe.store:FORMATS"),
+        ("encode", "embedpipe.read:READERS"),
+        ("encode", "embedpipe.execute:EXECUTORS"),
+        ("fetch", "embedpipe.fetch.resizers:RESIZERS"),
+    ],
+)
+def test_the_help_of_a_command_names_every_entry(embedpipe, command, registry):
+    module, _, name = registry.partition(":")
+    said = re.findall(r"[\w-]+", embedpipe(command, "--help").stdout)
+    assert set(getattr(importlib.import_module(module), name)) - set(said) == set()
 
 
 @pytest.mark.slow
