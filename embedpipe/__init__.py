@@ -1,4 +1,4 @@
-"""Image-text data from a list of URLs to CLIP embeddings on disk.
+"""Image-text data, from a list of URLs to CLIP embeddings on disk.
 
     import embedpipe
     embedpipe.fetch("urls.csv", "shards", embedpipe.FetchConfig())
@@ -8,8 +8,8 @@
     hits = embedpipe.search(data, data.text[0], k=5)
     embedpipe.verify("emb", embedpipe.VerifyConfig(deep=True)).whole
 
-Names are loaded when they are first used: `import embedpipe` costs nothing. `embedpipe.fetch`, `embedpipe.encode` and
-`embedpipe.export` are rooms (packages) that can also be called, see `embedpipe.callable_package`.
+Names are imported lazily, on first use, so `import embedpipe` itself is cheap. `embedpipe.fetch`, `embedpipe.encode`
+and `embedpipe.export` are callable packages, see `embedpipe.callable_package`.
 """
 
 from __future__ import annotations

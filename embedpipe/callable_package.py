@@ -1,7 +1,7 @@
-"""Modules that can be called.
+"""Callable packages: `embedpipe.encode` is both a package and the function that does its job.
 
-`embedpipe.encode` is a package and, in the Python API, the function that does its job. Python gives a package's name to
-the package as soon as anything in it is imported, so the package itself has to be callable.
+Python binds a package's name to the package as soon as anything in it is imported, so the package itself must be
+callable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""JSON documents that carry a checksum of themselves: their last field, over every byte of the file.
+"""JSON documents whose last field is a checksum of the whole file.
 
-`self_sha256` is the sha256 of the file with the 64 digits of that field replaced by zeros, so that a flipped bit in any
-other field, in a field's name or in the white space is noticed, and anybody can compute it.
+`self_sha256` is the sha256 of the file with the 64 digits of that field replaced by zeros: it detects a flipped bit in
+any field, field name or white space, and can be recomputed with any sha256 tool.
 """
 
 from __future__ import annotations

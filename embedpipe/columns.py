@@ -1,7 +1,7 @@
-"""Metadata columns: one type each, fixed when an output is begun, so that all its shards agree.
+"""Metadata columns: each has one type, fixed when an output is created, so all shards share a schema.
 
-Types are guessed from the first samples and kept in the run card. A value that does not fit its column, or whose column
-is not known, is kept as JSON in the column `extra`: nothing is lost and no shard differs from another.
+Types are inferred from the first samples and recorded in the run card. A value that does not fit its column, or has no
+column, is stored as JSON in the column `extra`: nothing is lost and every shard has the same schema.
 """
 
 from __future__ import annotations

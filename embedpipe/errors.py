@@ -1,17 +1,17 @@
-"""Every error a user can meet, as a tree.
+"""The hierarchy of user-facing errors.
 
 EmbedpipeError
-├── InputError            something we were given is missing or cannot be read
-│   ├── EmptyInput        it can be read, and holds nothing to do
-│   └── OptionError       an option that cannot be, whatever the input holds, or options that exclude each other
+├── InputError            an input is missing or cannot be read
+│   ├── EmptyInput        it can be read, but contains nothing to do
+│   └── OptionError       an option that is invalid for any input, or options that exclude each other
 ├── ModelError            no such model, or its weights do not load
 ├── DatasetError          a data set is damaged or incomplete
-├── StorageFailed         a remote file system did not answer, or not to the end
+├── StorageFailed         a remote file system did not respond, or not completely
 ├── RunMismatch           the output belongs to another model, other options or changed inputs
 ├── OutputBusy            another process is writing to the same output
 ├── OutputUnwritable      no permission, read-only
 │   └── DiskFull
-├── TooManyRejects        --max-rejects is exceeded so far that the run was stopped before its end
+├── TooManyRejects        rejects exceed the limit so far that the run was stopped before its end
 ├── WorkerDied            a worker process ended without an answer
 └── MissingExtra          an optional dependency is not installed
 

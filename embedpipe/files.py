@@ -1,4 +1,4 @@
-"""Files on any fsspec path: they appear whole or not at all.
+"""Atomic files on any fsspec path: they appear complete or not at all.
 
 A location is a plain string, local (`data/out`) or a URL (`s3://bucket/out`).
 """

@@ -1,4 +1,4 @@
-"""Where a location is, and how the file system behind it is asked: again, where it fails in a way that may pass."""
+"""Resolve locations to file systems, and retry requests that fail in a transient way."""
 
 from __future__ import annotations
 

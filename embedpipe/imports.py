@@ -1,4 +1,4 @@
-"""Large libraries, loaded without a look for garbage on the way."""
+"""Import large libraries with the garbage collector off, which is faster."""
 
 from __future__ import annotations
 

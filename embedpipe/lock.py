@@ -1,8 +1,8 @@
-"""One writer for each shard of an output: locks that end with their owner, however that dies.
+"""File locks: one writer per shard of an output; a lock ends with its owner, however that dies.
 
-    OUT/.lock            held alone by a run of the whole output, together by runs of parts of it
-    OUT/.lock-3-of-8     held by the run of that part
-    OUT/.lock-plan       held for the moment in which a run of a part reads or writes what all parts share
+    OUT/.lock            exclusive for a run of the whole output, shared by runs of parts of it
+    OUT/.lock-3-of-8     exclusive for the run of that part
+    OUT/.lock-plan       exclusive while the run of a part reads or writes what all parts share
 
 Object stores have no such locks; there the manifests alone keep two writers from harm (same input and options give the
 same bytes).

@@ -1,10 +1,10 @@
-"""What a run says about itself: one `embedpipe.json` per output, one manifest per committed shard.
+"""Run cards and manifests: one `embedpipe.json` per output, one manifest per committed shard.
 
     OUT/embedpipe.json         RunCard: what the output is, the options that shape it, the plan
     OUT/manifest/00000.json    ShardManifest: the commit marker of shard 00000, written last
 
 A shard without a manifest does not exist for any reader. Readers list manifests, never data files. Both documents
-carry a checksum of themselves, see `sealed`.
+carry their own checksum, see `checksummed_json`.
 """
 
 from __future__ import annotations

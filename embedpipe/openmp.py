@@ -1,4 +1,4 @@
-"""How long OpenMP's idle threads spin before they sleep; imports nothing, so that it can run before torch is loaded.
+"""Set how long idle OpenMP threads spin before they sleep; imports nothing, so it can run before torch is loaded.
 
 By default libgomp's threads spin for milliseconds at the end of each parallel region. On a machine with other work, a
 spinning thread takes the core from the one it is waiting for, and small models take several times as long. Threads that

@@ -1,4 +1,4 @@
-"""Pillow's warnings, in a process of embedpipe's own; one that only imports the library keeps its filters."""
+"""Filter Pillow's warnings in embedpipe's own processes; a process that imports the library keeps its filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers of things are said."""
+"""Counts with singular or plural nouns."""
 
 from __future__ import annotations
 

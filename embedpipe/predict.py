@@ -1,6 +1,6 @@
-"""A data set made from another: the same rows and text embeddings, with image embeddings predicted for them.
+"""Derive a data set with predicted image embeddings: same rows, same text embeddings.
 
-What predicts them is the caller's (a prior, which this room does not know). Shard by shard, committed and resumed like
+The caller provides the prediction function (a prior, unknown to this package). Shards are committed and resumed like
 those of `encode`.
 """
 

@@ -1,4 +1,4 @@
-"""What work reports while it goes on. Reports add up; whoever listens decides how to show them."""
+"""Progress reports. Reports add up; the listener decides how to show them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of different lengths without padding: the token states of captions."""
+"""Ragged arrays: rows of different lengths without padding, for the token states of captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: which input shard has which number. It is made once and only grows; no number ever moves."""
+"""The shard plan: a number for each input shard. It is made once and only grows; no number ever changes."""
 
 from __future__ import annotations
 

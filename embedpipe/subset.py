@@ -1,9 +1,9 @@
-"""A key subset: some rows of an embedding data set, by (source shard, key), so that they are found again anywhere.
+"""Key subsets: rows of an embedding data set by (source shard, key), independent of row numbers.
 
-    kept.parquet   row (int64, when it was written), src_shard, key, and uid where the data set has that column
-    subset.npy     the same as DataComp wants it: an array of `u8,u8`, the two halves of each 128-bit uid, sorted
+    kept.parquet   row (int64, at the time of writing), src_shard, key, and uid where the data set has that column
+    subset.npy     the same in DataComp's format: an array of `u8,u8`, the two halves of each 128-bit uid, sorted
 
-What is read may also be a text file of keys, one a line, or a parquet file of keys alone.
+Input may also be a text file of keys, one per line, or a parquet file of keys alone.
 """
 
 from __future__ import annotations

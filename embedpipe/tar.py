@@ -1,4 +1,4 @@
-"""The files of a tar, read front to back: ustar, GNU and pax archives, as tarfile reads them, at a third of its cost.
+"""Stream the files of a tar: ustar, GNU and pax archives, with tarfile's results at a third of its cost.
 
 Layout after POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block", and GNU tar's manual, "Basic Tar
 Format". Nothing is ever extracted; links, devices and sparse files have no contents here.

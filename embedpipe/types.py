@@ -1,4 +1,4 @@
-"""The values that flow between stages. All frozen; what is absent is `None`."""
+"""The dataclasses that pass between jobs. All are frozen; an absent value is `None`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What identifies an image-text pair, whatever shard or data set it lands in."""
+"""Unique ids of image-text pairs, independent of shard and data set."""
 
 from __future__ import annotations
 

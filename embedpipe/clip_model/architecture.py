@@ -1,4 +1,4 @@
-"""What a model configuration of open_clip's says of the towers, the images and the captions of a model."""
+"""The towers, image size and tokenizer that an open_clip model configuration describes."""
 
 from __future__ import annotations
 

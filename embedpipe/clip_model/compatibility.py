@@ -1,4 +1,4 @@
-"""Whether what two cards stand for may be put together: an older card does not record all that the newer one does."""
+"""Compatibility of two model cards, including cards from version 0.1, which recorded fewer fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of an embedding data set: what made the numbers, in enough detail to make them again."""
+"""The model card of an embedding data set: everything that determines the embeddings, so they can be reproduced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of a model by its name alone, without loading torch: whether its folder, or its name, is there."""
+"""Model name checks that do not import torch: does the name, or the model folder, exist?"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What open_clip's own tables say of its models and their pretrained tags, read without importing torch.
+"""open_clip's tables of model configurations and pretrained tags, read without importing torch.
 
-Its configurations are JSON files. Its table of tags is a Python file of plain assignments between functions that
-download; what makes the table is run by itself. Where open_clip is loaded already, or keeps its table in another form,
-its own modules are asked.
+The configurations are JSON files. The table of tags is a Python file of plain assignments mixed with download
+functions; only the assignments are executed. If open_clip is already imported, or stores its table in another form, its
+own modules are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which numbers a model computes: what open_clip's tables, and the user, say of an architecture and its weights.
+"""Resolve a model name, weights and explicit options to a ModelSpec, from open_clip's tables.
 
-`(model, tag or file, what is said explicitly) → ModelSpec`. A tag brings its own values, activation included. A
-checkpoint file takes those of the model's tags where they all agree; where they do not, somebody has to say. Nothing is
-loaded for it, not even torch.
+`(model, tag or file, explicit options) → ModelSpec`. A tag brings its own values, including the activation. A
+checkpoint file takes the values on which all tags of the model agree; where they differ, the user must choose. Nothing
+is loaded, not even torch.
 """
 
 from __future__ import annotations

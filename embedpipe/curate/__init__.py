@@ -1,4 +1,4 @@
-"""Choosing among the rows of an embedding data set."""
+"""Select rows of an embedding data set: deduplicate and filter."""
 
 from __future__ import annotations
 

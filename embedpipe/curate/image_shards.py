@@ -1,4 +1,4 @@
-"""The image shards of chosen rows: what `encode` read of them, in tars like those that `fetch` leaves."""
+"""Write the images of the selected rows as webdataset tars, in the format of `fetch`."""
 
 from __future__ import annotations
 

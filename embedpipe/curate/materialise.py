@@ -1,4 +1,4 @@
-"""Chosen rows of an embedding data set as a data set of their own, shard by shard, under the same numbers."""
+"""Write the selected rows as an embedding data set, shard by shard, with unchanged shard numbers."""
 
 from __future__ import annotations
 

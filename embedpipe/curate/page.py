@@ -1,4 +1,4 @@
-"""An HTML page of rows around a cut, with their pictures: the eye decides where it should lie."""
+"""HTML pages of rows just above and below a threshold, with their images, for choosing it by eye."""
 
 from __future__ import annotations
 

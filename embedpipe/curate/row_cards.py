@@ -1,4 +1,4 @@
-"""Rows of a data set as they are shown to people: their pictures where those can still be found, and what they say."""
+"""Cards that show a row in a report: its image, if it can still be found, and its metadata."""
 
 from __future__ import annotations
 

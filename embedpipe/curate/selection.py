@@ -1,4 +1,4 @@
-"""What dedup and filter leave in their output: the chosen rows as a key subset, and as a data set if asked to."""
+"""The output of dedup and filter: selected rows as a key subset and, optionally, as a data set."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Which emoji the demo data set has, what they are called, and which split each picture belongs to.
+"""The emoji of the demo data set: names, styles and splits.
 
 A concept is one emoji without skin tones; it is drawn twice, in a `flat` style (Twemoji) and an `outlined` style
-(OpenMoji). Splits are functions of the code points alone, so they stay the same however many concepts are taken:
+(OpenMoji). Splits are functions of the code points alone, so they do not depend on how many concepts are used:
 
-    train    both pictures of most concepts, and one of a concept whose other picture is held out
-    valid    pictures held out although their concept is seen in the other style
-    unseen   both pictures of concepts that training never sees
+    train    both images of most concepts, and one of a concept whose other image is held out
+    valid    held-out images of concepts that training sees in the other style
+    unseen   both images of concepts that training never sees
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws the demo pictures into a folder, with a table that says what each of them shows."""
+"""Render the demo images into a folder, with a url table of their captions."""
 
 from __future__ import annotations
 

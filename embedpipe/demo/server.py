@@ -1,4 +1,4 @@
-"""A loopback web server for the demo pictures, so that the demo fetches over HTTP without a network."""
+"""A loopback web server for the demo images, so that the demo fetches over HTTP without a network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Encoders: what turns pixels and captions into embeddings. ENCODERS maps a name to its loader.
+"""Encode images and captions to embeddings. ENCODERS maps a name to the loader of an encoder.
 
-The room itself is callable: `embedpipe.encode(data, out, config)` is `embedpipe.encode.job.encode`.
+The package itself is callable: `embedpipe.encode(data, out, config)` is `embedpipe.encode.job.encode`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The writing side of a worker: finished shards are put on disk by a thread, one at a time, while the next is made."""
+"""Background writing: a thread writes finished shards, one at a time, while the next is encoded."""
 
 from __future__ import annotations
 

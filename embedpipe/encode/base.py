@@ -1,4 +1,4 @@
-"""What every encoder offers: a card that says what it is, and embeddings of pixels and of captions."""
+"""The encoder interface: a model card, and embeddings of pixels and captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reading side of a worker: input shards → batches of pixels, read and decoded on threads ahead of the model."""
+"""Input shards → batches of pixels, read and decoded on threads ahead of the model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How many tokens of a caption a model does not read, because they lie behind the end of its context.
+"""Count the caption tokens lost to truncation at the model's context length.
 
-A caption that was cut fills its row of tokens to the end: only those rows are tokenised once more, without the limit.
-Tokens of the model's own (start, end) count on both sides, so that what is left is the caption's.
+A truncated caption fills its row of tokens, so only full rows are tokenised again, without the limit. The model's own
+tokens (start, end) are in both counts, so the difference is in tokens of the caption.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much room the rest of a run needs, for whom the disk is full."""
+"""Disk space that the rest of a run needs, for the disk-full error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a run will take and what it will cost, from a rate that was measured."""
+"""Forecast the duration and cost of a run from a measured rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encode job: plan the input, find what is missing, hand shards to workers, which commit them one by one."""
+"""The encode job: plan the input, find missing shards, dispatch them to workers, which commit them one by one."""
 
 from __future__ import annotations
 

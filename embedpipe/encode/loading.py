@@ -1,4 +1,4 @@
-"""Loading a model through open_clip: `model_spec` says what it must compute, `built` looks whether it does."""
+"""Load a model through open_clip: `model_spec` says what it must compute, `built` checks that it does."""
 
 from __future__ import annotations
 

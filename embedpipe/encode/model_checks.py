@@ -1,4 +1,4 @@
-"""What open_clip built, held against what was to be built: a version that builds something else is an error."""
+"""Check the model that open_clip built against its spec: a version that builds a different model is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of open_clip as an `Encoder`, once `loading` has loaded it."""
+"""An open_clip model as an `Encoder`, once `loading` has loaded it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removing what `encode` wrote to an output, and nothing else."""
+"""Overwrite an output: remove the files that `encode` wrote, and only those."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which part of the work this process does, by what the user or the launcher of many processes says."""
+"""The partition of the work for this process, from its options or the launcher's environment variables."""
 
 from __future__ import annotations
 

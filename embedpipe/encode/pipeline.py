@@ -1,8 +1,8 @@
-"""A worker's pipeline: input shards are read and decoded ahead, encoded here, and written behind, all at once.
+"""A worker's pipeline: reading, decoding, encoding and writing run concurrently.
 
     reading thread → decoding threads → batching thread → this thread (the model) → writing thread
 
-The queues between them are bounded, so memory does not grow with the data, and none of them is emptied at the end of a
+The queues between them are bounded, so memory does not grow with the data, and they are not drained at the end of a
 shard, so the device does not wait for the disk.
 """
 

@@ -1,4 +1,4 @@
-"""What `encode` has to do: input shards and their numbers, held against what an earlier run left in the output."""
+"""Plan an encode run: numbered input shards, minus those already committed to the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which number format a model computes in. What is stored does not depend on it; the model card says which it was."""
+"""Compute precision of a model. The stored dtype does not depend on it; the model card records it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening to a run on the way: how many rows it saw, and whether it is bad enough to be stopped."""
+"""A progress listener that counts rejects and stops a run that exceeds the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier runs committed to an output, added up: there may be millions of shards, and manifests are not small."""
+"""Totals over the shards that earlier runs committed: in a stream, as there may be millions of manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the towers made of one input shard, put together into an embedding shard."""
+"""Collect the embeddings of one input shard into an embedding shard."""
 
 from __future__ import annotations
 

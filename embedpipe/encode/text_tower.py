@@ -1,11 +1,11 @@
-"""Captions through a text tower, without paying for padding.
+"""Encode captions with a text tower, without computing on padding.
 
-CLIP's text tower is causal and read off at the end token: what comes behind that token cannot change the result. So
-captions are sorted by length and each batch is cut to its longest. Towers that look both ways, or are read off
+CLIP's text tower is causal and pooled at the end token: positions after that token cannot change the result. So
+captions are sorted by length and each batch is cut to its longest. Towers with bidirectional attention, or pooled
 elsewhere, get their full length.
 
-The states of tokens are those of the real ones: from the start token to the end token, or, where a tokenizer has no end
-token of its own (SigLIP's pads with it), up to the padding. A token appended by the tower (CoCa's) is none of them.
+Token states are stored for real tokens only: from the start token to the end token or, where a tokenizer has no
+separate end token (SigLIP's pads with it), up to the padding. A token appended by the tower (CoCa's) is left out.
 """
 
 from __future__ import annotations

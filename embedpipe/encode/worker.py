@@ -1,4 +1,4 @@
-"""What a worker of the encode job does: load the encoder once, then shard after shard, each committed whole."""
+"""Encode worker: loads the encoder once, then encodes and commits one shard after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executors: who hands tasks to workers. EXECUTORS maps a name to its executor."""
+"""Executors: distribute tasks to workers. EXECUTORS maps a name to its executor."""
 
 from __future__ import annotations
 

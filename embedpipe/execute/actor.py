@@ -1,6 +1,6 @@
-"""A worker that is asked for news, instead of sending any: what an actor of a Ray cluster is.
+"""A worker that is polled for its messages: the actor of a Ray cluster.
 
-Nothing but numbers, names and these messages travels: pixels and embeddings never leave the worker's process.
+Only numbers, names and these messages are transferred: pixels and embeddings never leave the worker's process.
 """
 
 from __future__ import annotations

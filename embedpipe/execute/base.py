@@ -1,4 +1,4 @@
-"""What every executor offers: tasks handed out one at a time to workers that ask for them."""
+"""The executor interface: tasks handed out one at a time to workers that request them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All tasks in this process, by one worker: the default where there is one device, and for debugging and tests."""
+"""The inline executor: all tasks in this process, one worker. The default for one device; also for debugging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker elsewhere and its executor say to each other, whatever carries it."""
+"""Messages between an executor and workers in other processes, whatever the transport."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process per device on this machine. A worker that dies is replaced; a task that kills three is set aside."""
+"""The process executor: one worker per device. Dead workers are replaced; a task that kills three is set aside."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Workers on the machines of a Ray cluster, one actor each; what travels is the number of a shard and a small report.
+"""The Ray executor: one actor per worker; only shard numbers and small reports are transferred.
 
-An actor that dies, whose machine dies, or that falls silent is replaced like a dead process on this machine. Nothing of
-Ray's own retries is used: which task is where is the ledger's, for all executors alike.
+An actor that dies, loses its machine or stops responding is replaced like a dead process on this machine. Ray's own
+retries are off: the task tracker alone knows which task is where, as for every executor.
 """
 
 from __future__ import annotations

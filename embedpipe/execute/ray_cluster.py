@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and what there is room for on it. The only file that starts or joins one."""
+"""Connect to a Ray cluster and query its resources. The only file that starts or joins one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many workers, on which devices, with how many threads each: what is asked for, held against what is there."""
+"""Allocate workers, devices and threads: the request checked against what is available."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which task is where: handed out one at a time, taken back from the dead, set aside when it killed too many.
+"""Task tracking: assign tasks one at a time, requeue those of dead workers, set aside those that killed too many.
 
-The executors whose workers live elsewhere share it; how they reach those is their own.
+Shared by all executors with workers in other processes; the transport is their own.
 """
 
 from __future__ import annotations

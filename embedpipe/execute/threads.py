@@ -1,4 +1,4 @@
-"""Threads of one process that share out work which leaves Python's lock, such as products of matrices."""
+"""A thread pool for work that releases the GIL, such as matrix products."""
 
 from __future__ import annotations
 

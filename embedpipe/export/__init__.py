@@ -1,4 +1,4 @@
-"""Embedding data sets in other programs' layouts. EXPORTS maps a name to what writes it."""
+"""Export embedding data sets to other programs' layouts. EXPORTS maps a name to its exporter."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Embeddings that line up with image tars, for DALLE2-pytorch's decoder loader (dataloaders/decoder_loader.py).
+"""Embeddings aligned with image tars, for DALLE2-pytorch's decoder loader (dataloaders/decoder_loader.py).
 
     OUT/img_emb/img_emb_00003.npy   [highest index + 1, dim]   for the tar called 3.tar or 00003.tar
     OUT/text_emb/text_emb_00003.npy
 
-That loader takes the number in a tar's name, opens the .npy of that number, and takes the row that the last digits of
-the sample's key say. A row of zeros means that there is no embedding. It reads the numbers of all files in the folder,
-so there is nothing else in it.
+That loader takes the number in a tar's name, opens the .npy of that number, and takes the row given by the last digits
+of the sample's key. A row of zeros means no embedding. It parses a number from every file name in the folder, so the
+folder contains nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every export offers: rows of an embedding data set, part by part, as files that another program reads."""
+"""The exporter interface: rows of an embedding data set, part by part, as files for another program."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""clip-retrieval's folders, numbered as it numbers them.
+"""clip-retrieval's folders and file numbers.
 
     OUT/img_emb/img_emb_0.npy   OUT/text_emb/text_emb_0.npy   OUT/metadata/metadata_0.parquet
 
-Its readers pair files by their place in the sorted list: numbers are as wide as the last one, none is left out, and no
-file is without rows.
+Its readers pair files by their position in the sorted list: numbers are zero-padded to the width of the last one and
+consecutive, and no file is empty.
 """
 
 from __future__ import annotations

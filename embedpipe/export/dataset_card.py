@@ -1,4 +1,4 @@
-"""The README.md of a Hugging Face data set: YAML that `datasets` and the hub read, then words for people."""
+"""The README.md of a Hugging Face data set: YAML for `datasets` and the hub, then a description for people."""
 
 from __future__ import annotations
 

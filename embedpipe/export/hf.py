@@ -1,4 +1,4 @@
-"""Hugging Face's datasets: parquet files called after their split, and a dataset card that says what is in them.
+"""Hugging Face datasets: parquet files named by split, and a dataset card.
 
 OUT/data/train-00000-of-00012.parquet   OUT/README.md
 """

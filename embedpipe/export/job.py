@@ -1,4 +1,4 @@
-"""The export job: plan the parts, find what is missing, write them one by one, and then what concerns them all."""
+"""The export job: plan the parts, find missing ones, write them one by one, then write the shared files."""
 
 from __future__ import annotations
 

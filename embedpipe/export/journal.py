@@ -1,4 +1,4 @@
-"""What an export knows about itself, in a hidden folder that the programs it is for do not look into.
+"""The run record of an export, in a hidden folder that the target programs ignore.
 
 OUT/.embedpipe/embedpipe.json        what was exported to what, under which options
 OUT/.embedpipe/manifest/00000.json   commit marker of part 00000; the paths of its files are below OUT

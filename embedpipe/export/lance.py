@@ -1,8 +1,8 @@
-"""Lance (the only import of it): one data set, a fragment for each part, made visible by one commit at the end.
+"""Lance (the only import of it): one data set, one fragment per part, published by a single commit at the end.
 
     OUT/embeddings.lance
 
-Fragments are noted in the hidden folder until then, so that a run can go on; a data set exists only when it is whole.
+Until then, fragments are recorded in the hidden folder so that a run can resume; a data set exists only when complete.
 """
 
 from __future__ import annotations

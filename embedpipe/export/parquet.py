@@ -1,4 +1,4 @@
-"""Parquet: one flat file for each part, embeddings as fixed-size lists beside the metadata.
+"""Parquet: one flat file per part, embeddings as fixed-size lists beside the metadata.
 
 OUT/embeddings_00000.parquet
 """

@@ -1,4 +1,4 @@
-"""The parts of an export: which rows of which shard, and their numbers, looked at before anybody else gets them."""
+"""The parts of an export: their numbers, shards and rows, with the rows checked before they are written."""
 
 from __future__ import annotations
 

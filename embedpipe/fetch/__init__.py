@@ -1,4 +1,4 @@
-"""Url table → image shards. `fetch(urls, out, config)` is the way in."""
+"""Download images: url table → image shards. `fetch(urls, out, config)` is the entry point."""
 
 from ..callable_package import callable_as
 from .config import RESIZE_MODES, FetchConfig, FetchReport

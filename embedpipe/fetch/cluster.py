@@ -1,7 +1,7 @@
-"""Parts downloaded and made into stored images on the machines of a cluster; what lies between is a shared folder.
+"""Distribute parts to download workers on a cluster; they exchange files through a shared folder.
 
-Each worker has a download process of its own, as on this machine. Cutting shards into parts, and packing what comes
-back into shards that are committed in order, stays with whoever began the run.
+Each worker has its own download process, as on this machine. The process that started the run cuts shards into parts,
+and packs the results into shards, committed in order.
 """
 
 from __future__ import annotations

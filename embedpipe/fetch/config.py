@@ -1,4 +1,4 @@
-"""What a fetch is asked to do, and what it did."""
+"""The configuration and the report of a fetch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fetch`: url table → image shards. Plans, hands out what is not committed yet, commits shard by shard."""
+"""The fetch job: url table → image shards. Plans, dispatches uncommitted shards, commits shard by shard."""
 
 from __future__ import annotations
 

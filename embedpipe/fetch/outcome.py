@@ -1,4 +1,4 @@
-"""How the attempt to get one url ended: a fixed list of classes, each with its meaning."""
+"""Outcomes of downloading one url: a fixed list of classes, each with its meaning."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which rows make which shard, and whether an output may be gone on with.
+"""The fetch plan: which rows make up which shard, and whether an output may be resumed.
 
-Shards are cut from one file each, in order. The plan is made once and only grows: files that appear later get the
-numbers behind the last, whatever they are named; a file that changed, or went, is refused.
+Each shard is cut from one file, in order. The plan is made once and only grows: files that appear later get the next
+numbers, whatever their names; a changed or missing file is refused.
 """
 
 from __future__ import annotations

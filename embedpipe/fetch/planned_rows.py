@@ -1,4 +1,4 @@
-"""The rows of a plan, streamed: whole shards, or only the urls."""
+"""Stream the rows of a plan: whole shards, or only the urls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run did, kept as `reports/00001.json` beside the shards; and which hosts failed most."""
+"""The report of a run, stored as `reports/00001.json` beside the shards, with the hosts that failed most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows have failed and not been retried with success, as a table that is fetched like any other."""
+"""Failed rows without a later success, as a url table for another fetch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Image bytes → pixels for a model."""
+"""Decode image bytes to pixels for a model; HTML pages and contact sheets of images."""

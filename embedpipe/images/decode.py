@@ -1,4 +1,4 @@
-"""Image bytes → uint8 RGB pixels of the model's size, as open_clip's own evaluation transform makes them."""
+"""Image bytes → uint8 RGB pixels of the model's input size, equal to open_clip's evaluation transform."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How a picture of some size becomes the model's input: the size it is resized to, then padding, then a centre crop.
+"""Resize, pad and centre-crop geometry: from an image's size to the model's input size.
 
-The arithmetic is open_clip's (and through it torchvision's and timm's), roundings included.
+The arithmetic is open_clip's (and through it torchvision's and timm's), including its rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures in a grid, as a PNG: to look at what a training makes."""
+"""Images in a grid, as a PNG: samples from a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML pages in one file: text that is escaped, pictures and drawings inside, no scripts, nothing from a network."""
+"""Self-contained HTML pages: escaped text, embedded images and charts, no scripts, no network access."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""JPEG → pixels without Pillow: about twice as fast, and within a rounding of the same.
+"""JPEG → pixels without Pillow: about twice as fast, and equal up to rounding.
 
 libjpeg-turbo decodes, as it does inside Pillow (the decoded pixels are equal); torch's antialiased resize works on
-uint8. Against Pillow's resize some values are off by 1 of 255 (1% of a photograph's, more where little is resized) and
-one in 100,000 by 2.
+uint8. Compared with Pillow's resize, some values differ by 1 of 255 (1% of a photograph's, more where the resize is
+slight) and one in 100,000 by 2.
 """
 
 from __future__ import annotations

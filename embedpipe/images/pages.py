@@ -1,4 +1,4 @@
-"""Contact sheets as HTML: one file, pictures and all, no scripts. Whatever a caption holds is shown, never run."""
+"""Contact sheets as HTML: one file with embedded images and no scripts; captions are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in a grid, each with a line or two of text under it."""
+"""Contact sheets: images in a grid, each with a line or two of text under it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Nearest neighbours: the only room that knows faiss.
+"""Nearest-neighbour indexes: the only package that uses faiss.
 
-Names are loaded when they are first used: what only counts or clusters rows needs no encoder, and so no torch.
+Names are imported lazily: counting or clustering rows needs no encoder, and so no torch.
 """
 
 from __future__ import annotations

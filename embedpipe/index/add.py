@@ -1,4 +1,4 @@
-"""The add step of an index with lists: shards are encoded into parts, by workers here or on other machines."""
+"""The add step of an inverted-file index: workers, here or on other machines, encode shards into parts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Embedding shards → a faiss index, part by part: killed at any moment and run again, it goes on.
+"""Build a faiss index from embedding shards, part by part; a killed build resumes.
 
-What is done so far lies in `index/image.building/`; the index itself appears under a new name, and the card that is
-written last makes it the one that searches use. Until then they use the one before.
+Finished work is in `index/image.building/`. The new index gets a new file name, and the card, written last, makes it
+current. Until then searches use the previous index.
 """
 
 from __future__ import annotations

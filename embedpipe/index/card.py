@@ -1,9 +1,9 @@
-"""What an index says about itself: `index/image.json`, written last; it names the file that it belongs to.
+"""The index card: `index/image.json`, written last; it describes an index and names its file.
 
 EMB/index/image.json                   IndexCard
 EMB/index/image-<sha256, 12>.faiss     the index: any faiss of that version or newer reads it
 EMB/index/image-<sha256, 12>.npz       queries and their true neighbours, to measure recall again when rows are added
-EMB/index/image.building/              what an unfinished build has done so far
+EMB/index/image.building/              the progress of an unfinished build
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model that made a data set, loaded to embed a query: torch comes in here, and only when a query needs it."""
+"""Embed a query with the model of the data set. torch is imported here, only when a query needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours by comparing with every row: the truth that recall is measured by, and search without an index."""
+"""Exact (brute-force) nearest neighbours: the ground truth for recall, and search without an index."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Names of rows that never move: shard number and place in the shard, in one int64.
+"""Stable row ids: shard number and position in the shard, packed into one int64.
 
-Row numbers of a data set count from its first shard, so they shift when an earlier shard is added or made again. An
-index keeps ids instead, and they become row numbers of the data set as it is when it is searched.
+Row numbers of a data set count from its first shard, so they shift when an earlier shard is added or rebuilt. An index
+stores ids instead, which are translated to the data set's current row numbers at search time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Index types that are held in memory whole: rows are added to them, and the index is written now and then."""
+"""Index types that live in memory: rows are added, and the index is saved at intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index file, opened: memory-mapped, checked against its card, and asked for candidates."""
+"""An open index file: memory-mapped, checked against its card, queried for candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which index type, and how large: chosen from the number of rows and a memory budget, or named by the user."""
+"""Choose the index type and its parameters from the number of rows and a memory budget, or from the user's option."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Inverted lists on disk: codes of rows, written part by part and merged into one file, never all in memory.
+"""Inverted lists on disk: row codes, written part by part and merged into one file, never all in memory.
 
-A part holds the codes of whole shards, in the order of the lists. Its name is `part-`, its first shard's number and a
-hash of what it is made of, so that a worker that was given up and goes on can only write what is there already:
+A part contains the codes of whole shards, in the order of the lists. Its name is `part-`, its first shard's number and
+a hash of its inputs, so that a worker that was presumed dead and resumes can only rewrite identical files:
 
     NAME.codes.npy   uint8 [n, code bytes]
     NAME.ids.npy     int64 [n]
-    NAME.json        which shards, how many rows each list has; written last, so that without it there is no part
+    NAME.json        its shards, and the number of rows in each list; written last: a part without it does not exist
 """
 
 from __future__ import annotations

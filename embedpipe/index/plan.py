@@ -1,4 +1,4 @@
-"""What building an index would do now: make one, add to the one that is there, or nothing."""
+"""Plan an index build: create an index, add to the existing one, or do nothing."""
 
 from __future__ import annotations
 

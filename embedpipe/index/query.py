@@ -1,4 +1,4 @@
-"""What is searched for: a text, a picture, a row by its key, an embedding, or a file of many; and the answers."""
+"""Queries (a text, an image, the key of a row, an embedding, or a file of many) and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries from files: a line of text each, a column of a table, or embeddings."""
+"""Read queries from files: lines of text, a column of a table, or embeddings."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How much of the truth an index finds, and how hard it has to look for that.
+"""Recall of an index, and the nprobe or efSearch that reaches a target recall.
 
-Recall@10: of the ten rows that are nearest to a query by exact search, the share that the index finds. Queries are rows
-of the data set itself: those of the side that is searched, which must not find themselves, and those of the other side,
-since a search by words comes from there, and lies elsewhere in the space.
+Recall@10: of the ten nearest rows by exact search, the share that the index finds. Queries are rows of the data set
+itself: from the modality that is searched, where a row must not find itself, and from the other one, because text
+queries come from there and lie elsewhere in the space.
 """
 
 from __future__ import annotations

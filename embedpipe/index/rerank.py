@@ -1,6 +1,6 @@
-"""Candidates compared with the query again, by the embeddings that are stored in the data set itself.
+"""Re-rank candidates by exact cosine, with the embeddings stored in the data set.
 
-An index need then hold no more of a row than it takes to be among the candidates; the order and the scores are exact.
+The index then needs only enough of each row to make it a candidate; order and scores are exact.
 """
 
 from __future__ import annotations

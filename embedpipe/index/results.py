@@ -1,4 +1,4 @@
-"""Results of many queries as a table: one row for each hit."""
+"""Results of many queries as a table: one row per hit."""
 
 from __future__ import annotations
 

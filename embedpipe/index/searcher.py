@@ -1,4 +1,4 @@
-"""The rows nearest to an embedding: through the index where there is one, or by comparing with every row."""
+"""Search: the rows nearest to an embedding, through the index if there is one, else by brute force."""
 
 from __future__ import annotations
 

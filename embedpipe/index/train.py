@@ -1,4 +1,4 @@
-"""An empty index of some type, trained on a sample of a data set's rows."""
+"""Create an empty index of a given type, trained on a sample of a data set's rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in an output: counts, spreads and rejects, for the terminal, for machines, and as a page with pictures."""
+"""Summaries of an output: counts, distributions and rejects, as text, JSON, or an HTML page with images."""
 
 from .contents import OutputInfo, Spread, describe, spread, without_norms
 from .gallery import Gallery, look_at

@@ -1,4 +1,4 @@
-"""What is in an output of ours: counts, sizes, rejects by reason, similarities, who made it."""
+"""The contents of an output: counts, sizes, rejects by reason, similarities, and the model or options behind it."""
 
 from __future__ import annotations
 

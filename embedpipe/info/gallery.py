@@ -1,4 +1,4 @@
-"""Samples of an output to look at: pictures with what is said of them, and rejects with their reasons."""
+"""Samples of an output for display: images with captions, and rejects with reasons."""
 
 from __future__ import annotations
 

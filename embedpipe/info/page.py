@@ -1,4 +1,4 @@
-"""`info --html`: what is in an output, on one page that can be sent to somebody."""
+"""`info --html`: the summary of an output as one self-contained page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading embedding data sets: whole, by row, or as training batches."""
+"""Load embedding data sets: in full, by row, or as training batches."""
 
 from ..store.foreign.base import Foreign
 from .columns import EmbeddingColumn, RaggedColumn

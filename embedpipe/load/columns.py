@@ -1,4 +1,4 @@
-"""Columns of an embedding data set: one thing like an array over the arrays of all shards, read as it is asked for."""
+"""Array-like columns over all shards of an embedding data set, read lazily."""
 
 from __future__ import annotations
 

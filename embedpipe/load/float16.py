@@ -1,4 +1,4 @@
-"""float16 rows as float32, and whether rows are finite: by integer arithmetic, several times numpy's speed."""
+"""float16 → float32 and a finiteness check by integer arithmetic, several times faster than numpy."""
 
 from __future__ import annotations
 

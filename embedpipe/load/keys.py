@@ -1,4 +1,4 @@
-"""Rows by their keys, in sixteen bytes of memory for each row."""
+"""Look up rows by key, in sixteen bytes of memory per row."""
 
 from __future__ import annotations
 

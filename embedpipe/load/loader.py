@@ -1,4 +1,4 @@
-"""Shuffled batches for training: for rank r of w, from any position on."""
+"""Shuffled batches for training: for rank r of w, starting at any position."""
 
 from __future__ import annotations
 

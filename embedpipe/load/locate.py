@@ -1,4 +1,4 @@
-"""What is at a path: a data set of ours with its manifests, or one of others with what stands for them."""
+"""Detect what is at a path: a data set with embedpipe's manifests, or another tool's data set."""
 
 from __future__ import annotations
 

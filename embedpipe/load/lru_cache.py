@@ -1,4 +1,4 @@
-"""Arrays and tables of the shards that were asked for last, kept up to a number of bytes."""
+"""LRU cache of arrays and tables, bounded in bytes."""
 
 from __future__ import annotations
 

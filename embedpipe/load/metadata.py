@@ -1,4 +1,4 @@
-"""Metadata of an embedding data set: columns like arrays over the tables of all shards, read as they are asked for."""
+"""Metadata of an embedding data set: array-like columns over the tables of all shards, read lazily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings as a tower's projection gave them: the stored rows, of norm 1, times the norms that were kept beside."""
+"""Unnormalised embeddings, as the tower's projection gave them: the stored unit rows times the stored norms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making the next thing while the last one is used."""
+"""Background prefetching."""
 
 from __future__ import annotations
 

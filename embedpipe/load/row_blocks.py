@@ -1,4 +1,4 @@
-"""Stored rows as float32: block by block through a shard, or some of them by their number."""
+"""Stored rows as float32: a shard block by block, or selected rows by number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row numbers, from whatever numpy would take as an index of one axis."""
+"""Row numbers from any index that numpy accepts for one axis."""
 
 from __future__ import annotations
 

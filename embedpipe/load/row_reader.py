@@ -1,4 +1,4 @@
-"""Rows of a data set into the caller's memory: in order, or to chosen places, checked on the way."""
+"""Read rows of a data set into the caller's arrays: in order, or to given positions, and checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set from end to end, in order, a batch at a time."""
+"""Iterate over a data set in order, in batches."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The order in which rows are seen, as a pure function of (seed, epoch): nothing to save but the position.
+"""Shuffled row order as a pure function of (seed, epoch): the only state to save is the position.
 
-Rows in memory are permuted as a whole (`batches_from`). Rows in files (`ShuffledOrder`) are cut into pieces that lie
-together in one shard. An epoch takes the pieces in an order of its own, a window of them at a time, and the rows of a
-window in an order of its own: files are read in runs of a piece, and a window fits in memory.
+Rows in memory are permuted as a whole (`batches_from`). Rows in files (`ShuffledOrder`) are divided into contiguous
+pieces of a shard. An epoch shuffles the pieces, takes a window of them at a time, and shuffles the rows of the window:
+files are read a piece at a time, and a window fits in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which rows are for training, which are held out: by a metadata column, or by a hash of the key."""
+"""Training and held-out rows: by a metadata column, or by a hash of the key."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Several embedding data sets → one.
+"""Merge several embedding data sets into one.
 
-The room itself is callable: `embedpipe.merge(paths, out, config)` is `embedpipe.merge.job.merge`.
+The package itself is callable: `embedpipe.merge(paths, out, config)` is `embedpipe.merge.job.merge`.
 """
 
 from __future__ import annotations

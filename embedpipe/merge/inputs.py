@@ -1,4 +1,4 @@
-"""The data sets that are to become one: do they belong together, and what are their shards and columns called there?"""
+"""The data sets to merge: check their compatibility, list their shards, and unify their columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merge job: plan which shard of which data set gets which number, find what is missing, take it over."""
+"""The merge job: number the shards of all data sets, find missing ones, copy them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker of `merge` does: takes one shard over into the merged data set and commits it under its new number."""
+"""Merge worker: copies one shard at a time into the merged data set and commits it under its new number."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Work that needs a disk, for an output in an object store: done in a local folder, and committed to the store.
+"""Local working folders for outputs in an object store: work on disk, then commit to the store.
 
 with at_work("s3://bucket/prior", Scope(own=("checkpoints",))) as place:
     ...write to place.folder...
-    place.commit()      # what is there now is in the store, too
+    place.commit()      # the store now has the same files
 """
 
 from __future__ import annotations

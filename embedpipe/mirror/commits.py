@@ -1,12 +1,13 @@
-"""What a store holds that was committed to it.
+"""Commits to an object store.
 
     OUT/.commits/00000012.json     names every file with its checksum
-    OUT/.commits/<sha256>          the bytes of a file that has not come to its place yet
+    OUT/.commits/<sha256>          the bytes of a file that is not yet at its final path
 
-Where several works share a folder, their names come before: `image-00000012.json`.
+Where several jobs share a folder, their names are prefixes: `image-00000012.json`.
 
-First the bytes are there, by their content, so that two writers cannot be in each other's way. Then the commit, under
-the next number, by a request that only one of them can win. Then every file gets its place, which anybody can finish.
+First the bytes are uploaded under their hash, so that two writers cannot interfere. Then the commit is written under
+the next number, by a conditional request that only one writer can win. Then every file is copied to its final path;
+any process can finish that step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Local copies of remote files that are only read: fetched once, and checked."""
+"""Local read-only copies of remote files: downloaded once, and checked."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A local folder and its place in a store, commit by commit the same.
+"""A local folder that mirrors a location in a store, commit by commit.
 
-The store is the truth. The folder is a copy of it that may be ahead: by what was done since the last commit. It knows
-the commit that it goes on from. If the store's last one is another, somebody else went on, or the store was emptied:
-then the folder is made like the store, and what it was ahead is lost, to be done again.
+The store is authoritative. The folder is a copy that may be ahead by the work since the last commit, and records the
+commit it is based on. If the store's last commit is another one, somebody else continued, or the store was emptied:
+then the folder is reset to the store, and its uncommitted work is lost, to be done again.
 
-    FOLDER/.mirror.json    which commit the folder goes on from, and the checksums of files that were hashed before
+    FOLDER/.mirror.json    the commit that the folder is based on, and the checksums of files hashed earlier
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where the local side of remote places is: below `$EMBEDPIPE_CACHE`, or else `~/.cache/embedpipe`.
+"""Local paths for remote locations: below `$EMBEDPIPE_CACHE`, or else `~/.cache/embedpipe`.
 
-work/<hash of the url>/<its last name>     a working folder: goes with one output
-copies/<hash of the url>/<its last name>   a run folder that is only read
-files/<sha256>                             a file that is only read, by its content
+work/<hash of the url>/<its last name>     the working folder of one output
+copies/<hash of the url>/<its last name>   a read-only copy of a run folder
+files/<sha256>                             a read-only file, by its content
 """
 
 from __future__ import annotations

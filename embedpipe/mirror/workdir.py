@@ -1,4 +1,4 @@
-"""Where a command works that needs a disk: in its output, or in the working folder that belongs to it."""
+"""The folder where a command works on disk: its output, or the local working folder of a remote one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers: where samples come from. READERS maps a name to its reader."""
+"""Readers of image shards, folders and tables. READERS maps a name to its reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reader offers: the shards that are there, and the samples of one."""
+"""The reader interface: list the shards, and read the samples of one."""
 
 from __future__ import annotations
 

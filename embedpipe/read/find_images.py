@@ -1,4 +1,4 @@
-"""The stored pictures of some samples, found again in the shards they came from."""
+"""Find the stored images of given samples in their source shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples from a folder of loose images, captions (.txt) and metadata (.json) beside them, nested at will."""
+"""Samples from a folder of loose images, with captions (.txt) and metadata (.json) beside them, at any depth."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Members of a shard → samples: consecutive files with one key belong together (webdataset's rule).
+"""Group the members of a shard into samples: consecutive files with the same key (webdataset's rule).
 
 `cats/01.jpg`, `cats/01.txt` and `cats/01.json` are one sample with the key `cats/01`. In a tar a key ends at the first
-dot of its last part, as webdataset has it; names of loose files may hold dots (`Dr. No.jpg`), their keys end at the
-last one. Files whose last part starts with a dot belong to none.
+dot of the file name, as in webdataset; names of loose files may contain dots (`Dr. No.jpg`), so their keys end at the
+last one. Files whose name starts with a dot are ignored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where files that are shards lie: one file, a folder of them, a glob or a brace pattern, on any fsspec path."""
+"""Resolve a location to shard files: one file, a folder, a glob or a brace pattern, on any fsspec path."""
 
 from __future__ import annotations
 

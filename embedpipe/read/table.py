@@ -1,4 +1,4 @@
-"""Samples from parquet tables that hold image bytes and captions: one, a folder or a glob, on any fsspec path."""
+"""Samples from parquet tables of image bytes and captions: one, a folder or a glob, on any fsspec path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every storage format offers: a shard's arrays and tables written as files, and read back."""
+"""The storage format interface: write a shard's arrays and tables to files, and read them back."""
 
 from __future__ import annotations
 

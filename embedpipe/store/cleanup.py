@@ -1,4 +1,4 @@
-"""What killed runs leave in an embedding data set: found by its name, and removed."""
+"""Remove leftover files of killed runs from an embedding data set, recognised by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are hashed while they are written: what a manifest says of them needs no second reading."""
+"""Hash files while writing them, so that the manifest needs no second read."""
 
 from __future__ import annotations
 

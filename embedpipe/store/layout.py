@@ -1,4 +1,4 @@
-"""Where the files of a shard lie inside an embedding data set (clip-retrieval's names, constant zero padding)."""
+"""File names of a shard in an embedding data set (clip-retrieval's names, constant zero padding)."""
 
 from __future__ import annotations
 

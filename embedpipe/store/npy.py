@@ -1,4 +1,4 @@
-"""The npy format: one .npy for each modality and a parquet of metadata per shard, as clip-retrieval lays them out."""
+"""The npy format: per shard, one .npy for each modality and a parquet of metadata, in clip-retrieval's layout."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The parquet format: one file per shard, embeddings as fixed-size lists beside the metadata columns.
 
     image_embedding, text_embedding   fixed_size_list<float16 | float32>[dim]
-    text_tokens                       list<fixed_size_list<float16 | float32>[w]>, if they were asked for
+    text_tokens                       list<fixed_size_list<float16 | float32>[w]>, if requested
     …                                 the metadata columns
 
-Numbers are stored plain: a dictionary or a compressor finds nothing in embeddings, and takes its time. Parquet cannot
-be mapped into memory as an array: a column is decoded, a row group at a time, and a data set holds what was decoded.
+Embeddings are stored plain: dictionary encoding and compression gain nothing on them and are slow. Parquet cannot be
+memory-mapped as an array: a column is decoded one row group at a time, and the data set caches decoded columns.
 """
 
 from __future__ import annotations

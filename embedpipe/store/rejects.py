@@ -1,4 +1,4 @@
-"""The rejects of a shard: a parquet file of its own, the same in every storage format."""
+"""The rejects of a shard: a separate parquet file, the same in every storage format."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The rows of one array, read piece by piece into the caller's own memory: from .npy, from .npz, from parquet.
+"""Read rows of one array piece by piece into the caller's memory, from .npy, .npz or parquet.
 
-`Rows` keeps the stored dtype and copies nothing twice. Errors name the file.
+`Rows` keeps the stored dtype and avoids extra copies. Errors name the file.
 """
 
 from __future__ import annotations

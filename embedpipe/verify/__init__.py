@@ -1,6 +1,6 @@
-"""Is an output whole? Counts and sizes fast, every byte and number with `deep`; bad shards are dropped with `repair`.
+"""Verify an output: counts and sizes by default, every byte and number with `deep`; `repair` drops damaged shards.
 
-The room itself is callable: `embedpipe.verify(path, config)` is `embedpipe.verify.job.verify`.
+The package itself is callable: `embedpipe.verify(path, config)` is `embedpipe.verify.job.verify`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contents of an embedding shard: row by row, do all its files tell of the same samples, and with sound numbers?"""
+"""Verify the contents of an embedding shard: all files describe the same samples row by row, with valid numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contents of an image shard: every row of its parquet in its tar, at its offset, with its bytes, and no more?"""
+"""Verify the contents of an image shard: the tar and the parquet match in members, offsets and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verify job: list what lies there once, hand shards to workers, put together what they found."""
+"""The verify job: list the output once, dispatch shards to workers, combine their findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in an output, from one listing of each of its folders."""
+"""The files of an output, from one listing per folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One committed shard: does its manifest agree with itself, with the run card, and with what lies there?"""
+"""Verify a committed shard: its manifest against itself, the run card, and the files that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker of `verify` does: shard after shard, first by counts and sizes, then, if asked, byte by byte."""
+"""Verify worker: checks each shard by counts and sizes first, then, in a deep check, byte by byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near-duplicates of an embedding data set. `embedpipe.curate.dedup(...)` is the job itself."""
+"""Near-duplicate removal for embedding data sets. `embedpipe.curate.dedup(...)` is the job itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cluster each row of a data set belongs to, and which other one it nearly belongs to."""
+"""Cluster assignment: the nearest and second-nearest centroid of every row."""
 
 from __future__ import annotations
 

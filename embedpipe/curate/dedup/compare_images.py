@@ -1,7 +1,7 @@
-"""A closer look at pairs of rows that are near each other: do their pictures agree?
+"""Compare the images of near-duplicate candidates.
 
-The image shards are read once, one after the other; only rows of a pair are decoded, and kept as thumbnails in a
-scratch file. Then pairs are compared.
+The image shards are read once, one after another; only images of rows in a pair are decoded, and stored as thumbnails
+in a scratch file. Then the pairs are compared.
 """
 
 from __future__ import annotations

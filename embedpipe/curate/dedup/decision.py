@@ -1,4 +1,4 @@
-"""Which rows of a data set go, by the cosines of pairs alone or by their pictures, too."""
+"""Decide which rows to drop, by cosine alone or by cosine and image comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows whose images are the same file, by the hash of their bytes: duplicates whatever their embeddings say."""
+"""Exact duplicates: rows whose image files have the same hash, whatever their embeddings."""
 
 from __future__ import annotations
 

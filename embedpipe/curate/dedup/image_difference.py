@@ -1,11 +1,11 @@
-"""How far two pictures differ when one may be a copy of the other: re-encoded, resized, or cropped a little.
+"""Difference between two images, tolerant of re-encoding, resizing and slight cropping.
 
-Both are seen as thumbnails. One is laid onto the other by Lucas and Kanade's method (An iterative image registration
-technique, IJCAI 1981): the shift and stretch along each axis that leave the smallest squares. Of what is left the worst
-spot counts, since lookalikes often differ in one place only. At edges, where a copy's blur and its encoder show, a
-difference weighs less.
+Both images are reduced to thumbnails. One is registered to the other with the method of Lucas and Kanade (An iterative
+image registration technique, IJCAI 1981): the shift and stretch along each axis that minimise the squared residual. The
+worst spot of the residual counts, because look-alikes often differ in one spot only. Differences at edges, where blur
+and compression artefacts of a copy show, weigh less.
 
-The constants were measured on half of the demo's emoji and on photo-like pictures, see docs/decisions/0015-confirm.md.
+The constants were measured on half of the demo's emoji and on photo-like images, see docs/decisions/0015-confirm.md.
 """
 
 from __future__ import annotations

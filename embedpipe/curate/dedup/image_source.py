@@ -1,4 +1,4 @@
-"""Whether pictures are to be compared, and where they are read from."""
+"""Choose whether images are compared, and which image shards to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dedup`: which rows of an embedding data set to keep, which repeat them, and what each threshold would keep."""
+"""The dedup job: choose the rows to keep, report the duplicates, and sweep other thresholds."""
 
 from __future__ import annotations
 

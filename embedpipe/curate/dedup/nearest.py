@@ -1,8 +1,8 @@
-"""For each row of a cluster, the rows before it that are most like it: the inner loop of SemDeDup.
+"""Nearest predecessors of each row within a cluster: the inner loop of SemDeDup.
 
-Abbas et al., SemDeDup (2303.09540), section 3: rows are brought into the order in which they are to be kept; a row goes
-when one before it is nearer than the threshold. Knowing each row's nearest predecessor answers that for every
-threshold at once; the few next to it are for a closer look.
+Abbas et al., SemDeDup (2303.09540), section 3: rows are sorted by keeping priority; a row is dropped when a predecessor
+is nearer than the threshold. The nearest predecessor of each row therefore answers for every threshold at once; the
+next nearest ones are candidates for the image comparison.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The order in which rows are compared: cluster by cluster, and in each as they are to be kept."""
+"""Comparison order: rows sorted by cluster, then by keeping priority, and split into units of work."""
 
 from __future__ import annotations
 

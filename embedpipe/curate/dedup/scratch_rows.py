@@ -1,4 +1,4 @@
-"""Rows of a data set in another order, in a scratch file: what belongs together becomes one read."""
+"""Rows rewritten in another order to a scratch file, so that each cluster is one sequential read."""
 
 from __future__ import annotations
 

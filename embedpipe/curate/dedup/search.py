@@ -1,8 +1,8 @@
-"""Which rows of an embedding data set repeat others: SemDeDup (Abbas et al., 2303.09540) on disk.
+"""Duplicate search: SemDeDup (Abbas et al., 2303.09540) on disk.
 
-Rows are clustered, brought together by cluster in the order in which they are to be kept, and compared within their
-cluster; a row near the border of two clusters stands in both. What is found is each row's nearest predecessor, so one
-pass answers for every threshold. Rows of one file are told by its hash, and only the first of them is compared.
+Rows are clustered, sorted by cluster and keeping priority, and compared within their cluster; a row near the border of
+two clusters is compared in both. The result is the nearest predecessor of each row, so one pass answers for every
+threshold. Rows with the same file are recognised by its hash, and only the first of them is compared.
 """
 
 from __future__ import annotations

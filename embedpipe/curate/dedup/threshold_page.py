@@ -1,4 +1,4 @@
-"""Pairs of rows around a threshold, for the page that shows where it lies."""
+"""Example pairs around the threshold, for an HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of a long job that are done, kept in a folder, so that it goes on where it was killed."""
+"""Intermediate results of a long job, stored in a folder so that it can resume."""
 
 from __future__ import annotations
 

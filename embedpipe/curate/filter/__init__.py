@@ -1,4 +1,4 @@
-"""The rows of an embedding data set that meet conditions. `embedpipe.curate.filter(...)` is the job itself."""
+"""Filter the rows of an embedding data set by conditions. `embedpipe.curate.filter(...)` is the job itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of each row of a shard: its metadata columns, what follows from them, and the score of a head."""
+"""Columns that conditions can use: metadata, derived columns and the output of a score head."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Conditions on metadata columns, such as `width >= 256 and caption_length > 5`: parsed here, computed by Arrow.
 
-SQL's operators and its logic of three values (nothing is known of a null). Nothing but what is listed here can be said:
-an expression reads columns and calls no code.
+SQL operators with SQL's three-valued logic (comparisons with null are unknown). The grammar is exactly what is listed
+here: an expression reads columns and cannot call other code.
 
     or · and · not · = == != <> < <= > >= · is [not] null · [not] in (…) · [not] between … and … · [not] like '%…_'
     + - * / % · -x · numbers · 'text' · true, false · column, "column" · function(…), see FUNCTIONS

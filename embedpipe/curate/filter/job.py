@@ -1,4 +1,4 @@
-"""`filter`: the rows of an embedding data set that meet all of some conditions."""
+"""The filter job: select the rows of an embedding data set that meet all conditions."""
 
 from __future__ import annotations
 

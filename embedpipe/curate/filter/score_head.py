@@ -1,14 +1,14 @@
 """Score heads: a linear layer or an MLP over stored embeddings, such as LAION's aesthetic predictors.
 
-Two shapes are in the wild, both state dicts: `weight`, `bias` of one Linear(d, 1) (LAION-AI/aesthetic-predictor), and
+Two state dict layouts are common: `weight`, `bias` of one Linear(d, 1) (LAION-AI/aesthetic-predictor), and
 `layers.0.weight` … of several, with dropout and no activation between them
-(christophschuhmann/improved-aesthetic-predictor). They want L2-normalised embeddings of the model they were trained on;
-the files do not say which. A card beside the file (`head.json` beside `head.pth`) may:
+(christophschuhmann/improved-aesthetic-predictor). Both expect L2-normalised embeddings of the model they were trained
+on, which the files do not name. A card beside the file (`head.json` beside `head.pth`) can name it:
 
     {"model": "ViT-L-14", "pretrained": "openai", "weights_sha256": "…", "quick_gelu": true, "activation": "none"}
 
-`activation` is the head's own. That of the encoder follows from model and tag, or is said by `quick_gelu`; a head
-scores embeddings computed with the same one only.
+`activation` is the head's own. The encoder's activation follows from model and tag, or from `quick_gelu`; a head only
+scores embeddings computed with the same one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Who is asked next: urls wait here, not in threads.
+"""Per-host scheduler; waiting urls hold no thread.
 
-Every host has a queue of its own and a number of urls that may be asked for at once; hosts take turns. A url that is to
-be tried again lies here until its time has come, and holds neither a thread nor its host's place.
+Every host has its own queue and a limit on concurrent requests; hosts take turns. A url waiting for a retry stays here
+until it is due, and takes up neither a thread nor one of its host's slots.
 """
 
 from __future__ import annotations

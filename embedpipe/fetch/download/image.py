@@ -1,8 +1,9 @@
-"""The bytes of an answer → the image that is stored, or why there is none.
+"""Response body → stored image, or the reason for its failure.
 
-The header decides first: what is too small, too large or too long is never decoded. A resizer (`resizers`) does the
-resizing. OpenCV, inside each, reads plain JPEG, PNG and WebP as everyone does, but knows nothing of orientation, colour
-profiles, inks, sixteen bits or transparency: such images are turned into plain ones by Pillow first.
+The header is checked first: an image that is too small, too large or too elongated is never decoded. A resizer
+(`resizers`) does the resizing. OpenCV, which every resizer uses, reads plain JPEG, PNG and WebP like other decoders,
+but ignores orientation, colour profiles, CMYK, 16-bit channels and transparency: Pillow first converts such images to
+plain ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images from a folder instead of the web: the same answers, without HTTP."""
+"""Images from a local folder: the same results as from the web, without HTTP."""
 
 from __future__ import annotations
 

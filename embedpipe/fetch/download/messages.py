@@ -1,7 +1,7 @@
-"""What passes between fetch and its download processes: settings and tasks one way, events and part files the other.
+"""Messages between fetch and its download processes: settings and tasks in, events and part files out.
 
-A part is a run of rows of one shard. Its urls come in `STEM.in.arrow` (row, url); its images are laid end to end in
-`STEM.images`, and `STEM.out.arrow` (schema `OUTCOMES`) says how each row ended and where its image lies.
+A part is a range of rows of one shard. Its urls are in `STEM.in.arrow` (row, url); its images are concatenated in
+`STEM.images`, and `STEM.out.arrow` (schema `OUTCOMES`) gives the outcome of each row and the offset of its image.
 """
 
 from __future__ import annotations

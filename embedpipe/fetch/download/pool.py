@@ -1,7 +1,7 @@
-"""The download processes: started, fed one part at a time, watched, and killed whole whatever happens to us.
+"""A pool of download processes: started, given one part at a time, monitored, and always terminated.
 
-Each runs `worker` in a session of its own: a Ctrl-C at the terminal reaches only us, and its whole group can be ended.
-If we are killed without a chance to do so, the pipe that feeds it closes and it ends itself.
+Each runs `worker` in its own session: a Ctrl-C at the terminal reaches only the parent, which can kill the whole
+process group. If the parent is killed first, the pipe to the worker closes and the worker exits by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The threads that download one part of a shard, and the order in which its urls are tried.
+"""The threads that download one part of a shard, and the order in which they try its urls.
 
-This takes the place of the loop in img2dataset's `Downloader`, whose threads sleep through the pauses between tries and
-queue up behind one slow host. Threads only download; whoever calls `answers` decodes, one image after another.
+This replaces the loop in img2dataset's `Downloader`, whose threads sleep between retries and queue up behind one slow
+host. The threads only download; the caller of `answers` decodes, one image after another.
 """
 
 from __future__ import annotations

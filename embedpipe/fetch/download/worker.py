@@ -1,6 +1,6 @@
-"""The download process. `python -m embedpipe.fetch.download.worker`, see `tasks`.
+"""The download process: `python -m embedpipe.fetch.download.worker`, see `messages`.
 
-A resizer (`resizers`) makes the images. Threads, requests and what is written are ours (`loop`, `transport`).
+A resizer (`resizers`) makes the images; threads, requests and output files are ours (`threads`, `http.client`).
 """
 
 from __future__ import annotations

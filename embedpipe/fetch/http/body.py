@@ -1,7 +1,7 @@
-"""The body of an answer, read within its deadline and never more of it than is wanted.
+"""Read a response body within its deadline and a byte budget shared by large bodies.
 
-What does not begin like an image is given up after its first bytes. Large bodies share a bounded amount of memory, so
-that 32 threads do not hold 32 times the limit.
+A body that does not start like an image is dropped after its first bytes. Large bodies share a bounded amount of
+memory, so 32 threads do not take 32 times the limit.
 """
 
 from __future__ import annotations

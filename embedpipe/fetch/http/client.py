@@ -1,7 +1,7 @@
-"""One url in, the bytes of an image out, or why there are none: one try, within one deadline.
+"""HTTP client: one url → image bytes or a failure, in one attempt within one deadline.
 
-The deadline covers everything: the resolver, connecting, TLS, redirects, headers that drip, the body. Knows nothing of
-threads, of further tries (`loop`) or of img2dataset.
+The deadline covers everything: name resolution, connecting, TLS, redirects, slow headers, the body. Independent of
+threads, retries (`download.threads`) and img2dataset.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Connections that go to a checked address, never wait past a deadline, and are used again.
+"""Reusable connections to checked addresses; no wait exceeds the deadline.
 
-http.client speaks the protocol over a `Link`, which stands where it expects a socket. The environment's proxies are not
-used: a proxy resolves names itself, so nobody would have checked the address.
+http.client speaks the protocol over a `Link`, which takes the role of its socket. Proxy environment variables are
+ignored: a proxy resolves names itself, so the address would go unchecked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long one url may take: in all, and for each single wait."""
+"""Time limits of one url: a total, and one for each wait."""
 
 from __future__ import annotations
 

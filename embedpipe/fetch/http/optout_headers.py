@@ -1,8 +1,8 @@
-"""What an answer's headers forbid: X-Robots-Tag and tdm-reservation.
+"""Opt-out response headers: X-Robots-Tag and tdm-reservation.
 
-X-Robots-Tag has no grammar of its own; this follows how search engines document it. A header holds directives parted
-by commas. `otherbot:` before one makes it, and those behind it in the same header, hold for that agent alone. Some
-directives carry a colon themselves (`max-snippet: 5`, `unavailable_after: 25 Jun 2010 15:00:00 PST`).
+X-Robots-Tag has no formal grammar; this follows the documentation of search engines. A header is a list of directives
+separated by commas. A prefix `otherbot:` restricts its directive, and those after it in the same header, to that agent.
+Some directives contain a colon themselves (`max-snippet: 5`, `unavailable_after: 25 Jun 2010 15:00:00 PST`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which addresses are public: the only ones that fetch connects to unasked.
+"""Public IP addresses: the only ones that fetch connects to by default.
 
-The lists are our own, from IANA's registries of special-purpose addresses: what `ipaddress` calls global differs
-between versions of Python.
+The lists are our own, from IANA's registries of special-purpose addresses, because `ipaddress.is_global` differs
+between Python versions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Names to addresses, with a limit on the wait: the C library's resolver has none that a program could set.
+"""DNS lookups with a timeout, which the C library's resolver cannot set.
 
-Each lookup runs in a thread of its own, which whoever waits for it may leave behind. Lookups of one name are shared,
-and what came of them is kept for a minute; the guard looks at the addresses each time they are used.
+Each lookup runs in its own thread, which the caller can abandon. Concurrent lookups of one name are shared, and results
+are cached for a minute; the guard checks the addresses on every use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""robots.txt, as RFC 9309 has it: read by Protego, cached for each origin."""
+"""robots.txt (RFC 9309): parsed by Protego, cached per origin."""
 
 from __future__ import annotations
 

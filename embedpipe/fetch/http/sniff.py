@@ -1,7 +1,7 @@
-"""What kind of image a body is, by its first bytes: while the rest of it is still on its way.
+"""Detect the image format from the first bytes of a body, while the rest is still downloading.
 
-A web page, an SVG with a script or megabytes of zeros are given up at once, whatever type the server claims, and never
-reach a decoder. How many pixels an image has is told by its header once it is all there (`picture`).
+A web page, an SVG with a script or megabytes of zeros are dropped at once, whatever their Content-Type, and never reach
+a decoder. The number of pixels is read from the complete header later (`download.image`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is not asked for at all: urls by their text, and addresses once a name has been resolved.
+"""SSRF guard: refuses urls by their text, and addresses after a name is resolved.
 
-The text is looked at before anything else (`refusal`). The addresses of a name are looked at where the connection is
-made (`usable`), and it goes to exactly one of those that passed, so a name cannot change its mind in between.
+The text is checked first (`refusal`). The addresses of a name are checked where the connection is made (`usable`), and
+the connection goes to exactly one of those that passed, so the name cannot resolve differently in between.
 """
 
 from __future__ import annotations

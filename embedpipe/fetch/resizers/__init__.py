@@ -1,4 +1,4 @@
-"""What resizes and encodes the images that are stored. RESIZERS maps a name to it; all give the same bytes."""
+"""Resizers: resize and re-encode images for storage. RESIZERS maps a name to a resizer; all write identical bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resizer is to be found by."""
+"""The resizer interface."""
 
 from __future__ import annotations
 

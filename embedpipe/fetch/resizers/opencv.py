@@ -1,4 +1,4 @@
-"""What img2dataset's resizer does, with OpenCV alone: the same bytes, and none of its thirty packages."""
+"""img2dataset's resizer reimplemented with OpenCV alone: the same bytes, without its thirty packages."""
 
 from __future__ import annotations
 

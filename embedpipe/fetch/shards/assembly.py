@@ -1,4 +1,4 @@
-"""Cuts shards into parts for the download processes, puts what comes back together again, and commits."""
+"""Split shards into parts for the download processes, reassemble the results, and commit."""
 
 from __future__ import annotations
 

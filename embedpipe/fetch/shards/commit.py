@@ -1,4 +1,4 @@
-"""From what the download processes left to a committed shard: the tar, the parquet, the manifest last."""
+"""Commit a shard from the files of the download processes: tar, then parquet, then manifest."""
 
 from __future__ import annotations
 

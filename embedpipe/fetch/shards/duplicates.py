@@ -1,7 +1,7 @@
-"""What becomes of rows that repeat an earlier one: its answer for a url already asked for, or a failure.
+"""Resolve repeated rows: reuse the result of a known url, or record a failure.
 
-A row with a known url gets the image again, under a key of its own: with another caption it is another pair, and no
-shard depends on a second one to be read.
+A row with a known url gets the image again, under its own key: with another caption it is another pair, and every shard
+can be read on its own.
 """
 
 from __future__ import annotations

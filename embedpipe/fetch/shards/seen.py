@@ -1,7 +1,7 @@
-"""Rows that say again what an earlier row said: the same url (never asked for twice), or the same stored bytes.
+"""Indexes of seen urls and stored bytes, to find repeated rows; a repeated url is not downloaded again.
 
-A row's place is its shard's number and its position there. Places only grow, so what is the first of its kind stays it.
-Both indexes live on disk, beside the parts on the way: they are derived, and made again where they are missing.
+A row's location is its shard number and its position there. Locations only grow, so the first occurrence never changes.
+Both indexes live on disk, beside unfinished parts; they are derived data and rebuilt when missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Url tables as text: csv, tsv, and txt (a url a line). Streamed with pyarrow, a block at a time."""
+"""Url tables as text: csv, tsv, and txt (one url per line). Streamed with pyarrow in blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of images, captions (.txt) and fields (.json) beside them, as rows. Files are grouped as `read` does it."""
+"""A folder of images, with captions (.txt) and fields (.json) beside them, as rows. Files are grouped as in `read`."""
 
 from __future__ import annotations
 

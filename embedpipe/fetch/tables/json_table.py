@@ -1,4 +1,4 @@
-"""Url tables as JSON: one object a line (jsonl), or one array of objects (json). Streamed."""
+"""Url tables as JSON: one object per line (jsonl), or one array of objects (json). Streamed."""
 
 from __future__ import annotations
 

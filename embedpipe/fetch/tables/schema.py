@@ -1,4 +1,4 @@
-"""From a table's columns to those of a shard: url and caption under these names, everything else passed through."""
+"""Map a table's columns to a shard's: url and caption under these names, all others passed through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Url tables: which files there are, what is in them, their rows. One registry entry per format, plain or .gz."""
+"""Url tables: find the files, detect their format, read their rows. One registry entry per format, plain or .gz."""
 
 from __future__ import annotations
 

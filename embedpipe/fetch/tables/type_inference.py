@@ -1,6 +1,6 @@
-"""Which Arrow type a column has, where the file itself does not say (csv, json) or several files must agree.
+"""Infer the Arrow type of a column, for untyped files (csv, json) and across several files.
 
-A type is only taken when every value of the whole file fits it without loss: a column of zip codes stays text.
+A type is chosen only when every value of the whole file fits it without loss: a column of zip codes stays text.
 """
 
 from __future__ import annotations

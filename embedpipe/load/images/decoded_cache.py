@@ -1,9 +1,9 @@
-"""Pictures for training an encoder: decoded once to the model's size, kept beside the run and memory-mapped.
+"""Decoded training images: resized to the model's input once, cached beside the run and memory-mapped.
 
 cache/
   pixels.bin        uint8 [n, 3, h, w]
-  samples.parquet   key, src_shard, caption, split: row i belongs to picture i
-  pictures.json     what it was made from; written last, so that without it there is nothing
+  samples.parquet   key, src_shard, caption, split: row i belongs to image i
+  pictures.json     what the cache was made from; written last: a cache without it does not exist
 """
 
 from __future__ import annotations

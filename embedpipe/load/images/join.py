@@ -1,8 +1,8 @@
-"""Which image belongs to which row: image shards joined with an embedding data set by (source shard, key).
+"""Join image shards with an embedding data set by (source shard, key).
 
-Never by position: members and shards may lie in another order than when they were encoded, and some may be gone. A
-shard that is as it was when it was encoded (name, size and change mark) needs no look: the data set knows what is in
-it. Others are read once, and what they hold is kept in a cache.
+Never by position: members and shards may be in another order than when they were encoded, and some may be gone. An
+unchanged shard (same name, size and change mark) need not be read: the data set knows its contents. Others are read
+once, and their contents are cached.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training images with their embeddings: streamed from image shards, decoded on threads, in an exact order."""
+"""Training images with their embeddings: streamed from image shards, decoded on threads, in a reproducible order."""
 
 from __future__ import annotations
 

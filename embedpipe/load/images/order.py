@@ -1,8 +1,8 @@
-"""The order of training images: shards are read from front to back, several at a time, and their rows mixed.
+"""The order of training images: shards are read sequentially, several at a time, and their rows shuffled in a window.
 
-A shuffle that jumps about in tars would read each many times. Each epoch takes the shards in an order of its own, in
-groups; the shards of a group are read side by side, a stretch of each at a time, and the rows of such a window are
-mixed. Everything is a function of (seed, epoch) and the number of rows in each shard.
+Random access in tars would read each many times. Each epoch shuffles the shards into groups; the shards of a group are
+read in parallel, a stretch of each at a time, and the rows of such a window are shuffled. Everything is a function of
+(seed, epoch) and the number of rows in each shard.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pictures behind rows of a data set, where the image shards they were made from are still to be had."""
+"""The source images of a data set's rows, while the image shards still exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets that others wrote. LAYOUTS maps a name to what finds the files that belong together."""
+"""Data sets of other tools. LAYOUTS maps a name to the function that groups the layout's files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Layouts of .npy files, with or without tables beside them: clip-retrieval's, and two of embedding-reader's.
 
 clip-retrieval (and the LAION releases) number their files, `img_emb/img_emb_0012.npy`, `text_emb/text_emb_0012.npy`,
-`metadata/metadata_0012.parquet`: files of one number belong together. embedding-reader pairs the sorted names of arrays
-with the sorted names of tables; so do we, when there are as many.
+`metadata/metadata_0012.parquet`: files with the same number belong together. embedding-reader pairs the sorted names of
+arrays with the sorted names of tables; so does this module, if their counts are equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of a data set that others wrote: which files belong together, and how its reader is told."""
+"""The description of another tool's data set: the files of each shard, and options for its reader."""
 
 from __future__ import annotations
 

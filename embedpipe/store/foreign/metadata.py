@@ -1,4 +1,4 @@
-"""Metadata of others under our names: the columns every shard has, made of what there is, and theirs beside them."""
+"""Map another tool's metadata to embedpipe's columns; its own columns are kept beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens data sets that others wrote: looks at every file first, then reads as if there were manifests."""
+"""Open other tools' data sets: inspect every file, then present them as if they had manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts around parquet: embedding-reader's parquet, and DataComp's parquet with .npz beside it."""
+"""Layouts based on parquet: embedding-reader's parquet, and DataComp's parquet with .npz beside it."""
 
 from __future__ import annotations
 
