@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _Room(ModuleType):
-    """A module whose call is the call of the function `main` (written "module:function", relative to the room)."""
+    """A module that calls the function `main` ("module:function", relative to the package) when called."""
 
     main: str
 

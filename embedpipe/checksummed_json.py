@@ -16,7 +16,7 @@ _BLANK = "0" * 64
 
 
 class Unsound(ValueError):
-    """The document is not what was written; `str()` says how that shows."""
+    """The document differs from what was written; `str()` says how."""
 
 
 def dump(document: dict[str, Any]) -> bytes:
@@ -27,10 +27,10 @@ def dump(document: dict[str, Any]) -> bytes:
 
 
 def load(data: bytes, known: Collection[str]) -> Any:
-    """What is in a document, its checksum taken out. Raises Unsound when it is no JSON or not what was written.
+    """Parse a document, without its checksum. Raises Unsound when it is not JSON or its checksum does not match.
 
-    A document without a checksum was written before there were any. It holds nothing but fields of those days, all of
-    them `known`: a stranger among them is a damaged name, that of the checksum perhaps.
+    A document without a checksum predates checksums. It contains only fields of that time, all of them `known`: any
+    other name is a damaged one, perhaps that of the checksum.
     """
     try:
         document = json.loads(data)

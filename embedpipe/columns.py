@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-# Columns every embedding shard has, in this order; what readers pass through comes behind them.
+# Columns of every embedding shard, in this order; columns passed through by readers follow.
 FIXED = {
     "key": "string",
-    "image_path": "string",  # = key; clip-retrieval's name for it
+    "image_path": "string",  # = key; clip-retrieval's name
     "caption": "string",
     "url": "string",
     "width": "int64",
@@ -29,8 +29,8 @@ FIXED = {
 }
 EXTRA = "extra"
 
-# What the encoder found out of each row besides its embeddings. They stand behind `similarity`, and in the run card
-# among the columns passed through: that of version 0.1 has none of them.
+# What the encoder measures per row besides the embeddings. These follow `similarity`, and are listed in the run card
+# among the passed-through columns, because version 0.1's run card has none of them.
 IMAGE_NORM, TEXT_NORM, TEXT_TOKENS_CUT = "image_norm", "text_norm", "text_tokens_cut"
 MEASURED = {IMAGE_NORM: "float", TEXT_NORM: "float", TEXT_TOKENS_CUT: "int32"}
 NORMS = {"image": IMAGE_NORM, "text": TEXT_NORM}
@@ -50,12 +50,12 @@ _INTEGERS = {"int32": range(-(2**31), 2**31), "int64": _INT64}
 
 
 def of_norm_1(least: float, most: float) -> bool:
-    """Whether rows whose norms lie between these two are taken for normalised ones."""
+    """Whether rows with norms in this range count as normalised."""
     return max(1 - least, most - 1) <= _NORM_TOLERANCE
 
 
 def arrow_type(kind: str) -> pa.DataType:
-    """The Arrow type that is called `kind` in a run card."""
+    """The Arrow type for the run card's name `kind`."""
     return _TYPES[kind]
 
 
@@ -66,14 +66,14 @@ def schema(columns: Mapping[str, str]) -> pa.Schema:
 
 
 def column_names(columns: Mapping[str, str]) -> tuple[str, ...]:
-    """All metadata columns of a data set whose passed-through ones are `columns`, in their order."""
+    """All metadata columns of a data set with passed-through columns `columns`, in order."""
     fixed = list(FIXED)
     behind = fixed.index(_BEHIND) + 1
     return tuple(dict.fromkeys((*fixed[:behind], *measured(columns), *fixed[behind:], *columns, EXTRA)))
 
 
 def measured(columns: Mapping[str, str]) -> tuple[str, ...]:
-    """Those of MEASURED that are among `columns`; a column of such a name and another type is somebody else's."""
+    """The MEASURED columns among `columns`; one with another type belongs to the input."""
     return tuple(name for name, kind in MEASURED.items() if columns.get(name) == kind)
 
 
@@ -83,9 +83,9 @@ def passed_through(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def guess(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Type names of the columns to pass through, in the order they are first seen.
+    """Infer the types of the passed-through columns, in order of first appearance.
 
-    Whole and broken numbers mix to double, anything else mixed or nested becomes a string (JSON).
+    Integers and floats mix to double; any other mixed or nested values become strings (JSON).
     """
     kinds: dict[str, set[str]] = {}
     for row in rows:
@@ -108,8 +108,7 @@ def _kind(value: Any) -> set[str]:
 
 
 def join_kinds(kinds: set[str]) -> str:
-    """The type of a column that holds values of all these types: whole and broken numbers mix to double, others to
-    string (JSON)."""
+    """The type of a column with values of all these types: integers and floats mix to double, others to string (JSON)."""
     if len(kinds) == 1:
         return next(iter(kinds))
     if kinds == {"int32", "int64"}:
@@ -118,10 +117,10 @@ def join_kinds(kinds: set[str]) -> str:
 
 
 def split_row(metadata: Mapping[str, Any], columns: Mapping[str, str], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """One sample's metadata as values for `columns`, plus `extra` (JSON of what found no place, or None).
+    """One sample's metadata as values for `columns`, plus `extra` (JSON of the remaining fields, or None).
 
-    `columns` are those that come from the input. `stored` are the row's values in the others: a field of such a name
-    goes to `extra` when it says otherwise, as a table's own `similarity` does.
+    `columns` are the input's columns. `stored` are the row's values in all others: an input field of the same name but
+    a different value goes to `extra`, such as a table's own `similarity`.
     """
     row: dict[str, Any] = dict.fromkeys(columns)
     homeless: dict[str, Any] = {}
@@ -141,7 +140,7 @@ def _same(stored: Any, value: Any) -> bool:
 
 
 def _fit(value: Any, kind: str) -> Any:
-    """`value` as a value of that type, or None where something of it would be lost."""
+    """`value` converted to that type, or None if the conversion would lose information."""
     if value is None:
         return None
     if kind == "string":
@@ -169,7 +168,7 @@ def _exact_double(value: float) -> float | None:
 
 
 def optional_string(value: Any) -> str | None:
-    """`value` if it is a string that can be stored, else None."""
+    """`value` if it is a storable string, else None."""
     return value if isinstance(value, str) and _storable(value) else None
 
 
@@ -187,7 +186,7 @@ def _json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    # JSON proper has no NaN; a reader in another language would choke on it.
+    # Standard JSON has no NaN; parsers in other languages would reject it.
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -34,20 +34,20 @@ class EmbedpipeError(Exception):
         super().__init__(f"{self.what}. {remedy}" if remedy else self.what)
 
     def __reduce__(self) -> tuple[type[EmbedpipeError], tuple[str, str]]:
-        # Errors cross process borders; the default would hand `str(self)` to `what` and lose the remedy.
+        # Errors are pickled between processes; the default would pass `str(self)` as `what` and lose the remedy.
         return type(self), (self.what, self.remedy)
 
 
 class InputError(EmbedpipeError):
-    """Something given to us is missing or cannot be read."""
+    """An input is missing or cannot be read."""
 
 
 class EmptyInput(InputError):
-    """The input can be read and holds nothing."""
+    """The input can be read but is empty."""
 
 
 class OptionError(InputError):
-    """An option that cannot be, whatever the input holds, or options that exclude each other: a usage error."""
+    """An option that is invalid for any input, or options that exclude each other: a usage error."""
 
 
 class ModelError(EmbedpipeError):
@@ -55,15 +55,15 @@ class ModelError(EmbedpipeError):
 
 
 class DatasetError(EmbedpipeError):
-    """A data set written by us (or one like it) is damaged, torn or not there."""
+    """A data set is damaged, truncated or missing."""
 
 
 class StorageFailed(EmbedpipeError):
-    """A remote file system did not answer, or not to the end: nothing is said about the data there."""
+    """A remote file system did not respond, or not completely; this says nothing about the data there."""
 
 
 class RunMismatch(EmbedpipeError):
-    """A run would continue an output that was made in another way."""
+    """A run would continue an output made with other settings or inputs."""
 
 
 class OutputBusy(EmbedpipeError):
@@ -75,7 +75,7 @@ class OutputUnwritable(EmbedpipeError):
 
 
 class DiskFull(OutputUnwritable):
-    """No space left where the output goes."""
+    """No space left on the output's device."""
 
 
 class TooManyRejects(EmbedpipeError):
@@ -91,7 +91,7 @@ class MissingExtra(EmbedpipeError):
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
-    """A remedy that names the known names nearest to `name`, or all of them if none is near.
+    """A remedy that lists the known names nearest to `name`, or all of them if none is near.
 
     >>> did_you_mean("ViT-B32", ["ViT-B-32", "RN50"])
     'Did you mean ViT-B-32?'

@@ -37,7 +37,7 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What a file system tells cheaply about a file. `modified` is an mtime in ns or an etag: compare, never order."""
+    """Cheap metadata of a file. `modified` is an mtime in ns or an etag: only test it for equality."""
 
     bytes: int
     modified: str
@@ -45,14 +45,14 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A file that was written whole: its size and the sha256 of its bytes (hex)."""
+    """A completely written file: its size and the sha256 of its bytes (hex)."""
 
     bytes: int
     sha256: str
 
 
 def absolute(location: str) -> str:
-    """`location` so that it means the same from any working folder."""
+    """`location` in a form independent of the working folder."""
     return str(local_path(location).absolute()) if is_local(location) else location
 
 
@@ -62,7 +62,7 @@ def join(location: str, *parts: str) -> str:
 
 
 def exists(location: str) -> bool:
-    """Whether a file or a folder is there."""
+    """Whether a file or folder exists."""
     fs, path = filesystem(location)
     return bool(ask(location, lambda: fs.exists(path)))
 
@@ -91,7 +91,7 @@ def sizes(folder: str) -> dict[str, int]:
 
 
 def each(root: str, read: Callable[[_Item], _Read], items: Iterable[_Item]) -> Iterator[_Read]:
-    """`read` of each item, in order. Where `root` is far away many are asked for at once."""
+    """`read` of each item, in order. If `root` is remote, many requests run concurrently."""
     if is_local(root):
         yield from map(read, items)
         return
@@ -110,7 +110,7 @@ def each(root: str, read: Callable[[_Item], _Read], items: Iterable[_Item]) -> I
 
 
 def stats(folder: str) -> dict[str, FileStat]:
-    """Names of the files directly in `folder`, with what `stat` says of each, from one listing."""
+    """Names and `stat` results of the files directly in `folder`, from one listing."""
     fs, path = filesystem(folder)
     try:
         if is_local(folder):
@@ -145,7 +145,7 @@ def glob(pattern: str) -> list[str]:
 def walk(folder: str) -> list[str]:
     """Sorted paths, relative to `folder`, of all files in it and below; temporary ones are left out."""
     fs, root = filesystem(folder)
-    fs.invalidate_cache()  # of listings: what others wrote since must be seen
+    fs.invalidate_cache()  # of listings, to see files written by others since
     found = ask(folder, lambda: fs.find(root))
     below = len(root.rstrip("/")) + 1
     return sorted(name for entry in found if _TEMPORARY not in (name := str(entry)[below:]) and name)
@@ -168,7 +168,7 @@ def _below(folder: str, relative: str) -> str:
 
 
 def stat(location: str) -> FileStat:
-    """Size and change mark of a file. Raises InputError when it is not there."""
+    """Size and change mark of a file. Raises InputError if it does not exist."""
     fs, path = filesystem(location)
     try:
         if is_local(location):
@@ -181,7 +181,7 @@ def stat(location: str) -> FileStat:
 
 
 def has_size(location: str, size: int) -> bool:
-    """Whether a file is there and of that size."""
+    """Whether a file exists with that size."""
     try:
         return stat(location).bytes == size
     except InputError:
@@ -205,7 +205,7 @@ def reading(location: str) -> Iterator[BinaryIO]:
 
 
 class _RemoteStream(io.RawIOBase):
-    """A stream of a remote file whose failures are ours."""
+    """A stream of a remote file that raises embedpipe's errors."""
 
     def __init__(self, stream: Any, location: str) -> None:
         self._stream = stream
@@ -225,7 +225,7 @@ class _RemoteStream(io.RawIOBase):
             return int(self._stream.seek(offset, whence))
 
     def read(self, size: int | None = -1) -> bytes:
-        # A read that fails leaves the stream where it was.
+        # A failed read leaves the stream position unchanged.
         return ask(self._location, lambda: bytes(self._stream.read(-1 if size is None else size)))
 
     def readall(self) -> bytes:
@@ -243,7 +243,7 @@ class _RemoteStream(io.RawIOBase):
 
 
 def read_range(location: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file, without reading others; fewer where it ends before."""
+    """Bytes [start, stop) of a file, without reading others; fewer if the file ends first."""
     try:
         if is_local(location):
             with local_path(location).open("rb", buffering=0) as stream:
@@ -260,7 +260,7 @@ def read_range(location: str, start: int, stop: int) -> bytes:
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole of a file."""
+    """The contents of a file."""
     if is_local(location):
         with reading(location) as stream:
             return stream.read()
@@ -271,7 +271,7 @@ def read_bytes(location: str) -> bytes:
 
 
 def read_if_there(location: str) -> bytes | None:
-    """The whole of a file, None where there is none; of a remote one in one request."""
+    """The contents of a file, or None if it does not exist; a single request for a remote one."""
     fs, path = filesystem(location)
     try:
         if is_local(location):
@@ -296,10 +296,10 @@ def sha256(location: str) -> str:
 
 @contextlib.contextmanager
 def writing(location: str) -> Iterator[BinaryIO]:
-    """A binary stream whose file appears under `location` when the block ends without an exception, and else never.
+    """A binary stream; the file appears at `location` only if the block ends without an exception.
 
-    Local files are written beside, synced and renamed; object stores make an object visible when it is closed.
-    Raises DiskFull or OutputUnwritable.
+    Local files are written to a temporary name, synced and renamed; object stores make an object visible when it is
+    closed. Raises DiskFull or OutputUnwritable.
     """
     try:
         if is_local(location):
@@ -339,9 +339,9 @@ def _writing_beside(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A temporary path, whose file takes the place of `path` when the block ends without an exception.
+    """A temporary path; its file replaces `path` if the block ends without an exception.
 
-    Its mode is that of any new file in the folder, whoever wrote it.
+    It has the default mode of a new file in the folder, whoever wrote it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -380,7 +380,7 @@ def _uploading(location: str) -> Iterator[BinaryIO]:
 
 
 def upload(place: str, location: str) -> None:
-    """Copy the local file `place`, of any size, to `location`, where it appears whole. Raises OutputUnwritable."""
+    """Copy the local file `place`, of any size, to `location`, atomically. Raises OutputUnwritable."""
     fs, path = filesystem(location)
     try:
         ask(location, lambda: fs.put_file(str(local_path(place)), path))
@@ -389,9 +389,9 @@ def upload(place: str, location: str) -> None:
 
 
 def download(location: str, place: str, wanted: Written | None = None) -> Written:
-    """Copy a remote file to the local `place`, whole, and hash it on its way.
+    """Copy a remote file to the local `place`, atomically, and hash it in the process.
 
-    wanted: what it must be. Raises InputError (not there), StorageFailed (it is something else, also when asked again),
+    wanted: the expected size and checksum. Raises InputError (missing), StorageFailed (it still differs after a retry),
     DiskFull, OutputUnwritable.
     """
     fs, path = filesystem(location)
@@ -421,7 +421,7 @@ def download(location: str, place: str, wanted: Written | None = None) -> Writte
 
 
 def copy(location: str, to: str) -> None:
-    """Copy a file within one remote file system, which does it by itself. Raises InputError when it is not there."""
+    """Copy a file within one remote file system, server-side. Raises InputError if it does not exist."""
     fs, path = filesystem(location)
     target = filesystem(to)[1]
     try:
@@ -431,7 +431,7 @@ def copy(location: str, to: str) -> None:
 
 
 def create(location: str, data: bytes) -> bool:
-    """Write a file whole unless there is one: False then. Of processes that do so at the same time one does it."""
+    """Write a file atomically unless it exists; returns False if it does. Of concurrent processes, one succeeds."""
     fs, path = filesystem(location)
     if is_local(location):
         if exists(location):
@@ -440,23 +440,23 @@ def create(location: str, data: bytes) -> bool:
         return True
     try:
         ask(location, lambda: fs.pipe_file(path, data, mode="create"))
-    except (FileExistsError, StorageFailed):  # the latter from stores that say it in other words
+    except (FileExistsError, StorageFailed):  # the latter from stores that report it differently
         there = read_if_there(location)
         if there is None:
             raise
-        return there == data  # perhaps it is ours, and only the answer was lost on its way
+        return there == data  # it may be ours, if only the response was lost
     return True
 
 
 def write_bytes(location: str, data: bytes) -> Written:
-    """Write a file whole."""
+    """Write a file atomically."""
     with writing(location) as stream:
         stream.write(data)
     return Written(len(data), hashlib.sha256(data).hexdigest())
 
 
 def remove(location: str) -> None:
-    """Remove a file; that it is not there is fine. Raises OutputUnwritable."""
+    """Remove a file, if it exists. Raises OutputUnwritable."""
     fs, path = filesystem(location)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -466,10 +466,10 @@ def remove(location: str) -> None:
 
 
 def sweep_temporaries(folder: str, ours: Callable[[str], bool] | None = None) -> int:
-    """Remove what killed writers left in a local `folder` (not below). Call it only while holding the output's lock.
+    """Remove temporary files of killed writers from a local `folder` (not below). Call it only with the output locked.
 
-    ours: whether a file of that name would be ours, where others write to the folder at the same time. Returns how many
-    files were removed.
+    ours: whether a file name belongs to this writer, if others write to the folder concurrently. Returns the number of
+    files removed.
     """
     if not is_local(folder) or not local_path(folder).is_dir():
         return 0

@@ -43,15 +43,15 @@ def filesystem(location: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def asking(location: str) -> Iterator[None]:
-    """Say what is wrong in our own words when a remote file system is asked about `location` and fails.
+    """Convert failures of requests to a remote file system about `location` to embedpipe's errors.
 
-    What it says of the path itself (not there, a folder) stays as it is. Raises InputError, StorageFailed.
+    Errors about the path itself (missing, a folder) pass unchanged. Raises InputError, StorageFailed.
     """
     try:
         yield
     except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, EmbedpipeError):
         raise
-    except Exception as problem:  # every backend raises its own, botocore's or aiohttp's for one
+    except Exception as problem:  # every backend raises its own, such as botocore's or aiohttp's
         if is_local(location):
             raise
         if isinstance(problem, PermissionError):
@@ -63,9 +63,9 @@ def asking(location: str) -> Iterator[None]:
 
 
 def ask(location: str, question: Callable[[], _Read]) -> _Read:
-    """What `question` gives; asked again after a pause where a remote file system fails in a way that may pass.
+    """The result of `question`, retried after a pause if a remote file system fails in a transient way.
 
-    The file systems try again by themselves, but not after every failure: not in the middle of an answer, for one.
+    The file systems retry by themselves, but not after every failure: not in the middle of a response, for example.
     """
     if is_local(location):
         return question()

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """While the block runs, Python's cyclic garbage collector rests; then it is as it was before.
+    """Disable Python's cyclic garbage collector within the block, then restore its state.
 
-    open_clip and all that it imports make half a million objects that stay. The collector goes through them again and
-    again as they become more, and finds nothing: a seventh of the time that loading takes.
+    open_clip and its imports create half a million permanent objects. The collector scans them again and again as they
+    grow in number, and finds nothing: a seventh of the loading time.
     """
     was = gc.isenabled()
     gc.disable()

@@ -30,18 +30,18 @@ _LOCK_FILE = ".lock"
 _PLAN_FILE = ".lock-plan"
 _PART_FILE = re.compile(r"\.lock-(\d+)-of-(\d+)")
 _WAIT = "Wait for it to end, or give another output folder"
-# How often a lock is taken anew because its file was removed at that moment.
+# Retries when the lock file is removed at the same moment.
 _TRIES = 20
-# File systems of clusters that are mounted without locks say one of these.
+# Errors from cluster file systems mounted without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Every `count`th shard of an output, from number `index` on: what one of `count` processes does.
+    """Every `count`th shard of an output, starting at number `index`: the work of one of `count` processes.
 
-    neighbours: processes of the same job on this machine, which share its devices and cores; neighbour: which of them
-    this one is.
+    neighbours: processes of the same job on this machine, which share its devices and cores; neighbour: the rank of
+    this one among them.
     """
 
     index: int
@@ -54,11 +54,11 @@ class Part:
             raise OptionError(f"no part {self.index} of {self.count}", f"Parts are 0 to {self.count - 1}")
 
     def holds(self, number: int) -> bool:
-        """Whether the shard of that number is one of this part."""
+        """Whether the shard with that number belongs to this part."""
         return number % self.count == self.index
 
     def overlaps(self, other: Part) -> bool:
-        """Whether some number would be in both."""
+        """Whether two parts have shards in common."""
         return (self.index - other.index) % math.gcd(self.count, other.count) == 0
 
     def __str__(self) -> str:
@@ -67,9 +67,10 @@ class Part:
 
 @contextlib.contextmanager
 def exclusive(root: str) -> Iterator[None]:
-    """Hold all of `root` for this process. Raises OutputBusy, naming the owner, while another holds it or a part of it.
+    """Lock all of `root` for this process. Raises OutputBusy, naming the owner, if another process has locked it or a
+    part.
 
-    The kernel drops the lock with the process, so a killed run leaves nothing to break by hand.
+    The kernel releases the lock with the process, so a killed run leaves no stale lock.
     """
     if not files.is_local(root):
         yield
@@ -79,7 +80,7 @@ def exclusive(root: str) -> Iterator[None]:
         if not is_free:
             raise OutputBusy(f"{root}: in use by {_holder(root, lock)}", _WAIT)
         _sign(lock)
-        for leftover, _ in _part_files(root):  # of parts that were killed: none runs now
+        for leftover, _ in _part_files(root):  # of killed parts: none runs now
             leftover.unlink(missing_ok=True)
         try:
             yield
@@ -90,9 +91,9 @@ def exclusive(root: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(root: str, part: Part) -> Iterator[None]:
-    """Hold a part of `root` for this process; others may hold other parts at the same time.
+    """Lock a part of `root` for this process; others may lock other parts at the same time.
 
-    Raises OutputBusy, naming the owner, while another holds the same part, one with shards in common, or all of it.
+    Raises OutputBusy, naming the owner, if another process has locked the same part, an overlapping one, or all of it.
     """
     if not files.is_local(root):
         yield
@@ -109,13 +110,13 @@ def claimed(root: str, part: Part) -> Iterator[None]:
         try:
             yield
         finally:
-            with planning(root):  # nobody opens it in between
+            with planning(root):  # nobody opens it meanwhile
                 (files.local_path(root) / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def planning(root: str) -> Iterator[None]:
-    """Be the only part of `root` that reads or writes what all share, waiting for others to be done with that."""
+    """Lock the data shared by all parts of `root`, waiting for other processes to release it."""
     if not files.is_local(root):
         yield
         return
@@ -138,24 +139,24 @@ def _part_files(root: str) -> list[tuple[Path, Part]]:
 
 
 def _missing_folders(root: str) -> list[Path]:
-    """`root` and the folders above it that are not there, the deepest first."""
+    """The missing folders among `root` and its parents, deepest first."""
     folder = files.local_path(root)
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
 def _unmake(root: str, made: list[Path]) -> None:
-    """Remove an output in which nothing was written, as far as this run made it. Its lock must be held."""
+    """Remove an empty output, as far as this run created it. Call it with the lock held."""
     folder = files.local_path(root)
-    with contextlib.suppress(OSError):  # of others, or in use by them: it stays
+    with contextlib.suppress(OSError):  # it has other files or users: it stays
         if made and [path.name for path in folder.iterdir()] == [_LOCK_FILE]:
-            (folder / _LOCK_FILE).unlink()  # who has it open already will notice, see `_opened`
+            (folder / _LOCK_FILE).unlink()  # a process that has it open will notice, see `_opened`
             for place in made:
                 place.rmdir()
 
 
 @contextlib.contextmanager
 def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tuple[int, bool]]:
-    """A lock file of `root`, open, and whether the lock was free and is held now; with `wait` it is."""
+    """An open lock file of `root`, and whether the lock was acquired; always true with `wait`."""
     path = files.local_path(root) / name
     for tries_left in reversed(range(_TRIES)):
         try:
@@ -167,7 +168,7 @@ def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tupl
             raise files.unwritable(root, problem) from problem
         try:
             is_free = _take(root, descriptor, how, wait)
-            if is_free and not _is_at(path, descriptor):  # and here the file: a lock that nobody else would see
+            if is_free and not _is_at(path, descriptor):  # and here the file: nobody else would see the lock
                 continue
             yield descriptor, is_free
             return
@@ -184,7 +185,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _take(root: str, descriptor: int, how: int, wait: bool) -> bool:
-    """Whether the lock was free; with `wait` it is once this returns."""
+    """Whether the lock was acquired; always true with `wait`."""
     try:
         fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -206,7 +207,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(root: str, whole: int) -> str:
-    """Who holds `root` or a part of it."""
+    """The owner of the lock of `root` or of a part of it."""
     for path, part in _part_files(root):
         with contextlib.suppress(OutputUnwritable), _opened(root, path.name, fcntl.LOCK_EX) as (lock, is_free):
             if not is_free:

@@ -11,7 +11,7 @@ from .encoder_card import TextPreprocessSpec
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """What a tower must turn out to be. activation: None where another library (timm, transformers) decides it."""
+    """The expected properties of a tower. activation: None where another library (timm, transformers) decides it."""
 
     activation: str | None
     pooling: str
@@ -19,11 +19,11 @@ class TowerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Everything that decides a model's numbers, apart from its weights.
+    """Everything that determines a model's outputs, apart from its weights.
 
-    model: as open_clip knows it, or `hf-hub:…`, `local-dir:…`. preprocess: mean, std, interpolation and resize_mode;
-    None where the model's own configuration brings them. size: of its images, (height, width). dim: of its embeddings.
-    needs_transformers: whether the package must be there.
+    model: open_clip's name, or `hf-hub:…`, `local-dir:…`. preprocess: mean, std, interpolation and resize_mode; None
+    where the model's own configuration sets them. size: of its images, (height, width). dim: of its embeddings.
+    needs_transformers: whether the package is required.
     """
 
     model: str
@@ -41,7 +41,7 @@ class ModelSpec:
 def of_config(
     name: str, config: Mapping[str, Any], preprocess: dict[str, Any] | None, quick_gelu: bool | None = None
 ) -> ModelSpec:
-    """The spec of a model configuration. quick_gelu: None for what the configuration says."""
+    """The spec of a model configuration. quick_gelu: None uses the configuration's value."""
     quick = bool(config.get("quick_gelu", False)) if quick_gelu is None else quick_gelu
     text = config["text_cfg"]
     size = config["vision_cfg"].get("image_size", 224)
@@ -94,7 +94,7 @@ def _activation(quick_gelu: bool, settings: Mapping[str, Any] | None) -> str:
 
 
 def _tokenizing(name: str, text: Mapping[str, Any]) -> tuple[bool, str, dict[str, Any]]:
-    """Whether the tokenizer is of transformers, how it cleans captions, and its other options."""
+    """Whether the tokenizer is from transformers, its caption cleaning, and its other options."""
     options = dict(text.get("tokenizer_kwargs") or {})
     if text.get("tokenizer_mode"):
         options["mode"] = text["tokenizer_mode"]

@@ -9,10 +9,10 @@ from .spec import has_quick_gelu
 
 
 def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], trust_old_card: bool = False) -> bool:
-    """Whether two cards, each with the name of what it belongs to, are of one encoder.
+    """Whether two cards, each with the name of its owner, describe the same encoder.
 
-    Where one was written by version 0.1 and all that it records agrees, somebody has to say so: raises RunMismatch
-    unless `trust_old_card`. Raises it, too, where both were and the names of their models say that they differ.
+    If one was written by version 0.1 and every field that it records agrees, the user must confirm: raises RunMismatch
+    unless `trust_old_card`. Also raises it if both were and their model names imply different activations.
     """
     likeness = one[1].compare(other[1])
     if likeness is Likeness.SAME:
@@ -31,7 +31,7 @@ def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], t
 
 
 def _refuse_other_names(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard]) -> None:
-    """Raise RunMismatch for two cards of version 0.1 whose models it computed with different activations."""
+    """Raise RunMismatch for two version 0.1 cards whose models were computed with different activations."""
     (where, first), (_, second) = one, other
     then, also = activation_of_version_0_1(first), activation_of_version_0_1(second)
     if first.dated and second.dated and None not in (then, also) and then != also and has_quick_gelu(first.model):
@@ -43,13 +43,13 @@ def _refuse_other_names(one: tuple[str, EncoderCard], other: tuple[str, EncoderC
 
 
 def activation_of_version_0_1(card: EncoderCard) -> bool | None:
-    """Whether version 0.1 computed QuickGELU: for every tag what the model's name says; None for no name of a table."""
+    """Whether version 0.1 computed QuickGELU: decided by the model's name for all tags; None for an unknown name."""
     name = open_clip_tables.known_name(card.model)
     return None if name is None else bool(open_clip_tables.configs()[name].get("quick_gelu", False))
 
 
 def computes_quick_gelu(card: EncoderCard) -> bool | None:
-    """Whether any tower of a card's model computes QuickGELU; None where that was not recorded."""
+    """Whether any tower of a card's model uses QuickGELU; None if not recorded."""
     if card.image_tower is None or card.text_tower is None:
         return None
     return any("quick_gelu" in tower.activation.split("+") for tower in (card.image_tower, card.text_tower))

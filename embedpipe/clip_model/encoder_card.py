@@ -17,7 +17,7 @@ from ..plural import in_full
 
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec:
-    """How an image becomes the model's input; the values come from the model's own configuration.
+    """Image preprocessing, with values from the model's own configuration.
 
     size: (height, width) in pixels. mean, std: per RGB channel, for values in 0..1. interpolation: bicubic, bilinear or
     random. resize_mode: shortest (resize the shorter side, crop the centre), longest (pad with fill_color) or squash.
@@ -33,9 +33,9 @@ class PreprocessSpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What becomes of an image besides its pixels, before it is resized: each `ignored`, or the name of what is done.
+    """Handling of image features other than pixels, before resizing: each `ignored`, or the name of the conversion.
 
-    transparency: of an alpha channel or a palette's. orientation: of EXIF's. colour_profile: of an embedded one.
+    transparency: an alpha channel, or a palette's. orientation: EXIF. colour_profile: an embedded profile.
     """
 
     transparency: str
@@ -45,10 +45,10 @@ class ImageRules:
 
 @dataclass(frozen=True, slots=True)
 class TowerCard:
-    """What decides a tower's numbers besides its weights, in words that do not depend on a library's class names.
+    """What determines a tower's outputs besides its weights, in terms independent of library class names.
 
-    activation: gelu, quick_gelu, gelu_tanh, relu, silu …, all that are in it, in alphabetical order, joined by `+`.
-    pooling: how a vector is made of positions: tok, avg, map, attention, argmax, last …
+    activation: gelu, quick_gelu, gelu_tanh, relu, silu …; several in alphabetical order, joined by `+`. pooling: how
+    positions are pooled to a vector: tok, avg, map, attention, argmax, last …
     """
 
     activation: str
@@ -57,7 +57,7 @@ class TowerCard:
 
 @dataclass(frozen=True, slots=True)
 class TextPreprocessSpec:
-    """How a caption is cleaned before it becomes tokens: lower, whitespace or canonicalize; other options by name."""
+    """Caption cleaning before tokenisation: lower, whitespace or canonicalize; other tokenizer options by name."""
 
     clean: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,15 +66,15 @@ class TextPreprocessSpec:
 UNKNOWN = "unknown"
 BEFORE_ACTIVATION = "written before the activation was recorded"
 
-# What cards of version 0.1 did not have. Where it is not there, it is no part of the fingerprint.
+# Fields missing from version 0.1 cards. An absent field is not part of the fingerprint.
 _SINCE_V2 = ("image_tower", "text_tower", "text_preprocess", "image_rules")
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionCard:
-    """What predicted the image embeddings of a data set from its text embeddings.
+    """The prior that predicted a data set's image embeddings from its text embeddings.
 
-    kind: of prior. sha256: of its configuration and weights. sampling: how it was sampled, plain values.
+    kind: the type of prior. sha256: of its configuration and weights. sampling: sampler options, as plain values.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class PredictionCard:
 
 
 class Likeness(enum.Enum):
-    """How two cards compare. UNRECORDED: the same but for what the older one did not record."""
+    """The result of comparing two cards. UNRECORDED: equal except for fields that the older one did not record."""
 
     SAME = "same"
     UNRECORDED = "unrecorded"
@@ -94,12 +94,11 @@ class Likeness(enum.Enum):
 class EncoderCard:
     """Model, weights, preprocessing and number format of an embedding data set.
 
-    `weights_sha256` hashes names, dtypes, shapes and bytes of the state dict. Two data sets belong together when their
+    `weights_sha256` hashes names, dtypes, shapes and bytes of the state dict. Two data sets are compatible when their
     `fingerprint()` is equal: the names a user typed for the model (`model`, `pretrained`) are not part of it.
-    predicted_by: None where the image embeddings were made from images. Predicted ones have another fingerprint, so
-    that nothing takes them for the real thing.
-    image_tower, text_tower, text_preprocess, image_rules: None where version 0.1 wrote the card, which did not record
-    them; such a card keeps the fingerprint that version 0.1 gave it.
+    predicted_by: None if the image embeddings were computed from images. Predicted ones have another fingerprint, so
+    they cannot be mistaken for real ones. image_tower, text_tower, text_preprocess, image_rules: None in cards from
+    version 0.1, which did not record them; such a card keeps its version 0.1 fingerprint.
     """
 
     model: str
@@ -121,40 +120,44 @@ class EncoderCard:
 
     @property
     def known(self) -> bool:
-        """Whether it is known what made the numbers: False for data sets that others wrote, see `unknown_card`."""
+        """Whether the encoder is known: False for other tools' data sets, see `unknown_card`."""
         return not self.weights_sha256.startswith(UNKNOWN)
 
     @property
     def fingerprint_version(self) -> int:
-        """1 for what version 0.1 recorded, 2 where the activation and all else that decides the numbers is recorded."""
+        """1 for the fields of version 0.1, 2 if the activation and everything else that determines the outputs is
+        recorded.
+        """
         return 1 if any(getattr(self, name) is None for name in _SINCE_V2) else 2
 
     @property
     def dated(self) -> bool:
-        """Whether it was `BEFORE_ACTIVATION`, by version 0.1. Cards of what others wrote are not: nothing is known."""
+        """Whether version 0.1 wrote the card, `BEFORE_ACTIVATION`. False for other tools' data sets, where nothing is
+        known.
+        """
         return self.known and self.fingerprint_version == 1
 
     def fingerprint(self) -> str:
-        """Hex sha256 over everything that is recorded of what decides the numbers."""
+        """Hex sha256 over all recorded fields that determine the embeddings."""
         facts = self.facts()
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """What the fingerprint is made of, as plain values."""
+        """The contents of the fingerprint, as plain values."""
         facts = dataclasses.asdict(self)
         del facts["model"], facts["pretrained"]
-        # Absent rather than null: data sets from before there was this keep their print.
+        # Absent rather than null, so that older data sets keep their fingerprint.
         for name in ("predicted_by", *_SINCE_V2):
             if facts[name] is None:
                 del facts[name]
         return facts
 
     def as_version_0_1(self) -> EncoderCard:
-        """The card with what version 0.1 recorded: its fingerprint is what version 0.1 gave such an encoder."""
+        """The card reduced to the fields of version 0.1, with the fingerprint that version 0.1 gave the encoder."""
         return dataclasses.replace(self, image_tower=None, text_tower=None, text_preprocess=None, image_rules=None)
 
     def compare(self, other: EncoderCard) -> Likeness:
-        """Whether two cards are of one encoder, as far as both record it."""
+        """Whether two cards describe the same encoder, as far as both record it."""
         if self.fingerprint() == other.fingerprint():
             return Likeness.SAME
         one_is_dated = self.dated != other.dated and self.known and other.known
@@ -163,12 +166,12 @@ class EncoderCard:
         return Likeness.OTHER
 
     def of_encoder(self) -> EncoderCard:
-        """The card of the encoder alone: what a query must be encoded with."""
+        """The card of the encoder alone, which a query must be encoded with."""
         return dataclasses.replace(self, predicted_by=None)
 
 
 def in_words(card: EncoderCard) -> list[tuple[str, str]]:
-    """What decides the numbers besides the weights, as (name, text) to show; empty where it was not recorded."""
+    """What determines the embeddings besides the weights, as (name, text) for display; empty if not recorded."""
     if card.image_tower is None or card.text_tower is None or card.text_preprocess is None:
         return []
     towers = (("image", card.image_tower), ("text", card.text_tower))
@@ -185,14 +188,14 @@ def in_words(card: EncoderCard) -> list[tuple[str, str]]:
 
 
 def card_from(values: Mapping[str, Any]) -> EncoderCard:
-    """What `dataclasses.asdict` made of a card, read back. Raises ValueError if it is none."""
+    """Rebuild a card from its `dataclasses.asdict` form. Raises ValueError if it is invalid."""
     return pydantic.TypeAdapter(EncoderCard).validate_python(values)
 
 
 def unknown_card(dim: int, dtype: str, normalised: bool, identity: str, model: str = UNKNOWN) -> EncoderCard:
-    """The card of embeddings whose encoder left no record. `identity`: equal for what may be taken as of one encoder.
+    """The card of embeddings from an unrecorded encoder. `identity`: equal for data assumed to be from one encoder.
 
-    `model` is what somebody says of them; nothing depends on it.
+    `model` is a description by the user; nothing depends on it.
     """
     no_preprocess = PreprocessSpec((0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), UNKNOWN, UNKNOWN, 0)
     return EncoderCard(

@@ -11,9 +11,9 @@ _CONFIG_FILE = "open_clip_config.json"
 
 
 def model_folder(model: str) -> Path | None:
-    """The folder that a model is, as a path or as `local-dir:PATH`; None for a name.
+    """The folder of a model given as a path or as `local-dir:PATH`; None for a name.
 
-    Raises ModelError for a folder that is not there, or holds no model.
+    Raises ModelError for a folder that does not exist or contains no model.
     """
     folder = Path(model.removeprefix("local-dir:"))
     if model.startswith("local-dir:") or (folder.is_dir() and not model.startswith("hf-hub:")):
@@ -26,7 +26,7 @@ def model_folder(model: str) -> Path | None:
 
 
 def refuse_unknown(model: str) -> None:
-    """Raise ModelError for a folder that is no model, or a name of none of open_clip's configuration files."""
+    """Raise ModelError for a folder without a model, or a name without an open_clip configuration file."""
     if model_folder(model) is not None or model.startswith("hf-hub:"):
         return
     if open_clip_tables.known_name(model) is None:

@@ -28,7 +28,7 @@ _TAGS = "open_clip.pretrained", "_PRETRAINED"
 _KNOWN_TO_WORK = "3.3.*"
 
 QUICK_GELU_SUFFIX = "-quickgelu"
-# What open_clip's transform of images knows.
+# Values that open_clip's image transform accepts.
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 RESIZE_MODES = ("shortest", "longest", "squash")
 
@@ -39,12 +39,12 @@ def configs() -> Tables:
 
 
 def tags() -> Tables:
-    """Model name → tag → what open_clip says of it (url, hf_hub, mean, std …, and quick_gelu where it is)."""
+    """Model name → tag → its entry in open_clip (url, hf_hub, mean, std …, and quick_gelu if true)."""
     return _asked(*_TAGS) if _TAGS[0] in sys.modules else _table_of_tags()
 
 
 def _asked(module: str, table: str) -> Tables:
-    """A table, of open_clip's own module. Raises ModelError where this open_clip has none such."""
+    """A table from open_clip's own module. Raises ModelError if this open_clip lacks it."""
     try:
         found: Tables = getattr(importlib.import_module(module), table)
     except (ImportError, AttributeError, ValueError) as problem:
@@ -60,18 +60,18 @@ def _asked(module: str, table: str) -> Tables:
 
 
 def known_name(model: str) -> str | None:
-    """`model` as open_clip's tables have it (`ViT-B/32` is `ViT-B-32` there), None for a name they do not hold."""
+    """`model` as spelled in open_clip's tables (`ViT-B/32` is `ViT-B-32` there), None for an unknown name."""
     return next((name for name in (model, model.replace("/", "-")) if name in configs()), None)
 
 
 def tag_of(model: str, tag: str) -> Mapping[str, Any] | None:
-    """What the table says of a tag of a model, written in any way that open_clip takes; None for none of its tags."""
+    """The table's entry for a tag of a model, in any spelling that open_clip accepts; None for an unknown tag."""
     found: Mapping[str, Any] | None = tags().get(model, {}).get(tag.lower().replace("-", "_"))
     return found
 
 
 def sibling(model: str) -> str | None:
-    """The same model with the other activation: `ViT-B-32-quickgelu` of `ViT-B-32` and the other way round, if any."""
+    """The same model with the other activation: `ViT-B-32-quickgelu` for `ViT-B-32` and vice versa, if any."""
     other = (
         model.removesuffix(QUICK_GELU_SUFFIX) if model.endswith(QUICK_GELU_SUFFIX) else f"{model}{QUICK_GELU_SUFFIX}"
     )
@@ -87,15 +87,15 @@ def _config_files() -> Tables:
             content = json.loads(path.read_text(encoding="utf-8"))
             if {"embed_dim", "vision_cfg", "text_cfg"} <= content.keys():
                 found[path.stem] = content
-    except (OSError, ValueError, AttributeError):  # another kind of file
+    except (OSError, ValueError, AttributeError):  # not a configuration file
         found = {}
-    if not found:  # open_clip keeps them elsewhere
+    if not found:  # this open_clip stores them elsewhere
         return _asked(*_CONFIGS)
     return dict(sorted(found.items(), key=lambda entry: _natural(entry[0])))
 
 
 def _natural(name: str) -> list[int | str]:
-    """For sorting as open_clip sorts: numbers by their value."""
+    """Sort key of open_clip: numbers by their value."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
@@ -107,28 +107,28 @@ def _table_of_tags() -> Tables:
 
 
 def _folder() -> Path | None:
-    """Where open_clip lies; None where it is no plain folder."""
+    """open_clip's folder; None if it is not a plain folder."""
     spec = importlib.util.find_spec("open_clip")
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     return Path(places[0]) if places else None
 
 
 def _run_assignments(folder: Path) -> Tables | None:
-    """`_PRETRAINED` of open_clip's pretrained.py, run without its imports of other packages; None if that fails."""
+    """`_PRETRAINED` from open_clip's pretrained.py, executed without its imports of other packages; None if that fails."""
     values: dict[str, Any] = {"__name__": "open_clip_tables"}
     try:
         for name in ("constants.py", "pretrained.py"):
             tree = ast.parse((folder / name).read_text(encoding="utf-8"))
             tree.body = [node for node in tree.body if _makes_tables(node)]
             exec(compile(tree, str(folder / name), "exec"), values)
-    except Exception:  # it is another's code, of a version that nobody here has seen
+    except Exception:  # foreign code, possibly of a version never tested
         return None
     found = values.get("_PRETRAINED")
     return found if isinstance(found, dict) else None
 
 
 def _makes_tables(node: ast.stmt) -> bool:
-    """Whether a statement is wanted for the tables: not `try: import safetensors.torch`, `from tqdm import tqdm` …"""
+    """Whether the tables need a statement: not `try: import safetensors.torch`, `from tqdm import tqdm` …"""
     if isinstance(node, ast.Try):
         return False
     if isinstance(node, ast.ImportFrom):

@@ -21,7 +21,7 @@ from .open_clip_tables import INTERPOLATIONS, QUICK_GELU_SUFFIX, RESIZE_MODES
 
 # `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
 RANDOM = "random"
-# What open_clip does where nothing is said, and what it trains with by default.
+# open_clip's defaults, at inference and in training.
 BARE_PREPROCESS: dict[str, Any] = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
@@ -41,7 +41,7 @@ _OPTION = {
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What is said explicitly of a model, each None where nothing is. like_tag: a tag whose values a file takes.
+    """Explicit model options, None where not given. like_tag: the tag whose values a checkpoint file takes.
 
     quick_gelu: True for QuickGELU, False for GELU. mean, std: per RGB channel, for values in 0..1. interpolation: one
     of INTERPOLATIONS. resize_mode: one of RESIZE_MODES.
@@ -61,15 +61,15 @@ class ModelOptions:
                 raise ModelError(f"{name} {in_full(values)}: no {_word(name)} of pixels", f"Give {wanted}")
 
     def said(self) -> dict[str, Any]:
-        """The values that are given, by name; `like_tag` is none of them."""
+        """The given values by name, without `like_tag`."""
         return {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
 
 
 def resolve_spec(model: str, pretrained: str, options: ModelOptions | None = None) -> ModelSpec:
-    """The spec of one of open_clip's models with a tag, a checkpoint file, or `random`.
+    """The spec of an open_clip model with a tag, a checkpoint file, or `random`.
 
-    Raises ModelError: no such model or tag, options that contradict the tag or the name, or a file whose activation or
-    preprocessing nobody says.
+    Raises ModelError: no such model or tag, options that contradict the tag or the name, or a file with unknown
+    activation or preprocessing.
     """
     options = options or ModelOptions()
     name = require_weights(model, pretrained)
@@ -87,9 +87,9 @@ def resolve_spec(model: str, pretrained: str, options: ModelOptions | None = Non
 
 
 def tag_values(name: str, tag: str) -> dict[str, Any]:
-    """quick_gelu, mean, std, interpolation and resize_mode of a tag of a model: what it was trained with.
+    """quick_gelu, mean, std, interpolation and resize_mode that a model's tag was trained with.
 
-    A tag that says nothing of the activation has that of the model's configuration, which it was trained from.
+    A tag without an activation uses that of the model's configuration, from which it was trained.
     """
     said = open_clip_tables.tag_of(name, tag)
     assert said is not None
@@ -105,12 +105,12 @@ def _plain(value: Any) -> Any:
     return tuple(float(part) for part in value) if isinstance(value, list | tuple) else value
 
 
-# Which values tags have: field → value → the tags that have it.
+# Values by tag: field → value → the tags that have it.
 _ByValue = dict[str, dict[Any, list[str]]]
 
 
 def _by_value(name: str) -> _ByValue:
-    """What the tags of a model say, and those of its sibling with QuickGELU; empty where it has none."""
+    """The values of a model's tags and its QuickGELU sibling's tags; empty if it has none."""
     found: _ByValue = {}
     siblings = [name] if name.endswith(QUICK_GELU_SUFFIX) else [name, open_clip_tables.sibling(name)]
     for model in filter(None, siblings):
@@ -120,7 +120,7 @@ def _by_value(name: str) -> _ByValue:
                 if tag not in tags:
                     tags.append(tag)
     if found and not takes_quick_gelu(open_clip_tables.configs()[name]):
-        found["quick_gelu"] = {False: [name]}  # other libraries decide: what tags say of it changes nothing
+        found["quick_gelu"] = {False: [name]}  # other libraries decide: the tags' value has no effect
     return found
 
 
@@ -137,7 +137,7 @@ def _of_tag(named: str, name: str, tag: str, options: ModelOptions) -> dict[str,
 
 
 def _completed(named: str, name: str, options: ModelOptions, by_value: _ByValue) -> dict[str, Any]:
-    """The values of a file: those said, those of `like_tag`, or those that all tags have."""
+    """The values of a file: explicit ones, those of `like_tag`, or those common to all tags."""
     if options.like_tag is not None:
         like = _like(named, name, options.like_tag)
         _refuse_contradictions(f"{named}: the tag {options.like_tag} says", like, options.said(), "Drop one of them")
@@ -175,7 +175,7 @@ def _alternatives(found: Mapping[Any, list[str]]) -> str:
 
 
 def _refuse_contradictions(who: str, values: Mapping[str, Any], said: Mapping[str, Any], remedy: str) -> None:
-    """Raise ModelError where what is said explicitly is not what the values are. who: says them."""
+    """Raise ModelError if an explicit option contradicts the values. who: the source of the values."""
     for field, value in said.items():
         if values[field] != value:
             raise ModelError(
@@ -184,7 +184,7 @@ def _refuse_contradictions(who: str, values: Mapping[str, Any], said: Mapping[st
 
 
 def refuse_other(named: str, spec: ModelSpec, found: Mapping[str, Any], options: ModelOptions) -> None:
-    """Raise ModelError where options contradict a model that brings its own configuration. found: its preprocessing."""
+    """Raise ModelError if options contradict a model with its own configuration. found: its preprocessing."""
     if options.like_tag is not None:
         raise ModelError(f"{named}: brings its own configuration, not a tag's", "Drop --like-tag")
     values = {"quick_gelu": spec.quick_gelu, **found}
@@ -192,7 +192,7 @@ def refuse_other(named: str, spec: ModelSpec, found: Mapping[str, Any], options:
 
 
 def require_weights(model: str, pretrained: str) -> str:
-    """open_clip's name of a model of its tables. Raises ModelError where there is none, or no such tag or file."""
+    """open_clip's name of a model in its tables. Raises ModelError if the name, tag or file does not exist."""
     name = open_clip_tables.known_name(model)
     if name is None:
         raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.configs()))
@@ -235,7 +235,7 @@ def _refuse_what_cannot_be(
 
 
 def is_checkpoint(model: str, pretrained: str) -> bool:
-    """Whether a model of open_clip's tables is to have the weights of a file, which does not say how it was trained."""
+    """Whether a model of open_clip's tables loads its weights from a file, which does not record how it was trained."""
     name = open_clip_tables.known_name(model)
     return name is not None and open_clip_tables.tag_of(name, pretrained) is None and Path(pretrained).is_file()
 
