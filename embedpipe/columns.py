@@ -108,7 +108,7 @@ def _kind(value: Any) -> set[str]:
 
 
 def join_kinds(kinds: set[str]) -> str:
-    """The type of a column with values of all these types: integers and floats mix to double, others to string (JSON)."""
+    """The type of a column with values of all these types: integers and floats mix to double, others to string."""
     if len(kinds) == 1:
         return next(iter(kinds))
     if kinds == {"int32", "int64"}:

@@ -114,7 +114,7 @@ def _folder() -> Path | None:
 
 
 def _run_assignments(folder: Path) -> Tables | None:
-    """`_PRETRAINED` from open_clip's pretrained.py, executed without its imports of other packages; None if that fails."""
+    """`_PRETRAINED` from open_clip's pretrained.py, executed without imports of other packages; None if that fails."""
     values: dict[str, Any] = {"__name__": "open_clip_tables"}
     try:
         for name in ("constants.py", "pretrained.py"):

@@ -34,7 +34,7 @@ _NAMES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp
 
 @dataclass(frozen=True, slots=True)
 class ImageExportReport:
-    """What `export_images` wrote. already: shards that an earlier run had written."""
+    """The result of `export_images`. already: shards written by an earlier run."""
 
     shards: int
     already: int
@@ -45,11 +45,11 @@ class ImageExportReport:
 def export_images(
     dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None, listen: Listener = silent
 ) -> ImageExportReport:
-    """Write the images, captions and metadata of `rows` (int64, ascending) as image shards; called again, it goes on.
+    """Write the images, captions and metadata of `rows` (int64, ascending) as image shards; a repeated call resumes.
 
-    Shard i of `out` holds the chosen samples of input shard i, in the order of the rows. images: where the input is
-    now, None for where it was. Raises InputError when it is not there, DatasetError when it is not what was encoded,
-    RunMismatch when `out` holds something else, OutputBusy, OutputUnwritable, DiskFull.
+    Shard i of `out` has the selected samples of input shard i, in row order. images: the current location of the input,
+    None for the recorded one. Raises InputError if it is missing, DatasetError if it differs from what was encoded,
+    RunMismatch if `out` contains something else, OutputBusy, OutputUnwritable, DiskFull.
     """
     reader = _source(dataset, images)
     run = _run_of(dataset, rows, images)
@@ -70,7 +70,7 @@ def export_images(
 
 
 def plan_images(dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None) -> str:
-    """Where `export_images` would take the images from. Raises as it does before it writes."""
+    """The location from which `export_images` would read the images. Raises as it does before it writes."""
     _source(dataset, images)
     run = _run_of(dataset, rows, images)
     _refuse_other(out, run)
@@ -107,7 +107,7 @@ def _refuse_other(out: str, run: RunCard) -> None:
 
 
 def _committed(out: str, run: RunCard) -> set[int]:
-    """Numbers of the shards that are whole; what killed writers left is swept."""
+    """Numbers of the complete shards; leftovers of killed writers are removed."""
     files.sweep_temporaries(out)
     files.sweep_temporaries(files.join(out, "manifest"))
     whole = set()
@@ -120,7 +120,7 @@ def _committed(out: str, run: RunCard) -> set[int]:
 
 
 def _rows_of(dataset: EmbeddingDataset, rows: np.ndarray, entry: ShardManifest) -> tuple[int, np.ndarray]:
-    """(place of the shard in `dataset.shards`, the chosen rows counted from its first); -1, none where it is empty."""
+    """(index of the shard in `dataset.shards`, selected rows counted from its first); -1 and none if it is empty."""
     for place, shard in enumerate(dataset.shards):
         if shard.manifest is entry:
             return place, rows[slice(*np.searchsorted(rows, (shard.start, shard.stop)))] - shard.start
@@ -161,7 +161,7 @@ def _export_shard(
 def _samples(
     dataset: EmbeddingDataset, reader: Reader, entry: ShardManifest, about: list[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], Sample]]:
-    """Each wanted row with its sample, in order. Raises DatasetError when one is gone, or is another picture now."""
+    """Each selected row with its sample, in order. Raises DatasetError if one is gone, or has another image now."""
     if not about:
         return
     waiting = iter(about)
@@ -187,7 +187,7 @@ def _changed(dataset: EmbeddingDataset, entry: ShardManifest, what: str) -> Data
 
 
 def _add(tar: TarWriter, row: dict[str, Any], sample: Sample) -> dict[str, Any]:
-    """Write the members of a sample, in the order of their names; its row of the table."""
+    """Write the members of a sample, sorted by name; returns its row of the table."""
     parts = {"json": json.dumps(json_safe(sample.metadata), ensure_ascii=False).encode()}
     if sample.caption is not None:
         parts["txt"] = sample.caption.encode()
@@ -195,7 +195,7 @@ def _add(tar: TarWriter, row: dict[str, Any], sample: Sample) -> dict[str, Any]:
     if sample.image is not None:
         ending = _ending(sample.image)
         parts[ending] = sample.image
-    # In a tar a key ends at its first dot; a loose file's may hold one.
+    # In a tar a key ends at its first dot; that of a loose file may contain one.
     folder, slash, last = sample.key.rpartition("/")
     key = f"{folder}{slash}{last.replace('.', '%2E')}"
     begins = {suffix: tar.add(f"{key}.{suffix}", data) for suffix, data in sorted(parts.items())}
@@ -219,7 +219,7 @@ def _add(tar: TarWriter, row: dict[str, Any], sample: Sample) -> dict[str, Any]:
 
 
 def _ending(data: bytes) -> str:
-    """The name's ending for an image of that format."""
+    """The file name extension of an image format."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _NAMES.get(image.format or "", "jpg")

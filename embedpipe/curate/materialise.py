@@ -27,7 +27,7 @@ SELECTION = "selection"
 
 
 def selection_run(dataset: EmbeddingDataset, rows: np.ndarray, made_by: str) -> RunCard:
-    """The run card of `rows` of `dataset`: as its own, and by which command, of which data, and which rows."""
+    """The run card for `rows` of `dataset`: the data set's own, plus the command, the data and a digest of the rows."""
     selection = {
         "made_by": made_by,
         "data": data_digest(dataset),
@@ -36,13 +36,13 @@ def selection_run(dataset: EmbeddingDataset, rows: np.ndarray, made_by: str) -> 
     }
     run, options = dataset.run, {**dataset.run.options, SELECTION: selection}
     source = files.absolute(run.source) if run.source else ""
-    if run.format != EMBEDDINGS:  # of others: what is written is ours
+    if run.format != EMBEDDINGS:  # another tool's data set: the output is embedpipe's
         options |= {"format": "npy", "read_as": run.format}
     return dataclasses.replace(run, format=EMBEDDINGS, options=options, source=source)
 
 
 def refuse_other_output(dataset: EmbeddingDataset, out: str, run: RunCard | None = None) -> None:
-    """Raise RunMismatch where `out` holds a data set already that is no selection, or not the selection `run`."""
+    """Raise RunMismatch if `out` already contains a data set other than the selection `run`."""
     there = manifest.read_run(out)
     if there is None:
         return
@@ -65,10 +65,10 @@ def refuse_other_output(dataset: EmbeddingDataset, out: str, run: RunCard | None
 def materialise(
     dataset: EmbeddingDataset, rows: np.ndarray, out: str, run: RunCard, threads: int | None, listen: Listener
 ) -> None:
-    """Write `rows` (int64, ascending) of `dataset` into the embedding data set `out`; called again, it goes on.
+    """Write `rows` (int64, ascending) of `dataset` to the embedding data set `out`; a repeated call resumes.
 
-    run: their `selection_run`, which `refuse_other_output` found to be that of `out`, too. Each shard keeps its number,
-    its rejects and its source; one that loses all rows keeps its manifest. Hold the lock of `out`.
+    run: their `selection_run`, checked against `out` by `refuse_other_output`. Each shard keeps its number, its rejects
+    and its source; one that loses all rows keeps its manifest. Call it with `out` locked.
     """
     todo = _still_to_do(out, run, dataset)
     manifest.write_run(out, manifest.with_pending(out, run))
@@ -81,7 +81,7 @@ def materialise(
 
 
 def _still_to_do(out: str, run: RunCard, dataset: EmbeddingDataset) -> list[ShardManifest]:
-    """Shards of `dataset` that `out` lacks, what killed writers left of them swept."""
+    """Shards of `dataset` that `out` lacks; leftovers of killed writers are removed."""
     sweep_dataset_temporaries(out)
     todo = []
     committed = set(manifest.committed_numbers(out))
@@ -98,7 +98,7 @@ def _still_to_do(out: str, run: RunCard, dataset: EmbeddingDataset) -> list[Shar
 def _write_shard(
     dataset: EmbeddingDataset, rows: np.ndarray, out: str, run: RunCard, entry: ShardManifest
 ) -> ShardManifest:
-    """Write one shard's files; its manifest, to be committed."""
+    """Write one shard's files; returns its manifest, to be committed."""
     shard = _chosen(dataset, rows, entry)
     cut = _cut(entry, shard)
     format = open_format(str(run.options.get("format", "npy")))
@@ -116,7 +116,7 @@ def _write_shard(
 
 
 def _cut(entry: ShardManifest, shard: EmbeddingShard) -> CutCaptions | None:
-    """The captions of the chosen rows that were cut, where it is known of all rows of the shard."""
+    """Truncated captions among the selected rows, if known for all rows of the shard."""
     if entry.captions_cut is None:
         return None
     if not len(shard):
@@ -128,7 +128,7 @@ def _cut(entry: ShardManifest, shard: EmbeddingShard) -> CutCaptions | None:
 
 
 def _chosen(dataset: EmbeddingDataset, rows: np.ndarray, entry: ShardManifest) -> EmbeddingShard:
-    """The chosen rows of one shard, and all of its rejects."""
+    """The selected rows of one shard, and all of its rejects."""
     rejects = _rejects(dataset, entry)
     place = next((i for i, shard in enumerate(dataset.shards) if shard.manifest is entry), None)
     if place is None:  # it has no rows

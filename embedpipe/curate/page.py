@@ -17,7 +17,7 @@ td div {{ font-size: 12px; max-height: 6em; overflow: hidden; }}
 
 @dataclass(frozen=True, slots=True)
 class RowCard:
-    """One row of a data set. said: its key and caption. picture: encoded bytes, or None where it is not to be had."""
+    """One row of a data set. said: its key and caption. picture: encoded image, or None if unavailable."""
 
     said: str
     picture: bytes | None
@@ -25,7 +25,7 @@ class RowCard:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Rows side by side, what is said of them, and whether they (of a pair: the last) are dropped."""
+    """Rows side by side, a note about them, and whether they (of a pair: the last) are dropped."""
 
     said: str
     dropped: bool
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Lines under a title; heads: over its columns, if they mean something."""
+    """Lines under a title; heads: column headings, if any."""
 
     title: str
     lines: Sequence[Line]
@@ -42,7 +42,7 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section]) -> bytes:
-    """The page, pictures included: one file, no scripts. What is dropped is on red."""
+    """The page with embedded images: one file, no scripts. Dropped rows are on red."""
     return document(title, "".join(map(_section, sections)), _STYLE)
 
 

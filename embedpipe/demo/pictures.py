@@ -53,14 +53,14 @@ class DemoImage:
 
 
 def write_demo_pictures(folder: Path, *, limit: int | None = None, size: int = DEFAULT_SIZE) -> Path:
-    """Draw the demo pictures as PNG files (RGB, `size` × `size`, on white) and return the path of their table.
+    """Draw the demo images as PNG files (RGB, `size` × `size`, on white) and return the path of their table.
 
-    The table (`pictures.csv`: path, caption, concept, style, split, alias) has two pictures of each concept, in an
-    order that mixes concepts, styles and splits and never changes. `limit` takes only the first concepts of a fixed
-    order, so that a small set is a subset of every larger one, with the same splits.
+    The table (`pictures.csv`: path, caption, concept, style, split, alias) has two images of each concept, in a fixed
+    order that mixes concepts, styles and splits. `limit` takes only the first concepts of a fixed order, so that a
+    small set is a subset of every larger one, with the same splits.
 
-    What is there and complete, drawn with the same options and package versions, is left alone; anything else is
-    drawn again. About 16 s on one core for all 1,914 concepts. Raises MissingExtra, OutputUnwritable.
+    A complete set drawn with the same options and package versions is reused; anything else is redrawn. About 16 s on
+    one core for all 1,914 concepts. Raises MissingExtra, OutputUnwritable.
     """
     marker = _marker(limit, size)
     if _is_complete(folder, marker):
@@ -79,15 +79,15 @@ def write_demo_pictures(folder: Path, *, limit: int | None = None, size: int = D
 
 
 def read_pictures(folder: Path) -> list[DemoImage]:
-    """The table of a folder that `write_demo_pictures` filled."""
+    """Read the table of a folder written by `write_demo_pictures`."""
     with (folder / TABLE_NAME).open(newline="", encoding="utf-8") as lines:
         return [DemoImage(**row) for row in csv.DictReader(lines)]
 
 
 def write_url_table(folder: Path, base_url: str, table: Path) -> Path:
-    """Write a csv that `fetch` reads: url, caption, concept, style, split, alias, for the pictures of `folder`.
+    """Write a csv that `fetch` reads: url, caption, concept, style, split, alias, for the images of `folder`.
 
-    `base_url` is where the folder is served, such as `http://127.0.0.1:8000`. Returns `table`.
+    `base_url` is the url that serves the folder, such as `http://127.0.0.1:8000`. Returns `table`.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -132,7 +132,7 @@ def _draw(drawing: Path, size: int) -> bytes:
     except ModuleNotFoundError as problem:
         raise missing_demo_extra("resvg-py") from problem
     svg = drawing.read_text(encoding="utf-8")
-    # No drawing holds text, and looking for the system's fonts costs more than drawing.
+    # No drawing contains text, and scanning system fonts takes longer than drawing.
     drawn = svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
     png = io.BytesIO()
     with Image.open(io.BytesIO(bytes(drawn))) as opaque:
@@ -141,7 +141,7 @@ def _draw(drawing: Path, size: int) -> bytes:
 
 
 def _rows(concepts: list[Concept]) -> Iterator[DemoImage]:
-    # Each style goes through the concepts from another place, so that no picture stands beside its twin.
+    # Each style starts at another concept, so that the two images of a concept are never adjacent.
     for position in range(len(concepts)):
         for style, shift in zip(STYLES, (0, len(concepts) // 2), strict=True):
             shown = concepts[(position + shift) % len(concepts)]

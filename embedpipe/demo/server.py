@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 
 
 class _FileHandler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD with the files of one folder, and 404 for all else; prints nothing."""
+    """Serves GET and HEAD for the files of one folder, and 404 for anything else; prints nothing."""
 
     def __init__(self, *args: Any, root: Path, **kwargs: Any) -> None:
         self._root = root
@@ -32,7 +32,7 @@ class _FileHandler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: a demo's output is its own."""
+        """Silent: the terminal is for the demo's own output."""
 
     def _answer(self, *, with_body: bool) -> None:
         file = self._asked_for()
@@ -45,11 +45,11 @@ class _FileHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if with_body:
-            with contextlib.suppress(ConnectionError):  # who asked has gone away
+            with contextlib.suppress(ConnectionError):  # the client has disconnected
                 self.wfile.write(body)
 
     def _asked_for(self) -> Path | None:
-        """The file that the path names, if it lies inside the folder once `..` and links are resolved."""
+        """The file that the path names, if it is inside the folder after resolving `..` and links."""
         name = unquote(urlsplit(self.path).path).lstrip("/")
         if "\0" in name:
             return None
@@ -59,9 +59,9 @@ class _FileHandler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(folder: Path, *, port: int = 0) -> Iterator[str]:
-    """Serve the files of `folder` on 127.0.0.1 while the block runs; gives the base url (no slash at its end).
+    """Serve the files of `folder` on 127.0.0.1 within the block; yields the base url (no trailing slash).
 
-    `port` 0 takes any free one. Raises InputError when the folder is not there, OSError when the port is taken.
+    `port` 0 takes any free one. Raises InputError if the folder does not exist, OSError if the port is taken.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder to serve", "Check the path")

@@ -27,33 +27,33 @@ from ...load.row_blocks import blocks, release, unit
 from ...progress import Listener, Progress, TaskReport
 from .workspace import Kept, Workspace
 
-# Up to this many rows everything is compared with everything; beyond it clusters hold about a quarter as many.
+# Up to this many rows all pairs are compared; beyond it, clusters have about a quarter as many rows.
 _ONE_CLUSTER = 20_000
 _ROWS_PER_CLUSTER = 5_000
 _MOST_CLUSTERS = 50_000
-# Of k-means' sample: memory that does not grow with the data.
+# Size of the k-means sample, so that memory does not grow with the data.
 _SAMPLE_BYTES = 1 << 28
-# A row is compared in a second cluster if it is nearer to its own centroid by less than this over the root of the
-# dimension: a copy moves a little in all directions, and across the border between two clusters by little of that.
+# A row is compared in a second cluster if its cosines to the two nearest centroids differ by less than this over the
+# root of the dimension: a copy moves a little in all directions, and only a small part of that across a border.
 BORDER = 0.4
-# No more than this share of rows is compared twice, those nearest to a border: there are data with all rows near one.
+# At most this share of rows is compared twice, those nearest to a border: in some data all rows are near one.
 MOST_TWICE = 0.25
 _CENTERS_AT_ONCE = 2048
 
-# cluster, other: the nearest and the second nearest, -1 if there is none. to_center: cosine to the nearest. gap: how
-# much less that to the second nearest is.
+# cluster, other: the nearest and the second nearest, -1 if there is none. to_center: cosine to the nearest. gap: the
+# difference to the second nearest cosine.
 ASSIGNED = np.dtype([("cluster", np.int32), ("other", np.int32), ("to_center", np.float32), ("gap", np.float32)])
 
 
 def cluster_count(rows: int) -> int:
-    """One cluster, which is exact, for small data sets; clusters of about 5,000 rows for larger ones."""
+    """One cluster (exact) for small data sets; clusters of about 5,000 rows for larger ones."""
     return 1 if rows <= _ONE_CLUSTER else min(_MOST_CLUSTERS, -(-rows // _ROWS_PER_CLUSTER))
 
 
 def centers_of(dataset: EmbeddingDataset, modality: str, seed: int) -> np.ndarray:
-    """Unit-length centroids, float32 [clusters, dim]: of all rows where there is one cluster, else of a sample.
+    """Unit-length centroids, float32 [clusters, dim]: from all rows if there is one cluster, else from a sample.
 
-    The sample is drawn from all rows alike, whatever shard they are in.
+    The sample is uniform over all rows, whatever their shard.
     """
     clusters = cluster_count(len(dataset))
     if clusters == 1:
@@ -75,7 +75,7 @@ def centers_of(dataset: EmbeddingDataset, modality: str, seed: int) -> np.ndarra
 
 
 def assign(dataset: EmbeddingDataset, shard: int, modality: str, centers: np.ndarray) -> np.ndarray:
-    """The ASSIGNED of each row of the shard at that place in `dataset.shards`."""
+    """The ASSIGNED of each row of the shard at that index in `dataset.shards`."""
     start = dataset.shards[shard].start
     out = np.empty(dataset.shards[shard].stop - start, ASSIGNED)
     for first, rows in blocks(dataset, shard, modality):
@@ -87,7 +87,7 @@ def assign(dataset: EmbeddingDataset, shard: int, modality: str, centers: np.nda
 
 
 def near_border(assigned: np.ndarray, dim: int) -> np.ndarray:
-    """bool [n]: the rows that are to be compared in their second cluster, too."""
+    """bool [n]: the rows to compare in their second cluster as well."""
     width = np.float32(BORDER / np.sqrt(dim))
     most = int(MOST_TWICE * len(assigned))
     if (assigned["gap"] < width).sum() > most:
@@ -96,7 +96,7 @@ def near_border(assigned: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _nearest_two(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers int32 [n, 2] and cosines float32 [n, 2] of each row's two nearest centers; -1, -inf: none."""
+    """Indices int32 [n, 2] and cosines float32 [n, 2] of each row's two nearest centers; -1, -inf: none."""
     number = np.full((len(rows), 2), -1, np.int32)
     cosine = np.full((len(rows), 2), -np.inf, np.float32)
     every = np.arange(len(rows))
@@ -123,7 +123,7 @@ CENTERS = "centers"
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who does it: `count` workers of an executor (see EXECUTORS), each with so many threads (None: their share)."""
+    """The workers: `count` of an executor (see EXECUTORS), with `threads` threads each (None: an equal share)."""
 
     executor: str = "auto"
     count: int = 1
@@ -133,9 +133,9 @@ class Workers:
 
 @dataclass(slots=True)
 class AssignWork:
-    """The recipe of a worker, picklable. A task is a shard: named as its array, its number in the data set as payload.
+    """Picklable worker factory. A task is a shard: its name is its array's, its payload its index in the data set.
 
-    folder: where centers lie, and arrays are kept. opened: the data set, where the worker lives in this process.
+    folder: for centers and arrays. opened: the data set, if the worker runs in this process.
     """
 
     path: str
@@ -145,7 +145,7 @@ class AssignWork:
     opened: EmbeddingDataset | None = None
 
     def start(self, worker: int) -> WorkerLoop:
-        """Open the data set; refuse to work where the centers are not seen."""
+        """Open the data set; refuses to start if the centers are not visible from this machine."""
         kept = Kept(self.folder)
         if not kept.has(CENTERS):
             raise OutputUnwritable(
@@ -173,8 +173,8 @@ class AssignWork:
 def assign_all(
     dataset: EmbeddingDataset, modality: str, workspace: Workspace, workers: Workers, listen: Listener
 ) -> np.ndarray:
-    """The ASSIGNED of each row, to the centers kept in the workspace. Shards whose rows are kept there are taken as
-    they are. It does not depend on the workers. Raises WorkerDied, OutputUnwritable, and as `assign` and `open_places`.
+    """The ASSIGNED of each row, for the centers in the workspace. Shards with stored results there are not recomputed.
+    The result does not depend on the workers. Raises WorkerDied, OutputUnwritable, and as `assign` and `open_places`.
     """
     tasks = [
         Task(place, f"assigned-{workspace.key}-{place:06d}", shard.manifest.number)

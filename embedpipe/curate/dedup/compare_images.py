@@ -27,9 +27,9 @@ from .workspace import Workspace
 
 _FORMAT_VERSION = 1
 _PAIRS_AT_ONCE = 256
-_BATCHES_IN_GROUP = 128  # kept at once: half a minute of one core
+_BATCHES_IN_GROUP = 128  # between saves: half a minute of one core
 _THUMBNAIL = 3 * SIDE * SIDE
-_STORED = _THUMBNAIL + 1  # the last one says whether there is a picture
+_STORED = _THUMBNAIL + 1  # the last one tells whether there is an image
 _RESULT = ("difference",)
 
 
@@ -41,11 +41,11 @@ def picture_differences(
     threads: int | None,
     listen: Listener,
 ) -> np.ndarray:
-    """float32 [pairs]: how far the pictures of each pair in `close` (CLOSE) differ; NaN where one is not to be had.
+    """float32 [pairs]: difference between the images of each pair in `close` (CLOSE); NaN if one is unavailable.
 
-    reader: of the image shards. What is done is kept in `out`/.pictures, and what was found in it, for the next call.
-    Holds the thumbnails of a few shards, and takes a scratch file of 7 KB a row that is in a pair. A picture that
-    cannot be decoded, or is not the one that was encoded, is not to be had. Raises DiskFull, OSError.
+    reader: of the image shards. Progress and results are stored in `out`/.pictures, for the next call. Uses memory for
+    the thumbnails of a few shards, and a scratch file of 7 KB per row that is in a pair. An image that cannot be
+    decoded, or differs from the encoded one, counts as unavailable. Raises DiskFull, OSError.
     """
     identity = {
         "format_version": _FORMAT_VERSION,
@@ -121,7 +121,7 @@ def _thumbnails(dataset: EmbeddingDataset, shard: int, rows: np.ndarray, reader:
 
 
 def _compare(stored: ScratchRows, places: np.ndarray, threads: int | None) -> np.ndarray:
-    """float32 [pairs] of pairs of thumbnails, by their places, int64 [2, pairs]."""
+    """float32 [pairs]: differences of pairs of thumbnails, given by their positions, int64 [2, pairs]."""
 
     def batch(start: int) -> np.ndarray:
         one, other = (

@@ -9,19 +9,19 @@ import numpy as np
 from .search import NearEarlier
 
 DEFAULT_THRESHOLD = 0.95
-# With pictures: from this cosine on, and so many for each row, pairs are looked at; and what still is one picture.
+# With images: the least cosine of candidate pairs, how many per row, and the largest difference of equal images.
 CANDIDATES_FROM = 0.75
 CANDIDATES = 8
 DEFAULT_DIFFERENCE = 0.025
-_ROUNDING = 1e-6  # of a cosine in float32: a row and itself are not always at 1
+_ROUNDING = 1e-6  # of a float32 cosine: that of a row and itself is not always 1
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """For each row of a data set whether it stays, and the row before it that it repeats, or is most like.
+    """For each row of a data set, whether it is kept, and the predecessor that it repeats or is most similar to.
 
-    kept: bool [n]. row: int64 [n], -1 where none was near. cosine: float32 [n], NaN where the two have one file.
-    difference: float32 [n], of their pictures; NaN where these were not compared.
+    kept: bool [n]. row: int64 [n], -1 if none is near. cosine: float32 [n], NaN if both have the same file. difference:
+    float32 [n], between their images; NaN if not compared.
     """
 
     kept: np.ndarray
@@ -31,16 +31,16 @@ class Verdict:
 
 
 def by_cosine(found: NearEarlier, threshold: float) -> Verdict:
-    """A row goes when a predecessor is at least as near as that, or has its file."""
-    kept = np.asarray(found.cosine < threshold - _ROUNDING)  # false where it is NaN
+    """Drop a row if a predecessor has at least that cosine, or the same file."""
+    kept = np.asarray(found.cosine < threshold - _ROUNDING)  # false for NaN
     return Verdict(kept, found.row, found.cosine, np.full(len(kept), np.nan, np.float32))
 
 
 def by_pictures(found: NearEarlier, difference: np.ndarray, threshold: float, most: float) -> Verdict:
-    """A row goes when a predecessor at least as near as `threshold` has a picture that differs by `most` at most.
+    """Drop a row if a predecessor with a cosine of at least `threshold` has an image that differs by at most `most`.
 
-    difference: float32, of each pair in `found.close`, NaN where a picture is not to be had: such a pair is judged by
-    its cosine, at DEFAULT_THRESHOLD. Of several predecessors the one whose picture differs least counts.
+    difference: float32, of each pair in `found.close`, NaN if an image is unavailable: such a pair is judged by its
+    cosine, at DEFAULT_THRESHOLD. Of several predecessors, the one with the smallest difference counts.
     """
     close = found.close
     repeats = np.where(

@@ -16,16 +16,17 @@ _SHA256_DIGITS = 64
 
 @dataclass(frozen=True, slots=True)
 class SameContent:
-    """rows: int64, ascending, whose file is that of a row to be kept before them. of: that row, int64."""
+    """rows: int64, ascending, each with the same file as a row of higher priority. of: that row, int64."""
 
     rows: np.ndarray
     of: np.ndarray
 
 
 def same_content(dataset: EmbeddingDataset, priority: np.ndarray) -> SameContent:
-    """Compare the column sha256 of all rows; a row without one is like no other.
+    """Compare the column sha256 of all rows; a row without one matches no other.
 
-    priority: float32 [n]; of the rows of one file the one with the smallest is to be kept, of equal ones the first.
+    priority: float32 [n]; of the rows with the same file, the one with the smallest value is kept, the first of equal
+    ones.
     """
     rows = _met_twice(dataset)
     hashes = _hashes(dataset, rows)
@@ -40,7 +41,7 @@ def same_content(dataset: EmbeddingDataset, priority: np.ndarray) -> SameContent
 
 
 def _met_twice(dataset: EmbeddingDataset) -> np.ndarray:
-    """Rows that share the first 64 bits of their hash with another: 8 bytes for each row, and few are left."""
+    """Rows that share the first 64 bits of their hash with another: takes 8 bytes per row and leaves few rows."""
     prefix = np.empty(len(dataset), np.uint64)
     known = np.empty(len(dataset), bool)
     for number, shard in enumerate(dataset.shards):

@@ -17,13 +17,13 @@ from ...images.decode import Undecodable, decode
 
 SIDE = 48
 _SPEC = PreprocessSpec((SIDE, SIDE), (0.0,) * 3, (1.0,) * 3, "bilinear", "squash", 0)
-# A copy that lacks 2% of width and height is shifted by 0.02 and stretched by as much, of half the side.
+# A copy cropped by 2% of width and height is shifted and stretched by 0.02, in units of half the side.
 _MOST_MOVED = 0.06
 _STEPS = 4
-_MARGIN = 2  # what one picture has beyond the other's edge is not compared
+_MARGIN = 2  # regions beyond the other image's edge are not compared
 _SPOT = 6
 _EDGE = 66.0
-# Pictures whose 8 × 8 means differ by that anywhere are not worth the alignment. A copy's hardly move.
+# Images whose 8 × 8 means differ by this anywhere are not aligned. A copy's means hardly change.
 _HOPELESS = 0.25
 _COARSE = 8
 
@@ -33,15 +33,15 @@ _INSIDE[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = 1
 
 
 def grey_thumbnail(data: bytes) -> np.ndarray | None:
-    """uint8 [3, SIDE, SIDE] of an encoded picture, whatever its shape; None where it cannot be decoded."""
+    """uint8 [3, SIDE, SIDE] of an encoded image of any shape; None if it cannot be decoded."""
     decoded = decode(data, _SPEC, how="fast")
     return None if isinstance(decoded, Undecodable) else decoded.pixels.numpy()
 
 
 def image_differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """float32 [n], from 0 for equal pictures to about 1, for pairs of thumbnails, uint8 [n, 3, SIDE, SIDE].
+    """float32 [n], from 0 for equal images to about 1, for pairs of thumbnails, uint8 [n, 3, SIDE, SIDE].
 
-    1 where the two are too far apart to be compared closely.
+    1 if the two are too different for alignment.
     """
     found = np.ones(len(first), np.float32)
     one, other = (_smooth(pictures.astype(np.float32) / 255) for pictures in (first, second))
@@ -59,7 +59,7 @@ def _coarse(pictures: np.ndarray) -> np.ndarray:
 
 
 def _smooth(pictures: np.ndarray) -> np.ndarray:
-    """Weights 1, 2, 1 along each axis: what a thumbnail has of the finest detail is another after a crop."""
+    """Weights 1, 2, 1 along each axis: a crop changes the finest detail of a thumbnail."""
     along = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     along = (along[..., :-2, :] + 2 * along[..., 1:-1, :] + along[..., 2:, :]) / 4
     smooth: np.ndarray = (along[..., :-2] + 2 * along[..., 1:-1] + along[..., 2:]) / 4
@@ -67,7 +67,7 @@ def _smooth(pictures: np.ndarray) -> np.ndarray:
 
 
 def _aligned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """`other`, laid onto `one`: Gauss-Newton steps on the brightness, for a shift and a stretch along each axis."""
+    """`other` registered to `one`: Gauss-Newton steps on the brightness, for a shift and a stretch along each axis."""
     target, grey = one.mean(axis=1), other.mean(axis=1)
     moved = np.zeros((len(one), 4), np.float32)
     for _ in range(_STEPS):
@@ -76,7 +76,7 @@ def _aligned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         slopes = np.stack([down, down * _AT[:, None], across, across * _AT], axis=1).reshape(len(one), 4, -1)
         left = ((target - laid) * _INSIDE).reshape(len(one), -1, 1)
         square = slopes @ slopes.transpose(0, 2, 1)
-        # Damped: where there is nothing to be seen nothing moves.
+        # Damped: uniform regions yield no motion.
         damping = 1e-2 + 1e-3 * np.trace(square, axis1=1, axis2=2) / 4
         step = np.linalg.solve(square + damping[:, None, None] * np.eye(4, dtype=np.float32), slopes @ left)
         moved = np.clip(moved + step[..., 0], -_MOST_MOVED, _MOST_MOVED).astype(np.float32)
@@ -93,7 +93,7 @@ def _columns(moved: np.ndarray) -> np.ndarray:
 
 
 def _resampling(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:
-    """float32 [n, SIDE, SIDE]: cubic interpolation (Keys, 1981) along one axis; beyond the edge, the edge."""
+    """float32 [n, SIDE, SIDE]: cubic interpolation (Keys, 1981) along one axis, with edge padding."""
     place = _AT * (1 + stretch[:, None]) + shift[:, None]
     place = np.clip(((place + 1) * SIDE - 1) / 2, 0, SIDE - 1)
     away = np.abs(place[:, :, None] - np.arange(SIDE, dtype=np.float32))
@@ -120,7 +120,7 @@ def _steepness(pictures: np.ndarray) -> np.ndarray:
 
 
 def _worst_spot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Root of the mean squares in the spot of _SPOT × _SPOT pixels where it is largest."""
+    """The largest root mean square over all spots of _SPOT × _SPOT pixels."""
     edge = 1 + _EDGE * np.maximum(_steepness(one), _steepness(other)).sum(axis=1)
     squares = np.square(one - other).mean(axis=1) * _INSIDE / edge
     spots = np.lib.stride_tricks.sliding_window_view(squares, (_SPOT, _SPOT), axis=(1, 2)).mean(axis=(3, 4))

@@ -15,22 +15,22 @@ CONFIRM = ("auto", "none", "pictures")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """reader: of the image shards; None where pictures are not compared. why: for people."""
+    """reader: of the image shards; None if images are not compared. why: a reason to display."""
 
     reader: Reader | None
     why: str
 
     @property
     def by(self) -> str:
-        """A word for it: pictures or none."""
+        """The choice as one word: pictures or none."""
         return "none" if self.reader is None else "pictures"
 
 
 def choose_image_source(dataset: EmbeddingDataset, confirm: str, modality: str, images: str | None) -> Choice:
-    """What `confirm` (a name in CONFIRM) comes to. images: where the image shards are now, None: where they were.
+    """Resolve `confirm` (a name in CONFIRM). images: the current location of the image shards, None: the recorded one.
 
-    auto reads image shards on this machine, or those that `images` names: others may be dear to read. Raises
-    InputError when there is nothing at `images`, and when pictures are asked for and not to be had.
+    auto reads image shards on this machine, or those at `images`: remote ones may be expensive. Raises InputError if
+    there is nothing at `images`, or if image comparison is requested without image shards.
     """
     place = images or dataset.run.source
     if confirm == "none":

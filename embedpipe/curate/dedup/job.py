@@ -44,14 +44,15 @@ DIFFERENCES = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0
 
 @dataclass(frozen=True, slots=True)
 class DedupConfig:
-    """threshold: a row goes when one before it has at least this cosine; with pictures: is compared with it from there.
+    """threshold: drop a row if a predecessor has at least this cosine; with images: compare the images of such pairs.
 
-    None: 0.95, or 0.75 with pictures. confirm: a name in CONFIRM, whether pictures decide. difference: up to which two
-    pictures are one. keep: a name in KEEP, who comes first. modality: image or text. seed: of the clustering. pairs:
-    how many pairs around the cut pairs.html shows. images: where the image shards are now, None for where they were
-    encoded from. materialise: also write the kept rows as an embedding data set. threads: None for one on each core.
-    executor: who assigns rows to clusters, a name in EXECUTORS or auto, with so many workers; cluster: which one, for
-    ray; threads are then each worker's, and this process's for the rest. The result depends on none of these.
+    None: 0.95, or 0.75 with images. confirm: a name in CONFIRM, whether images decide. difference: up to which two
+    images are equal. keep: a name in KEEP, the keeping priority. modality: image or text. seed: of the clustering.
+    pairs: how many pairs around the threshold pairs.html shows. images: the current location of the image shards, None
+    for the recorded one. materialise: also write the kept rows as an embedding data set. threads: None for one per
+    core. executor: a name in EXECUTORS or auto, to assign rows to clusters with `workers` workers; cluster: its
+    address, for ray; `threads` then applies to each worker, and to this process for the other steps. The result depends
+    on none of these.
     """
 
     threshold: float | None = None
@@ -81,12 +82,12 @@ class DedupConfig:
 
 @dataclass(frozen=True, slots=True)
 class DedupReport:
-    """What `dedup` found. same_content: of the dropped, those whose image is a kept row's to the byte.
+    """The result of `dedup`. same_content: dropped rows whose image is byte-identical to a kept row's.
 
-    threshold: what was used. sweep: how many rows each other would keep. clusters: 1 means that all pairs were
-    compared. twice: rows near the border of two clusters, compared in both. confirmed_by: pictures or none, and why.
-    Where pictures decided: pairs_compared, and of these not_compared, where a picture was not to be had;
-    difference_sweep: how many rows each other picture difference would keep.
+    threshold: the one used. sweep: how many rows other thresholds would keep. clusters: 1 means that all pairs were
+    compared. twice: rows near the border of two clusters, compared in both. confirmed_by: pictures or none, and why. If
+    images decided: pairs_compared, and of these not_compared, where an image was unavailable; difference_sweep: how
+    many rows other image differences would keep.
     """
 
     rows: int
@@ -106,9 +107,9 @@ class DedupReport:
 
 @dataclass(frozen=True, slots=True)
 class DedupPlan:
-    """What `dedup` would do. scratch_bytes: of the file that rows are sorted in, at least.
+    """What `dedup` would do. scratch_bytes: the minimum size of the file for sorting rows.
 
-    confirmed_by, why: as in DedupReport; with pictures up to all image shards are read.
+    confirmed_by, why: as in DedupReport; comparing images may read all image shards.
     """
 
     rows: int
@@ -119,9 +120,9 @@ class DedupPlan:
 
 
 def plan_dedup(path: str, config: DedupConfig | None = None, out: str | None = None) -> DedupPlan:
-    """Look at the data set without comparing anything. Raises as `dedup` does before it compares.
+    """Inspect the data set without comparing anything. Raises as `dedup` does before it compares.
 
-    out: where its result would go, which is looked at, too.
+    out: the output location, which is checked as well.
     """
     config = config or DedupConfig()
     dataset = _opened(path, config)
@@ -133,14 +134,15 @@ def plan_dedup(path: str, config: DedupConfig | None = None, out: str | None = N
 
 
 def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listener = silent) -> DedupReport:
-    """Write `out`/kept.parquet, dropped.parquet, pairs.html and report.json for the data set `path`, left as it is.
+    """Write `out`/kept.parquet, dropped.parquet, pairs.html and report.json for the data set `path`, which is not
+    changed.
 
-    A row is dropped when a row before it, in the order in which they are to be kept, has the same image file, or is at
-    least as near as the threshold and, where pictures are compared, looks the same. The same call again goes on where
-    it was killed, and with another threshold or difference it takes what was found before: that is kept in `out`, or
-    where `out` is an object store in the working folder that belongs to it. Raises InputError (also
-    where pictures are asked for and not to be had), DatasetError (no such data set or side, or a row that is not
-    finite), RunMismatch (`out` holds another data set), OutputBusy, OutputUnwritable, DiskFull.
+    A row is dropped if a row of higher keeping priority has the same image file, or a cosine of at least the threshold
+    and, if images are compared, an image that looks the same. Repeating the call resumes a killed run; with another
+    threshold or difference it reuses the earlier results, which are stored in `out` or, for an object store, in its
+    local working folder. Raises InputError (also if image comparison is requested without image shards), DatasetError
+    (no such data set or modality, or a row that is not finite), RunMismatch (`out` is of another data set), OutputBusy,
+    OutputUnwritable, DiskFull.
     """
     config = config or DedupConfig()
     dataset = _opened(path, config)
@@ -166,7 +168,7 @@ def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listen
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a run has to judge by. difference: of the pictures of `nearest.close`; None: they were not compared."""
+    """The measurements that a run decides by. difference: between the images of `nearest.close`; None: not compared."""
 
     nearest: NearEarlier
     difference: np.ndarray | None
@@ -174,14 +176,14 @@ class Found:
     choice: Choice
 
     def verdict(self, threshold: float, most: float) -> Verdict:
-        """Which rows go at that cosine and picture difference."""
+        """Which rows are dropped at that cosine and image difference."""
         if self.difference is None:
             return by_cosine(self.nearest, threshold)
         return by_pictures(self.nearest, self.difference, threshold, most)
 
 
 def _in_turn(listen: Listener) -> tuple[Listener, Listener]:
-    """Listeners for two stages, the second of which plans its tasks besides those that the first did."""
+    """Listeners for two steps; the second adds its planned tasks to those of the first."""
     done = 0
 
     def first(step: Progress) -> None:
@@ -231,7 +233,7 @@ def _write(dataset: EmbeddingDataset, out: str, config: DedupConfig, found: Foun
 
 
 def _sweeps(found: Found, most: float) -> dict[str, dict[str, int]]:
-    """How many rows other values would keep, of one of the two at a time."""
+    """How many rows other values would keep, varying one of the two at a time."""
     cosines = {f"{value:g}": int(found.verdict(value, most).kept.sum()) for value in SWEEP}
     apart = {} if found.difference is None else {f"{d:g}": found.verdict(found.threshold, d) for d in DIFFERENCES}
     return {"sweep": cosines, "difference_sweep": {d: int(verdict.kept.sum()) for d, verdict in apart.items()}}
@@ -274,7 +276,7 @@ def _dropped(dataset: EmbeddingDataset, rows: np.ndarray, verdict: Verdict) -> I
                 "row": some,
                 "src_shard": gone["src_shard"],
                 "key": gone["key"],
-                "cosine": pa.array(verdict.cosine[some], from_pandas=True),  # null where only the file was compared
+                "cosine": pa.array(verdict.cosine[some], from_pandas=True),  # null if only the file was compared
                 "difference": pa.array(verdict.difference[some], from_pandas=True),
                 "same_content": pc.fill_null(pc.equal(gone["sha256"], stays["sha256"]), False),
                 "of_row": of,

@@ -13,7 +13,7 @@ import numpy as np
 
 TILE = 2048
 
-# Rows [start, stop) as float32 [stop - start, dim], L2-normalised, in the order in which they are to be kept.
+# Rows [start, stop) as float32 [stop - start, dim], L2-normalised, in keeping order.
 Rows = Callable[[int, int], np.ndarray]
 
 
@@ -22,9 +22,8 @@ def nearest_before(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(cosine float32, position int64), each [stop - start, most]: the nearest predecessors of the rows [start, stop).
 
-    The nearest first; -1, -1 where there is none. All but the first are looked for among those with a cosine of at
-    least `floor`. Holds two tiles of rows and one product of them, however many rows come before. Of equally near ones
-    the first counts.
+    The nearest first; -1, -1 if there is none. All but the first need a cosine of at least `floor`. Uses memory for two
+    tiles of rows and one product of them, however many predecessors there are. Of equally near ones the first counts.
     """
     mine = rows(start, stop)
     cosine = np.full((stop - start, most), -1, np.float32)
@@ -33,13 +32,15 @@ def nearest_before(
         last = min(earlier + tile, stop)
         product = mine @ (mine[: last - earlier] if earlier == start else rows(earlier, last)).T
         if last > start:
-            product[np.arange(earlier, last) >= np.arange(start, stop)[:, None]] = -np.inf  # only those before a row
+            product[np.arange(earlier, last) >= np.arange(start, stop)[:, None]] = -np.inf  # only predecessors of a row
         _enter(product, earlier, floor, cosine, position)
     return cosine, position
 
 
 def _enter(product: np.ndarray, first: int, floor: float, cosine: np.ndarray, position: np.ndarray) -> None:
-    """Enter the largest of each row of `product`, whose columns are the positions from `first` on; round by round."""
+    """Insert the largest values of each row of `product`, whose columns are the positions from `first` on, one per
+    round.
+    """
     rows = np.arange(len(product))
     for _ in range(cosine.shape[1]):
         best = product.argmax(axis=1)

@@ -12,9 +12,9 @@ from .nearest import TILE
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """row: which row is at each place, int64 [m]. again: bool [m], where a row stands in a second cluster.
+    """row: the row at each position, int64 [m]. again: bool [m], true where a row is in its second cluster.
 
-    bounds: int64 [clusters + 1], where each cluster begins, and the last one ends.
+    bounds: int64 [clusters + 1], the start of each cluster and the end of the last one.
     """
 
     row: np.ndarray
@@ -27,7 +27,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Places [start, stop), in the cluster that begins at `first`: one piece of work."""
+    """Positions [start, stop), in the cluster that begins at `first`: one unit of work."""
 
     first: int
     start: int
@@ -35,14 +35,14 @@ class Stretch:
 
     @property
     def products(self) -> int:
-        """Of tiles that this work takes."""
+        """The number of tile products that this work takes."""
         return (self.stop - self.first + TILE - 1) // TILE
 
 
 def keeping_order(cluster: np.ndarray, other: np.ndarray, priority: np.ndarray, clusters: int) -> Order:
-    """Sort rows by cluster, then by who is to be kept (small `priority` first), then as in the data set.
+    """Sort rows by cluster, then by keeping priority (small `priority` first), then as in the data set.
 
-    cluster: int32 [n], -1 for rows to leave out. other: int32 [n], a second cluster to stand in, or -1.
+    cluster: int32 [n], -1 for rows to leave out. other: int32 [n], the second cluster, or -1.
     """
     once = np.flatnonzero(cluster >= 0)
     twice = np.flatnonzero((cluster >= 0) & (other >= 0))
@@ -63,7 +63,7 @@ def keeping_order(cluster: np.ndarray, other: np.ndarray, priority: np.ndarray, 
 
 
 def stretches(order: Order, most_products: int) -> Iterator[list[Stretch]]:
-    """All work in order, in groups that together take about `most_products` products of tiles."""
+    """All work in order, in groups of about `most_products` tile products."""
     group: list[Stretch] = []
     for first, last in zip(order.bounds[:-1].tolist(), order.bounds[1:].tolist(), strict=True):
         for start in range(first, last, TILE):
@@ -76,7 +76,7 @@ def stretches(order: Order, most_products: int) -> Iterator[list[Stretch]]:
 
 
 class Positions:
-    """Where rows stand in an Order, found by row."""
+    """Positions of rows in an Order."""
 
     def __init__(self, order: Order, rows: int) -> None:
         once, twice = np.flatnonzero(~order.again), np.flatnonzero(order.again)
@@ -86,7 +86,7 @@ class Positions:
         self._twice, self._twice_row = twice[by_row], order.row[twice][by_row]
 
     def of(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets from `start`, places) of the rows [start, stop); some rows have two, some none."""
+        """(offsets from `start`, positions) of the rows [start, stop); some rows have two, some none."""
         once = self._once[start:stop]
         there = np.flatnonzero(once >= 0)
         some = slice(*np.searchsorted(self._twice_row, (start, stop)))

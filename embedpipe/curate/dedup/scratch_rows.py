@@ -12,7 +12,7 @@ from ...errors import DiskFull
 
 
 def require_disk_space(path: Path, need: int, what: str) -> None:
-    """Raise DiskFull unless a scratch file of `need` bytes fits at `path`; what is there already counts."""
+    """Raise DiskFull unless a scratch file of `need` bytes fits at `path`; an existing file counts."""
     free = shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
     if free < need:
         raise DiskFull(
@@ -22,7 +22,7 @@ def require_disk_space(path: Path, need: int, what: str) -> None:
 
 
 class ScratchRows:
-    """Rows [n, dim] of one dtype in the file `path`, written at their new places and read back in that order.
+    """Rows [n, dim] of one dtype in the file `path`, written at their new positions and read back in that order.
 
     Several threads may read at once.
     """
@@ -43,18 +43,18 @@ class ScratchRows:
         """Put row i of `rows` at `places[i]`."""
         order = np.argsort(places)
         sorted_places = places[order]
-        # Neighbours go in one write.
+        # Adjacent rows are written together.
         for run in np.split(np.arange(len(order)), np.flatnonzero(np.diff(sorted_places) != 1) + 1):
             if len(run):
                 block = np.ascontiguousarray(rows[order[run]], self._dtype)
                 self._write_all(memoryview(block.data).cast("B"), int(sorted_places[run[0]]) * self._row_bytes)
 
     def sync(self) -> None:
-        """See that all that was written outlives the process and the machine."""
+        """Flush everything written to disk (fsync)."""
         os.fsync(self._file)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows at places [start, stop), float32."""
+        """Rows at positions [start, stop), float32."""
         out = np.empty((stop - start, self._dim), self._dtype)
         view, place, done = memoryview(out.data).cast("B"), start * self._row_bytes, 0
         while done < len(view):

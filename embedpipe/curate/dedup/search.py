@@ -27,7 +27,7 @@ from .order import Order, Positions, Stretch, keeping_order, stretches
 from .scratch_rows import ScratchRows, require_disk_space
 from .workspace import Workspace
 
-# So much work is kept at once, and lost at most: half a minute of one core at 512 dimensions.
+# Work between saves, and so the most that a kill loses: half a minute of one core at 512 dimensions.
 _PRODUCTS_IN_GROUP = 512
 _FORMAT_VERSION = 2
 
@@ -46,10 +46,10 @@ CLOSE = np.dtype([("row", np.int64), ("of", np.int64), ("cosine", np.float32)])
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What to compare and who is to be kept. keep: a name in KEEP. threads: None for one on each core.
+    """What to compare and which rows to prefer. keep: a name in KEEP. threads: None for one per core.
 
-    most: so many predecessors of a row, with a cosine of at least `floor`, are found as pairs to look at; 0: none.
-    workers: who assigns rows to clusters; the result does not depend on them.
+    most: the number of predecessors per row, with a cosine of at least `floor`, to return as candidate pairs; 0: none.
+    workers: those that assign rows to clusters; the result does not depend on them.
     """
 
     modality: str
@@ -63,10 +63,10 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class NearEarlier:
-    """For each row of a data set: cosine to its nearest predecessor in keeping order, and that row; -1, -1: none.
+    """For each row of a data set: cosine to its nearest predecessor in keeping order, and that row; -1, -1 if none.
 
-    cosine float32 [n], NaN where the row's file is that of `row`; row int64 [n]. close: the CLOSE pairs, by row, then
-    as near as they are. clusters: how many there were. twice: rows compared in two of them.
+    cosine float32 [n], NaN if the row has the same file as `row`; row int64 [n]. close: the CLOSE pairs, by row, then
+    nearest first. clusters: how many there were. twice: rows compared in two of them.
     """
 
     cosine: np.ndarray
@@ -77,10 +77,10 @@ class NearEarlier:
 
 
 def nearest_predecessors(dataset: EmbeddingDataset, search: Search, out: Path, listen: Listener) -> NearEarlier:
-    """Compare the rows of `dataset`; what is done is kept in `out`/.dedup, and what was found in it, for the next call.
+    """Compare the rows of `dataset`; progress and results are stored in `out`/.dedup, for the next call.
 
-    Takes a scratch file as large as one side's embeddings, and about 110 bytes of memory a row. The result does not
-    depend on the number of threads. Raises DatasetError (a row that is not finite), DiskFull, OSError.
+    Uses a scratch file as large as one modality's embeddings, and about 110 bytes of memory per row. The result does
+    not depend on the number of threads. Raises DatasetError (a row that is not finite), DiskFull, OSError.
     """
     identity = {
         "format_version": _FORMAT_VERSION,
@@ -131,7 +131,7 @@ def _find(dataset: EmbeddingDataset, search: Search, work: Workspace, listen: Li
 def _order(
     dataset: EmbeddingDataset, search: Search, work: Workspace, clusters: int, listen: Listener
 ) -> tuple[Order, SameContent]:
-    """Who is compared with whom. Rows that repeat a file are left out."""
+    """The comparison order. Rows that repeat a file are left out."""
 
     assigned = assign_all(dataset, search.modality, work, search.workers, listen)
     priority = _priority(dataset, search.keep, assigned["to_center"])
@@ -144,7 +144,7 @@ def _order(
 
 
 def _priority(dataset: EmbeddingDataset, keep: str, to_center: np.ndarray) -> np.ndarray:
-    """float32 [n]: the smaller, the sooner a row is kept."""
+    """float32 [n]: the keeping priority of rows, smallest first."""
     if keep == "similarity":
         alike = dataset.column("similarity").to_numpy().astype(np.float32)
         priority: np.ndarray = -np.nan_to_num(alike, nan=-1)
@@ -165,7 +165,7 @@ def _sort(dataset: EmbeddingDataset, modality: str, stored: ScratchRows, order: 
 
 
 def _compare(stored: ScratchRows, group: Sequence[Stretch], search: Search) -> np.ndarray:
-    """The _FOUND of the places of a group: of each its nearest predecessor, and as many near ones as are asked for."""
+    """The _FOUND of a group's positions: the nearest predecessor of each, and the requested number of near ones."""
 
     def one(part: Stretch) -> tuple[np.ndarray, np.ndarray]:
         def rows(start: int, stop: int) -> np.ndarray:
@@ -186,12 +186,12 @@ def _compare(stored: ScratchRows, group: Sequence[Stretch], search: Search) -> n
 
 
 def _take(nearest: np.ndarray, order: Order, found: np.ndarray) -> None:
-    """Enter the nearest of each place. Of a row's two nearest the nearer counts, then the first."""
+    """Insert the nearest of each position. Of a row's two nearest the nearer counts, then the first."""
     first = np.ones(len(found), bool)
     first[1:] = found["place"][1:] != found["place"][:-1]
     found = found[first]
     again = order.again[found["place"]]
-    for mine in (found[~again], found[again]):  # apart, so that no row comes twice
+    for mine in (found[~again], found[again]):  # separately, so that no row comes twice
         rows = order.row[mine["place"]]
         better = mine["cosine"] > nearest["cosine"][rows]
         nearest["cosine"][rows[better]] = mine["cosine"][better]
@@ -205,7 +205,7 @@ def _close(order: Order, found: np.ndarray) -> np.ndarray:
 
 
 def _each_once(close: np.ndarray) -> np.ndarray:
-    """The CLOSE pairs in order, without those that were met in a second cluster."""
+    """The CLOSE pairs in order, without those found again in a second cluster."""
     close = close[np.lexsort((close["of"], -close["cosine"], close["row"]))]
     _, first = np.unique(close[["row", "of"]], return_index=True)
     kept: np.ndarray = close[np.sort(first)]

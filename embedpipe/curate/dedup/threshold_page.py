@@ -13,10 +13,10 @@ from .decision import Verdict
 def pairs_around(
     dataset: EmbeddingDataset, verdict: Verdict, threshold: float, most: float | None, count: int, images: str | None
 ) -> Section:
-    """The `count` pairs nearest to what decides, half of them on each side. images: where the image shards are now.
+    """The `count` pairs nearest to the threshold, half on each side. images: the current location of the image shards.
 
-    most: the picture difference that decided; None: the cosine did. Pairs of the same file are left out: there is
-    nothing to judge.
+    most: the image difference that decided; None: the cosine did. Pairs of the same file are left out: there is nothing
+    to judge.
     """
     apart = -verdict.cosine if most is None else verdict.difference
     rows = _nearest_to(verdict, apart, count)
@@ -44,6 +44,6 @@ def _nearest_to(verdict: Verdict, apart: np.ndarray, count: int) -> np.ndarray:
     above, below = np.flatnonzero(~verdict.kept & known), np.flatnonzero(verdict.kept & known)
     above = above[np.argsort(-apart[above], kind="stable")]
     below = below[np.argsort(apart[below], kind="stable")]
-    # What one side lacks, the other gives.
+    # If one side has too few, the other has more.
     of_above = min(len(above), max(count - count // 2, count - len(below)))
     return np.concatenate([above[:of_above], below[: count - of_above]])

@@ -18,44 +18,44 @@ _IDENTITY = "identity.json"
 
 @dataclass
 class Kept:
-    """Arrays in a local folder, each whole or not there. Any number of processes may keep arrays of different names."""
+    """Arrays stored in a local folder, each atomically. Any number of processes may store arrays of different names."""
 
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Where a file of that name is."""
+        """The path of a file of that name."""
         return self.folder / name
 
     def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array kept under `name`, made and kept if it is not there."""
+        """The array stored under `name`, computed and stored if missing."""
         if not self.has(name):
             self.keep(name, make())
         return self.read(name)
 
     def read(self, name: str) -> np.ndarray:
-        """The array kept under `name`."""
+        """The array stored under `name`."""
         kept: np.ndarray = np.load(self.folder / f"{name}.npy", allow_pickle=False)
         return kept
 
     def has(self, name: str) -> bool:
-        """Whether an array is kept under `name`."""
+        """Whether an array is stored under `name`."""
         return (self.folder / f"{name}.npy").exists()
 
     def names(self) -> set[str]:
-        """The names of all arrays that are kept. By a listing: a shared folder may remember that one was missing."""
+        """The names of all stored arrays. From a listing, because a shared folder may cache that one was missing."""
         return {path.stem for path in self.folder.glob("*.npy")}
 
     def keep(self, name: str, array: np.ndarray) -> None:
-        """Keep an array, whole or not at all."""
+        """Store an array atomically."""
         with files.writing(str(self.folder / f"{name}.npy")) as stream:
             np.save(stream, array, allow_pickle=False)
 
 
 class Workspace(Kept):
-    """A folder of arrays and files made for the job that `identity` describes; what was made for another is removed.
+    """A folder of arrays and files for the job that `identity` describes; those of another job are removed.
 
-    To be opened by one process at a time: hold the lock of the output. key: a short name of the job; what workers keep
-    has it in its name, since one of a run before may finish what it has in hand.
+    Open it in one process at a time, with the output locked. key: a short name of the job, part of the names of
+    workers' arrays, because a worker of an earlier run may still finish its task.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Workspace(Kept):
             return None
 
     def clear(self, but: tuple[str, ...] = ()) -> None:
-        """Remove all files but the arrays named; the one that says what they are for goes last, or stays with them."""
+        """Remove all files except the named arrays; the identity file goes last, or stays with them."""
         if self.folder.is_dir():
             stay = {*(f"{name}.npy" for name in but), *((_IDENTITY,) if but else ())}
             for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _IDENTITY):

@@ -23,7 +23,7 @@ def _words(table: pa.Table) -> Any:
     )
 
 
-# name → (type, columns it is made of, what makes it)
+# name → (type, source columns, function)
 DERIVED: dict[str, tuple[pa.DataType, tuple[str, ...], Callable[[pa.Table], Any]]] = {
     "caption_length": (pa.int64(), ("caption",), lambda table: pc.cast(pc.utf8_length(table["caption"]), pa.int64())),
     "caption_words": (pa.int64(), ("caption",), _words),
@@ -36,7 +36,7 @@ DERIVED: dict[str, tuple[pa.DataType, tuple[str, ...], Callable[[pa.Table], Any]
 
 
 def column_types(dataset: EmbeddingDataset, with_score: bool) -> dict[str, pa.DataType]:
-    """Every column there is, by name; a column of the data set goes before a derived one of the same name."""
+    """The types of all columns by name; a column of the data set takes precedence over a derived one."""
     stored = {field.name: field.type for field in schema(dataset.run.columns)}
     derived = {name: kind for name, (kind, _, _) in DERIVED.items()}
     return {**derived, **({SCORE: pa.float32()} if with_score else {}), **stored}
@@ -45,7 +45,7 @@ def column_types(dataset: EmbeddingDataset, with_score: bool) -> dict[str, pa.Da
 def values(
     dataset: EmbeddingDataset, shard: int, names: Iterable[str], head: Head | None, modality: str
 ) -> dict[str, pa.Array]:
-    """The columns `names` (of `column_types`) of the shard at that place in `dataset.shards`."""
+    """The columns `names` (of `column_types`) of the shard at that index in `dataset.shards`."""
     names = set(names)
     derived = {name for name in names - set(dataset.column_names()) if name in DERIVED}
     scored = SCORE in names and SCORE not in dataset.column_names()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ...errors import InputError, OptionError, did_you_mean
 
-# name → (how many arguments, what computes it)
+# name → (number of arguments, function)
 FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "lower": (1, pc.utf8_lower),
     "upper": (1, pc.utf8_upper),
@@ -54,20 +54,20 @@ _TOKEN = re.compile(
 )
 _DEEPEST = 60
 
-# The columns an expression is computed over → its value: an Arrow array or scalar.
+# The columns that an expression reads → its value: an Arrow array or scalar.
 Compute = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A condition that was parsed. columns: those it reads. `mask(columns)` says for which rows it is known to hold."""
+    """A parsed condition. columns: those it reads. `mask(columns)` evaluates it per row."""
 
     text: str
     columns: frozenset[str]
     compute: Compute
 
     def mask(self, columns: Mapping[str, Any], rows: int) -> pa.Array:
-        """bool [rows], null where it is not known. `columns`: Arrow arrays by name. Raises InputError (an overflow)."""
+        """bool [rows], null for unknown. `columns`: Arrow arrays by name. Raises InputError (an overflow)."""
         try:
             value = self.compute(columns)
         except pa.ArrowException as problem:
@@ -78,7 +78,7 @@ class Expression:
 def parse_condition(text: str, types: Mapping[str, pa.DataType]) -> Expression:
     """Parse a condition over columns of these types.
 
-    Raises InputError that says where it is wrong, which column there is none of, or which types do not go together.
+    Raises InputError with the position of a syntax error, the unknown column, or the incompatible types.
     """
     parser = _Parser(text, types)
     compute = parser.whole()
@@ -117,7 +117,7 @@ class _Token:
 
 
 class _Parser:
-    """Recursive descent, one method for each level of what binds tighter."""
+    """Recursive descent, one method per precedence level."""
 
     def __init__(self, text: str, types: Mapping[str, pa.DataType]) -> None:
         self._text = text
@@ -151,7 +151,7 @@ class _Parser:
         return self._tokens[self._next]
 
     def _take(self, *texts: str) -> str | None:
-        """The next word or sign, if it is one of these."""
+        """Consume the next word or operator, if it is one of these."""
         token = self._peek()
         if token.kind in ("word", "sign") and token.text in texts:
             self._next += 1
@@ -307,7 +307,7 @@ def _binary(function: Callable[[Any, Any], Any], left: Compute, right: Compute) 
 
 
 def _fold(first: Compute, more: Sequence[tuple[Callable[[Any, Any], Any], Compute]]) -> Compute:
-    """From left to right, in a loop: a list of a thousand members is not a thousand calls deep."""
+    """From left to right, in a loop: a thousand operands do not recurse a thousand calls deep."""
 
     def compute(columns: Mapping[str, Any]) -> Any:
         value = first(columns)

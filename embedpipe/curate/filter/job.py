@@ -25,21 +25,20 @@ from .columns import SCORE, column_types, values
 from .expression import parse_condition
 from .score_head import Head, open_head
 
-_ON_A_LINE = 6  # pictures of examples.html
+_ON_A_LINE = 6  # images per line of examples.html
 
 
 @dataclass(frozen=True, slots=True)
 class FilterConfig:
-    """Conditions, of which a row has to meet all; None or empty for those not asked for.
+    """Conditions, all of which a row must meet; None or empty for unused ones.
 
     min_similarity: of image and caption. where: conditions on columns, see `expression`. top: the share (above 0, up to
     1) of all rows with the largest `by`, a number column. keys, not_keys: files of keys to keep, and to leave out, see
-    `subset`; allow_missing: count the keys that the data set has not instead of refusing them. head: a file of a score
+    `subset`; allow_missing: count keys missing from the data set instead of refusing them. head: a file of a score
     head, made for head_model (see `open_head`) and applied to the embeddings of `modality`; min_score: of its score.
-    trust_old_card: score what version 0.1 wrote, whose card does not say the activation.
-    materialise: also write the kept rows as an embedding data set. examples: how many rows around each cut
-    examples.html shows. images: where the image shards are now, None for where they were encoded from. threads: None
-    for one on each core.
+    trust_old_card: score data sets of version 0.1, whose card does not record the activation. materialise: also write
+    the kept rows as an embedding data set. examples: how many rows around each threshold examples.html shows. images:
+    the current location of the image shards, None for the recorded one. threads: None for one per core.
     """
 
     min_similarity: float | None = None
@@ -73,15 +72,16 @@ class FilterConfig:
             )
 
     def conditions(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any condition."""
         given = (self.min_similarity, self.top, self.min_score)
         return any(value is not None for value in given) or bool(self.where or self.keys or self.not_keys)
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionReport:
-    """One condition by itself. drops: how many rows do not meet it; unknown: of these, for how many it is not known,
-    as for a null; only: how many rows this one alone drops, that meet all the others. missing: keys not in the data.
+    """One condition by itself. drops: how many rows do not meet it; unknown: of these, those where its result is
+    unknown, such as for a null; only: how many rows only this one drops, which meet all others. missing: keys not in
+    the data.
     """
 
     condition: str
@@ -93,7 +93,7 @@ class ConditionReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """What `filter` kept of how many rows, and what each condition would do by itself."""
+    """How many rows `filter` kept, and what each condition would do by itself."""
 
     rows: int
     kept: int
@@ -103,7 +103,9 @@ class FilterReport:
 
 @dataclass(frozen=True, slots=True)
 class _Condition:
-    """met: bool [n]. unknown: rows for which it is not known. column, cut: the number it compares, and with what."""
+    """met: bool [n]. unknown: the number of rows with an unknown result. column, cut: the column it compares, and the
+    threshold.
+    """
 
     name: str
     met: np.ndarray
@@ -115,7 +117,7 @@ class _Condition:
 
 @dataclass(slots=True)
 class _Rows:
-    """What was read of all rows: masks of the conditions, and the numbers that some compare."""
+    """Data read from all rows: masks of the conditions, and the numbers that some compare."""
 
     masks: dict[str, np.ndarray]
     unknown: dict[str, int] = field(default_factory=dict)
@@ -123,10 +125,10 @@ class _Rows:
 
 
 def filter(path: str, out: str, config: FilterConfig, listen: Listener = silent) -> FilterReport:
-    """Write `out`/kept.parquet, examples.html and report.json for the data set `path`, left as it is.
+    """Write `out`/kept.parquet, examples.html and report.json for the data set `path`, which is not changed.
 
-    Raises InputError (an unknown column, a bad expression, keys that are not there, no head), RunMismatch (a head for
-    another model, `out` holds another data set), DatasetError, OutputBusy, OutputUnwritable, DiskFull.
+    Raises InputError (an unknown column, a bad expression, missing keys, no head), RunMismatch (a head for another
+    model, `out` is of another data set), DatasetError, OutputBusy, OutputUnwritable, DiskFull.
     """
     dataset, head = _opened(path, config)
     with exclusive(out):
@@ -144,7 +146,7 @@ def filter(path: str, out: str, config: FilterConfig, listen: Listener = silent)
 
 
 def plan_filter(path: str, config: FilterConfig, listen: Listener = silent, out: str | None = None) -> FilterReport:
-    """What `filter` would keep, without writing anything. out: raise as it does for that output."""
+    """What `filter` would keep, without writing anything. out: also check that output."""
     dataset, head = _opened(path, config)
     if out is not None:
         refuse_other_output(dataset, out)
@@ -156,7 +158,7 @@ def plan_filter(path: str, config: FilterConfig, listen: Listener = silent, out:
 
 
 def _opened(path: str, config: FilterConfig) -> tuple[EmbeddingDataset, Head | None]:
-    """The data set and the head. What is wrong with the conditions comes out here, before anything is written."""
+    """The data set and the head. Raises for invalid conditions, before anything is written."""
     dataset = EmbeddingDataset(path)
     dataset.require_rows()
     head = None
@@ -193,7 +195,7 @@ def _conditions(
 
 
 def _read(dataset: EmbeddingDataset, config: FilterConfig, head: Head | None, listen: Listener) -> _Rows:
-    """Read the columns that the conditions look at, shard by shard: of each row a bit or a number is kept."""
+    """Read the columns that the conditions need, shard by shard; each row leaves one bit or number in memory."""
     known = column_types(dataset, head is not None)
     expressions = {text: parse_condition(text, known) for text in config.where}
     compared = (("similarity", config.min_similarity), (SCORE, config.min_score), (config.by, config.top))
@@ -225,13 +227,13 @@ def _read(dataset: EmbeddingDataset, config: FilterConfig, head: Head | None, li
 
 
 def _at_least(name: str, column: str, numbers: np.ndarray, least: float) -> _Condition:
-    # Compared as they are stored: a similarity of 0.28 is a float32, and 0.28 itself is not.
+    # Compared in the stored type: a similarity of 0.28 is a float32, while the literal 0.28 is a double.
     met = numbers.astype(np.float32) >= np.float32(least)
     return _Condition(name, met, int(np.isnan(numbers).sum()), column=column, cut=least)
 
 
 def _top(share: float, column: str, numbers: np.ndarray) -> _Condition:
-    """The largest numbers; of equal ones at the cut the first rows. Rows without a number are never among them."""
+    """The largest numbers; of equal ones at the threshold the first rows. Rows without a number are never included."""
     known = np.flatnonzero(~np.isnan(numbers))
     count = min(len(known), round(share * len(numbers)))
     order = known[np.argsort(-numbers[known], kind="stable")]
@@ -274,7 +276,7 @@ def _report(dataset: EmbeddingDataset, conditions: list[_Condition], kept: np.nd
 def _sections(
     dataset: EmbeddingDataset, conditions: list[_Condition], numbers: Mapping[str, np.ndarray], config: FilterConfig
 ) -> list[Section]:
-    """For each condition some rows that it drops and some that it does not: at a cut, those nearest to it."""
+    """For each condition, some rows that it drops and some that it keeps: those nearest to its threshold, if any."""
     chosen = [_around(condition, numbers, config.examples) for condition in conditions]
     about = row_cards(dataset, np.concatenate([rows for pair in chosen for rows in pair]), config.images)
     sections = []
@@ -290,7 +292,7 @@ def _sections(
 
 
 def _around(condition: _Condition, numbers: Mapping[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows it drops, rows it does not): those nearest to its cut, or where it has none a few, evenly apart."""
+    """(dropped rows, kept rows): those nearest to its threshold or, without one, a few evenly spaced ones."""
     sides = np.flatnonzero(~condition.met), np.flatnonzero(condition.met)
     if condition.column is None or condition.cut is None:
         dropped, met = (rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)] for rows in sides)

@@ -28,7 +28,7 @@ from ...clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard
 from ...clip_model.spec import has_quick_gelu, tag_values
 from ...errors import InputError, RunMismatch, did_you_mean
 
-# What the files that LAION published are called, and which model they are for.
+# File names of LAION's published heads, and the model each is for.
 PUBLISHED = {
     "sa_0_4_vit_l_14_linear": "ViT-L-14/openai",
     "sa_0_4_vit_b_32_linear": "ViT-B-32/openai",
@@ -61,12 +61,12 @@ class Head:
 
 
 def open_head(path: str, card: EncoderCard, model: str | None = None, trust_old_card: bool = False) -> Head:
-    """The head in a .pth, .pt or .safetensors file, for embeddings of `card`.
+    """Load the head in a .pth, .pt or .safetensors file, for embeddings of `card`.
 
-    model: which model it was made for, as MODEL/PRETRAINED or the first digits of the weights' sha256; None for what
-    the card beside the file or its name says. trust_old_card: take a data set of version 0.1, which did not record the
-    activation, for one of that model. Raises InputError when the file is no head, RunMismatch when it is for another
-    model or another activation, or nothing says for which.
+    model: the model it was trained for, as MODEL/PRETRAINED or the first digits of the weights' sha256; None uses the
+    card beside the file, or the file name. trust_old_card: assume that a data set of version 0.1, which did not record
+    the activation, is of that model. Raises InputError if the file is not a head, RunMismatch if it is for another
+    model or activation, or for an unknown one.
     """
     about = _read_card(path)
     claim = model or _claim(path, about)
@@ -99,7 +99,7 @@ def _read_card(path: str) -> dict[str, Any]:
 
 
 def _claim(path: str, about: dict[str, Any]) -> str | None:
-    """Which model a head is for, by its card or, if LAION published it, by its name."""
+    """The model that a head is for, by its card or, if LAION published it, by its file name."""
     if about.get("weights_sha256"):
         return str(about["weights_sha256"])
     if about.get("model"):
@@ -121,7 +121,7 @@ def _refuse_other_model(path: str, card: EncoderCard, claim: str | None) -> None
 
 
 def _quick_gelu(claim: str, about: Mapping[str, Any]) -> bool | None:
-    """Whether a head is for embeddings computed with QuickGELU; None where neither card nor model and tag say it."""
+    """Whether a head is for embeddings computed with QuickGELU; None if neither card nor model and tag tell."""
     if isinstance(about.get("quick_gelu"), bool):
         return bool(about["quick_gelu"])
     by_name = claim if "/" in claim else f"{about.get('model', '')}/{about.get('pretrained', '')}"
@@ -162,7 +162,7 @@ def _refuse_other_activation(path: str, card: EncoderCard, wanted: bool | None, 
 
 
 def _plain(model: str) -> str:
-    # The same weights have both names; that the activation is the same is looked at by itself.
+    # Both names have the same weights; the activation is checked separately.
     return re.sub(r"[/_]", "-", model).lower().replace("-quickgelu", "")
 
 
@@ -179,7 +179,7 @@ def _parameters(path: str) -> dict[str, np.ndarray]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = loaded.get("state_dict", loaded)
         return {name: value.float().numpy() for name, value in state.items()}
-    except Exception as problem:  # whatever a torn or foreign file makes torch raise
+    except Exception as problem:  # whatever torch raises for a truncated or foreign file
         raise InputError(
             f"{path}: no state dict that can be read: {type(problem).__name__}: {problem}",
             "Give the weights of a linear head or an MLP as .pth or .safetensors",
@@ -187,7 +187,7 @@ def _parameters(path: str) -> dict[str, np.ndarray]:
 
 
 def _layers(path: str, parameters: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Weights and biases in the order of their numbers. Raises InputError when they are not a chain to one output."""
+    """Weights and biases in numerical order. Raises InputError if they do not form a chain to one output."""
     found: dict[int, dict[str, np.ndarray]] = {}
     for name, value in parameters.items():
         match = _PARAMETER.fullmatch(name)
