@@ -13,7 +13,7 @@ from .base import Encoder, EncoderConfig
 
 def _open_clip(config: EncoderConfig, device: str) -> Encoder:
     with uncollected():
-        from . import loading  # imports open_clip and torchvision: only when it is asked for
+        from . import loading  # lazy: imports open_clip and torchvision
 
     return loading.load_model(config, device)
 

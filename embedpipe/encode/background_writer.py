@@ -14,10 +14,10 @@ _LOOK_EVERY_S = 0.1
 
 
 class Writer:
-    """Calls `finish` for each shard on a thread of its own, in the order they come.
+    """Calls `finish` for each shard on a background thread, in order of arrival.
 
-    One shard may wait while another is written. What `finish` raises is raised by the next call here. Leaving the
-    `with` block waits for what was taken; left by an exception, for the shard in the writing only.
+    One shard may wait while another is written. An exception from `finish` is raised by the next call here. Leaving the
+    `with` block waits for all accepted shards; on an exception, only for the one being written.
     """
 
     def __init__(self, finish: Callable[[ShardBuffer], None]) -> None:
@@ -42,12 +42,12 @@ class Writer:
             self.check()
 
     def take(self, shard: ShardBuffer) -> None:
-        """Hand a shard over, waiting while another one waits."""
+        """Queue a shard; blocks while another one is queued."""
         self._put(shard)
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the writer's exception, if any."""
         if self._problem is not None:
             raise self._problem
 
@@ -70,5 +70,5 @@ class Writer:
             while (shard := self._next()) is not None:
                 if not self._dropped.is_set():
                     self._finish(shard)
-        except BaseException as raised:  # carried to the thread that hands over
+        except BaseException as raised:  # passed to the thread that queues
             self._problem = raised

@@ -16,10 +16,10 @@ from ..ragged import RaggedRows
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What an image tower made of b images: its projection, by direction and length.
+    """Embeddings of b images from an image tower: directions and norms of its projections.
 
-    rows: float32 [b, dim], L2-normalised. norms: float32 [b], of the projection before that; `rows * norms[:, None]` is
-    what the projection gave.
+    rows: float32 [b, dim], L2-normalised. norms: float32 [b], of the projections before that; `rows * norms[:, None]`
+    is the output of the projection.
     """
 
     rows: np.ndarray
@@ -30,8 +30,8 @@ class Embedded:
 class EmbeddedTexts:
     """What a text tower made of n captions.
 
-    rows, norms: see `Embedded`. tokens_cut: int32 [n], how many tokens of each caption lie behind the end of the
-    model's context and were not read; None where the tokenizer cannot tell.
+    rows, norms: see `Embedded`. tokens_cut: int32 [n], how many tokens of each caption exceed the model's context and
+    were not read; None if the tokenizer cannot tell.
     """
 
     rows: np.ndarray
@@ -39,7 +39,7 @@ class EmbeddedTexts:
     tokens_cut: np.ndarray | None
 
     def take(self, rows: np.ndarray) -> EmbeddedTexts:
-        """Those rows, in that order (numbers or a mask)."""
+        """The given rows, in that order (numbers or a mask)."""
         cut = self.tokens_cut[rows] if self.tokens_cut is not None else None
         return EmbeddedTexts(self.rows[rows], self.norms[rows], cut)
 
@@ -49,7 +49,7 @@ class TextStates:
     """What a text tower made of n captions.
 
     embeddings: of the captions. tokens: for each caption the last hidden states of its real tokens (the output of the
-    tower's final layer norm, not normalised further), in the dtype that the card stores.
+    tower's final layer norm, not normalised further), in the dtype of the card.
     """
 
     embeddings: EmbeddedTexts
@@ -57,10 +57,10 @@ class TextStates:
 
 
 class Later(Protocol):
-    """Embeddings that may still be in the making, on a device."""
+    """A future of embeddings that a device may still be computing."""
 
     def wait(self) -> Embedded:
-        """The embeddings, waited for."""
+        """Wait for the embeddings."""
         ...
 
 
@@ -69,11 +69,11 @@ class Encoder(Protocol):
 
     @property
     def card(self) -> EncoderCard:
-        """What made the numbers."""
+        """The model card."""
         ...
 
     def prepare(self, batch_size: int) -> float:
-        """Make ready for batches of that many pictures, at most; returns the seconds that compiling took, if any."""
+        """Prepare for batches of at most that many images; returns the seconds spent compiling, if any."""
         ...
 
     def images(self, pixels: torch.Tensor) -> Later:
@@ -82,29 +82,29 @@ class Encoder(Protocol):
 
     @property
     def counts_cut_tokens(self) -> bool:
-        """Whether it can tell how many tokens of a caption were cut off."""
+        """Whether the number of truncated tokens is known."""
         ...
 
     def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
-        """Captions, as many as there are, → their embeddings, norms and tokens cut, row i for caption i."""
+        """Any number of captions → their embeddings, norms and truncated tokens, row i for caption i."""
         ...
 
     def text_states(self, captions: Sequence[str]) -> TextStates:
-        """The same embeddings, and the tokens' states beside them. Raises ModelError where a tower has none."""
+        """The same embeddings, and the tokens' states. Raises ModelError if the tower does not expose them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
-    """Which encoder, and how it computes.
+    """The choice of encoder, and how it computes.
 
     encoder: a name in ENCODERS. model: a model name, or a folder with `open_clip_config.json`. pretrained: a tag, a
-    checkpoint file, `random` (weights drawn from `seed`), or empty for a folder, which brings its own. dtype: of the
+    checkpoint file, `random` (weights drawn from `seed`), or empty for a folder, which has its own. dtype: of the
     stored embeddings, float16 or float32. precision: one of `precision.PRECISIONS`. decode: one of
-    `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which costs a
-    minute or so at the start of each worker. options: what is said of activation and preprocessing, which a checkpoint
-    file may need. as_version_0_1: build the model as version 0.1 did, which took the architecture's activation for all
-    its tags, to match the numbers that it wrote; the card then records what version 0.1 did.
+    `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which takes a
+    minute or so at the start of each worker. options: explicit activation and preprocessing, which a checkpoint file
+    may need. as_version_0_1: build the model as version 0.1 did, which used the architecture's activation for all its
+    tags, to match its embeddings; the card then records what version 0.1 did.
     """
 
     model: str

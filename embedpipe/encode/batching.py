@@ -27,14 +27,14 @@ _CLOSING_MAY_TAKE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class BatchingConfig:
-    """How one worker encodes. images/texts: which sides to encode. batch_size: samples per pass through a tower.
+    """How one worker encodes. images/texts: which modalities to encode. batch_size: samples per pass through a tower.
 
-    text_tokens: keep the states of the captions' tokens, too. reject_cut_captions: a caption that is longer than the
-    model's context makes its sample a reject.
+    text_tokens: also store the states of the captions' tokens. reject_cut_captions: reject samples whose caption is
+    longer than the model's context.
 
-    decode_threads: threads that decode and resize ahead of the model; None: as many as the worker has for arithmetic.
-    max_pixels: larger images are rejected unread. pin_memory: put batches where a CUDA device can fetch them without
-    stopping.
+    decode_threads: threads that decode and resize ahead of the model; None: the worker's number of compute threads.
+    max_pixels: larger images are rejected without decoding. pin_memory: page-locked batches, for asynchronous copies to
+    a CUDA device.
     """
 
     images: bool = True
@@ -49,7 +49,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sample that may be encoded; its image bytes are gone, its pixels there (until they are encoded)."""
+    """A sample to encode: its image bytes are dropped, its pixels kept until encoded."""
 
     sample: Sample
     sha256: str | None
@@ -60,9 +60,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PixelBatch:
-    """Rows of one shard for one pass through the image tower, and the rejects met on the way.
+    """Rows of one shard for one pass through the image tower, and the rejects among them.
 
-    pixels: uint8 [b, 3, h, w], None where there are none to encode.
+    pixels: uint8 [b, 3, h, w], None if there are none to encode.
     """
 
     task: Task
@@ -73,7 +73,7 @@ class PixelBatch:
 
 @dataclass(frozen=True, slots=True)
 class ShardEnd:
-    """All batches of a shard have come. sha256: of the input shard; problem: why it could not be read (to its end)."""
+    """Marks the end of a shard's batches. sha256: of the input shard; problem: why it could not be read completely."""
 
     task: Task
     sha256: str
@@ -84,10 +84,10 @@ class ShardEnd:
 def batches_ahead(
     tasks: Iterator[Task], reader: Reader, card: EncoderCard, config: BatchingConfig, look: Callable[[], None]
 ) -> Iterator[Iterable[PixelBatch | ShardEnd]]:
-    """Batches of one shard after the other, a `ShardEnd` behind each, made by threads that run a little ahead.
+    """Batches of one shard after another, each followed by a `ShardEnd`, prefetched by threads.
 
-    They do not stop at the end of a shard: while its captions are encoded and its rows are written, the next one is
-    read. Two batches wait besides the one in the making. `look` is called while there is nothing to hand out, and may
+    Prefetching continues across shards: while the captions of one are encoded and its rows are written, the next one is
+    read. Two batches are queued, and a third is in preparation. `look` is called while the queue is empty, and may
     raise.
     """
     stopped = threading.Event()
@@ -95,7 +95,7 @@ def batches_ahead(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     prepare = _decoder(card, config)
     begun = (pool.submit(prepare, arrived) for arrived in _read(tasks, reader))
-    # Reading has a thread of its own: waiting for the next task must not hold up what was read of the last.
+    # Reading has its own thread: waiting for the next task must not delay batches of the last one.
     decoding = _Ahead(begun, max(config.batch_size, 2 * threads), stopped, _nothing)
     arrivals = (future.result() for future in decoding)
     made = _Ahead(_batches(arrivals, config.batch_size, config.pin_memory), _BATCHES_AHEAD, stopped, look)
@@ -146,7 +146,7 @@ def _decoder(card: EncoderCard, config: BatchingConfig) -> Callable[[_Arrival], 
 
 
 def _batches(arrivals: Iterable[_Prepared], size: int, pin_memory: bool) -> Iterator[PixelBatch | ShardEnd]:
-    """Batches of `size` rows; the last one of a shard may be smaller, or hold rejects only."""
+    """Batches of `size` rows; the last one of a shard may be smaller, or contain only rejects."""
     ready: list[Row] = []
     rejects: list[Reject] = []
     for task, arrival in arrivals:
@@ -171,7 +171,7 @@ def _batch(task: Task, ready: Sequence[Row], rejects: Sequence[Reject], pin_memo
 
 
 class _Ended:
-    """The last thing in a prefetch queue: the source is exhausted, or raised `problem`."""
+    """The end marker of a prefetch queue: the source is exhausted, or raised `problem`."""
 
     def __init__(self, problem: BaseException | None) -> None:
         self.problem = problem
@@ -181,10 +181,9 @@ _Item = TypeVar("_Item")
 
 
 class _Ahead(Generic[_Item]):
-    """Iterates over `items`, made ahead by a thread of its own, at most `depth` of them waiting.
+    """Iterates over `items`, prefetched by a background thread, with at most `depth` of them queued.
 
-    `look` is called now and then while there is nothing to do, and may raise. Setting `stopped` ends thread and
-    iteration.
+    `look` is called at intervals while waiting, and may raise. Setting `stopped` ends thread and iteration.
     """
 
     def __init__(self, items: Iterator[_Item], depth: int, stopped: threading.Event, look: Callable[[], None]) -> None:
@@ -201,7 +200,7 @@ class _Ahead(Generic[_Item]):
                 self._put(item)
                 if self._stopped.is_set():
                     return
-        except BaseException as raised:  # carried to the thread that asked
+        except BaseException as raised:  # passed to the consuming thread
             problem = raised
         self._put(_Ended(problem))
 
@@ -226,5 +225,5 @@ class _Ahead(Generic[_Item]):
                 return
 
     def join(self) -> None:
-        """Wait for the thread, once `stopped` is set. One that waits for a task that never comes is left behind."""
+        """Join the thread, once `stopped` is set. A thread blocked on a task that never comes is abandoned."""
         self._thread.join(_CLOSING_MAY_TAKE_S)

@@ -16,12 +16,14 @@ CutCounter = Callable[[Sequence[str], torch.Tensor], np.ndarray]
 """(captions, their tokens [n, context length]) → int32 [n], tokens cut off of each."""
 
 _SIMPLE, _HUGGING_FACE = "open_clip.tokenizer.SimpleTokenizer", "open_clip.tokenizer.HFTokenizer"
-# Of Hugging Face's mode `clips`: start and end token, and a class token behind the padding.
+# Of Hugging Face's mode `clips`: start and end token, and a class token after the padding.
 _CLIPS_TOKENS = 3
 
 
 def cut_counter(tokenizer: Any) -> CutCounter | None:
-    """What counts for a tokenizer of open_clip; None for one that is unknown, or draws tokens instead of cutting."""
+    """The counting function for an open_clip tokenizer; None for one that is unknown, or samples tokens instead of
+    truncating.
+    """
     length_of = _whole_length(tokenizer)
     if length_of is None:
         return None
@@ -37,8 +39,8 @@ def cut_counter(tokenizer: Any) -> CutCounter | None:
 
 
 def _whole_length(tokenizer: Any) -> Callable[[str], int] | None:
-    """The tokens of a caption if there were room for all of them, the model's own included."""
-    # By the very class: one derived from it may do what it likes.
+    """The tokens of a caption without truncation, including the model's special tokens."""
+    # Exact class: a subclass may behave differently.
     kind = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
     if kind == _SIMPLE and tokenizer.reduction_fn is None:
         return lambda caption: len(tokenizer.encode(caption)) + 2
@@ -51,16 +53,16 @@ def _whole_length(tokenizer: Any) -> Callable[[str], int] | None:
 
 
 def _ids(inner: Any, text: str, **options: Any) -> list[int]:
-    # verbose: else it warns of every text that is longer than its model's context.
+    # verbose=False, or it warns of every text longer than its model's context.
     ids: list[int] = inner(text, truncation=False, padding=False, verbose=False, **options).input_ids
     return ids
 
 
 def _may_be_cut(tokenizer: Any) -> Callable[[Sequence[str], torch.Tensor], np.ndarray]:
-    """bool [n]: rows without padding at their end, among them every row that was cut.
+    """bool [n]: rows without padding at their end, which include every truncated row.
 
-    Two places are looked at: the last may hold an end token that is the padding's id, too. Elsewhere that id stands
-    only where a special token is written out in the caption.
+    Two positions are checked: the last may be an end token with the padding's id. Elsewhere that id occurs only if the
+    caption spells out a special token.
     """
     inner = getattr(tokenizer, "tokenizer", None)
     pad_id, special = getattr(inner, "pad_token_id", None) or 0, tuple(getattr(inner, "all_special_tokens", ()))

@@ -13,16 +13,16 @@ from ..execute import Task
 from ..manifest import RunCard
 
 _METADATA_BYTES_PER_ROW = 100
-# Captions of the web are about as long as that; what was written already says it better.
+# The typical length of web captions; shards already written give a better estimate.
 _TOKENS_PER_CAPTION = 16
 
 
 def with_need(
     problem: DiskFull, out: str, run: RunCard, todo: Sequence[Task], rows_seen: int, workers: int
 ) -> DiskFull:
-    """`problem`, saying how much is needed and how much there is.
+    """`problem` with the required and the free space.
 
-    todo: what this run had to do; rows_seen: how many rows it had encoded when the disk was full, on `workers` workers.
+    todo: the run's shards; rows_seen: how many rows it had encoded when the disk was full, on `workers` workers.
     """
     committed = set(manifest.committed_numbers(out))
     left = [task for task in todo if task.number not in committed]
@@ -36,7 +36,7 @@ def with_need(
 
 
 def _estimate(out: str, run: RunCard, left: Sequence[Task], rows_seen: int, workers: int) -> int | None:
-    """Bytes the shards that are left will take: by what was written so far, else by the rows seen; None for no idea."""
+    """Bytes that the remaining shards need: from the shards written so far, else the rows seen; None if unknown."""
     still: int = sum(task.payload.bytes for task in left)
     done = list(manifest.read_manifests(out, run.shard_digits))
     read, written = sum(entry.source.bytes for entry in done), sum(entry.bytes() for entry in done)

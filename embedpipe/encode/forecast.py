@@ -10,16 +10,16 @@ from ..errors import InputError
 from ..manifest import IMAGE_SHARDS, RunCard, ShardManifest
 from ..types import SourceShard
 
-# A rate is that of the last shards: more of them would be read for nothing.
+# The rate is measured on the last shards: reading more would not improve it.
 _SHARDS_TO_JUDGE_BY = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What is left to encode, and what that takes.
+    """The remaining work, its duration and its cost.
 
-    samples: left to encode, None where nothing says how many; samples_from: what said so. rate: samples per second of
-    one worker; rate_from: `given` or `earlier shards`. seconds: by the clock, with `workers` workers that share the
+    samples: left to encode, None if unknown; samples_from: the source of that number. rate: samples per second of one
+    worker; rate_from: `given` or `earlier shards`. seconds: wall-clock time, with `workers` workers that share the
     shards evenly. cost: seconds × workers × price of a worker-hour.
     """
 
@@ -42,10 +42,10 @@ def forecast(
     rate: float | None = None,
     price: float | None = None,
 ) -> Forecast:
-    """What the shards `left` of the input `data` take on so many workers.
+    """Forecast for the shards `left` of the input `data` on that many workers.
 
-    rate: samples per second of one worker; None takes that of the shards that were committed to `out`. price: of one
-    worker for an hour. Raises InputError for a rate or a price that is not positive.
+    rate: samples per second of one worker; None uses the rate of the shards committed to `out`. price: per worker-hour.
+    Raises InputError for a rate or a price that is not positive.
     """
     for name, value in (("rate", rate), ("price", price)):
         if value is not None and not value > 0:
@@ -63,7 +63,7 @@ def forecast(
 
 
 def _earlier(out: str) -> list[ShardManifest]:
-    """The shards that were committed last, by their numbers."""
+    """The last committed shards, by number."""
     run = manifest.read_run(out)
     if run is None:
         return []
@@ -72,7 +72,7 @@ def _earlier(out: str) -> list[ShardManifest]:
 
 
 def _samples(data: str, left: list[SourceShard], earlier: list[ShardManifest]) -> tuple[int | None, str | None]:
-    """How many samples there are in the shards that are left, and what says so."""
+    """The number of samples in the remaining shards, and its source."""
     if (run := _image_shards(data)) is not None:
         wanted = {shard.name for shard in left}
         entries = manifest.read_manifests(data, run.shard_digits)
@@ -93,6 +93,6 @@ def _image_shards(data: str) -> RunCard | None:
 
 
 def _rate(earlier: list[ShardManifest]) -> float | None:
-    """Samples per second of one worker: writing goes on beside the rest, so it is not counted."""
+    """Samples per second of one worker: writing runs in the background, so its time is left out."""
     spent = sum(seconds for entry in earlier for name, seconds in entry.timing_s.items() if name in ("model", "wait"))
     return sum(entry.rows_in for entry in earlier) / spent if spent > 0 else None

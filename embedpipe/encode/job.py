@@ -35,16 +35,15 @@ from .worker import EncodeWork
 
 @dataclass(frozen=True, slots=True)
 class EncodeConfig:
-    """Everything `encode` can be told.
+    """The options of `encode`.
 
     executor: a name in EXECUTORS or auto; cluster: which one, for ray. gpus: how many CUDA devices to use, one worker
-    each; None takes all there are. workers: worker processes on the CPU where gpus is 0. threads_per_worker: None
-    shares the cores out evenly. part: the shards to encode, where others are for other processes. input: a name in
-    READERS or auto. caption_key: the .json field that holds the caption where there is no .txt, or the column of a
-    table. image_column and key_column: of a table, see `SampleRules`. samples_per_shard: how a folder of loose images
-    is cut. format: a name in FORMATS. overwrite: remove what an earlier run wrote to the output, and begin again.
-    trust_old_card: go on with what version 0.1 began, with the model built as version 0.1 built it.
-    max_rejects: stop early when there is no hope to stay below it.
+    each; None uses all. workers: worker processes on the CPU where gpus is 0. threads_per_worker: None divides the
+    cores evenly. part: the shards to encode, if other processes encode the rest. input: a name in READERS or auto.
+    caption_key: the .json field with the caption if there is no .txt, or the column of a table. image_column and
+    key_column: of a table, see `SampleRules`. samples_per_shard: for a folder of loose images. format: a name in
+    FORMATS. overwrite: remove the output of an earlier run, and start over. trust_old_card: continue an output of
+    version 0.1, with the model built as version 0.1 built it. max_rejects: stop early once the limit cannot be met.
     """
 
     encoder: EncoderConfig
@@ -66,16 +65,16 @@ class EncodeConfig:
     part: Part | None = None
 
     def demand(self) -> ResourceRequest:
-        """What the run asks of the machine or the cluster."""
+        """The workers and devices that the run requests."""
         beside = (self.part.neighbours, self.part.neighbour) if self.part is not None else (1, 0)
         return ResourceRequest(self.gpus, self.workers, self.threads_per_worker, *beside)
 
     def holds(self, number: int) -> bool:
-        """Whether the shard of that number is for this run to do."""
+        """Whether the shard of that number belongs to this run."""
         return self.part is None or self.part.holds(number)
 
     def shaping(self) -> dict[str, Any]:
-        """The options that decide what the output holds; a run can only be continued under the same."""
+        """The options that determine the output; a run can only be resumed with the same ones."""
         return {
             "input": self.input,
             "caption_key": self.caption_key,
@@ -85,7 +84,7 @@ class EncodeConfig:
             "format": self.format,
             "image_column": self.image_column,
             "key_column": self.key_column,
-            # Absent rather than false: outputs begun before there were these options go on without them.
+            # Absent rather than false, so that outputs older than these options can be resumed.
             **({"text_tokens": True} if self.stage.text_tokens else {}),
             **({"reject_cut_captions": True} if self.stage.reject_cut_captions else {}),
         }
@@ -98,13 +97,13 @@ class EncodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
-    """What a run of `encode` did, of the shards that it was for.
+    """The result of a run of `encode`, for its part of the shards.
 
     planned: shards in the plan. already: of these, committed before. rows, rejected, rejects (by class), cut (captions
-    longer than the model's context_length): in the whole output, also from earlier runs. report: what this run added,
-    at samples_per_s (rejects counted) by the clock; time_share: where its workers spent their time, adding up to 1.
-    vanished: input shards that are no longer there (embeddings made of them are kept). redone: committed shards whose
-    files were missing or cut and which were encoded again. failed_tasks: shards that could not be encoded, and why.
+    longer than the model's context_length): in the whole output, including earlier runs. report: what this run added,
+    at samples_per_s (including rejects, wall-clock); time_share: how its workers spent their time, summing to 1.
+    vanished: input shards that no longer exist (their embeddings are kept). redone: committed shards with missing or
+    truncated files, which were encoded again. failed_tasks: shards that could not be encoded, and why.
     """
 
     planned: int
@@ -124,10 +123,10 @@ class EncodeReport:
 
 
 def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent) -> EncodeReport:
-    """Encode the image shards or folder `data` into the embedding data set `out`; run again, it goes on.
+    """Encode the image shards or folder `data` to the embedding data set `out`; a repeated run resumes.
 
-    Raises InputError (nothing to read), ModelError, RunMismatch (the output was made in another way), OutputBusy,
-    DiskFull, TooManyRejects. What was committed before stays whole under all of them.
+    Raises InputError (nothing to read), ModelError, RunMismatch (the output was made with other settings), OutputBusy,
+    DiskFull, TooManyRejects. Committed shards stay intact in every case.
     """
     begun = time.perf_counter()
     _refuse_contradictions(config)
@@ -146,7 +145,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         run, change = _begin(data, out, (found, change), facts, config, reader)
         committed = scan_committed(out, run, change.vanished, config.holds)
         todo = _still_to_do(run, committed, change.vanished, config)
-        _require_trust(out, before, config, [task.number for task in todo])  # some may have been found damaged
+        _require_trust(out, before, config, [task.number for task in todo])  # some may have turned out damaged
         sweep_dataset_temporaries(out, config.holds if config.part is not None else None)
         if before is not None:
             sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
@@ -164,7 +163,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
             loading = f"{plural(workers, 'worker')} loading {config.encoder.model}" if workers > 1 else ""
             watch(Progress(planned=len(todo), doing=loading))
             outcome = executor.run(work, todo, watch)
-            # What workers left that were killed and replaced, or not.
+            # Leftovers of killed workers, replaced or not.
             sweep_dataset_temporaries(out, config.holds if config.part is not None else None)
             sweep_leftovers(out, run.shard_digits, [aside.task.number for aside in outcome.failed_tasks])
             _note_pending(out, config, True)
@@ -175,7 +174,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
 
 
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
-    """What `encode` would do, without doing it: the grown plan and the numbers still to encode."""
+    """What `encode` would do: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
     found = manifest.read_run(out)
     change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)
@@ -194,7 +193,7 @@ def _uncommitted(out: str, change: PlanChange, config: EncodeConfig) -> list[int
 def _look_at_encoder(
     config: EncodeConfig, executor: Executor, places: Allocation
 ) -> tuple[Encoder | None, tuple[EncoderCard, int | None]]:
-    """The encoder, where this process has a device for it, and its facts, which depend on the device."""
+    """The encoder, if this process has a device for it, and its facts, which depend on the device."""
     if config.executor == "ray":
         return None, executor.call(_facts_of, config.encoder, places.devices[0], config.stage)
     encoder = load_encoder(config.encoder, places.devices[0])
@@ -206,9 +205,9 @@ def _facts_of(config: EncoderConfig, device: str, stage: BatchingConfig) -> tupl
 
 
 def _facts(encoder: Encoder, stage: BatchingConfig) -> tuple[EncoderCard, int | None]:
-    """The encoder's card, and how wide its token states are where they are asked for.
+    """The encoder's card, and the width of its token states if requested.
 
-    Raises ModelError where captions that are cut are to be rejected, and nobody can tell which are.
+    Raises ModelError if truncated captions are to be rejected but cannot be detected.
     """
     if stage.reject_cut_captions and not encoder.counts_cut_tokens:
         raise ModelError(
@@ -226,10 +225,10 @@ def _begin(
     config: EncodeConfig,
     reader: Reader,
 ) -> tuple[RunCard, PlanChange]:
-    """The run card as it is now to be, and the change of the plan that it holds.
+    """The new run card, and its change of the plan.
 
-    seen: the run card there was, and the change of its plan. Of several processes that begin parts of one output, one
-    writes it and the others take it as it is; who has all of the output writes it when it is known what is committed.
+    seen: the previous run card, and the change of its plan. If several processes start parts of one output, one writes
+    it and the others use that; a run of the whole output writes it once the committed shards are known.
     """
     found, change = seen
     before = None if config.overwrite else found
@@ -237,7 +236,7 @@ def _begin(
     run = dataclasses.replace(run_card(out, before, change, facts, config.shaping(), reader), source=source)
     if config.part is None:
         if found is not None and config.overwrite:
-            discard(out, found)  # not earlier: a wrong model name must not cost a data set
+            discard(out, found)  # not earlier: a wrong model name must not delete a data set
         return run, change
     with planning(out):
         now = manifest.read_run(out)
@@ -256,7 +255,7 @@ def _begin(
 
 
 def _refuse_growing_unlocked(out: str, change: PlanChange) -> None:
-    # Two parts that append what they see would give one number to two input shards.
+    # Two parts appending to the plan independently would give one number to two input shards.
     if not files.is_local(out):
         raise RunMismatch(
             f"{out}: {change.added} input shards are new and {len(change.changed)} changed, and on an object store "
@@ -266,7 +265,7 @@ def _refuse_growing_unlocked(out: str, change: PlanChange) -> None:
 
 
 def _note_pending(out: str, config: EncodeConfig, changed: bool) -> None:
-    """Bring up to date which shards may have no manifest. Parts on an object store leave that to a run of the whole."""
+    """Update the list of shards that may lack a manifest. Parts on an object store leave that to a run of the whole."""
     if changed and (config.part is None or files.is_local(out)):
         with planning(out) if config.part is not None else contextlib.nullcontext():
             manifest.settle(out)
@@ -288,9 +287,9 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
 
 
 def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
-    """`config` with what follows from the device, and the precision of an earlier run where none was asked for.
+    """`config` completed for the device, with the precision of an earlier run if none was requested.
 
-    What version 0.1 began goes on with the model built as version 0.1 did.
+    An output of version 0.1 continues with the model built as version 0.1 did.
     """
     encoder, stage = config.encoder, config.stage
     if before is not None and before.dated:
@@ -302,7 +301,7 @@ def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str
 
 
 def _require_trust(out: str, before: RunCard | None, config: EncodeConfig, left: Sequence[int]) -> None:
-    """Raise RunMismatch where shards would be added to what version 0.1 wrote, unless that is wanted, and can be."""
+    """Raise RunMismatch if shards would be added to an output of version 0.1, unless that is trusted and possible."""
     bare = config.encoder.options == ModelOptions()
     if not left or before is None or not before.dated or (config.trust_old_card and bare):
         return

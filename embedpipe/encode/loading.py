@@ -29,7 +29,7 @@ from .model_checks import checked
 from .open_clip import OpenClipEncoder, is_convolutional
 from .precision import choose_precision
 
-# What open_clip and torch raise on wrong names, torn files and configurations that do not fit together.
+# What open_clip and torch raise for unknown names, truncated files and inconsistent configurations.
 _LOAD_PROBLEMS = (
     RuntimeError,
     OSError,
@@ -52,7 +52,7 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
 
     `config.model` may be an open_clip name, `hf-hub:org/repo`, `local-dir:folder`, or the folder itself.
     """
-    # What is wrong with a name, a tag or an option is said before anything heavy is done.
+    # Report invalid names, tags and options before any expensive step.
     own = _own_name(config)
     if config.as_version_0_1 and config.options != ModelOptions():
         raise ModelError(
@@ -82,7 +82,7 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
 
 
 def _own_name(config: EncoderConfig) -> str | None:
-    """open_clip's name of a model that brings its own configuration; None for one of its tables."""
+    """open_clip's name of a model with its own configuration; None for one in its tables."""
     of_hub = config.model.startswith("hf-hub:")
     folder = None if of_hub else model_folder(config.model)
     if not of_hub and folder is None:
@@ -121,12 +121,14 @@ def _tokenizer(spec: ModelSpec) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _bpe_tokenizer(get: Callable[[str], Any], model: str, *options: Any) -> Any:
-    # Reading its vocabulary takes longer than all else about a small model. A folder's options may have changed.
+    # Reading the vocabulary takes longer than the rest of loading a small model. A folder's options may have changed.
     return get(model)
 
 
 def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:
-    """The model as version 0.1 built it: the activation of the bare architecture, whatever the tag's weights want."""
+    """The model as version 0.1 built it: with the activation of the bare architecture, whatever the tag was trained
+    with.
+    """
     random = config.pretrained == RANDOM
     model = open_clip.create_model(
         name,
@@ -140,15 +142,15 @@ def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _without_known_noise() -> Iterator[None]:
-    """While the block runs, what open_clip says is shown, but for three messages that say what is known here."""
+    """Within the block, suppress three known messages of open_clip and show all others."""
 
     def wanted(record: logging.LogRecord) -> bool:
-        # Random weights were asked for (they are required otherwise); a failed download is raised, and told, as well.
+        # Random weights are intended here (weights are required otherwise); a failed download also raises an error.
         known = ("No pretrained weights loaded for model", "Failed to download weights for tag")
         return not record.getMessage().startswith(known)
 
     with warnings.catch_warnings():
-        # It compares a tag with the architecture's default. Which one is computed was resolved, and is checked.
+        # It compares a tag with the architecture's default. The activation has been resolved, and is checked.
         warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
         logging.getLogger().addFilter(wanted)
         try:
@@ -189,7 +191,7 @@ def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | Missi
 
 
 def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
-    """The card with what version 0.1 recorded."""
+    """The card with the fields of version 0.1."""
     cfg = model.visual.preprocess_cfg
     size = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
     spec = PreprocessSpec(
@@ -216,13 +218,13 @@ def _card(config: EncoderConfig, model: Any, tokenizer: Any) -> EncoderCard:
 
 
 def _per_channel(values: Any) -> tuple[float, float, float]:
-    """Floats, also where a configuration says `[0, 0, 0]` or `0`: the card must read back from JSON as it was."""
+    """Floats, even if a configuration has `[0, 0, 0]` or `0`: the card must survive a round trip through JSON."""
     red, green, blue = values if isinstance(values, list | tuple) else (values,) * 3
     return float(red), float(green), float(blue)
 
 
 def _lasting(name: str) -> str:
-    """A file or folder by its absolute path, so that a search from elsewhere finds it; any other name as it is."""
+    """A file or folder as an absolute path, so that a search from another folder finds it; other names unchanged."""
     path = Path(name.removeprefix("local-dir:"))
     return str(path.resolve()) if name and path.exists() else name
 
@@ -234,7 +236,7 @@ def _tokenizer_name(tokenizer: Any) -> str:
 
 
 def _dim(model: Any, spec: PreprocessSpec) -> int:
-    # Towers of other libraries do not all say their output width; one pass over a blank image does.
+    # Not all towers of other libraries expose their output width; encoding a blank image reveals it.
     with torch.inference_mode():
         return int(model.encode_image(torch.zeros(1, 3, *spec.size)).shape[-1])
 

@@ -15,7 +15,8 @@ from ..errors import ModelError
 from ..images.decode import RULES
 from .base import EncoderConfig
 
-# Classes of activations by name, in lower case, in several libraries. What squashes gates and scores is none.
+# Activation classes of several libraries by name, in lower case. Sigmoids and softmaxes of gates and scores are left
+# out.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "geluactivation": "gelu",
@@ -34,13 +35,13 @@ _ACTIVATIONS = {
     "hardswish": "hard_swish",
     "mish": "mish",
 }
-# What ways of cleaning captions make of one that tells them apart.
+# A caption that distinguishes the cleaning functions, and its result under each.
 _UNCLEAN = "  A_b,  C! "
 _CLEANED = {"a_b, c!": "lower", "A_b, C!": "whitespace", "a b c": "canonicalize"}
 
 
 def checked(config: EncoderConfig, spec: ModelSpec, card: EncoderCard, model: Any, tokenizer: Any) -> EncoderCard:
-    """The card with all that is recorded now. Raises ModelError where what was built is not what `spec` says."""
+    """The card with all current fields. Raises ModelError if the built model differs from `spec`."""
     found = {field: getattr(card.preprocess, field) for field in BARE_PREPROCESS}
     if spec.preprocess is None:
         refuse_other(config.model, spec, found, config.options)
@@ -73,14 +74,15 @@ def checked(config: EncoderConfig, spec: ModelSpec, card: EncoderCard, model: An
 
 
 def text_tower(model: Any) -> Any:
-    """The module that makes texts into vectors: `.text`, or, of a plain CLIP, its transformer."""
+    """The module that encodes texts: `.text`, or the transformer of a plain CLIP."""
     return getattr(model, "text", None) or model.transformer
 
 
 def activations(tower: torch.nn.Module) -> str:
-    """The activations of a tower's modules by canonical names, in alphabetical order, joined by `+`; `none` for none.
+    """The canonical names of the activations in a tower, in alphabetical order, joined by `+`; `none` if there are
+    none.
 
-    Functions that a library calls without a module are not seen.
+    Functional activations, called without a module, are not detected.
     """
     found = set()
     for module in tower.modules():
@@ -93,7 +95,7 @@ def activations(tower: torch.nn.Module) -> str:
 
 
 def cleaning(tokenizer: Any) -> str:
-    """How a tokenizer cleans captions, by what it does: lower, whitespace or canonicalize."""
+    """The caption cleaning of a tokenizer, found by running it: lower, whitespace or canonicalize."""
     clean = getattr(tokenizer, "clean_fn", None)
     if clean is None:
         return "canonicalize" if type(tokenizer).__name__ == "SigLipTokenizer" else "none"
@@ -101,12 +103,12 @@ def cleaning(tokenizer: Any) -> str:
 
 
 def pooling(model: Any, image: TowerSpec, text: TowerSpec) -> tuple[str, str]:
-    """How a model's image and text tower pool, by what they say themselves; else what their specs say."""
+    """Pooling of a model's image and text tower: their own attributes, else their specs."""
     return _image_pooling(model, image), _text_pooling(model, text)
 
 
 def _image_pooling(model: Any, spec: TowerSpec) -> str:
-    """What the image tower itself says, where it is open_clip's own; else what `spec` says."""
+    """The image tower's own attribute, if it is open_clip's; else the value of `spec`."""
     visual = model.visual
     if not hasattr(visual, "pool_type"):
         return spec.pooling

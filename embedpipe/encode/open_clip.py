@@ -17,12 +17,12 @@ from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
 from .precision import DTYPES
 from .text_tower import TextTower
 
-# Of a row of zeros nobody can say where it points: it is divided by this, and stays one of zeros.
+# Divisor for rows of zeros, which have no direction and stay zero.
 _SMALLEST_NORM = 1e-12
 
 
 class OpenClipEncoder:
-    """Any open_clip model as an `Encoder`. Embeddings are normalised in fp32, whatever the model computes in."""
+    """Any open_clip model as an `Encoder`. Embeddings are normalised in fp32, whatever the model's precision."""
 
     def __init__(self, model: Any, tokenizer: Any, card: EncoderCard, device: str, config: EncoderConfig) -> None:
         self._card = card
@@ -34,11 +34,11 @@ class OpenClipEncoder:
         self._input_dtype = torch.float32 if self._autocast else dtype
         convolutional = is_convolutional(model)
         self._memory_format = torch.channels_last if convolutional else torch.contiguous_format
-        # What convolutions make of 16 pictures stays in a core's cache; of 64 it does not (180 against 111 a second).
+        # Activations of 16 images fit a core's cache; those of 64 do not (180 versus 111 images/s).
         self._pictures_at_once = 16 if convolutional and device == "cpu" else 1 << 20
         self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
         self._texts = TextTower(self._model, tokenizer, device, config.text_batch_size)
-        # Said, since CoCa's models normalise unless they are told not to.
+        # Explicit, since CoCa's models normalise by default.
         self._encode_image: Callable[[Any], Any] = functools.partial(self._model.encode_image, normalize=False)
         self._compile = config.compile
         shape = (1, 3, 1, 1)
@@ -47,17 +47,17 @@ class OpenClipEncoder:
 
     @property
     def card(self) -> EncoderCard:
-        """What made the numbers."""
+        """The model card."""
         return self._card
 
     def prepare(self, batch_size: int) -> float:
-        """Compile the image tower, if that was asked for, for batches of that many pictures; returns the seconds."""
+        """Compile the image tower, if requested, for batches of that many images; returns the seconds."""
         if not self._compile:
             return 0.0
         self._compile = False
         begun = time.perf_counter()
-        # Freezing folds the weights into the compiled graph; it holds for inference only. Each other batch size would
-        # be compiled again, so all batches are filled up to one.
+        # Freezing folds the weights into the compiled graph, for inference only. Each other batch size would be
+        # compiled again, so all batches are padded to the same size.
         self._pictures_at_once = size = min(batch_size, self._pictures_at_once)
         compiled = torch.compile(self._model.encode_image, options={"freezing": True})
         self._encode_image = lambda part: _run(compiled, part, size)
@@ -79,18 +79,20 @@ class OpenClipEncoder:
 
     @property
     def counts_cut_tokens(self) -> bool:
-        """Whether it can tell how many tokens of a caption were cut off."""
+        """Whether the number of truncated tokens is known."""
         return self._texts.counts_cut
 
     @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
-        """Captions → their embeddings, norms and tokens cut; tokenised as the model's own configuration says."""
+        """Captions → their embeddings, norms and truncated tokens; tokenised by the model's own configuration."""
         with self._casting():
             return _of_texts(*self._texts.embed(captions))
 
     @torch.inference_mode()
     def text_states(self, captions: Sequence[str]) -> TextStates:
-        """Captions → their embeddings and the states of their tokens. Raises ModelError where there are none."""
+        """Captions → their embeddings and the states of their tokens. Raises ModelError if the tower does not expose
+        them.
+        """
         if not self._texts.has_states:
             raise ModelError(
                 f"{self._card.model}: its text tower gives no hidden states of tokens, since it is not open_clip's",
@@ -117,14 +119,16 @@ def _filled_up(pictures: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def is_convolutional(model: Any) -> bool:
-    """Whether the image tower is made of convolutions, which run twice as fast with channels last; a ViT has one."""
+    """Whether the image tower is a convolutional network, twice as fast in channels-last format; a ViT has one
+    convolution.
+    """
     return sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules()) > 4
 
 
 def _measured(features: torch.Tensor) -> torch.Tensor:
-    """[n, dim] → float32 [n, dim + 1]: each row at norm 1, and behind it the norm it had.
+    """[n, dim] → float32 [n, dim + 1]: each row normalised, followed by its original norm.
 
-    One tensor, so that both leave a device in one copy. A row of zeros stays one.
+    One tensor, so that both leave a device in one copy. Rows of zeros stay zero.
     """
     rows = features.float()
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
@@ -132,7 +136,7 @@ def _measured(features: torch.Tensor) -> torch.Tensor:
 
 
 def _parted(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [n, dim], norms [n]) of what `_measured` put together."""
+    """Split the output of `_measured` into (rows [n, dim], norms [n])."""
     return np.ascontiguousarray(measured[:, :-1]), measured[:, -1].copy()
 
 
@@ -141,7 +145,7 @@ def _of_texts(features: torch.Tensor, tokens_cut: np.ndarray | None) -> Embedded
 
 
 class _OnItsWay:
-    """What `_measured` made, perhaps still being copied from a CUDA device into pinned memory."""
+    """The output of `_measured`, perhaps still being copied from a CUDA device to pinned memory."""
 
     def __init__(self, measured: torch.Tensor) -> None:
         self._host = measured.to("cpu", non_blocking=True)
@@ -151,7 +155,7 @@ class _OnItsWay:
             self._copied.record(torch.cuda.current_stream(measured.device))
 
     def wait(self) -> Embedded:
-        """The embeddings, once they have arrived."""
+        """Wait for the embeddings."""
         if self._copied is not None:
             self._copied.synchronize()
         return Embedded(*_parted(self._host.numpy()))

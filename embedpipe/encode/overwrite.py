@@ -14,15 +14,15 @@ from ..store.cleanup import sweep_leftovers
 
 
 def discard(out: str, run: RunCard) -> None:
-    """Remove the data set that `run` describes. Call it while holding the lock of `out`.
+    """Remove the data set that `run` describes. Call it with `out` locked.
 
     Manifests go first, the files they list next, the run card last: killed at any moment, it leaves an unfinished data
-    set, which the same command takes up again. What is not ours is not touched.
+    set, which the same command resumes. Foreign files are not touched.
     """
     numbers = manifest.committed_numbers(out)
     listed: set[str] = set()
     for number in numbers:
-        with contextlib.suppress(DatasetError):  # damaged: its files are found by their names below
+        with contextlib.suppress(DatasetError):  # damaged: its files are found by name below
             entry = manifest.read_manifest(out, number, run.shard_digits)
             listed.update(record.path for record in entry.files if _is_ours(record.path))
     manifest.write_run(out, dataclasses.replace(run, pending=tuple(range(len(run.plan)))))
@@ -35,5 +35,5 @@ def discard(out: str, run: RunCard) -> None:
 
 
 def _is_ours(path: str) -> bool:
-    # A manifest is a file like any other: whatever somebody wrote into it, it names nothing outside our folders.
+    # Manifests are untrusted: no entry may lead outside the data set's folders.
     return posixpath.normpath(path) == path and posixpath.dirname(path) in layout.FOLDERS

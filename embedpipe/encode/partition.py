@@ -11,7 +11,7 @@ _HOW = "Give i/n with i from 0 to n-1, such as 3/8, or `auto` under srun, a job 
 
 
 def part_of(text: str, environment: Mapping[str, str]) -> Part:
-    """`3/8` as it is; `auto` by the variables that torchrun, srun or a SLURM job array set, the first of them there is.
+    """Parse `3/8`; `auto` uses the environment variables of torchrun, srun or a SLURM job array, the first that is set.
 
     Raises InputError.
     """
@@ -29,7 +29,7 @@ def _launched(environment: Mapping[str, str]) -> Part:
         return int(value) if value.strip().lstrip("-").isdecimal() else None
 
     rank, world = number("RANK"), number("WORLD_SIZE")
-    if rank is not None and world is not None:  # torchrun: all its processes see all GPUs of the machine
+    if rank is not None and world is not None:  # torchrun: each of its processes sees all GPUs of the machine
         return Part(rank, world, number("LOCAL_WORLD_SIZE") or 1, number("LOCAL_RANK") or 0)
     task, tasks = number("SLURM_PROCID"), number("SLURM_NTASKS")
     member, members = number("SLURM_ARRAY_TASK_ID"), number("SLURM_ARRAY_TASK_COUNT")

@@ -22,17 +22,18 @@ from .base import EmbeddedTexts, Encoder
 from .batching import BatchingConfig, PixelBatch, ShardEnd, batches_ahead
 from .shard_buffer import ShardBuffer
 
-# So many batches may be on the device at once: one at work, one ready behind it.
+# Batches on the device: one computing, one queued.
 _BATCHES_ON_DEVICE = 2
 
 
 def encode_shards(
     desk: TaskContext, reader: Reader, encoder: Encoder, config: BatchingConfig, finish: Callable[[ShardBuffer], None]
 ) -> None:
-    """Encode the desk's tasks, input shards, until there are no more; `finish` is given each, whole, on a thread.
+    """Encode the input shards from the task context until there are no more; `finish` receives each on a background
+    thread.
 
-    Rows come in input order; they depend on the input and the options alone. What is wrong with single samples
-    becomes rejects, a shard that cannot be read at all is refused.
+    Rows are in input order; they depend on the input and the options alone. Faults of single samples become rejects; an
+    unreadable shard is refused.
     """
     compile_s = encoder.prepare(config.batch_size) if config.images else 0.0
     start_s = {"compile": compile_s} if compile_s else {}
@@ -63,7 +64,7 @@ _Item = TypeVar("_Item")
 
 
 def _timed(items: Iterable[_Item]) -> Iterator[tuple[float, _Item]]:
-    """Each item with the seconds it was waited for."""
+    """Each item with the seconds spent waiting for it."""
     begun = time.perf_counter()
     for item in items:
         yield time.perf_counter() - begun, item
@@ -96,7 +97,7 @@ def _end_shard(
 
 
 def _encode_texts(gathered: ShardBuffer, encoder: Encoder, with_tokens: bool) -> None:
-    """The captions' embeddings and their tokens' states; each distinct caption is encoded once."""
+    """Embeddings and token states of the captions; each distinct caption is encoded once."""
     captions = [row.sample.caption or "" for row in gathered.rows]
     place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     rows = np.array([place[caption] for caption in captions], np.int64)

@@ -29,7 +29,7 @@ _OTHER_RUN = "Give the same as before, another output folder, or --overwrite to 
 def plan_input(
     out: str, before: RunCard | None, shaping: dict[str, Any], reader: Reader, overwrite: bool
 ) -> PlanChange:
-    """The plan as it is now. Raises RunMismatch for other options than `shaping` or a changed input shard."""
+    """The current plan. Raises RunMismatch for options other than `shaping`, or a changed input shard."""
     if before is None:
         if manifest.committed_numbers(out):
             raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
@@ -55,7 +55,7 @@ def plan_input(
 
 
 def refuse_other_options(out: str, before: RunCard, shaping: dict[str, Any]) -> None:
-    """Raise RunMismatch where `out` was made by another command, or under other options."""
+    """Raise RunMismatch if `out` was made by another command, or with other options."""
     if made_by := before.options.get("selection", {}).get("made_by"):
         raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", _OTHER_RUN)
     if before.merged:
@@ -69,7 +69,7 @@ def refuse_other_options(out: str, before: RunCard, shaping: dict[str, Any]) -> 
 def _refuse_other_contents(
     out: str, number: int, digits: int, planned: SourceShard, present: SourceShard, reader: Reader
 ) -> None:
-    """A touched or copied input shard is fine as long as its bytes are those that were encoded."""
+    """A touched or copied input shard is accepted if its bytes are unchanged."""
     if planned.bytes == present.bytes and planned.members == present.members:
         digest = hashlib.sha256()
         for _ in reader.read(present, digest):
@@ -90,9 +90,9 @@ def run_card(
     shaping: dict[str, Any],
     reader: Reader,
 ) -> RunCard:
-    """The run card of the output as it is to be. encoder: its card, and how wide token states are, if there are any.
+    """The new run card of the output. encoder: its card, and the width of token states, if any.
 
-    Raises RunMismatch when `before` was made with another encoder, EmptyInput.
+    Raises RunMismatch if `before` was made with another encoder, EmptyInput.
     """
     card, token_width = encoder
     if before is not None and before.encoder is not None:
@@ -115,16 +115,16 @@ def run_card(
 
 
 def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequence[str]) -> dict[str, str]:
-    """Column types from the first samples there are. A field whose name is `taken` is left to the column `extra`.
+    """Column types from the first samples. A field whose name is `taken` goes to the column `extra`.
 
-    Raises EmptyInput when no shard holds a single one, or what is wrong with the first shard when none can be read.
+    Raises EmptyInput if no shard contains a sample, or the error of the first shard if none can be read.
     """
     unreadable: list[InputError] = []
     for shard in shards:
         arrivals = (arrival for arrival in reader.read(shard, hashlib.sha256()) if isinstance(arrival, Sample))
         try:
             rows = [sample.metadata for sample in itertools.islice(arrivals, _SAMPLES_TO_GUESS_COLUMNS_FROM)]
-        except InputError as problem:  # the shard will be set aside; the others may do
+        except InputError as problem:  # the shard will fail later; others may be readable
             unreadable.append(problem)
             continue
         if rows:

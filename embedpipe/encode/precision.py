@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
     """fp32, bf16 or fp16 for `wanted` (one of PRECISIONS) on `device`.
 
-    auto is bf16 where the hardware multiplies it: CUDA cards that say so, CPUs with AVX512-BF16 or AMX (twice as fast
+    auto is bf16 on hardware that supports it: CUDA cards that report it, CPUs with AVX512-BF16 or AMX (twice as fast
     there; elsewhere slower than fp32, as are depthwise convolutions in bf16 on any CPU). Raises InputError.
     """
     if wanted not in PRECISIONS:

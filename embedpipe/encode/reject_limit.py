@@ -9,10 +9,10 @@ from .resume import CommittedTotals
 
 
 class RejectLimitListener:
-    """A `Listener` that passes all it hears on to another one.
+    """A `Listener` that forwards all reports to another one.
 
-    rows_seen: rows this run encoded, committed or not. Raises TooManyRejects once the limit is passed beyond hope while
-    shards are left: between shards, so that everything that was seen is committed with its reasons.
+    rows_seen: rows this run encoded, committed or not. Raises TooManyRejects once the limit can no longer be met while
+    shards are left: between shards, so that all rejects so far are committed with their reasons.
     """
 
     def __init__(self, listen: Listener, out: str, limit: RejectLimit | None, committed: CommittedTotals) -> None:
@@ -25,7 +25,7 @@ class RejectLimitListener:
         self._rejects = dict(committed.rejects)
 
     def __call__(self, step: Progress) -> None:
-        """Take one step."""
+        """Handle one report."""
         self._listen(step)
         self.rows_seen += step.rows
         self._left += (step.planned or 0) - step.tasks

@@ -13,8 +13,8 @@ from ..progress import CutCaptions, add_counts
 
 @dataclass(slots=True)
 class CommittedTotals:
-    """numbers: shards that need not be encoded. rows, rejected, rejects, cut: of all of them together. redone: names of
-    shards whose files are not what their manifests say; these are not committed any more.
+    """numbers: committed shards. rows, rejected, rejects, cut: their totals. redone: names of shards whose files do not
+    match their manifests; these are no longer committed.
     """
 
     numbers: set[int] = field(default_factory=set)
@@ -35,9 +35,9 @@ class CommittedTotals:
 
 
 def scan_committed(out: str, run: RunCard, vanished: Iterable[int], holds: Callable[[int], bool]) -> CommittedTotals:
-    """What is committed of the shards whose numbers `holds`; a damaged one is retracted, so that it is made again.
+    """The committed shards among those whose numbers `holds`; a damaged one is retracted, to be encoded again.
 
-    Sizes are compared here; checksums are `embedpipe verify`'s, since a restart should not read the whole data set.
+    Only sizes are compared; `embedpipe verify` checks checksums, since a restart should not read the whole data set.
     """
     found = CommittedTotals()
     gone = set(vanished)
@@ -49,7 +49,7 @@ def scan_committed(out: str, run: RunCard, vanished: Iterable[int], holds: Calla
                 f"{out}: shard {entry.number} was made by another encoder than embedpipe.json says",
                 "Run `embedpipe verify`",
             )
-        # What is damaged and cannot be made again is better than nothing; `embedpipe verify` tells of it.
+        # A damaged shard whose input is gone is kept; `embedpipe verify` reports it.
         if whole or entry.number in gone:
             found.add(entry)
         else:
@@ -59,13 +59,13 @@ def scan_committed(out: str, run: RunCard, vanished: Iterable[int], holds: Calla
 
 
 def _with_files(out: str, numbers: Iterable[int], digits: int) -> Iterator[tuple[ShardManifest, bool]]:
-    """Manifests, and whether all files of each are there with the sizes they should have."""
+    """Manifests, and whether all files of each exist with the recorded sizes."""
     sizes: dict[str, dict[str, int]] = {}
     for entry in manifest.read_manifests(out, digits, numbers):
         if files.is_local(out):
             yield entry, manifest.files_are_there(out, entry)
             continue
-        # Far away a listing of each folder takes the place of a request for each file.
+        # For a remote output, list each folder once instead of a request per file.
         whole = True
         for record in entry.files:
             folder, _, name = record.path.rpartition("/")

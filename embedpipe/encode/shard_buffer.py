@@ -28,11 +28,11 @@ from .batching import Row
 
 @dataclass(slots=True)
 class ShardBuffer:
-    """The rows and rejects of a shard so far, embeddings batch by batch, and where the time went (s).
+    """The rows and rejects of a shard so far, embeddings batch by batch, and timings (s).
 
-    image: of each batch, perhaps still on their way from the device. text_tokens: states of the tokens, in the stored
-    dtype; equal captions share theirs. sha256: of the input shard, known at its end. most_tokens: a sample whose
-    caption has more is a reject; None where it is cut.
+    image: embeddings of each batch, perhaps still being copied from the device. text_tokens: token states, in the
+    stored dtype; equal captions share theirs. sha256: of the input shard, known at its end. most_tokens: a sample whose
+    caption has more is rejected; None to truncate it.
     """
 
     task: Task
@@ -47,13 +47,13 @@ class ShardBuffer:
 
     @property
     def rows_in(self) -> int:
-        """Samples that the input shard holds, rejects counted."""
+        """Samples in the input shard, including rejects."""
         return len(self.rows) + len(self.rejects)
 
     def shard(self, dtype: str, columns: Mapping[str, str]) -> EmbeddingShard:
-        """All of it as an embedding shard.
+        """The contents as an embedding shard.
 
-        Rows whose numbers are not finite become rejects, and so do those whose captions are too long, if that is asked.
+        Rows with non-finite values become rejects, and so do those with too long captions, if requested.
         """
         image, text, tokens = _together(self.image), self.text, self.text_tokens
         refused = self._refused(image)
@@ -75,7 +75,7 @@ class ShardBuffer:
         )
 
     def _refused(self, image: Embedded | None) -> dict[int, Reject]:
-        """What is wrong with rows that were encoded, by row, in their order."""
+        """Faults of encoded rows, by row, in order."""
         text, tokens = self.text, self.text_tokens
         cut = (
             text.tokens_cut if text is not None and text.tokens_cut is not None else np.zeros(len(self.rows), np.int32)
@@ -106,7 +106,7 @@ def _together(batches: Sequence[Later]) -> Embedded | None:
 
 
 def _measured(image: Embedded | None, text: EmbeddedTexts | None) -> dict[str, list[Any]]:
-    """What is known of each row from its embeddings, by column; a column that is not here is null."""
+    """Measurements of each row's embeddings, by column; missing columns are null."""
     found: dict[str, list[Any]] = {}
     if image is not None:
         found[IMAGE_NORM] = image.norms.tolist()

@@ -20,7 +20,7 @@ import torch
 from ..ragged import RaggedRows
 from .cut_captions import cut_counter
 
-# Two runs of one tower at different lengths differ by rounding only; an error in the cut shows as tenths.
+# Runs of a tower at different lengths differ only by rounding; a wrong truncation differs by tenths.
 _SAME = 1e-2
 
 
@@ -38,16 +38,16 @@ class TextTower:
 
     @property
     def cuts(self) -> bool:
-        """Whether batches are cut to their longest caption."""
+        """Whether batches are truncated to their longest caption."""
         return self._cut
 
     @property
     def counts_cut(self) -> bool:
-        """Whether it is known how many tokens of a caption are cut off."""
+        """Whether the number of truncated tokens is known."""
         return self._count_cut is not None
 
     def embed(self, captions: Sequence[str]) -> tuple[torch.Tensor, np.ndarray | None]:
-        """(float [n, dim], int32 [n] tokens cut off where that is known), row i for caption i."""
+        """(float [n, dim], int32 [n] truncated tokens if known), row i for caption i."""
         tokens, tokens_cut = self._tokenised(captions)
         batches = self._batches(tokens, _lengths(tokens, self._pad_id))
         embedded = _in_row_order([(rows, self._encode_cut(tokens[rows], length)) for rows, length in batches])
@@ -59,15 +59,15 @@ class TextTower:
 
     @property
     def has_states(self) -> bool:
-        """Whether `states` can be had: the towers of other libraries (Hugging Face's) keep theirs to themselves."""
+        """Whether `states` is available: towers of other libraries (Hugging Face's) do not expose theirs."""
         tower = _tower(self._model)
         return hasattr(tower, "ln_final") and hasattr(tower, "transformer")
 
     def states(self, captions: Sequence[str], dtype: str) -> tuple[torch.Tensor, np.ndarray | None, RaggedRows]:
-        """What `embed` gives, and the last hidden states of the real tokens of each caption, in memory as `dtype`."""
+        """The result of `embed`, and the last hidden states of each caption's real tokens, in memory as `dtype`."""
         tokens, tokens_cut = self._tokenised(captions)
         lengths = _lengths(tokens, self._pad_id)
-        # Filled batch by batch: never more than one batch of padded states is there.
+        # Filled batch by batch, so only one batch of padded states is in memory.
         values = np.empty((int(lengths.sum()), _tower(self._model).ln_final.weight.shape[0]), dtype)
         starts = np.empty(len(tokens), np.int64)
         encoded = []
@@ -89,7 +89,7 @@ class TextTower:
             yield rows, int(lengths[rows].max()) if self._cut else tokens.shape[1]
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        # Said, since CoCa's models normalise unless they are told not to.
+        # Explicit, since CoCa's models normalise by default.
         encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device), normalize=False)
         return encoded
 
@@ -101,9 +101,9 @@ class TextTower:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[list[torch.Tensor]]:
-        """What the tower's blocks give while the block runs, before the final layer norm.
+        """Capture the output of the tower's blocks, before the final layer norm, within the `with` block.
 
-        Not the norm's own output: CoCa's tower norms nothing but the token it appends.
+        Not the norm's own output: CoCa's tower only normalises the token it appends.
         """
         seen: list[torch.Tensor] = []
         hook = _tower(self._model).transformer.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
@@ -118,7 +118,7 @@ class TextTower:
 
     @torch.inference_mode()
     def _cutting_changes_nothing(self) -> bool:
-        """Try it: a tower of unknown make is believed what it does, not what its attributes say."""
+        """Tested by running it: the attributes of an unknown tower are not reliable."""
         tokens = self._tokenizer(["a", "a photo of a cat on a mat"])
         length = int(_lengths(tokens, self._pad_id).max())
         if length >= tokens.shape[1]:
@@ -128,7 +128,7 @@ class TextTower:
 
 
 def _tower(model: Any) -> Any:
-    """The module that holds positions and mask: the model itself for CLIP, `.text` for CustomTextCLIP."""
+    """The module with positions and mask: the model itself for CLIP, `.text` for CustomTextCLIP."""
     return getattr(model, "text", model)
 
 
@@ -144,19 +144,19 @@ def _is_causal(model: Any) -> bool:
 
 
 def _pad_id(tokenizer: Any) -> int:
-    """What a tokenizer fills up with: CLIP's own has zeros, those of Hugging Face say it."""
+    """The padding id of a tokenizer: zero for CLIP's own, an attribute of Hugging Face's."""
     said = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None)
     return 0 if said is None else int(said)
 
 
 def _lengths(tokens: torch.Tensor, pad_id: int) -> torch.Tensor:
-    """Tokens of each row up to its last that is not padding, at least 1. Within a caption the id may mean a word."""
+    """Tokens of each row up to the last non-padding one, at least 1. Within a caption the padding id may be a word."""
     places = torch.arange(1, tokens.shape[1] + 1)
     return ((tokens != pad_id) * places).amax(dim=1).clamp(min=1)
 
 
 def _in_row_order(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """One tensor of batches that come with the numbers of their rows."""
+    """Assemble batches, each with its row numbers, into one tensor."""
     encoded = torch.cat([made for _, made in batches])
     out = torch.empty_like(encoded)
     out[torch.cat([rows for rows, _ in batches]).to(encoded.device)] = encoded
@@ -165,7 +165,7 @@ def _in_row_order(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch
 
 @contextlib.contextmanager
 def _shortened(tower: Any, length: int) -> Iterator[None]:
-    """While the block runs, the tower takes `length` tokens: its positions and mask are cut to the first ones."""
+    """Within the block, the tower takes `length` tokens: its positions and mask are truncated."""
     positions, mask = tower.positional_embedding, tower.attn_mask
     tower.positional_embedding = torch.nn.Parameter(positions[:length], requires_grad=False)
     tower.attn_mask = mask[:length, :length]

@@ -24,7 +24,7 @@ from .shard_buffer import ShardBuffer
 
 
 class EncodeWork:
-    """The recipe of an encode worker, picklable. devices: one for each worker. threads: of each worker's arithmetic."""
+    """Picklable factory of encode workers. devices: one per worker. threads: compute threads per worker."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class EncodeWork:
         self._loaded: Encoder | None = None
 
     def adopt(self, encoder: Encoder) -> None:
-        """Use an encoder that is loaded already: a single worker lives in this process."""
+        """Use an already loaded encoder: a single worker runs in this process."""
         self._loaded = encoder
 
     def start(self, worker: int) -> WorkerLoop:
-        """Load the encoder on this worker's device; refuse it when it is not the one the run is made with."""
+        """Load the encoder on this worker's device; refuses one that differs from the run's."""
         if not manifest.is_begun(self._out):
             raise OutputUnwritable(
                 f"{self._out}: {socket.gethostname()} does not see the output that the run began",
@@ -74,7 +74,7 @@ class EncodeWork:
         return work
 
     def _commit(self, gathered: ShardBuffer) -> TaskReport:
-        """Write what was made of an input shard, its manifest last."""
+        """Write the results of an input shard, its manifest last."""
         source: SourceShard = gathered.task.payload
         begun = time.perf_counter()
         shard = gathered.shard(self._card.dtype, self._columns)

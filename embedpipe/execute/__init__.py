@@ -46,7 +46,7 @@ __all__ = [
 
 
 def open_executor(name: str, workers: int) -> Executor:
-    """The executor called `name` with that many workers of one core each; `auto` is inline for one, else processes."""
+    """Create the executor `name` with that many single-core workers; `auto` is inline for one, else processes."""
     if name == "auto":
         name = "inline" if workers == 1 else "processes"
     if name not in EXECUTORS:
@@ -55,7 +55,7 @@ def open_executor(name: str, workers: int) -> Executor:
 
 
 def refuse_address_beside(name: str, cluster: Cluster) -> None:
-    """Raise InputError where a cluster's address is given to an executor that knows none."""
+    """Raise InputError if a cluster address is given to an executor that does not use one."""
     if name != "ray" and cluster.address is not None:
         raise OptionError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
 
@@ -64,9 +64,10 @@ def refuse_address_beside(name: str, cluster: Cluster) -> None:
 def open_places(
     name: str, demand: ResourceRequest, cluster: Cluster | None = None
 ) -> Iterator[tuple[Executor, Allocation]]:
-    """The executor called `name`, ready while the block lasts, and where its workers are. See `open_executor`.
+    """The executor `name`, ready within the block, and the allocation of its workers. See `open_executor`.
 
-    Raises InputError when there is no such executor, no cluster at the address, or less than is asked for.
+    Raises InputError for an unknown executor, an address without a cluster, or a request beyond the available
+    resources.
     """
     cluster = cluster or Cluster()
     refuse_address_beside(name, cluster)

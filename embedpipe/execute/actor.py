@@ -24,15 +24,15 @@ BEAT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The worker is done with all it had, and took no more."""
+    """The worker has finished all its tasks and requests no more."""
 
 
 class WorkerActor:
-    """Runs a work on a thread; `exchange` brings it answers and takes away what it said.
+    """Runs a worker on a thread; `exchange` delivers replies to it and returns its messages.
 
-    end: called once, from a thread, when the worker has no business any more: with 1 when nobody has asked for
-    `silence_s`, so that a machine which slept does not go on beside its replacement; with an exit code when the work
-    leaves by SystemExit or the like. Whose process this is, and so what the end is, only the caller knows.
+    end: called once, from a thread, when the worker must end: with 1 after `silence_s` without a poll, so that a
+    machine that was suspended does not continue beside its replacement; with an exit code if the work raises SystemExit
+    or the like. How to end depends on who owns the process, which only the caller knows.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class WorkerActor:
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def exchange(self, answer: TaskReply | None) -> list[Message | Left]:
-        """Take an answer in; returns what was said since the last time, nothing when a beat went by in silence."""
+        """Deliver a reply; returns the messages since the last call, none if there were none for one interval."""
         with self._changed:
             self._asked = time.monotonic()
             if answer is not None:
@@ -73,22 +73,22 @@ class WorkerActor:
         return said
 
     def next(self) -> Task | None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._say(Asks())
         with self._changed:
             self._changed.wait_for(lambda: bool(self._answers))
             return self._answers.popleft().task
 
     def tell(self, task: Task, step: Progress) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._say(WorkerStep(task.number, step))
 
     def done(self, task: Task, report: TaskReport) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._say(Done(task.number, report))
 
     def refuse(self, task: Task, problem: InputError) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._say(Refused(task.number, str(problem)))
 
     def _say(self, message: Message | Left) -> None:
@@ -99,7 +99,7 @@ class WorkerActor:
     def _serve(self, work: WorkerFactory, worker: int) -> None:
         try:
             failed = attempt(lambda: work.start(worker)(self))
-        except BaseException as problem:  # the process has ended, as far as the work is concerned
+        except BaseException as problem:  # for the work, this is the end of the process
             self._end(problem.code if isinstance(problem, SystemExit) and isinstance(problem.code, int) else 1)
             return
         self._say(failed if failed is not None else Left())

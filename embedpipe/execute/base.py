@@ -13,7 +13,7 @@ from ..progress import Listener, Progress, TaskReport
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One unit of work and of commit: an input shard. `payload` is whatever the work needs to know of it."""
+    """One unit of work and of commit: an input shard. `payload` is whatever the worker needs."""
 
     number: int
     name: str
@@ -22,7 +22,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class FailedTask:
-    """A task that was given up on, and why, in one line; the others went on."""
+    """A failed task, and the reason in one line; the others continued."""
 
     task: Task
     reason: str
@@ -30,33 +30,33 @@ class FailedTask:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did: the sum of the reports of all finished tasks, and the tasks that were set aside."""
+    """The result of a run: the sum of the reports of all finished tasks, and the failed tasks."""
 
     report: TaskReport
     failed_tasks: tuple[FailedTask, ...]
 
     def require_all(self) -> None:
-        """For a job that is nothing without all of its tasks. Raises WorkerDied where one was set aside."""
+        """For a job that needs all of its tasks. Raises WorkerDied if one failed."""
         for aside in self.failed_tasks:
             raise WorkerDied(f"{aside.task.name}: {aside.reason}", "What is done is kept: run the same command again")
 
 
 class TaskContext(Protocol):
-    """A worker's side of its executor: where tasks come from and where it says what became of them.
+    """A worker's interface to its executor: the source of tasks and the sink of their outcomes.
 
-    A worker may ask for its next task before it is done with the last: each one that it was given ends by `done` or
-    `refuse`. All methods may be called from any thread, `next` from one at a time.
+    A worker may request its next task before the last is finished: each task ends with `done` or `refuse`. All methods
+    may be called from any thread, `next` from one at a time.
     """
 
     def next(self) -> Task | None:
-        """The next task, once there is one for this worker; None when there are no more.
+        """The next task, once there is one for this worker; None if there are no more.
 
-        It may have to wait until the worker is done with all it has: a worker that asks early asks on a thread.
+        This may block until the worker has finished all its tasks: call it on another thread to request ahead.
         """
         ...
 
     def tell(self, task: Task, step: Progress) -> None:
-        """A step forward in a task."""
+        """Report progress in a task."""
         ...
 
     def done(self, task: Task, report: TaskReport) -> None:
@@ -64,7 +64,7 @@ class TaskContext(Protocol):
         ...
 
     def refuse(self, task: Task, problem: InputError) -> None:
-        """The task cannot be done: it is set aside, the others go on."""
+        """The task cannot be done: it counts as failed, the others continue."""
         ...
 
 
@@ -72,7 +72,7 @@ WorkerLoop = Callable[[TaskContext], None]
 
 
 def one_by_one(do: Callable[[Task, Listener], TaskReport]) -> WorkerLoop:
-    """A worker that is done with each task before it asks for the next; an InputError of `do` sets the task aside."""
+    """A worker that finishes each task before requesting the next; an InputError from `do` fails the task."""
 
     def work(desk: TaskContext) -> None:
         while (task := desk.next()) is not None:
@@ -82,7 +82,7 @@ def one_by_one(do: Callable[[Task, Listener], TaskReport]) -> WorkerLoop:
 
 
 def do_one(do: Callable[[Task, Listener], TaskReport], desk: TaskContext, task: Task) -> None:
-    """Do a task and tell the desk; an InputError of `do` sets it aside."""
+    """Do a task and report its outcome; an InputError from `do` fails it."""
     try:
         report = do(task, lambda step: desk.tell(task, step))
     except InputError as problem:
@@ -95,10 +95,10 @@ class WorkerFactory(Protocol):
     """A picklable recipe for a worker."""
 
     def start(self, worker: int) -> WorkerLoop:
-        """Make worker number `worker` (0-based) ready, once in its process: load the model, take the device.
+        """Prepare worker number `worker` (0-based), once in its process: load the model, take the device.
 
-        The worker takes tasks until its desk has no more, and commits what it makes; doing a task twice does no harm.
-        What it raises ends the run.
+        The worker takes tasks until its context has no more, and commits its results; repeating a task is harmless. An
+        exception from it ends the run.
         """
         ...
 
@@ -107,7 +107,7 @@ _Made = TypeVar("_Made")
 
 
 class Tasks(Protocol):
-    """Tasks to do, such as a list. Each is drawn when it is handed out; `len` says how many there are at most."""
+    """Tasks to do, such as a list. They are drawn lazily, when handed out; `len` is an upper bound."""
 
     def __len__(self) -> int: ...
 
@@ -115,16 +115,16 @@ class Tasks(Protocol):
 
 
 class Executor(Protocol):
-    """Runs tasks until each is finished or set aside."""
+    """Runs tasks until each is finished or failed."""
 
     def ready(self) -> AbstractContextManager[None]:
-        """What the executor needs stays up while the block lasts; without it, for each call anew."""
+        """Keep the executor's resources up within the block; without it, each call sets them up anew."""
         ...
 
     def call(self, function: Callable[..., _Made], *arguments: Any) -> _Made:
-        """`function(*arguments)`, run where a worker would be, on a device like its. Both are picklable."""
+        """Run `function(*arguments)` where a worker would run, on the same kind of device. Both are picklable."""
         ...
 
     def run(self, work: WorkerFactory, tasks: Tasks, listen: Listener) -> Outcome:
-        """Raises what a worker raised; finished tasks stay finished."""
+        """Run the tasks. Raises what a worker raised; finished tasks stay finished."""
         ...

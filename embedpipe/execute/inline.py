@@ -17,7 +17,7 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True, slots=True)
 class InlineExecutor:
-    """Runs tasks here. `workers` is accepted for the sake of the others and ignored."""
+    """Runs tasks in this process. `workers` is accepted for compatibility with the other executors, and ignored."""
 
     workers: int = 1
 
@@ -44,28 +44,28 @@ class _Desk:
         self._coming = iter(tasks)
         self._tallies: dict[int, Tally] = {}
         self._listen = listen
-        self._one_at_a_time = threading.Lock()  # a listener need not know of the worker's threads
+        self._one_at_a_time = threading.Lock()  # so that listeners need not be thread-safe
 
     def next(self) -> Task | None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         task = next(self._coming, None)
         if task is not None:
             self._tallies[task.number] = Tally(0, task.name)
         return task
 
     def tell(self, task: Task, step: Progress) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         with self._one_at_a_time:
             self._listen(self._tallies[task.number].hear(step))
 
     def done(self, task: Task, report: TaskReport) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         with self._one_at_a_time:
             self.total += report
             self._listen(self._tallies.pop(task.number).finish(report))
 
     def refuse(self, task: Task, problem: InputError) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         with self._one_at_a_time:
             self.failed_tasks.append(FailedTask(task, str(problem)))
             self._listen(self._tallies.pop(task.number).give_up(tasks=1))

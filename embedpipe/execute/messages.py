@@ -12,12 +12,12 @@ from ..progress import Progress, TaskReport
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """The worker can take a task; it is sent one, or None when there are no more."""
+    """The worker requests a task; the reply is one, or None if there are no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStep:
-    """A step forward in the task of that number."""
+    """Progress in the task of that number."""
 
     number: int
     step: Progress
@@ -33,7 +33,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The task cannot be done, by an InputError of this text."""
+    """The task failed with an InputError of this text."""
 
     number: int
     reason: str
@@ -41,7 +41,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker raised; `error` is ours, or None for a bug, whose traceback `trace` holds."""
+    """The worker raised; `error` is an EmbedpipeError, or None for a bug, with its traceback in `trace`."""
 
     error: EmbedpipeError | None
     trace: str
@@ -51,11 +51,11 @@ Message = Asks | WorkerStep | Done | Refused | Failed
 
 
 class RemoteTraceback(Exception):
-    """The traceback of a worker, as the cause of the error raised here."""
+    """A worker's traceback, as the cause of the error raised here."""
 
 
 def attempt(work: Callable[[], None]) -> Failed | None:
-    """Do it; returns what was raised: whatever that is, it must reach the executor."""
+    """Call it; returns any exception as a message for the executor."""
     try:
         work()
     except EmbedpipeError as problem:

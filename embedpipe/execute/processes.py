@@ -25,11 +25,11 @@ from .task_tracker import InFlight, TaskTracker
 
 
 class _ParentGone(BaseException):
-    """There is nobody left to work for. Not an Exception: no worker has a use for it."""
+    """The parent process is gone. Not an Exception, so that workers do not catch it."""
 
 
 class _PipeDesk:
-    """The desk of a worker process. orphaned: called where the parent is gone and a shard in hand would go on."""
+    """The task context of a worker process. orphaned: called if the parent is gone while a shard is in progress."""
 
     def __init__(self, connection: Connection, parent: int, orphaned: Callable[[], object]) -> None:
         self._connection = connection
@@ -38,7 +38,7 @@ class _PipeDesk:
         self._sending = threading.Lock()
 
     def next(self) -> Task | None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._send(Asks())
         try:
             task: Task | None = self._connection.recv()
@@ -47,17 +47,17 @@ class _PipeDesk:
         return task
 
     def tell(self, task: Task, step: Progress) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         if os.getppid() != self._parent:
             self._orphaned()
         self._send(WorkerStep(task.number, step))
 
     def done(self, task: Task, report: TaskReport) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._send(Done(task.number, report))
 
     def refuse(self, task: Task, problem: InputError) -> None:
-        """See `Desk`."""
+        """See `TaskContext`."""
         self._send(Refused(task.number, str(problem)))
 
     def _send(self, message: object) -> None:
@@ -69,7 +69,7 @@ class _PipeDesk:
 
 
 def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> None:
-    """The life of a worker process: get ready, then task after task until there are no more or the parent is gone."""
+    """The main function of a worker process: prepare, then run tasks until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _end)
     ignore_metadata_warnings()
@@ -82,7 +82,7 @@ def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> 
             if failed is not None:
                 connection.send(failed)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to remove, and libraries are being taken apart
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no temporary files are left, and libraries are shutting down
 
 
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
@@ -91,7 +91,7 @@ def _end(signum: int, frame: FrameType | None) -> NoReturn:
 
 @dataclass(slots=True)
 class _Seat:
-    """A worker process, the pipe to it, and the tasks it has in hand."""
+    """A worker process, the pipe to it, and its tasks in flight."""
 
     hands: InFlight
     process: Any
@@ -134,7 +134,7 @@ class _Crew:
 
     def __init__(self, work: WorkerFactory, ledger: TaskTracker) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._work = pickle.dumps(work)  # so that the worker decides how what it imports (torch) is loaded
+        self._work = pickle.dumps(work)  # so that the worker controls how its imports (torch) are loaded
         self._ledger = ledger
         self.seats: dict[Connection, _Seat] = {}
 
@@ -147,18 +147,18 @@ class _Crew:
             name=f"embedpipe-worker-{number}",
             daemon=True,
         )
-        # Ctrl-C reaches the whole group; a worker that is still importing would answer it with a traceback.
+        # Ctrl-C reaches the whole group; a worker that is still importing would print a traceback.
         unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with bounded_in_children():
                 process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
-        theirs.close()  # so that reading fails when the worker is gone
+        theirs.close()  # so that reads fail once the worker is gone
         self.seats[ours] = _Seat(InFlight(number), process, ours)
 
     def step(self) -> None:
-        """Wait for any worker to say something, and answer."""
+        """Wait for a message from any worker, and reply."""
         for ready in wait(list(self.seats)):
             assert isinstance(ready, Connection)
             seat = self.seats[ready]
@@ -171,7 +171,9 @@ class _Crew:
             others = (other.hands for other in self.seats.values() if other is not seat)
             answer = self._ledger.answer(seat.hands, others)
             if answer is not None:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is seen at the next wait
+                with contextlib.suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # its death is noticed at the next wait
                     seat.connection.send(answer.task)
 
     def _gone(self, seat: _Seat) -> None:
@@ -183,7 +185,7 @@ class _Crew:
             self.hire(seat.hands.number)
 
     def dismiss(self) -> None:
-        """End whatever still runs: after the last task there is nothing, after an exception all of them."""
+        """End all running workers: none after the last task, all after an exception."""
         for seat in self.seats.values():
             seat.process.terminate()
         for seat in self.seats.values():

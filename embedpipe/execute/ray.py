@@ -32,7 +32,7 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True, slots=True)
 class RayExecutor:
-    """Runs tasks on `workers` actors of a cluster, each with the `room` it takes."""
+    """Runs tasks on `workers` actors of a cluster, each with the resources in `room`."""
 
     workers: int
     cluster: Cluster = field(default_factory=Cluster)
@@ -82,9 +82,9 @@ class RayExecutor:
 
 
 def _in_folder(folder: str, function: Callable[..., _Made], *arguments: Any) -> _Made:
-    """Call it in the folder where the run was begun, so that relative paths mean what they mean there.
+    """Call it in the folder where the run was started, so that relative paths keep their meaning.
 
-    For a process that Ray has started for this: it stays in that folder.
+    For a process started by Ray for this purpose: it stays in that folder.
     """
     with contextlib.suppress(OSError):  # other machines need not have it
         os.chdir(folder)
@@ -93,16 +93,16 @@ def _in_folder(folder: str, function: Callable[..., _Made], *arguments: Any) -> 
 
 @dataclass(frozen=True, slots=True)
 class _InFolder:
-    """A pickled work that is begun in a folder, for the same reason.
+    """A pickled worker factory that starts in a folder, for the same reason.
 
-    Pickled by itself, so that what it imports (torch) is loaded after OpenMP's variables are set.
+    Pickled separately, so that its imports (torch) are loaded after OpenMP's variables are set.
     """
 
     work: bytes
     folder: str
 
     def start(self, worker: int) -> WorkerLoop:
-        """See `Work.start`."""
+        """See `WorkerFactory.start`."""
         bound_spinning()
         ignore_metadata_warnings()
         with uncollected():
@@ -116,7 +116,7 @@ def _options(room: WorkerResources) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Seat:
-    """A worker, the question it is asked now, and when it was heard last; None: it has not started."""
+    """A worker, the pending poll, and the time of its last message; None: it has not started."""
 
     hands: InFlight
     actor: Any
@@ -139,19 +139,19 @@ class _Crew:
         self._lively = time.monotonic()
 
     def hire(self, number: int) -> None:
-        """Ask the cluster for a worker; where and when it starts is up to that."""
+        """Request a worker from the cluster, which decides where and when it starts."""
         actor_class = self._ray.remote(**_options(self._room), max_restarts=0, max_task_retries=0)(WorkerActor)
-        # An actor has a process to itself, which may be ended.
+        # An actor has its own process, which may be killed.
         actor = actor_class.remote(self._work, number, version("embedpipe"), self._cluster.silence_s, os._exit)
         self._ask(_Seat(InFlight(number), actor, None), None)
 
     def finished(self) -> bool:
-        """Whether nothing is left to do: a worker that waits for a machine is not waited for."""
+        """Whether nothing is left to do, regardless of workers that still wait for a machine."""
         started = any(seat.heard is not None for seat in self._seats.values())
         return not started and not self._ledger.left
 
     def step(self) -> None:
-        """Wait for any worker to say something, and answer; look after those that do not."""
+        """Wait for a message from any worker, and reply; check on silent ones."""
         ready, _ = self._ray.wait(list(self._seats), num_returns=1, timeout=BEAT_S)
         for question in ready:
             seat = self._seats[question]
@@ -196,7 +196,7 @@ class _Crew:
             )
 
     def dismiss(self) -> None:
-        """End whatever still runs or waits to be started."""
+        """End all running and pending workers."""
         for seat in self._seats.values():
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.kill(seat.actor)

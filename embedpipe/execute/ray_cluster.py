@@ -17,22 +17,22 @@ from ..errors import InputError, MissingExtra
 
 _MAY_TAKE_S = 30.0
 _LOOPBACK = "127.0.0.1"
-_STORE_BYTES = 80 << 20  # nothing but a work's recipe is ever put there
+_STORE_BYTES = 80 << 20  # only the worker factory is ever put there
 _SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told of this run, unless the user asked for that
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # a paragraph on the terminal for each worker that ends; ours say it in a line
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage statistics, unless the user enables them
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # or Ray prints a paragraph per ended worker; ours is one line
 }
-# On Linux Ray takes 127.0.0.1 for "whatever address others reach", unless this name says that there are none.
+# On Linux Ray replaces 127.0.0.1 with an externally reachable address, unless this variable disables that.
 _ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Which Ray cluster, and when a worker there is given up.
+    """The Ray cluster to use, and the timeouts of its workers.
 
     address: of the head, host:port; None takes RAY_ADDRESS, or else starts one on this machine, on loopback, that ends
-    with the run. silence_s: a worker that says nothing for so long is taken for dead. start_s: how long to wait for the
-    first worker to start.
+    with the run. silence_s: seconds without a message after which a worker is presumed dead. start_s: how long to wait
+    for the first worker to start.
     """
 
     address: str | None = None
@@ -42,7 +42,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class WorkerResources:
-    """What one worker takes: cores, and whether a GPU."""
+    """The resources of one worker: cores, and whether a GPU."""
 
     cpus: int = 1
     gpus: int = 0
@@ -65,10 +65,10 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
-    """Be part of the cluster while the block lasts; within another such block it does nothing.
+    """Connect to the cluster within the block; a nested block does nothing.
 
-    cpus: how many cores a cluster that is started here has at least: one on this machine may be asked for more workers
-    than cores. Raises InputError when there is no cluster at the address.
+    cpus: the minimum number of cores of a cluster started here, since more workers than cores may be requested on this
+    machine. Raises InputError if there is no cluster at the address.
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -87,7 +87,7 @@ def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
         if address is not None:
             _join(ray, address, quiet)
         else:
-            # Nothing outside this machine can talk to it.
+            # Not reachable from outside this machine.
             there = max(cpus, len(os.sched_getaffinity(0)))
             alone = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_node_ip_address": _LOOPBACK}
             ray.init("local", num_cpus=there, **alone, **quiet)
@@ -100,7 +100,7 @@ def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
 def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
     try:
         host, colon, port = address.rpartition(":")
-        if colon:  # Ray itself would ask for minutes
+        if colon:  # Ray itself would retry for minutes
             socket.create_connection((host.strip("[]"), int(port)), _MAY_TAKE_S).close()
         ray.init(address, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as problem:
@@ -115,7 +115,7 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _our_own_signals() -> Iterator[None]:
-    """Undo what Ray does to SIGTERM: whoever runs us decides what it means."""
+    """Restore the SIGTERM handler that Ray replaces: it belongs to the calling program."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -132,14 +132,14 @@ def gpus_there() -> int:
 
 
 def cpus_for(workers: int, gpus: int) -> int:
-    """Cores of each of so many workers when they are shared out: the most with which all fit."""
+    """Cores per worker when divided among so many workers: the largest number with which all fit."""
     most = int(max((node.get("CPU", 0) for node in _nodes()), default=0))
     fitting = (cpus for cpus in range(most, 1, -1) if _places(WorkerResources(cpus, gpus)) >= workers)
     return next(fitting, 1)
 
 
 def require_resources(workers: int, room: WorkerResources) -> None:
-    """Raise InputError when the cluster has no room for the workers, ever, or because others use it now."""
+    """Raise InputError if the cluster cannot fit the workers at all, or not while others use it."""
     places = _places(room)
     if places < workers:
         nodes = _nodes()
@@ -150,7 +150,7 @@ def require_resources(workers: int, room: WorkerResources) -> None:
             f"{have} {cpus} CPUs and {gpus} GPUs together, which makes {places}",
             "Ask for fewer --workers or --gpus or for fewer --threads, or add nodes",
         )
-    until = time.monotonic() + _MAY_TAKE_S  # what a killed run had is given back soon
+    until = time.monotonic() + _MAY_TAKE_S  # the resources of a killed run are released soon
     while (free := _free(room)) < workers:
         if time.monotonic() > until:
             raise InputError(
@@ -165,12 +165,12 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _places(room: WorkerResources) -> int:
-    """How many workers fit on the nodes, when nothing else runs there."""
+    """How many workers fit on the nodes if nothing else runs there."""
     return sum(_fit(node, room) for node in _nodes())
 
 
 def _free(room: WorkerResources) -> int:
-    """An upper limit of how many fit now: Ray tells what is free of all nodes together."""
+    """An upper bound on how many fit now: Ray reports free resources only as a total over all nodes."""
     return _fit(library().available_resources(), room)
 
 

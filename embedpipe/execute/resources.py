@@ -13,9 +13,9 @@ _ON_CPU = "Give --gpus 0 --workers N to work on the CPU"
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What a job asks for. gpus: workers with a GPU each; None takes all there are. workers: those on the CPU where
-    gpus is 0. threads: of each worker; None shares the cores out evenly. neighbours: processes like this one on this
-    machine, and which of them this one is: they share its devices and cores.
+    """The resources a job requests. gpus: workers with a GPU each; None uses all. workers: CPU workers if gpus is 0.
+    threads: per worker; None divides the cores evenly. neighbours: similar processes on this machine, and the rank of
+    this one: they share its devices and cores.
     """
 
     gpus: int | None = 0
@@ -34,14 +34,14 @@ class Allocation:
 
     @property
     def gpus_each(self) -> int:
-        """GPUs that each worker has, 0 or 1."""
+        """GPUs per worker, 0 or 1."""
         return int(self.devices[0].startswith("cuda"))
 
 
 def places_here(demand: ResourceRequest) -> Allocation:
-    """On this machine. Raises InputError when more GPUs are asked for than there are."""
+    """Allocate on this machine. Raises InputError if more GPUs are requested than there are."""
     there = _gpus_here() if demand.gpus != 0 else 0
-    # One GPU is what this process was given, where a launcher gives each its own; more are there for all neighbours.
+    # A single visible GPU was assigned to this process by its launcher; several are shared by all neighbours.
     shared = demand.neighbours > 1 and there > 1
     mine = there // demand.neighbours if shared else there
     wanted = mine if demand.gpus is None else demand.gpus
@@ -61,9 +61,9 @@ def _gpus_here() -> int:
 
 
 def places_on_cluster(demand: ResourceRequest) -> Allocation:
-    """On a Ray cluster that was joined. Whether there is room is looked at when workers are started."""
+    """Allocate on the connected Ray cluster. Capacity is checked when workers are started."""
     wanted = gpus_there() if demand.gpus is None else demand.gpus
     workers = wanted or demand.workers
-    # An actor sees its own GPU alone, and that is number 0.
+    # An actor sees only its own GPU, as number 0.
     devices = ("cuda:0" if wanted else "cpu",) * workers
     return Allocation(devices, demand.threads or cpus_for(workers, int(bool(wanted))))

@@ -19,9 +19,9 @@ ATTEMPTS = 3
 
 @dataclass(slots=True)
 class InFlight:
-    """The tasks that a worker has in hand, with what it said of each.
+    """A worker's tasks in flight, with its progress in each.
 
-    asks: it waits for a task. told: it knows that there are no more.
+    asks: it waits for a task. told: it has been notified that there are no more.
     """
 
     number: int
@@ -32,7 +32,7 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class TaskReply:
-    """What a worker that asked is told: its next task, or that there are no more."""
+    """The reply to a worker's request: its next task, or that there are no more."""
 
     task: Task | None
 
@@ -42,7 +42,7 @@ class TaskTracker:
 
     def __init__(self, tasks: Tasks, listen: Listener) -> None:
         self._coming, self._undrawn = iter(tasks), len(tasks)
-        self._waiting: deque[Task] = deque()  # of those who died
+        self._waiting: deque[Task] = deque()  # of dead workers
         self._deaths: dict[int, int] = {}
         self._idle_deaths = 0
         self._listen = listen
@@ -51,15 +51,15 @@ class TaskTracker:
 
     @property
     def left(self) -> int:
-        """Tasks that nobody has in hand, or a few more."""
+        """Unassigned tasks, or a few more."""
         return len(self._waiting) + self._undrawn
 
     def outcome(self) -> Outcome:
-        """What was done so far."""
+        """The outcome so far."""
         return Outcome(self._total, tuple(self._failed))
 
     def hear(self, hands: InFlight, message: Message) -> None:
-        """Note what a worker said. Raises what it raised."""
+        """Record a worker's message. Raises what it raised."""
         if isinstance(message, Asks):
             hands.asks = True
         elif isinstance(message, WorkerStep):
@@ -76,10 +76,10 @@ class TaskTracker:
             _raise(hands, message)
 
     def answer(self, hands: InFlight, others: Iterable[InFlight]) -> TaskReply | None:
-        """What to tell a worker now; None where it did not ask or has to wait until its hands are empty.
+        """The reply to a worker now; None if it has no request, or must first finish its tasks.
 
-        A task that a worker died on is done alone, so that no other is blamed for it. The last tasks are kept for those
-        of the `others` that have none, also while they load: nobody takes a second one ahead of their first.
+        A task that killed a worker runs alone, so that no other task is blamed. The last tasks are reserved for those
+        `others` that have none, even while they load: no worker gets a second task before their first.
         """
         if not hands.asks or (hands.tasks and (self._is_suspect(hands) or self._is_short(others))):
             return None
@@ -105,14 +105,15 @@ class TaskTracker:
         return 0 < self.left <= empty
 
     def gone(self, hands: InFlight, how: str, others: Iterable[InFlight]) -> bool:
-        """A worker ended: by itself when all is done, else its tasks go back to the front. Whether to replace it.
+        """Handle the end of a worker: normal if all is done, else its tasks go back to the front. Returns whether to
+        replace it.
 
-        how: it ended, in words that follow "the last one". Raises WorkerDied when workers cannot even start.
+        how: the reason, in words that follow "the last one". Raises WorkerDied if workers cannot even start.
         """
         dead = bool(hands.tasks) or not hands.told
         if dead:
             self._died(hands, how)
-        # Tasks of the dead may come back after others were told that there are no more.
+        # Tasks of dead workers may come back after others were notified that there are no more.
         idle = any(not other.told and not other.tasks for other in others)
         return bool(self.left) and (dead or not idle)
 

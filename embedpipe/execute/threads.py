@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 def in_order(
     work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int | None
 ) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with what `work` makes of it, in the order of the items, on so many threads (None: the cores)."""
+    """Each item with the result of `work`, in order, on `threads` threads (None: one per core)."""
     count = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(count) as pool:
         ahead: list[tuple[_Item, Future[_Result]]] = []
@@ -41,8 +41,8 @@ def in_order(
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch computes on `count` threads while the block lasts: the process may be the caller's, who has others."""
-    import torch  # not for those that only hand out
+    """Limit PyTorch to `count` threads within the block: the process may belong to a caller with its own setting."""
+    import torch  # not needed by processes that only distribute tasks
 
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -53,7 +53,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | None) -> WorkerLoop:
-    """As `one_by_one`, with up to `threads` tasks at once (None: the cores), each on a thread of its own."""
+    """As `one_by_one`, with up to `threads` concurrent tasks (None: one per core), each on its own thread."""
     count = threads or len(os.sched_getaffinity(0))
     if count == 1:
         return one_by_one(do)
@@ -70,13 +70,13 @@ def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | N
             try:
                 while (task := next_task()) is not None:
                     do_one(do, desk, task)
-            except BaseException as problem:  # whatever it is, it must end the worker
+            except BaseException as problem:  # any exception must end the worker
                 ended.put(problem)
             else:
                 ended.put(None)
 
         for _ in range(count):
-            # Daemons: where one fails, another may wait for a task that only a worker with empty hands is given.
+            # Daemons: if one fails, another may be blocked on a task that is reserved for idle workers.
             threading.Thread(target=serve, name="task", daemon=True).start()
         try:
             for _ in range(count):
@@ -90,13 +90,13 @@ def several_at_once(do: Callable[[Task, Listener], TaskReport], threads: int | N
 
 
 def one_ahead(desk: TaskContext) -> Iterator[Task]:
-    """The desk's tasks, each asked for as the one before it is begun: nobody waits for who hands out."""
+    """The context's tasks, each requested when the previous one starts, so that no time is lost waiting."""
     coming: queue.SimpleQueue[Task | BaseException | None] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
             coming.put(desk.next())
-        except BaseException as problem:  # raised where tasks are done
+        except BaseException as problem:  # re-raised in the thread that does the tasks
             coming.put(problem)
 
     def asked() -> None:
@@ -112,9 +112,9 @@ def one_ahead(desk: TaskContext) -> Iterator[Task]:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Within the block a product of matrices takes one thread, and so does k-means: threads are given out elsewhere.
+    """Within the block, matrix products and k-means use one thread each: parallelism is managed elsewhere.
 
-    A library that shares out a product over threads adds up in another order for another number of them.
+    The summation order of a multithreaded product depends on the number of threads.
     """
     with threadpoolctl.threadpool_limits(1):
         yield
