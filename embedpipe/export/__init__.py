@@ -17,10 +17,10 @@ from .parquet import Parquet
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A layout: who reads it, what writes it, and which options (fields of ExportConfig) it takes besides the common.
+    """A layout: its readers, its exporter, and the options (fields of ExportConfig) it takes besides the common ones.
 
-    dtype: the number format it is known for; None: as the data set has it. written_locally: the names of what is
-    written, where its library cannot write to the file systems that we know; it is uploaded then.
+    dtype: the customary dtype; None: that of the data set. written_locally: the names of the outputs if its library
+    cannot write to fsspec file systems; they are written locally, then uploaded.
     """
 
     readers: str
@@ -43,7 +43,7 @@ __all__ = ["EXPORTS", "Export", "ExportConfig", "Exporter", "open_export"]
 
 
 def open_export(config: ExportConfig) -> Export:
-    """The layout that `config` names. Raises InputError naming the known ones, or an option that it does not take."""
+    """The layout that `config` names. Raises InputError for an unknown layout, or an option that it does not take."""
     if config.to not in EXPORTS:
         raise OptionError(f"no layout {config.to!r} to export to", did_you_mean(config.to, EXPORTS))
     found = EXPORTS[config.to]

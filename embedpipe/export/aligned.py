@@ -25,13 +25,13 @@ from ..store.hashed_writer import write_npy
 from ..store.rejects import read_rejects
 from .base import ExportConfig, ExportPart, PlannedPart
 
-# Rows up to which an index far beyond the number of samples is no sign of a wrong --index-width.
+# Up to this many rows, an index far beyond the number of samples does not indicate a wrong --index-width.
 _ROWS_ALWAYS = 100_000
 _ROWS_FOR_A_SAMPLE = 100
 
 
 class Aligned:
-    """An .npy for each side of each image tar, row = the index in the sample's key."""
+    """An .npy per modality and image tar, row = the index in the sample's key."""
 
     folders: tuple[str, ...] = ("img_emb", "text_emb")
 
@@ -44,7 +44,7 @@ class Aligned:
         self.options: dict[str, Any] = {"index_width": self._width}
 
     def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
-        """One file for each side."""
+        """One file per modality."""
         places = self._places(part)
         rows = max(int(places.max()), self._last_reject(part)) + 1
         if rows > max(_ROWS_ALWAYS, _ROWS_FOR_A_SAMPLE * len(part)):
@@ -67,7 +67,7 @@ class Aligned:
         """Nothing."""
 
     def opened_by(self, out: str) -> str:
-        """DALLE2-pytorch's loader, told to go on over samples without an embedding."""
+        """DALLE2-pytorch's loader, configured to skip samples without an embedding."""
         return (
             f"dalle2_pytorch.dataloaders.create_image_embedding_dataloader(tar_url, num_workers, batch_size, "
             f'img_embeddings_url="{out}/img_emb", index_width={self._width}, '
@@ -96,7 +96,7 @@ class Aligned:
         return places
 
     def _last_reject(self, part: ExportPart) -> int:
-        """The highest index of a sample without embedding, -1 if there is none: the loader asks for its row, too."""
+        """The highest index of a sample without embedding, -1 if there is none: the loader reads its row, too."""
         entry = self._dataset.shards[part.planned.shard].manifest
         keys = read_rejects(self._dataset.path, entry, self._dataset.run.shard_digits)["key"].to_pylist()
         found = (_index(key, self._width) for key in keys)
@@ -114,7 +114,7 @@ class Aligned:
 
 
 def _tar_number(name: str) -> int:
-    """The number the loader sees in the name of a tar. Raises InputError where it sees none."""
+    """The number that the loader parses from the name of a tar. Raises InputError if there is none."""
     file = name.rpartition("/")[2]
     number = file.partition(".")[0]
     if not re.fullmatch(r"[0-9]+", number) or not file.endswith(TAR_SUFFIXES):
@@ -139,13 +139,13 @@ def _refuse_repeats(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], numb
 
 
 def _index(key: str | None, width: int) -> int | None:
-    """What the last `width` characters of a key say, if they are digits."""
+    """The last `width` characters of a key as a number, if they are digits."""
     end = (key or "")[-width:]
     return int(end) if re.fullmatch(r"[0-9]+", end) else None
 
 
 def _index_width(dataset: EmbeddingDataset, part: PlannedPart) -> int:
-    """What follows the tar's number in each key of the first shard, if all keys are the number and digits behind it."""
+    """The number of digits after the tar's number in the keys of the first shard, if all keys have this form."""
     keys: list[str] = dataset.metadata(part.shard, ("key",))["key"].to_pylist()
     stem = part.source.name.rpartition("/")[2].partition(".")[0]
     rests = {len(key) - len(stem) if re.fullmatch(rf"{stem}[0-9]+", key) else 0 for key in keys}

@@ -17,12 +17,12 @@ from ..types import SourceShard
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """Everything `export` can be told.
+    """The options of `export`.
 
-    to: a name in EXPORTS. dtype: float16 or float32; None leaves it to the layout, which mostly takes what is stored.
-    keys: a file that names the rows to take (see `embedpipe.subset`); None takes all. text_tokens: take the token
-    states along (hf, parquet). splits: `valid=0.05,test=0.05` (hf). index_width: how many digits at the end of a key
-    are the sample's place in its tar (aligned). model_name: what the model is called in file columns (datacomp).
+    to: a name in EXPORTS. dtype: float16 or float32; None uses the layout's default, mostly the stored dtype. keys: a
+    file that lists the rows to export (see `embedpipe.subset`); None for all. text_tokens: include the token states
+    (hf, parquet). splits: `valid=0.05,test=0.05` (hf). index_width: how many digits at the end of a key are the
+    sample's index in its tar (aligned). model_name: the model's name in columns (datacomp).
     """
 
     to: str
@@ -38,8 +38,8 @@ class ExportConfig:
 class PlannedPart:
     """The rows of one shard of the data set that become one numbered set of files.
 
-    number: among the parts, without gaps. shard: its place in `dataset.shards`. places: int64, ascending, which of its
-    rows; None for all. rows: how many. source: the shard's name, and what its contents and the chosen rows hash to.
+    number: of the part, consecutive. shard: index in `dataset.shards`. places: int64, ascending, the selected rows of
+    the shard; None for all. rows: how many. source: the shard's name, and a hash of its contents and the selected rows.
     """
 
     number: int
@@ -51,7 +51,7 @@ class PlannedPart:
 
 @dataclass(frozen=True, slots=True)
 class ExportPart:
-    """A part, read. Row i of every field is the same sample; all numbers are finite.
+    """The data of a part. Row i of every field is the same sample; all numbers are finite.
 
     image, text: [n, dim] in the dtype of the export, or None. metadata: the data set's columns, n rows.
     """
@@ -67,21 +67,21 @@ class ExportPart:
 
 
 class Exporter(Protocol):
-    """Writes one layout. Made for one data set and plan; what cannot be exported this way is refused when it is made.
+    """Writes one layout. Constructed for one data set and plan; the constructor refuses data that cannot be exported.
 
-    options: what was settled that shapes the files; an output is gone on with only under the same.
-    folders: below the output, where its files lie ("" is the output itself).
+    options: resolved options that determine the files; an output is only resumed with the same ones. folders: those of
+    its files, relative to the output ("" is the output itself).
     """
 
     options: dict[str, Any]
     folders: tuple[str, ...]
 
     def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
-        """Write the files of a part, each whole, the same bytes each time (Lance names its files at random)."""
+        """Write the files of a part, atomically and with reproducible bytes (Lance names its files at random)."""
         ...
 
     def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
-        """Write what concerns all parts, when all of them are there. Done again, it changes nothing."""
+        """Write the files shared by all parts, once all of them exist. Idempotent."""
         ...
 
     def opened_by(self, out: str) -> str:
@@ -90,15 +90,15 @@ class Exporter(Protocol):
 
 
 class ExporterMaker(Protocol):
-    """Makes the exporter of a data set."""
+    """Constructs the exporter for a data set."""
 
     def __call__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> Exporter:
-        """Raises an EmbedpipeError where the data set cannot be exported this way."""
+        """Raises an EmbedpipeError if the data set cannot be exported to this layout."""
         ...
 
 
 def avoid_name_clash(metadata: pa.Table, taken: Collection[str]) -> pa.Table:
-    """`metadata` with an underscore behind each name that is `taken`: no column is lost to a layout's own."""
+    """`metadata` with an underscore appended to each name in `taken`, to avoid collisions with the layout's columns."""
     names: list[str] = []
     there = {*taken, *metadata.column_names}
     for name in metadata.column_names:

@@ -19,7 +19,7 @@ from .base import ExportConfig, ExportPart, PlannedPart
 
 
 class ClipRetrieval:
-    """An .npy for each side and the metadata of each part."""
+    """Per part, an .npy for each modality and the metadata."""
 
     folders: tuple[str, ...] = ("img_emb", "text_emb", "metadata")
 
@@ -41,7 +41,7 @@ class ClipRetrieval:
         """Nothing."""
 
     def opened_by(self, out: str) -> str:
-        """embedding-reader; `clip-retrieval index` and autofaiss take the same folders."""
+        """embedding-reader; `clip-retrieval index` and autofaiss read the same folders."""
         return (
             f'embedding_reader.EmbeddingReader("{out}/img_emb", file_format="parquet_npy", '
             f'metadata_folder="{out}/metadata", meta_columns=["key", "caption"])'

@@ -64,7 +64,7 @@ class DataComp:
             "uid": _uids(metadata),
             "url": metadata["url"],
             "text": metadata["caption"],
-            # Where the input does not say, the stored image's: DataComp's filters want numbers.
+            # If the input has none, the stored image's size: DataComp's filters need numbers.
             "original_width": metadata["original_width" if "original_width" in there else "width"],
             "original_height": metadata["original_height" if "original_height" in there else "height"],
             f"clip_{self._name}_similarity_score": metadata["similarity"],
@@ -78,7 +78,7 @@ class DataComp:
 
 
 def short_name(model: str) -> str:
-    """What DataComp calls a model: `l14` for ViT-L-14. Others: the name in small letters, of folders the last part."""
+    """DataComp's name of a model: `l14` for ViT-L-14. Others: the lower-case name, of a path the last part."""
     found = re.fullmatch(r"ViT-([A-Za-z]+)-([0-9]+)(-quickgelu)?", model)
     if found is not None:
         return f"{found[1]}{found[2]}".lower()
@@ -86,9 +86,9 @@ def short_name(model: str) -> str:
 
 
 def _uids(metadata: pa.Table) -> pa.ChunkedArray:
-    """The column uid where it holds 32 hex digits, and elsewhere what `fetch` would have put there.
+    """The column uid where it has 32 hex digits, otherwise the uid that `fetch` would have computed.
 
-    Rows that have no url are told apart by where they come from: captions alone repeat.
+    Rows without a url are distinguished by their source location, since captions alone repeat.
     """
     urls, captions = metadata["url"].to_pylist(), metadata["caption"].to_pylist()
     places = [f"{shard}#{key}" for shard, key in zip(*_where(metadata), strict=True)]

@@ -14,7 +14,7 @@ from ..load import EmbeddingDataset
 from ..plural import in_full
 
 _NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
-# What YAML takes between double quotes as it is; JSON lets more through.
+# Characters that YAML accepts unescaped in double quotes; JSON allows more.
 _NOT_PRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
 _LARGER_SIZES = (("10M<n<100M", 10**8), ("100M<n<1B", 10**9), ("1B<n<10B", 10**10), ("10B<n<100B", 10**11))
@@ -22,7 +22,7 @@ _LARGER_SIZES = (("10M<n<100M", 10**8), ("100M<n<1B", 10**9), ("1B<n<10B", 10**1
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A split: how many rows it has, and bytes before compression."""
+    """A split: its number of rows, and its bytes before compression."""
 
     name: str
     rows: int
@@ -115,7 +115,7 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
 
 
 def _public(name: str) -> str:
-    """The name of a model, or the last part of a path on somebody's machine."""
+    """The name of a model, or the last part of a local path, which should not be published."""
     return name.rstrip("/").rpartition("/")[2] if name.startswith("/") else name
 
 

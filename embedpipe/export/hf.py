@@ -27,7 +27,7 @@ _CARD = "README.md"
 
 
 class HuggingFace:
-    """A parquet file for each part and split, and README.md."""
+    """A parquet file per part and split, and README.md."""
 
     folders: tuple[str, ...] = ("data", "")
 
@@ -45,7 +45,7 @@ class HuggingFace:
                 )
 
     def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
-        """One file for each split of which there are rows in the part."""
+        """One file for each split with rows in the part."""
         if not self._shares:
             return (write_table(out, self._path(TRAIN, part.planned.number), part),)
         split_of = self._rows_by_split(part.planned, _identities_of(part.metadata))
@@ -55,7 +55,7 @@ class HuggingFace:
         )
 
     def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
-        """The dataset card, last; one that is there, and may have been edited since, stays."""
+        """The dataset card, last; an existing one, possibly edited, is kept."""
         location = files.join(out, _CARD)
         if files.exists(location):
             return
@@ -77,14 +77,14 @@ class HuggingFace:
         return f"data/{split}-{numbers[part]:05d}-of-{len(numbers):05d}.parquet"
 
     def _rows_by_split(self, part: PlannedPart, identities: Sequence[str]) -> dict[str, np.ndarray]:
-        """Which rows of a part fall into each split, int64 ascending; splits without any are left out."""
+        """The rows of a part in each split, int64 ascending; empty splits are left out."""
         names = np.array([share_of(identity, self._shares) for identity in identities], dtype=object)
         found = {name: np.flatnonzero(names == name) for name in self._names()}
         return {name: rows for name, rows in found.items() if len(rows)}
 
 
 def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
-    """`valid=0.05,test=0.05` → (("valid", 0.05), ("test", 0.05)); what is left is `train`. Raises InputError."""
+    """`valid=0.05,test=0.05` → (("valid", 0.05), ("test", 0.05)); the rest is `train`. Raises InputError."""
     shares: list[tuple[str, float]] = []
     for item in (text or "").split(",") if text else []:
         name, _, share = item.strip().partition("=")
@@ -92,7 +92,7 @@ def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
             value = float(share)
         except ValueError:
             value = 0.0
-        # `datasets` allows word characters only, and looks for the name in file names between dashes.
+        # `datasets` allows only word characters, and finds the name in file names between dashes.
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or not 0 < value < 1 or name == TRAIN:
             raise OptionError(
                 f"--splits: {item.strip()!r} is no split", "Write valid=0.05,test=0.05; the rest is train"
@@ -104,7 +104,7 @@ def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
 
 
 def share_of(identity: str, shares: Sequence[tuple[str, float]]) -> str:
-    """The split of a row, by its identity alone. The first share is what `--valid-share` of that size holds out."""
+    """The split of a row, by its identity alone. The first share equals the rows held out by the same `--valid-share`."""
     place, border = hash_place(identity), 0.0
     for name, share in shares:
         border += share
@@ -124,7 +124,7 @@ def _identities_of(metadata: pa.Table) -> list[str]:
 
 
 def _numbers(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[int, int]]:
-    """For each split: part → number of its file; parts without rows of the split have none."""
+    """Per split: part → number of its file; parts without rows of the split have none."""
     numbers: dict[str, dict[int, int]] = {}
     for part, found in enumerate(rows):
         for name in found:

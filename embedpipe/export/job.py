@@ -21,7 +21,8 @@ from .parts import plan_parts, read_export_part
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export did. rows, parts, files, bytes: in the whole output. already: parts an earlier run had written.
+    """The result of an export. rows, parts, files, bytes: in the whole output. already: parts written by an earlier
+    run.
 
     opened_by: a line of Python that opens the output.
     """
@@ -38,7 +39,7 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """What `export` would do. options: what was settled. to_write: parts that are not there yet."""
+    """What `export` would do. options: resolved ones. to_write: missing parts."""
 
     to: str
     rows: int
@@ -48,11 +49,11 @@ class ExportPlan:
 
 
 def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) -> ExportReport:
-    """Write the embedding data set `emb` to `out` as another program wants it; run again, it goes on.
+    """Export the embedding data set `emb` to `out` in another program's layout; a repeated run resumes.
 
     Rows keep their order: row i of every file of a part is the same sample. Raises InputError (no such layout, option
-    or row; keys that the layout cannot do with), DatasetError (torn, missing, or not finite), RunMismatch (`out` holds
-    something else), OutputBusy, OutputUnwritable, DiskFull, MissingExtra. What was written before stays whole.
+    or row; keys that the layout cannot represent), DatasetError (truncated, missing, or not finite), RunMismatch (`out`
+    contains something else), OutputBusy, OutputUnwritable, DiskFull, MissingExtra. Parts already written stay intact.
     """
     begun = time.perf_counter()
     job = _prepare(emb, config)
@@ -67,10 +68,8 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
 
 
 def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple[list[ShardManifest], int]:
-    """Write the parts that are missing: (all parts, how many of them were there)."""
-    journal.refuse_other_export(
-        out, job.card
-    )  # also here, so that nothing is left in a folder that was given by mistake
+    """Write the missing parts; returns (all parts, how many existed)."""
+    journal.refuse_other_export(out, job.card)  # also here, so that nothing is left in a folder given by mistake
     with exclusive(journal.state(out)):
         journal.refuse_other_export(out, job.card)
         whole = journal.resume(out, job.card, job.exporter.folders)
@@ -87,7 +86,7 @@ def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple
 
 
 def plan_export(emb: str, out: str, config: ExportConfig) -> ExportPlan:
-    """What `export` would do, without doing it. Raises as `export`."""
+    """What `export` would do, without writing anything. Raises as `export` does."""
     job = _prepare(emb, config)
     journal.refuse_other_export(out, job.card)
     done = len(journal.committed(out))

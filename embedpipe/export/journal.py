@@ -38,7 +38,7 @@ def card(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], options: dict[s
 
 
 def refuse_other_export(out: str, wanted: RunCard) -> None:
-    """Raise RunMismatch unless `out` is empty or was begun by the same export."""
+    """Raise RunMismatch unless `out` is empty or was started by the same export."""
     found = manifest.read_run(state(out))
     if found is None:
         others = [name for name in files.names(out) if not name.startswith(".")] if files.exists(out) else []
@@ -66,7 +66,7 @@ def _first_difference(old: Sequence[Any], new: Sequence[Any]) -> str:
 
 
 def resume(out: str, wanted: RunCard, folders: Sequence[str]) -> dict[int, ShardManifest]:
-    """Begin, or go on: the parts that are whole, by number. Call it under the lock, after `refuse_other_export`."""
+    """Start or resume: the complete parts, by number. Call it with the lock held, after `refuse_other_export`."""
     for folder in (FOLDER, f"{FOLDER}/manifest", *folders):
         files.sweep_temporaries(files.join(out, folder) if folder else out)
     manifest.write_run(state(out), wanted)
@@ -78,13 +78,13 @@ def resume(out: str, wanted: RunCard, folders: Sequence[str]) -> dict[int, Shard
 
 
 def committed(out: str) -> dict[int, ShardManifest]:
-    """The parts whose files are there with their full size, by number."""
+    """The parts whose files exist with the recorded sizes, by number."""
     entries = manifest.read_manifests(state(out), _DIGITS)
     return {entry.number: entry for entry in entries if manifest.files_are_there(out, entry)}
 
 
 def commit_export(out: str, part: PlannedPart, written: tuple[FileRecord, ...]) -> ShardManifest:
-    """Note that a part is there; its files are in place."""
+    """Record a part as committed; its files are in place."""
     entry = ShardManifest(part.number, part.source, part.source.modified, part.rows, part.rows, 0, {}, written)
     manifest.commit(state(out), entry, _DIGITS)
     return entry

@@ -28,7 +28,7 @@ from .journal import FOLDER
 _NAME = "embeddings.lance"
 _DATA = f"{_NAME}/data"
 _NOTES = f"{FOLDER}/fragments"
-_MOST_BYTES = 1 << 40  # in one file of a fragment: a part is one file
+_MOST_BYTES = 1 << 40  # per file of a fragment: a part is one file
 
 
 class Lance:
@@ -41,7 +41,7 @@ class Lance:
         self.options: dict[str, Any] = {}
 
     def write(self, out: str, part: ExportPart) -> tuple[FileRecord, ...]:
-        """One fragment, and the note that describes it."""
+        """One fragment, and its record."""
         table = _table(part)
         with _telling(out):
             fragments = _library().fragment.write_fragments(
@@ -54,7 +54,7 @@ class Lance:
         return (*(_record(out, name) for name in _names(found)), FileRecord(path, written.bytes, written.sha256))
 
     def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
-        """Commit all fragments in the order of the parts, and remove data files that belong to none."""
+        """Commit all fragments in the order of the parts, and remove orphaned data files."""
         lance = _library()
         notes = [json.loads(files.read_bytes(files.join(out, entry.files[-1].path))) for entry in written]
         found = [fragment for note in notes for fragment in note["fragments"]]
@@ -75,7 +75,7 @@ class Lance:
 
 def _library() -> Any:
     """The module `lance`. Raises MissingExtra."""
-    os.environ.setdefault("LANCE_LOG", "error")  # or it warns of every data set that is new
+    os.environ.setdefault("LANCE_LOG", "error")  # or it warns about every new data set
     try:
         import lance
         import lance.fragment
@@ -106,7 +106,7 @@ def _record(out: str, name: str) -> FileRecord:
 
 
 def _committed(out: str) -> list[str] | None:
-    """The data files of the data set that can be seen, in order; None where there is none."""
+    """The data files of the published data set, in order; None if there is none."""
     if not files.exists(files.join(out, _NAME, "_versions")):
         return None
     fragments = _library().dataset(_place(out)).get_fragments()
@@ -115,7 +115,7 @@ def _committed(out: str) -> list[str] | None:
 
 @contextlib.contextmanager
 def _telling(out: str) -> Iterator[None]:
-    """What goes wrong while Lance writes, as an error of ours: it gives the system's number in its text alone."""
+    """Convert Lance's write errors to embedpipe's: the errno is only in their text."""
     try:
         yield
     except OSError as problem:

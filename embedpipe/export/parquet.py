@@ -16,7 +16,7 @@ from .base import ExportConfig, ExportPart, PlannedPart, avoid_name_clash
 
 
 class Parquet:
-    """One file for each part: image_embedding, text_embedding, text_tokens where asked for, and all metadata."""
+    """One file per part: image_embedding, text_embedding, text_tokens if requested, and all metadata."""
 
     folders: tuple[str, ...] = ("",)
 
@@ -32,7 +32,7 @@ class Parquet:
         """Nothing."""
 
     def opened_by(self, out: str) -> str:
-        """pandas; Spark and DuckDB take the same folder."""
+        """pandas; Spark and DuckDB read the same folder."""
         return f'pandas.read_parquet("{out}")'
 
 

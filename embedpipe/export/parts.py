@@ -18,9 +18,9 @@ _ROWS_AT_ONCE = 16_384
 
 
 def plan_parts(dataset: EmbeddingDataset, rows: np.ndarray | None) -> tuple[PlannedPart, ...]:
-    """One part for each shard of which there is a row to export; `rows` int64, ascending, or None for all.
+    """One part per shard with rows to export; `rows` int64, ascending, or None for all.
 
-    Raises EmptyInput when there is none.
+    Raises EmptyInput if there are none.
     """
     parts = tuple(_parts(dataset, rows))
     if not parts:
@@ -49,7 +49,7 @@ def _parts(dataset: EmbeddingDataset, rows: np.ndarray | None) -> Iterator[Plann
 def read_export_part(dataset: EmbeddingDataset, planned: PlannedPart, dtype: str, text_tokens: bool) -> ExportPart:
     """The rows of a part, embeddings in `dtype`.
 
-    Raises DatasetError when a file is torn or missing, or a number is not finite (in `dtype`).
+    Raises DatasetError if a file is truncated or missing, or a number is not finite (in `dtype`).
     """
     tokens = None
     if text_tokens:
@@ -71,7 +71,7 @@ def read_export_part(dataset: EmbeddingDataset, planned: PlannedPart, dtype: str
 def _embeddings(dataset: EmbeddingDataset, planned: PlannedPart, modality: str, dtype: str) -> np.ndarray:
     stored = dataset.array(planned.shard, modality)
     chosen = stored if planned.places is None else stored[planned.places]
-    with np.errstate(over="ignore"):  # what became infinite is refused below
+    with np.errstate(over="ignore"):  # values that overflow to infinity are refused below
         found = np.asarray(chosen, dtype)
     for start in range(0, len(found), _ROWS_AT_ONCE):
         bad = ~np.isfinite(found[start : start + _ROWS_AT_ONCE]).all(axis=1)
@@ -87,7 +87,7 @@ def _token_states(stored: RaggedRows, places: np.ndarray | None, dtype: str) -> 
 
 
 def _refuse(dataset: EmbeddingDataset, planned: PlannedPart, what: str, bad: np.ndarray, start: int = 0) -> None:
-    """Raise DatasetError, naming the first row, if there are bad ones."""
+    """Raise DatasetError naming the first bad row, if any."""
     if not bad.any():
         return
     row = start + int(bad.argmax())
