@@ -104,7 +104,7 @@ def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
 
 
 def share_of(identity: str, shares: Sequence[tuple[str, float]]) -> str:
-    """The split of a row, by its identity alone. The first share equals the rows held out by the same `--valid-share`."""
+    """The split of a row, by its identity alone. The first share equals the held-out rows of `--valid-share`."""
     place, border = hash_place(identity), 0.0
     for name, share in shares:
         border += share

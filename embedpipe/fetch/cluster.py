@@ -26,14 +26,16 @@ from .shards.assembly import Assembly
 
 @dataclass(frozen=True, slots=True)
 class DownloadWork:
-    """The recipe of a worker, picklable. A task's payload is a part. parts: the folder of this run's parts."""
+    """Picklable worker factory. A task's payload is a part. parts: the folder of this run's parts."""
 
     settings: WorkerSettings
     parts: Path
     log: str
 
     def start(self, worker: int) -> WorkerLoop:
-        """Refuse to work where parts, or the images of a folder, are not seen; then start a download process."""
+        """Check that the parts, and the images of a folder, are visible from this machine; then start a download
+        process.
+        """
         resizers.choose_resizer(self.settings.resizer)
         if not self.parts.is_dir():
             raise OutputUnwritable(
@@ -56,7 +58,7 @@ class DownloadWork:
 
 def _download(pool: DownloadPool, task: execute.Task, desk: TaskContext) -> TaskReport:
     part: DownloadTask = task.payload
-    # Files of its own: a worker that was given up may still write to those it had.
+    # Separate files: a worker presumed dead may still write to its own.
     mine = dataclasses.replace(part, stem=f"{part.stem}-{uuid.uuid4().hex[:12]}")
     shutil.copyfile(part.urls_file, mine.urls_file)
     said = TaskReport()
@@ -72,7 +74,7 @@ def _download(pool: DownloadPool, task: execute.Task, desk: TaskContext) -> Task
 
 
 class _Parts:
-    """Parts as tasks, made as they are drawn; there are `most` at most."""
+    """Parts as tasks, created lazily; at most `most` of them."""
 
     def __init__(self, parts: Iterable[DownloadTask], most: int) -> None:
         self._parts = parts
@@ -92,9 +94,9 @@ class _Parts:
 def download_on_cluster(
     work: DownloadWork, assembly: Assembly, most: int, workers: int, cluster: Cluster, listen: Listener
 ) -> None:
-    """Have all parts of `assembly`, `most` at most, downloaded by so many workers; it takes each in once it lies there.
+    """Download all parts of `assembly`, at most `most`, on the workers; `assembly` takes in each finished part.
 
-    Raises InputError (no such cluster, or no room), WorkerDied (also where a part killed three workers),
+    Raises InputError (no such cluster, or too few resources), WorkerDied (also if a part killed three workers),
     OutputUnwritable.
     """
     parts = _Parts(assembly.tasks(), most)

@@ -21,8 +21,7 @@ RESIZE_MODES = {
     "keep_ratio_largest": "the longer side becomes --image-size",
     "no": "sizes stay as they are",
 }
-# What images are stored as, and the quality each has unless another is asked for: jpg and webp 1 to 100, png its
-# compression, 0 to 9.
+# Storage formats with their default quality: 1 to 100 for jpg and webp, compression 0 to 9 for png.
 IMAGE_FORMATS = {"jpg": (95, range(1, 101)), "png": (6, range(10)), "webp": (95, range(1, 101))}
 EXECUTORS = ("auto", "processes", "ray")
 SOURCES = ("auto", "table", "images")
@@ -30,7 +29,7 @@ DEFAULT_CAPTION_COLUMN = "caption"
 
 
 def _class_named(name: str) -> str:
-    """The error class of that name, `http_` left out or not. Raises InputError."""
+    """The error class of that name, with or without `http_`. Raises InputError."""
     for known in (name, f"http_{name}"):
         if known in ERROR_CLASSES:
             return known
@@ -41,16 +40,14 @@ def _class_named(name: str) -> str:
 class FetchConfig:
     """The options of `embedpipe fetch`.
 
-    Those of `shaping()` decide what the shards hold and are locked in the output; the others may change between two
-    runs over the same output. `caption_col` None means: the column `caption` if the table has one.
-    `max_aspect_ratio` 0 means any, `quality` None the format's own.
-    `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all give the same bytes.
-    `source` table or images says what a folder holds; auto looks.
-    `timeout_s` bounds each wait on the network, `3 * timeout_s` one whole try, from the resolver to the last byte.
-    `per_host` urls of one host are asked for at once, shared out among the processes. `ca_file` is a PEM file of
-    authorities that are trusted besides the system's.
-    `executor` is a name in EXECUTORS that says where the download processes are: auto and processes here, ray on the
-    machines of `cluster`, which share the output's folder.
+    Those of `shaping()` determine the contents of the shards and are fixed for an output; the others may change between
+    runs. `caption_col` None means the column `caption`, if the table has one. `max_aspect_ratio` 0 means any, `quality`
+    None the format's default. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
+    write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
+    each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
+    number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
+    authorities trusted besides the system's. `executor` is a name in EXECUTORS, the location of the download processes:
+    auto and processes on this machine, ray on the machines of `cluster`, which share the output's folder.
     """
 
     source: str = "auto"
@@ -131,23 +128,23 @@ class FetchConfig:
         if self.ca_file is not None:
             try:
                 tls_context(self.ca_file)
-            except OSError as problem:  # ssl's own errors are OSErrors
+            except OSError as problem:  # ssl errors are OSErrors
                 raise InputError(f"--ca-file {self.ca_file}: {problem}", "Give a file of PEM certificates") from problem
 
     def retries_class(self, name: str) -> bool:
-        """Whether rows that failed by this class are to be tried again."""
+        """Whether to retry rows that failed with this error class."""
         return name not in FINAL and (not self.only or name in {_class_named(short) for short in self.only})
 
     @property
     def stored_quality(self) -> int:
-        """The quality asked for, or the format's own."""
+        """The requested quality, or the format's default."""
         return IMAGE_FORMATS[self.image_format][0] if self.quality is None else self.quality
 
     def shaping(self) -> dict[str, Any]:
-        """The options that shape the data, as the run card keeps them.
+        """The options that shape the data, as stored in the run card.
 
-        Patience (retries, timeout), manners and parallelism are left out: they change which answers arrive, not what
-        is made of an answer, and a person who comes back to an unfinished run may well want others.
+        Retries, timeouts, rate limits and parallelism are left out: they change which responses arrive, not how a
+        response is processed, and a user who resumes a run may want to change them.
         """
         return {
             "url_col": self.url_col,
@@ -167,14 +164,13 @@ class FetchConfig:
 
 @dataclass(frozen=True, slots=True)
 class FetchReport:
-    """What lies in the output once a fetch has ended.
+    """The contents of the output after a fetch.
 
-    rows = succeeded + the sum of `failed` (by error class); a row that was tried again counts once, as it ended last.
-    `retried` counts those tries of all runs. `bytes` are those of the shards' files. `shards_now` of the
-    `shards` were fetched by this run, in `seconds`; the others were there before; `shards_redone` of them because
-    files of theirs were missing or cut short.
-    `hosts` are those where most urls failed in this run, `report` is where it wrote its report, None if it did nothing.
-    `caption_column` is the table's column that gave the captions, None without captions.
+    rows = succeeded + the sum of `failed` (by error class); a retried row counts once, with its last outcome. `retried`
+    counts the retries of all runs. `bytes` is the total size of the shards' files. `shards_now` of the `shards` were
+    fetched by this run, in `seconds`, and the others by earlier ones; `shards_redone` of them because files were
+    missing or truncated. `hosts` are those with the most failed urls in this run, `report` is the location of its
+    report, None if it did nothing. `caption_column` is the table's column with the captions, None without captions.
     """
 
     rows: int

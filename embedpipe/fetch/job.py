@@ -33,25 +33,25 @@ from .shards.seen import RepeatedUrls, StoredContents, index_urls
 
 _HIDDEN = ".fetch"
 _LOG = "download.log"
-_HOSTS = 10  # shown at the end; the report has more
+_HOSTS = 10  # shown at the end; the report lists more
 _DEADLINE_PER_TIMEOUT = 3
 
 
 def remaining(plan: FetchPlan, out: str) -> list[ShardRange]:
-    """The planned shards that are not committed."""
+    """The planned shards that are not yet committed."""
     committed = set(manifest.committed_numbers(out))
     return [shard for shard in plan.shards if shard.number not in committed]
 
 
 def log_file(out: str) -> str | None:
-    """Where the download processes of a local output put what they have to say."""
+    """The log file of the download processes, for a local output."""
     return files.join(out, _HIDDEN, _LOG) if files.is_local(out) else None
 
 
 def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: Listener = silent) -> FetchReport:
-    """Download the images of a url table, or take those of a folder, into numbered shards in `out`.
+    """Download the images of a url table, or read those of a folder, into numbered shards in `out`.
 
-    The same call again goes on where it ended.
+    A repeated call resumes.
 
     `urls` is a csv, tsv, txt, json, jsonl or parquet file (plain or .gz), a folder or a glob of them, on any fsspec
     path. Every row of the table ends as one row of a shard's parquet, as a success or with an error class.
@@ -67,7 +67,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
         )
     plan = make_plan(urls, out, config)
     with lock.exclusive(out):
-        if manifest.read_run(out) != plan.previous:  # another run was here in between
+        if manifest.read_run(out) != plan.previous:  # another run changed it in between
             plan = make_plan(urls, out, config)
         redone = _retract_damaged(out, plan.run.shard_digits)
         todo = remaining(plan, out)
@@ -80,7 +80,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
         except (EmbedpipeError, KeyboardInterrupt) as problem:
             if run.shards:
                 interrupted = isinstance(problem, KeyboardInterrupt)
-                with contextlib.suppress(OutputUnwritable):  # the problem may be just that
+                with contextlib.suppress(OutputUnwritable):  # which may itself be the problem
                     run.write("interrupted" if interrupted else "failed", _total(plan, out))
             raise
         manifest.settle(out)
@@ -90,11 +90,11 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
 
 
 def _fetch_planned(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> int:
-    """Fetch what is missing, and then what failed if that is asked for. How many shards it were."""
+    """Fetch missing shards, then retry failed rows if requested; returns the number of shards."""
     run(Progress(planned=len(todo), planned_rows=sum(shard.rows for shard in todo)))
     if todo:
         _fetch_shards(plan, todo, out, config, run)
-    # A round that was begun is finished before, and instead of, another one.
+    # An unfinished round of retries is completed first, instead of starting another one.
     if not config.retry_failed or any(shard.retry for shard in todo):
         return len(todo)
     grown = retry.plan_round(plan, out, config)
@@ -113,7 +113,7 @@ def _total(plan: FetchPlan, out: str) -> Totals:
 
 
 def _retract_damaged(out: str, digits: int) -> int:
-    """Sweep what killed writers left, and forget shards whose files are gone or of another size: how many."""
+    """Remove leftovers of killed writers, and retract shards with missing or resized files; returns how many."""
     files.sweep_temporaries(out)
     files.sweep_temporaries(files.join(out, "manifest"))
     damaged = [record for record in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, record)]
@@ -143,7 +143,7 @@ def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: Fet
 
 
 def _repeated_urls(plan: FetchPlan, folder: Path) -> RepeatedUrls:
-    """The repeats among all urls of the plan, from the file of the last run if the plan is the same."""
+    """The repeats among all urls of the plan, from the last run's file if the plan is unchanged."""
     file = folder / f"repeats-{plan.fingerprint()[:16]}.npy"
     if not file.exists():
         for outdated in folder.glob("repeats-*.npy"):
@@ -154,7 +154,7 @@ def _repeated_urls(plan: FetchPlan, folder: Path) -> RepeatedUrls:
 
 @contextlib.contextmanager
 def _stored_contents(plan: FetchPlan, out: str, folder: Path) -> Iterator[StoredContents]:
-    """What the committed shards hold, brought up to date with them."""
+    """The index of stored contents, updated from the committed shards."""
     with contextlib.closing(StoredContents(folder / "contents.sqlite")) as contents:
         committed = set(manifest.committed_numbers(out))
         for number in contents.known() - committed:
@@ -166,7 +166,7 @@ def _stored_contents(plan: FetchPlan, out: str, folder: Path) -> Iterator[Stored
 
 @dataclass(frozen=True, slots=True)
 class _Staging:
-    """parts: what is on its way. kept: what the next run can use again. log: where download processes write."""
+    """parts: unfinished ones. kept: files that the next run can reuse. log: of the download processes."""
 
     parts: Path
     kept: Path
@@ -175,15 +175,16 @@ class _Staging:
 
 @contextlib.contextmanager
 def _staging(out: str) -> Iterator[_Staging]:
-    """Hidden in a local output, so that a full disk shows where it matters and a killed run leaves nothing elsewhere;
-    temporary otherwise."""
+    """Hidden in a local output, so that the output's own disk is used and a killed run leaves nothing elsewhere;
+    temporary otherwise.
+    """
     if not files.is_local(out):
         with tempfile.TemporaryDirectory(prefix="embedpipe-fetch-") as temporary:
             yield _Staging(Path(temporary), Path(temporary), files.join(temporary, _LOG))
         return
     hidden = files.local_path(out) / _HIDDEN
     shutil.rmtree(hidden / "parts", ignore_errors=True)
-    # Of this run alone: what another machine began for a run before finds no place to write to.
+    # For this run only: a machine still working for an earlier run cannot write here.
     folder = hidden / "parts" / uuid.uuid4().hex
     for torn in hidden.glob("urls-*"):
         shutil.rmtree(torn, ignore_errors=True)
@@ -219,7 +220,7 @@ def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
         user_agent=f"embedpipe/{importlib.metadata.version('embedpipe')}{contact}",
         allow_hosts=config.allow_hosts,
         max_bytes=config.max_bytes,
-        # Each process keeps to its share: they do not know what the others ask for.
+        # A fixed share per process: they do not know of each other's requests.
         per_host=max(1, config.per_host // config.processes),
         robots=config.robots,
         ca_file=config.ca_file,

@@ -35,19 +35,19 @@ ERROR_CLASSES = {
     "lost": "the downloader dropped the row without saying why",
 }
 
-# What another run cannot change: nothing was asked for, or there is nothing to ask.
+# Failures that another run cannot change: nothing was requested, or there is nothing to request.
 FINAL = frozenset({"invalid_url", "duplicate", "no_image", "sidecar"})
 
-# Worth another try: the same request may well be answered a moment later.
+# Worth a retry: the same request may well succeed a moment later.
 TRANSIENT = frozenset({"timeout", "connection", "http_429", "http_5xx"})
 _TRANSIENT_STATUSES = frozenset({408, 425})  # the server's own timeout, and "too early"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a row has no image: a name from `ERROR_CLASSES`, and the message of whoever noticed.
+    """Why a row has no image: a name from `ERROR_CLASSES`, and a message.
 
-    `passing`: whether another try may go better, where the class does not tell.
+    `passing`: whether a retry may succeed, if the class does not tell.
     """
 
     error_class: str
@@ -55,13 +55,13 @@ class Failure:
     passing: bool | None = None
 
     def may_pass(self) -> bool:
-        """Whether the same request may well be answered a moment later."""
+        """Whether the same request may well succeed a moment later."""
         return self.error_class in TRANSIENT if self.passing is None else self.passing
 
 
 @dataclass(frozen=True, slots=True)
 class HostFailures:
-    """One host, and how many of its urls failed by which class."""
+    """One host, and the number of its failed urls by error class."""
 
     host: str
     failed: int
@@ -69,7 +69,7 @@ class HostFailures:
 
 
 class NotFetched(Exception):
-    """Raised inside one request by our own checks; carries the failure."""
+    """Raised within a request by embedpipe's own checks; carries the failure."""
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
@@ -77,7 +77,7 @@ class NotFetched(Exception):
 
 
 def of_status(code: int, reason: str) -> Failure:
-    """The failure that an HTTP status of 300 or more stands for."""
+    """The failure for an HTTP status of 300 or more."""
     named = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_404", 429: "http_429"}
     by_hundred = {3: "redirect", 4: "http_4xx", 5: "http_5xx"}
     error_class = named.get(code) or by_hundred.get(code // 100, "connection")
@@ -85,7 +85,7 @@ def of_status(code: int, reason: str) -> Failure:
 
 
 def of_exception(problem: BaseException) -> Failure:
-    """The failure that an exception of urllib, http.client, ssl or socket stands for."""
+    """The failure for an exception of urllib, http.client, ssl or socket."""
     if isinstance(problem, NotFetched):
         return problem.failure
     if isinstance(problem, urllib.error.HTTPError):
@@ -102,16 +102,16 @@ def _class_of(problem: BaseException) -> str:
         return "tls"
     if isinstance(problem, socket.gaierror):
         return "dns"
-    if isinstance(problem, http.client.InvalidURL | ValueError):  # UnicodeError is one: a host that IDNA refuses
+    if isinstance(problem, http.client.InvalidURL | ValueError):  # includes UnicodeError: a host that IDNA refuses
         return "invalid_url"
     return "connection"  # OSError, HTTPException: refused, reset, short, or no HTTP at all
 
 
 def of_resizing(message: str) -> Failure:
-    """The failure that a resizer's message stands for."""
+    """The failure for a resizer's message."""
     if message == "image too small":
         return Failure("too_small", message)
     if "CV_IO_MAX_IMAGE" in message or message == "image area too large":
         return Failure("too_large", "more pixels than fetch decodes")
-    # OpenCV's own assertions name source files of its build; nobody is helped by those.
+    # OpenCV's own assertions name source files of its build, which do not help users.
     return Failure("decode", "not decodable as an image" if "OpenCV" in message else message)

@@ -32,9 +32,9 @@ from .tables.type_inference import join_types
 
 @dataclass(frozen=True, slots=True)
 class ShardRange:
-    """The rows of one planned shard: `rows` rows of `file` from `first` on (0-based).
+    """The rows of one planned shard: `rows` rows of `file`, starting at `first` (0-based).
 
-    retry: 0 for the rows of a table, else the number of the round that tries failed ones again.
+    retry: 0 for the rows of a table, else the number of the round of retries.
     """
 
     number: int
@@ -47,9 +47,9 @@ class ShardRange:
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """All planned shards, and how their rows are read. `previous` is the run card found in the output, if any.
+    """All planned shards, and the layout of their rows. `previous` is the run card found in the output, if any.
 
-    folder: where the images are, if they come from a folder, else empty.
+    folder: the location of the images, if they come from a folder, else empty.
     """
 
     run: RunCard
@@ -65,20 +65,20 @@ class FetchPlan:
 
     @property
     def rows(self) -> int:
-        """Rows of all files together."""
+        """The total number of rows of all files."""
         return sum(shard.rows for shard in self.shards)
 
     def fingerprint(self) -> str:
-        """Hex sha256 over what decides which row has which url."""
+        """Hex sha256 over everything that determines the url of each row."""
         facts = [self.layout.url, [[shard.source.name, shard.source.modified] for shard in self.shards]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """One file as the run card keeps it. `identity` is a sha256 or an object store's etag.
+    """One file as recorded in the run card. `identity` is a sha256 or an object store's etag.
 
-    retry: see `ShardRange`; the file is then ours, and lies in the output.
+    retry: see `ShardRange`; the file is then one of ours, in the output.
     """
 
     name: str
@@ -90,9 +90,9 @@ class _Input:
 
 
 def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
-    """The plan for `out`, grown from the one it has if it has one. Reads the tables, writes nothing.
+    """The plan for `out`, grown from its existing one, if any. Reads the tables, writes nothing.
 
-    Raises RunMismatch when `out` was made with other options, from other or changed files, or is something else.
+    Raises RunMismatch if `out` was made with other options, from other or changed files, or is something else.
     """
     previous = _previous_run(out)
     images = config.source == "images" or (config.source == "auto" and folder.holds_images(urls))
@@ -107,7 +107,7 @@ def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | No
     before = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
     known = {entry.name: entry for entry in before if not entry.retry}
     _require_unchanged(out, found, known)
-    # Options first: a wrong one is told without reading the table.
+    # Options first: a wrong one is reported without reading the table.
     base = None if previous is None else _continued_layout(out, previous, config)
     fresh = [file for file in found if file.name not in known]
     surveyed = {file.name: table.survey(file) for file in fresh}
@@ -152,12 +152,12 @@ def _loose(location: str, number: int, source: SourceShard) -> ShardRange:
 
 
 def retry_file(out: str, retry: int) -> TableFile:
-    """Where the failed rows lie that a round of retries takes."""
+    """The file with the failed rows for a round of retries."""
     return TableFile(files.join(out, "retry", f"{retry:05d}.parquet"), f"retry:{retry}", "parquet", False)
 
 
 def with_retry(plan: FetchPlan, out: str, rows: int, config: FetchConfig) -> FetchPlan:
-    """`plan`, grown by another round of retries whose `rows` rows lie in their file."""
+    """`plan`, grown by another round of retries with `rows` rows in its file."""
     entries = plan.run.options["inputs"]
     retry = 1 + max((entry.get("retry", 0) for entry in entries), default=0)
     file = retry_file(out, retry)
@@ -194,7 +194,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _require_unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -> None:
-    """Raise RunMismatch unless each known table is found as it was."""
+    """Raise RunMismatch unless all known tables are unchanged."""
     by_name = {file.name: file for file in found}
     if missing := sorted(known.keys() - by_name.keys()):
         raise RunMismatch(
@@ -204,7 +204,7 @@ def _require_unchanged(out: str, found: Sequence[TableFile], known: dict[str, _I
     for name, entry in known.items():
         stat = files.stat(by_name[name].location)
         if (stat.bytes, stat.modified) == (entry.bytes, entry.modified):
-            continue  # not even touched: no need to read all of it
+            continue  # same change mark: no need to read all of it
         now = _identify(by_name[name], entry.rows)
         if (now.bytes, now.identity) != (entry.bytes, entry.identity):
             raise RunMismatch(
@@ -215,7 +215,7 @@ def _require_unchanged(out: str, found: Sequence[TableFile], known: dict[str, _I
 
 
 def _continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout:
-    """The layout of the run so far. Raises RunMismatch when the options are not those it was begun with."""
+    """The layout of the run so far. Raises RunMismatch if the options have changed."""
     known_table = layout.unpacked_table(previous.options["table_schema"])
     wanted = config.shaping()
     kept = {name: previous.options.get(name) for name in wanted}
@@ -238,14 +238,14 @@ def _layout(fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema
 def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.DataType:
     kind = field.type if so_far is None else join_types(so_far, field.type)
     if kind is None and file.ending in table.TEXTUAL:
-        return pa.string()  # text can always be kept as text
+        return pa.string()  # any column can be stored as text
     if kind is None:
         raise InputError(f"{file.location}: the column {field.name} holds {field.type}, in earlier files {so_far}")
     return kind
 
 
 def _widened(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]]) -> Layout:
-    """`base`, once the files that are new are known to fit into it: finished shards cannot change their columns."""
+    """`base`, after checking that new files fit it: the columns of finished shards cannot change."""
     for file in fresh:
         schema = surveyed[file.name][1]
         layout.choose_columns(schema, base.url, base.caption, file.location)
@@ -299,7 +299,7 @@ def _run_card(
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that may shape the bytes, of those that are installed."""
+    """Versions of the installed packages that may affect the bytes."""
     found = {}
     for name in ("embedpipe", "img2dataset", "opencv-python-headless", "pyarrow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -14,7 +14,7 @@ from .tables.table import TableFile
 
 
 def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardRange, pa.Table]]:
-    """The rows of the wanted shards in the shape of `plan.layout.schema`, in order, one shard in memory at a time."""
+    """The rows of the given shards with the schema `plan.layout.schema`, in order, one shard in memory at a time."""
     by_file: dict[TableFile, list[ShardRange]] = {}
     for shard in plan.shards:
         by_file.setdefault(shard.file, []).append(shard)
@@ -34,12 +34,12 @@ def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardR
 
 
 def planned_urls(plan: FetchPlan) -> Iterator[tuple[tuple[int, int], str]]:
-    """Every url of the plan with its place: (shard, row in the shard). Rows without one are left out.
+    """Every url of the plan with its location: (shard, row in the shard). Rows without a url are left out.
 
-    Those of a round of retries carry its number: they repeat the failed rows, but are to be asked for again.
+    Urls of a round of retries carry its number: they repeat those of failed rows, but must be requested again.
     """
     if plan.images:
-        return  # each path is there once
+        return  # each path occurs once
     by_file: dict[TableFile, list[ShardRange]] = {}
     for shard in plan.shards:
         by_file.setdefault(shard.file, []).append(shard)
@@ -55,7 +55,7 @@ def planned_urls(plan: FetchPlan) -> Iterator[tuple[tuple[int, int], str]]:
 
 
 class _Rows:
-    """Rows of one file, taken or skipped in runs of any length."""
+    """Rows of one file, taken or skipped in any number."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch], chosen: Layout, file: TableFile) -> None:
         self.batches = batches

@@ -22,24 +22,24 @@ from .outcome import HostFailures
 
 _FOLDER = "reports"
 _MOST_HOSTS = 100
-# Failures are counted for so many hosts and classes at once; then the rarer half is forgotten.
+# Failures are counted for this many hosts and classes; beyond it the rarer half is dropped.
 _MOST_COUNTED = 200_000
 
 
 class HostCounts:
-    """Failures by host. Exact up to some 200,000 hosts, beyond that the rare ones may be missing."""
+    """Failures by host. Exact up to some 200,000 hosts, beyond which rare ones may be missing."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, failures: Iterable[tuple[str | None, str]]) -> None:
-        """Take in (url, error class) of failed rows."""
+        """Count (url, error class) of failed rows."""
         self.counts.update((host, error_class) for url, error_class in failures if (host := host_of(url)))
         if len(self.counts) > _MOST_COUNTED:
             self.counts = Counter(dict(self.counts.most_common(_MOST_COUNTED // 2)))
 
     def worst(self, most: int = _MOST_HOSTS) -> tuple[HostFailures, ...]:
-        """The hosts with the most failures, the worst first."""
+        """The hosts with the most failures, worst first."""
         by_host: dict[str, dict[str, int]] = {}
         for (host, error_class), count in sorted(self.counts.items()):
             by_host.setdefault(host, {})[error_class] = count
@@ -48,7 +48,7 @@ class HostCounts:
 
 
 def host_of(url: str | None) -> str | None:
-    """The host that a url names, if it is one."""
+    """The host of a url, if it is valid."""
     try:
         return urlsplit(url or "").hostname
     except ValueError:
@@ -56,7 +56,7 @@ def host_of(url: str | None) -> str | None:
 
 
 class RunReport:
-    """Listens to a run, and writes down in the end what came of it."""
+    """A listener that writes a report at the end of a run."""
 
     def __init__(self, out: str, config: FetchConfig, listener: Listener) -> None:
         self.out = out
@@ -69,7 +69,7 @@ class RunReport:
         self.hosts = HostCounts()
 
     def __call__(self, step: Progress) -> None:
-        """Count a step, and pass it on."""
+        """Count a progress report, and forward it."""
         self.rows += step.rows
         self.shards += step.tasks
         self.received += step.bytes
@@ -77,7 +77,7 @@ class RunReport:
         self.listener(step)
 
     def write(self, ended: str, total: Totals) -> str:
-        """Write the report under the next free number; its location. ended: done, interrupted or failed."""
+        """Write the report under the next free number; returns its location. ended: done, interrupted or failed."""
         seconds = max(1e-9, time.monotonic() - self.begun_s)
         failed = sum(self.failed.values())
         document: dict[str, Any] = {
@@ -107,7 +107,7 @@ class RunReport:
 
 
 def hosts_that_failed(path: str, run: RunCard, most: int) -> tuple[HostFailures, ...]:
-    """The hosts with the most failures in an output, each row as it ended last. Reads all its parquet files."""
+    """The hosts with the most failures in an output, by each row's last outcome. Reads all its parquet files."""
     counts = HostCounts()
     later: set[str] = set()
     for number in reversed(manifest.committed_numbers(path)):

@@ -13,9 +13,9 @@ from .plan import FetchPlan, ShardRange, retry_file, with_retry
 
 
 def plan_round(plan: FetchPlan, out: str, config: FetchConfig) -> FetchPlan | None:
-    """`plan`, grown by a round that takes all rows still failed (of the classes asked for); None if there are none.
+    """`plan`, grown by a round of all rows that still fail (with the requested error classes); None if there are none.
 
-    Writes the list of those rows, in their order. Memory is bounded but for the rows of earlier rounds.
+    Writes the list of those rows, in order. Memory is bounded except for the rows of earlier rounds.
     """
     retry = 1 + max(shard.retry for shard in plan.shards)
     file = retry_file(out, retry)
@@ -59,7 +59,7 @@ def _failed(plan: FetchPlan, out: str, config: FetchConfig) -> Iterator[pa.Table
 
 
 def _latest(plan: FetchPlan, out: str) -> dict[str, str | None]:
-    """By the key of a row that was tried again: how that ended the last time, None for success."""
+    """The last outcome of each retried row, by its key; None for success."""
     found: dict[str, str | None] = {}
     for shard in plan.shards:
         if shard.retry:

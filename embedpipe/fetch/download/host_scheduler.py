@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 LONGEST_PAUSE_S = 30.0
-HOST_PAUSES_S = 60.0  # how long, in all, one part of a shard waits for a host that asked for it
+HOST_PAUSES_S = 60.0  # total time that one part of a shard waits for a host on its request
 _FIRST_PAUSE_S = 1.0
 
 
 @dataclass(slots=True)
 class Job:
-    """One url to get: its position in the part, and how often it has been asked for."""
+    """One url to download: its position in the part, and the number of attempts so far."""
 
     position: int
     url: str
@@ -38,13 +38,13 @@ class Job:
 class _Host:
     waiting: deque[Job] = field(default_factory=deque)
     running: int = 0
-    listed: bool = False  # stands in line for its turn
+    listed: bool = False  # queued for its turn
     silent_until: float = 0.0
     paused_s: float = 0.0
 
 
 def pause_s(attempts: int, asked_s: float | None) -> float:
-    """Seconds until the next try after `attempts` of them; at least what the server asked for."""
+    """Seconds until the next attempt after `attempts` failures; at least the server's Retry-After."""
     grown = min(_FIRST_PAUSE_S * 2.0 ** (attempts - 1), LONGEST_PAUSE_S)
     return max(random.uniform(0.5, 1.0) * grown, asked_s or 0.0)
 
@@ -80,16 +80,16 @@ class HostScheduler:
                 self.changed.wait(self.later[0][0] - now if self.later else None)
 
     def finish(self, job: Job) -> None:
-        """`job` needs no further try."""
+        """`job` needs no further attempt."""
         with self.changed:
             self.unfinished -= 1
             self._leave(self.hosts[job.host], time.monotonic())
             self.changed.notify() if self.unfinished else self.changed.notify_all()
 
     def again(self, job: Job, pause_s: float, whole_host: bool) -> None:
-        """Hand `job` out again in `pause_s`; with `whole_host`, no other url of its host before that either.
+        """Retry `job` in `pause_s`; with `whole_host`, pause all urls of its host until then.
 
-        A host is waited for up to `HOST_PAUSES_S` in all, or one that says "later" to everything would never end.
+        A host is paused for up to `HOST_PAUSES_S` in all, or one that always asks to retry later would block the part.
         """
         with self.changed:
             now = time.monotonic()
@@ -114,8 +114,8 @@ class HostScheduler:
         self._stand_in_line(host, now)
 
     def _stand_in_line(self, host: _Host, now: float) -> None:
-        # `now` is the caller's: were it asked for again here, a host could be silent to `_next` and not to this, and
-        # go round between the two for ever.
+        # `now` is the caller's: with a second reading of the clock, a host could be paused for `_next` but not here,
+        # and loop between the two for ever.
         if host.listed or not host.waiting or host.running >= self.per_host:
             return
         host.listed = True
@@ -125,7 +125,7 @@ class HostScheduler:
             self.turn.append(host)
 
     def _wake(self, now: float) -> None:
-        """Bring back those whose time has come."""
+        """Requeue jobs and hosts that are due."""
         while self.later and self.later[0][0] <= now:
             _, _, woken = heapq.heappop(self.later)
             if isinstance(woken, Job):
@@ -138,13 +138,13 @@ class HostScheduler:
         while self.turn:
             host = self.turn.popleft()
             host.listed = False
-            if host.silent_until > now:  # it asked for quiet while it stood in line
+            if host.silent_until > now:  # it was paused while queued
                 self._stand_in_line(host, now)
                 continue
             host.running += 1
             job = host.waiting.popleft()
             self._stand_in_line(host, now)
-            # Whoever is woken takes the next turn, or waits for the time of the next one in our stead.
+            # The notified thread takes the next turn, or waits until the next one is due.
             if self.turn or self.later:
                 self.changed.notify()
             return job

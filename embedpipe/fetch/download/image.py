@@ -28,7 +28,7 @@ _PLAIN_MODES = frozenset({"RGB", "L"})
 _LONGEST_SIDE = {"jpg": 65_500, "webp": 16_383, "png": 2**31 - 1}
 
 _ORIENTATION = 0x0112
-# EXIF's eight ways a camera can have been held, and what undoes each.
+# EXIF's eight orientations, and the transform that undoes each.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,16 +38,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow is known to raise over damaged headers, tags and pixels.
+# Exceptions that Pillow is known to raise for damaged headers, tags and pixels.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 
-# A resizer, called as img2dataset's is: (stream, boxes) → image, width, height, original width, original height, error.
+# A resizer with img2dataset's signature: (stream, boxes) → image, width, height, original width, original height,
+# error.
 Resizer = Callable[[Any, Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class PictureRules:
-    """What is stored of an image. Sizes in pixels; `max_aspect_ratio` 0 means any."""
+    """How images are filtered and stored. Sizes in pixels; `max_aspect_ratio` 0 means any."""
 
     image_size: int
     resize_mode: str
@@ -60,7 +61,7 @@ class PictureRules:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image as stored. `orientation` is the EXIF orientation that was undone (2 to 8), None when there was none.
+    """An image as stored. `orientation` is the EXIF orientation that was undone (2 to 8), None if there was none.
 
     The original size is that of the upright image.
     """
@@ -83,12 +84,12 @@ class _Header:
 
 
 class PictureMaker:
-    """Makes stored images by the same rules, one at a time."""
+    """Converts downloaded images to stored ones, one at a time."""
 
     def __init__(self, rules: PictureRules, resizer: Resizer) -> None:
         self.rules = rules
         self.resizer = resizer
-        Image.MAX_IMAGE_PIXELS = None  # ours is the limit, told as a failure instead of a warning
+        Image.MAX_IMAGE_PIXELS = None  # our own limit is reported as a failure instead of a warning
 
     def make(self, body: bytes) -> StoredImage | Failure:
         """The image in `body`, resized and encoded."""
@@ -114,10 +115,10 @@ class PictureMaker:
             return sniff.not_an_image(body, None)
         try:
             with Image.open(io.BytesIO(body), formats=(kind,)) as image:
-                if image.width * image.height > MAX_PIXELS:  # before EXIF, for which Pillow unpacks a whole PNG
+                if image.width * image.height > MAX_PIXELS:  # before EXIF, for which Pillow decodes a whole PNG
                     return Failure("too_large", f"{image.width}×{image.height}: more pixels than fetch decodes")
                 orientation = _orientation(image) if self.rules.orient else None
-                lying = orientation is not None and orientation >= 5 and kind != "TIFF"  # Pillow turns those itself
+                lying = orientation is not None and orientation >= 5 and kind != "TIFF"  # Pillow rotates those itself
                 width, height = image.size[::-1] if lying else image.size
                 plain = (
                     orientation is None
@@ -132,7 +133,7 @@ class PictureMaker:
             return Failure("decode", f"damaged header: {problem}"[:300])
 
     def _refusal(self, found: _Header) -> Failure | None:
-        """Why an image of this size is not even decoded."""
+        """Why an image of this size is rejected before decoding."""
         width, height = found.width, found.height
         shorter, longer = sorted((width, height))
         if shorter < max(1, self.rules.min_image_size):
@@ -140,7 +141,7 @@ class PictureMaker:
         if self.rules.max_aspect_ratio and longer > self.rules.max_aspect_ratio * shorter:
             return Failure("aspect_ratio", f"{width}×{height}")
         stored_width, stored_height = self._stored_size(width, height)
-        # A thin line, its shorter side enlarged, can have any number of pixels.
+        # Enlarging the shorter side of a thin image can give any number of pixels.
         if stored_width * stored_height > MAX_PIXELS:
             return Failure("too_large", f"{width}×{height}, resized: more pixels than fetch stores")
         if max(stored_width, stored_height) > _LONGEST_SIDE[self.rules.image_format]:
@@ -148,7 +149,7 @@ class PictureMaker:
         return None
 
     def _stored_size(self, width: int, height: int) -> tuple[float, float]:
-        """Roughly what the resizer makes of this size, before it crops or pads."""
+        """The approximate resized size, before cropping or padding."""
         mode = self.rules.resize_mode
         if mode == "no":
             return width, height
@@ -159,7 +160,7 @@ class PictureMaker:
         return width * scale, height * scale
 
     def _plain(self, body: bytes, found: _Header) -> bytes | Failure:
-        """The image as OpenCV shows it right: upright, sRGB, eight bits, on white. An uncompressed BMP."""
+        """The image in a form that OpenCV reads correctly: upright, sRGB, eight bits, on white. An uncompressed BMP."""
         try:
             with Image.open(io.BytesIO(body), formats=(found.kind,)) as opened:
                 if opened.mode == "F":
@@ -168,7 +169,7 @@ class PictureMaker:
         except _DAMAGE as problem:
             return Failure("decode", str(problem)[:300] or type(problem).__name__)
         stored = self._stored_size(found.width, found.height)
-        # Far larger than what is stored: halved and halved again first, so that its copies do not fill the memory.
+        # Much larger than the stored size: halved repeatedly first, so that its copies do not fill the memory.
         factor = int(min(found.width / stored[0], found.height / stored[1]) / 2)
         if factor > 1:
             image = image.reduce(factor)
@@ -183,17 +184,17 @@ def _orientation(image: Image.Image) -> int | None:
     try:
         value = image.getexif().get(_ORIENTATION)
     except _DAMAGE:
-        return None  # damaged tags of a good image
+        return None  # damaged tags of a valid image
     return value if value in _UPRIGHT else None
 
 
 def _depth(body: bytes) -> int:
-    """Bits a channel of a PNG: Pillow shows sixteen as eight, OpenCV does not."""
+    """Bits per channel of a PNG: Pillow reduces sixteen to eight, OpenCV does not."""
     return body[24] if body.startswith(b"\x89PNG") and len(body) > 24 else 8
 
 
 def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """The image's colour profile, unless it is none, broken, or sRGB anyway."""
+    """The image's colour profile; None if missing, broken, or sRGB."""
     data = image.info.get("icc_profile")
     if not data:
         return None
@@ -206,7 +207,7 @@ def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    """The first frame, its colours in sRGB, in mode L, RGB or one with transparency."""
+    """The first frame, converted to sRGB, in mode L, RGB or one with transparency."""
     profile = _profile(image)
     image.load()
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
@@ -216,14 +217,14 @@ def _srgb(image: Image.Image) -> Image.Image:
         try:
             found = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except ImageCms.PyCMSError:
-            found = None  # a profile of another kind of image
+            found = None  # a profile for another image mode
         if found is not None:
             return found
     return image
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """`image` without transparency: what shows through is white."""
+    """`image` composited on white."""
     if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa"):
         return image.convert("RGB")
     seen = image.convert("RGBA")

@@ -12,7 +12,7 @@ from ..outcome import Failure
 
 
 def read_local_files(folder: str, paths: Iterable[str], max_bytes: int) -> Iterator[tuple[int, Response]]:
-    """For every path below `folder` its position and what was read."""
+    """For every path below `folder`, its position and the result."""
     for position, path in enumerate(paths):
         found = _read(files.join(folder, path), max_bytes)
         yield position, Response(None, found) if isinstance(found, Failure) else Response(found, None)

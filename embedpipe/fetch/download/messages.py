@@ -35,7 +35,7 @@ OUTCOMES = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a download process needs to know once. folder: where files are read instead of urls, or empty."""
+    """The settings of a download process. folder: the folder to read files from instead of urls, or empty."""
 
     folder: str
     pictures: PictureRules
@@ -55,7 +55,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class DownloadTask:
-    """One part to download. `stem` is the path of its files without their endings."""
+    """One part to download. `stem` is the path of its files without suffixes."""
 
     shard: int
     part: int
@@ -64,26 +64,26 @@ class DownloadTask:
 
     @property
     def urls_file(self) -> str:
-        """The rows to get; the download process removes it when done."""
+        """The rows to download; the download process removes the file when done."""
         return f"{self.stem}.in.arrow"
 
     @property
     def images_file(self) -> str:
-        """The stored images, end to end."""
+        """The stored images, concatenated."""
         return f"{self.stem}.images"
 
     @property
     def outcomes_file(self) -> str:
-        """How each row ended."""
+        """The outcome of each row."""
         return f"{self.stem}.out.arrow"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a download process reports: that its task is done or cannot be done, or what ended since its last word.
+    """A report of a download process: its task is done or has failed, or the outcomes since the last report.
 
-    `failed` counts by error class, `received` bytes.
-    It cannot be done when a file cannot be written or read: `error` is its path, `errno` the reason.
+    `failed` counts by error class, `received` bytes. A task fails if a file cannot be written or read: `error` is its
+    path, `errno` the reason.
     """
 
     rows: int = 0

@@ -25,7 +25,7 @@ from .messages import DownloadTask, WorkerSettings
 
 _TRIES_PER_TASK = 2
 _ENVIRONMENT = {
-    "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # refused from the header, before a bomb is unpacked
+    "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # checked in the header, before a decompression bomb is decoded
     "OMP_NUM_THREADS": "1",
 }
 
@@ -38,7 +38,7 @@ class _Process:
 
     def send(self, line: bytes) -> None:
         assert self.child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: its closed stdout tells, and is dealt with there
+        with contextlib.suppress(BrokenPipeError):  # it died: handled where its closed stdout is noticed
             self.child.stdin.write(line)
             self.child.stdin.flush()
 
@@ -53,7 +53,7 @@ class _Process:
 
 
 class DownloadPool:
-    """Up to `size` download processes, as a context: none is left when it ends."""
+    """A context manager of up to `size` download processes; all are ended on exit."""
 
     def __init__(self, settings: WorkerSettings, size: int, log_file: str) -> None:
         self.settings = settings
@@ -100,9 +100,9 @@ class DownloadPool:
         return process
 
     def results(self, work: Iterable[DownloadTask], listener: Listener) -> Iterator[DownloadTask]:
-        """Each task once it is done, in the order in which they end.
+        """Each task once it is done, in order of completion.
 
-        `work` is drawn from only when a process is free for it, so it may prepare a task's file as it yields it.
+        `work` is consumed only when a process is free, so it may write a task's file as it yields it.
         """
         queue = iter(work)
         for process in self.processes:
@@ -112,7 +112,7 @@ class DownloadPool:
                 process = chosen.data
                 done = self._hear(process, listener)
                 if done is not None:
-                    # The process gets its next task first: it downloads while the caller packs this one.
+                    # Assign the next task first: the process downloads while the caller packs this one.
                     self._assign(process, next(queue, None))
                     yield done
 
@@ -122,7 +122,7 @@ class DownloadPool:
             process.send(messages.to_line(task))
 
     def _hear(self, process: _Process, listener: Listener) -> DownloadTask | None:
-        """Read what a process says; the task if it has done it. A dead one is replaced."""
+        """Read a process's report; returns its task if done. A dead process is replaced."""
         assert process.child.stdout is not None
         data = os.read(process.child.stdout.fileno(), 1 << 16)
         if not data:
@@ -141,7 +141,7 @@ class DownloadPool:
         return done
 
     def _replace(self, process: _Process) -> None:
-        """Deal with a process that ended by itself: its task goes to a new one, once."""
+        """Replace a process that died: its task goes to a new one, once."""
         assert process.child.stdout is not None
         self.selector.unregister(process.child.stdout)
         self.processes.remove(process)

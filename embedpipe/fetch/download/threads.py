@@ -15,12 +15,12 @@ from ..http.client import HttpClient, Response
 from ..outcome import Failure
 from .host_scheduler import LONGEST_PAUSE_S, HostScheduler, Job, pause_s
 
-# A host that says so means all of its urls.
+# Statuses that apply to the whole host.
 _SPEAK_FOR_THE_HOST = frozenset({"http_429", "http_5xx"})
 
 
 class DownloadLoop:
-    """Asks for urls with `threads` threads, each url up to `1 + retries` times."""
+    """Downloads urls with `threads` threads, with up to `1 + retries` attempts each."""
 
     def __init__(self, transport: HttpClient, threads: int, retries: int, per_host: int) -> None:
         self.transport = transport
@@ -29,12 +29,12 @@ class DownloadLoop:
         self.per_host = per_host
 
     def answers(self, urls: Iterable[str]) -> Iterator[tuple[int, Response]]:
-        """For every url its position and what it came to, in the order of their arrival.
+        """The position and response of every url, in order of arrival.
 
-        A fault of this program in a thread loses the url it had, and no other: its traceback goes to stderr.
+        A bug in a thread loses only its current url: the traceback goes to stderr.
         """
         pace = HostScheduler((Job(position, url) for position, url in enumerate(urls)), self.per_host)
-        # Bounded, so that threads wait for the decoding instead of piling up bodies.
+        # Bounded, so that threads wait for decoding instead of accumulating bodies.
         arrived: queue.Queue[tuple[int, Response] | None] = queue.Queue(self.threads)
         running = 0
         for _ in range(min(self.threads, pace.unfinished)):
@@ -47,7 +47,7 @@ class DownloadLoop:
                     yield found
                     self.transport.done_with(found[1])
                     del found
-                elif pace.unfinished:  # a thread fell over
+                elif pace.unfinished:  # a thread crashed
                     self._start(pace, arrived)
                 else:
                     running -= 1
@@ -55,7 +55,7 @@ class DownloadLoop:
             pace.close()
 
     def _start(self, pace: HostScheduler, arrived: queue.Queue[tuple[int, Response] | None]) -> None:
-        # Daemons: a process that is told to end does not wait for a slow server.
+        # Daemons: a process that must end does not wait for a slow server.
         threading.Thread(target=self._download, args=(pace, arrived), name="download", daemon=True).start()
 
     def _download(self, pace: HostScheduler, arrived: queue.Queue[tuple[int, Response] | None]) -> None:
@@ -64,12 +64,12 @@ class DownloadLoop:
                 answer = self._ask(job, pace)
                 if answer is not None:
                     arrived.put((job.position, answer))
-                del answer  # or its body would stay in memory until the next one is there
+                del answer  # or its body would stay in memory until the next one arrives
         finally:
             arrived.put(None)
 
     def _ask(self, job: Job, pace: HostScheduler) -> Response | None:
-        """One try; None when there is to be another one."""
+        """One attempt; None if it will be retried."""
         handed_back = False
         try:
             job.attempts += 1

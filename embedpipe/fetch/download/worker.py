@@ -37,7 +37,7 @@ Tell = Callable[[Event], None]
 
 
 class PartWriter:
-    """Takes what came of each url of one part, in the order of arrival."""
+    """Writes the results of one part, in order of arrival."""
 
     def __init__(self, task: DownloadTask, tell: Tell) -> None:
         self.task = task
@@ -49,7 +49,7 @@ class PartWriter:
         self.failed: Counter[str] = Counter()
 
     def write(self, row: int, answer: Response, made: StoredImage | Failure) -> None:
-        """Keep one outcome. Raises OSError when its image cannot be written."""
+        """Write one outcome. Raises OSError if its image cannot be written."""
         entry: dict[str, Any] = dict.fromkeys(messages.OUTCOMES.names)
         entry |= {"row": row, "attempts": answer.attempts, "content_type": answer.content_type}
         if isinstance(made, Failure):
@@ -73,7 +73,7 @@ class PartWriter:
         self.failed.clear()
 
     def close(self) -> None:
-        """Write the table of outcomes. Raises OSError when any of it could not be written."""
+        """Write the table of outcomes. Raises OSError if anything could not be written."""
         self._tell()
         self.images.close()
         table = pa.Table.from_pylist(self.outcomes, schema=messages.OUTCOMES)
@@ -82,7 +82,7 @@ class PartWriter:
 
 
 class Worker:
-    """Downloads one part after another. Imports img2dataset, and so torch where it is not hidden, see `main`."""
+    """Downloads one part after another. May import img2dataset, and so torch unless it is hidden, see `main`."""
 
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
@@ -98,7 +98,7 @@ class Worker:
         self.loop = DownloadLoop(self.transport, settings.threads, settings.retries, settings.per_host)
 
     def run(self, task: DownloadTask) -> None:
-        """Download one part. Raises OSError when its files cannot be written."""
+        """Download one part. Raises OSError if its files cannot be written."""
         with pa.OSFile(task.urls_file) as source, pa.ipc.open_file(source) as reader:
             table = reader.read_all()
         rows = table.column("row").to_pylist()
@@ -122,7 +122,7 @@ class Worker:
 
 
 def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[bytes]:
-    """The lines of `stream`, as they come; `ended` is called from a thread when there are no more."""
+    """The lines of `stream`, as they arrive; `ended` is called from a thread at the end of the stream."""
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
@@ -137,16 +137,16 @@ def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[b
 def main() -> None:
     """Read settings and tasks from stdin, write events to stdout, until stdin ends."""
     events = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever libraries print goes to the log
+    os.dup2(2, 1)  # output printed by libraries goes to the log
 
     def tell(event: Event) -> None:
         events.write(messages.to_line(event))
 
-    # img2dataset's imports pull in torch (through webdataset, which does without where there is none) and wandb (which
-    # only its own logger calls): three seconds of every start, and nothing in this process uses them.
+    # img2dataset imports torch (through webdataset, for which it is optional) and wandb (used by its own logger only):
+    # three seconds per start, and nothing in this process uses them.
     sys.modules["torch"] = None  # type: ignore[assignment]
     sys.modules["wandb"] = types.ModuleType("wandb")
-    # The end of stdin means that nobody waits for us, whatever we are doing.
+    # The end of stdin means that the parent is gone: exit at once.
     lines = _lines(sys.stdin.buffer, ended=lambda: os._exit(0))
     worker = Worker(messages.settings_from(lines.get()), tell)
     while True:

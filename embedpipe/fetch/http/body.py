@@ -20,14 +20,14 @@ from .deadline import Deadline
 _CHUNK = 1 << 16
 _LARGE = 2 << 20
 _LARGE_TOGETHER = 128 << 20
-_HIGHEST_RATIO = 100  # no image is unpacked to more; a bomb is
+_HIGHEST_RATIO = 100  # no image has a higher compression ratio; a decompression bomb does
 _PIECE = 1 << 20
 
 
 class ByteBudget:
-    """Leave to hold more than 2 MiB of one body: all that have it together stay under a number of bytes.
+    """A byte budget shared by large bodies (over 2 MiB).
 
-    A body asks once, for all that it may come to: whoever got leave waits for nobody, so nobody waits for ever.
+    A body requests its maximum size at once and then never waits again, so there is no deadlock.
     """
 
     def __init__(self, together: int = _LARGE_TOGETHER) -> None:
@@ -36,7 +36,7 @@ class ByteBudget:
         self.changed = threading.Condition()
 
     def take(self, size: int, deadline: Deadline) -> int:
-        """Wait for leave to hold `size` bytes: what to give back. Raises TimeoutError when the deadline comes first."""
+        """Wait for `size` bytes of the budget; returns the amount to give back. Raises TimeoutError at the deadline."""
         size = min(size, self.together)
         with self.changed:
             while self.free < size:
@@ -53,32 +53,32 @@ class ByteBudget:
 
 @dataclass(slots=True)
 class Body:
-    """What was read. `held`: what it took from `ByteBudget`, which whoever is done with it gives back."""
+    """A body. `held`: its share of the `ByteBudget`, to be given back after use."""
 
     data: bytes
     held: int
 
 
 class _Decoder:
-    """Undoes gzip or deflate where the body begins like it, whatever Content-Encoding claims.
+    """Decompresses gzip or deflate if the body starts like it, whatever its Content-Encoding.
 
-    Neither was asked for. Servers send both all the same, and label plain images with either; a body in an encoding
-    that is not known here does not begin like an image either.
+    Neither is requested, but servers send both anyway, and label plain images with either; a body in another encoding
+    does not start like an image.
     """
 
     def __init__(self) -> None:
         self.start: bytes | None = b""
         self.inflate: zlib._Decompress | None = None
-        self.taken = 0  # bytes that have been decoded
+        self.taken = 0  # bytes decoded so far
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """What `data` decodes to, a few bytes or up to a mebibyte at a time. Raises NotFetched when it is damaged."""
+        """The decompressed `data`, a few bytes or up to a mebibyte at a time. Raises NotFetched if it is damaged."""
         if self.start is not None:
             data = self.start + data
             self.start = data if len(data) < 2 else None
             if self.start is not None:
                 return
-            # No image begins with either; a zlib header is a multiple of 31.
+            # No image starts with either; a zlib header is a multiple of 31.
             zipped = data[:2] == b"\x1f\x8b" or (data[:1] == b"\x78" and int.from_bytes(data[:2], "big") % 31 == 0)
             self.inflate = zlib.decompressobj(wbits=47) if zipped else None
         if self.inflate is None:
@@ -96,7 +96,7 @@ class _Decoder:
 
 
 class _Reading:
-    """One body on its way in."""
+    """One body being read."""
 
     def __init__(self, response: http.client.HTTPResponse, most: int, deadline: Deadline, large: ByteBudget) -> None:
         self.response = response
@@ -108,12 +108,12 @@ class _Reading:
         self.data = bytearray()
 
     def read(self) -> None:
-        """All of it."""
+        """The complete body."""
         promised = self.response.length
         if promised is not None and promised > self.most:
             raise NotFetched(too_large(self.most))
         wire = 0
-        # read1 returns with what has come; read would wait for all of it, a byte a second.
+        # read1 returns available bytes; read would wait for all of them, even at a byte per second.
         while chunk := self.response.read1(_CHUNK):
             self.deadline.wait_s()
             wire += len(chunk)
@@ -126,7 +126,7 @@ class _Reading:
         self._require_image()
 
     def let_go(self) -> None:
-        """Give back what is held."""
+        """Give back its share of the budget."""
         if self.held:
             self.large.give_back(self.held)
 
@@ -151,9 +151,9 @@ class _Reading:
 
 
 def read(response: http.client.HTTPResponse, most: int, deadline: Deadline, large: ByteBudget) -> Body:
-    """The body of an image, at most `most` bytes before and after decoding.
+    """Read the body of an image, at most `most` bytes before and after decompression.
 
-    Raises NotFetched; OSError and HTTPException as the connection does.
+    Raises NotFetched, and the connection's OSError and HTTPException.
     """
     reading = _Reading(response, most, deadline, large)
     with contextlib.ExitStack() as on_failure:
@@ -164,7 +164,7 @@ def read(response: http.client.HTTPResponse, most: int, deadline: Deadline, larg
 
 
 def read_start(response: http.client.HTTPResponse, most: int) -> bytes:
-    """The first `most` bytes of a body that is text, whatever follows. Raises what the connection does."""
+    """The first `most` bytes of a text body. Raises the connection's errors."""
     data = bytearray()
     while len(data) < most and (chunk := response.read1(_CHUNK)):
         data += chunk

@@ -25,15 +25,14 @@ from .robots import RobotsCache
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_RESERVED = "%/:?#[]@!$&'()*+,;=~"  # what has a meaning in a url, or is encoded already, stays
-# All that http.client, ssl and socket are known to raise for what a server says: that is data, anything else a fault
-# of the program.
+_RESERVED = "%/:?#[]@!$&'()*+,;=~"  # reserved and already encoded characters are kept
+# Exceptions that http.client, ssl and socket raise for a server's response: those are data, any other is a bug.
 _WEB_FAULTS = (OSError, http.client.HTTPException, ValueError, LookupError, NotFetched)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient one try is: `timeout_s` bounds each wait, `deadline_s` the whole, `max_bytes` the body."""
+    """Limits of one attempt: `timeout_s` for each wait, `deadline_s` for the whole, `max_bytes` for the body."""
 
     timeout_s: float
     deadline_s: float
@@ -42,10 +41,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came of one try: a body, or a failure.
+    """The result of one attempt: a body, or a failure.
 
-    `attempts` of them it took in all. `asked_pause_s` is what the server said about when to come back, if anything.
-    `held`: see `body.Body`.
+    `attempts`: how many it took in all. `asked_pause_s`: the server's Retry-After, if any. `held`: see `body.Body`.
     """
 
     body: bytes | None
@@ -57,7 +55,7 @@ class Response:
 
 
 class _Refused(NotFetched):
-    """An answer that is no success, with its headers."""
+    """An unsuccessful response, with its headers."""
 
     def __init__(self, failure: Failure, headers: Message) -> None:
         super().__init__(failure)
@@ -65,18 +63,18 @@ class _Refused(NotFetched):
 
 
 class HttpClient:
-    """Gets urls, one per call, from any number of threads."""
+    """Downloads urls, one per call, from any number of threads."""
 
     def __init__(self, limits: Limits, user_agent: str, connections: Connections, with_robots: bool = False) -> None:
         self.limits = limits
-        # Compressed images are compressed already; what comes encoded all the same is decoded (`body`).
+        # Images are already compressed; responses that are encoded anyway are decoded (`body`).
         self.headers = {"User-Agent": user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
         self.connections = connections
         self.large = ByteBudget()
         self.robots = RobotsCache(self._ask_robots) if with_robots else None
 
     def get(self, url: str) -> Response:
-        """What `url` answers to one try."""
+        """The response for `url` in one attempt."""
         content_type: str | None = None
         try:
             deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
@@ -94,13 +92,15 @@ class HttpClient:
             return Response(None, outcome.of_exception(problem), content_type=content_type, asked_pause_s=asked_s)
 
     def done_with(self, answer: Response) -> None:
-        """The body of `answer` is not held in memory any longer."""
+        """Release the memory budget of `answer`'s body."""
         if answer.held:
             self.large.give_back(answer.held)
 
     @contextlib.contextmanager
     def _following(self, url: str, deadline: Deadline, rules: RobotsCache | None) -> Iterator[http.client.HTTPResponse]:
-        """The answer that `url` leads to. Every step is guarded like the first, and asks `rules` if there are any."""
+        """The response for `url` after redirects. Every redirect is guarded like the first url, and checked by `rules`
+        if any.
+        """
         for step in range(MAX_REDIRECTS + 1):
             if (failure := ssrf_guard.refusal(url, self.connections.allow_hosts)) is not None:
                 shown = f"redirect to {url[:200]}: " if step else ""
@@ -127,7 +127,7 @@ class HttpClient:
     def _ask_robots(self, origin: robots.Origin) -> robots.Rules:
         scheme, host, port = origin
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/robots.txt"
-        # A deadline of its own: what is learnt here holds for the whole run, however late the url that made us ask was.
+        # A separate deadline: the rules are used for the whole run, however little time is left for this url.
         deadline = Deadline(self.limits.timeout_s, self.limits.timeout_s)
         try:
             with self._following(url, deadline, None) as response:
@@ -151,12 +151,12 @@ def _require_leave(rules: robots.Rules, target: Target) -> None:
 
 
 def _redirected(url: str, location: str) -> str:
-    # http.client gives a header's bytes as Latin-1, whatever they were meant to be.
+    # http.client decodes headers as Latin-1, whatever their encoding.
     return urljoin(url, quote(str(location).strip().encode("latin-1", "replace"), safe=_RESERVED))
 
 
 def in_ascii(url: str) -> str:
-    """`url` as it goes over the wire: names in IDNA, other letters percent-encoded. UnicodeError for a bad name."""
+    """`url` in ASCII: host names in IDNA, other characters percent-encoded. Raises UnicodeError for a bad name."""
     if url.isascii():
         return url
     parts = urlsplit(url)
@@ -165,7 +165,7 @@ def in_ascii(url: str) -> str:
 
 
 def asked_pause_s(headers: Message) -> float | None:
-    """Seconds until the time that a Retry-After header names, as a number or as a date; None without a good one."""
+    """Seconds until the time in a Retry-After header, a number or a date; None if missing or invalid."""
     asked = str(headers.get("Retry-After", "")).strip()
     if asked.isascii() and asked.isdigit():
         return float(asked)

@@ -25,20 +25,20 @@ from . import ssrf_guard
 from .deadline import Deadline
 from .resolver import Resolver
 
-_MOST_ADDRESSES = 4  # of one name that are tried before giving up
+_MOST_ADDRESSES = 4  # tried per name before giving up
 _MOST_IDLE = 64
 _IDLE_S = 10.0
 _BUFFER = 1 << 16
-# How a connection that the server closed in the meantime shows itself when it is used again.
+# Exceptions from reusing a connection that the server has closed.
 _STALE = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
-# Connects to an address and port within that many seconds.
+# Connects to an address and port within a timeout in seconds.
 Dial = Callable[[tuple[str, int], float], socket.socket]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a url asks for, and of whom. `path` goes with its query."""
+    """The parts of a url needed for a request. `path` includes the query."""
 
     scheme: str
     host: str
@@ -47,12 +47,12 @@ class Target:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Whom: what connections and robots.txt are kept for."""
+        """The origin, the key for connections and robots.txt."""
         return (self.scheme, self.host, self.port)
 
 
 def target_of(url: str) -> Target:
-    """The target of an ASCII url that the guard let pass."""
+    """The target of an ASCII url that the guard has accepted."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -60,7 +60,7 @@ def target_of(url: str) -> Target:
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Certificates are checked against the system's authorities, and those in `ca_file`. Raises OSError."""
+    """A TLS context that trusts the system's certificate authorities and those in `ca_file`. Raises OSError."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
@@ -69,7 +69,7 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 class _Reader(io.RawIOBase):
-    """The receiving side of a link. Every read waits no longer than the deadline allows."""
+    """The receiving side of a link. No read waits beyond the deadline."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -86,22 +86,22 @@ class _Reader(io.RawIOBase):
 
 
 class _Buffer(io.BufferedReader):
-    """The receiving side as http.client reads it: one answer each."""
+    """The receiving side as http.client reads it: one per response."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__(reader, _BUFFER)
         self.reader = reader
 
     def close(self) -> None:
-        """End it, and note whether more had come than the answer."""
+        """Close it, and note whether there were bytes beyond the response."""
         if not self.closed:
-            self.reader.ended = True  # peek is to look at what has come, not to wait for more
+            self.reader.ended = True  # so that peek returns buffered bytes without waiting
             self.reader.link.has_leftovers = bool(self.peek())
         super().close()
 
 
 class Link:
-    """A connected socket with a deadline, in the shape that http.client needs one."""
+    """A connected socket with a deadline, with the interface that http.client needs."""
 
     def __init__(self, connected: socket.socket, deadline: Deadline) -> None:
         self.socket = connected
@@ -118,10 +118,10 @@ class Link:
         self.socket.sendall(data)
 
     def close(self) -> None:
-        """Nothing: http.client calls this with a body yet to come. `Connection.close` is what ends it."""
+        """No-op: http.client calls this before the body is read. `Connection.close` closes the socket."""
 
     def is_quiet(self) -> bool:
-        """Whether nothing has come since the last answer: neither an end nor bytes that nobody asked for."""
+        """Whether nothing arrived since the last response: neither end of stream nor unsolicited bytes."""
         if self.has_leftovers:
             return False
         poll = select.poll()
@@ -137,23 +137,23 @@ class Connection:
         self.link = link
         self.idle_since = 0.0
         self.http = http.client.HTTPConnection(target.host, target.port)
-        self.http.default_port = 443 if target.scheme == "https" else 80  # left out of the Host header
+        self.http.default_port = 443 if target.scheme == "https" else 80  # omitted from the Host header
         self.http.auto_open = 0  # it never connects by itself
 
     def request(self, target: Target, headers: Mapping[str, str], deadline: Deadline) -> http.client.HTTPResponse:
-        """The answer, its body yet to be read."""
+        """Send a request; returns the response, its body unread."""
         self.link.deadline = deadline
         self.http.sock = self.link  # type: ignore[assignment]
         self.http.request("GET", target.path, headers=dict(headers))
         return self.http.getresponse()
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
+        """Close it, whatever its state."""
         self.link.socket.close()
 
 
 class Connections:
-    """Opens connections to public addresses, and keeps a few open ones for the next request to the same origin."""
+    """Opens connections to public addresses, and keeps a few for the next request to the same origin."""
 
     def __init__(
         self,
@@ -172,17 +172,17 @@ class Connections:
     def ask(
         self, target: Target, headers: Mapping[str, str], deadline: Deadline
     ) -> tuple[Connection, http.client.HTTPResponse]:
-        """Send a GET. The caller ends it with `give_back` or with the connection's `close`."""
+        """Send a GET. The caller ends with `give_back` or the connection's `close`."""
         used = self._take(target)
         if used is not None:
             try:
                 return _asked(used, target, headers, deadline)
             except _STALE:
-                pass  # closed just as we asked: it is no answer, so it costs no try
+                pass  # closed while sending: not a response, so it does not count as an attempt
         return _asked(Connection(target, self._connect(target, deadline)), target, headers, deadline)
 
     def give_back(self, connection: Connection, response: http.client.HTTPResponse) -> None:
-        """Keep the connection for another request if the answer was read to its end; close it otherwise."""
+        """Keep the connection for another request if the response was read completely; close it otherwise."""
         whole = response.isclosed() if response.chunked else response.length == 0
         will_close = response.will_close
         response.close()
@@ -230,7 +230,7 @@ class Connections:
             connected.settimeout(deadline.wait_s())
             try:
                 secured = self.tls.wrap_socket(connected, server_hostname=target.host.rstrip("."))
-            except ValueError as problem:  # a name that TLS cannot carry
+            except ValueError as problem:  # a name that is invalid in TLS
                 raise NotFetched(Failure("tls", f"{target.host}: {problem}")) from problem
             on_failure.pop_all()
             return secured

@@ -15,12 +15,12 @@ _FORBIDDING = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex",
 _VALUED = frozenset(
     {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview", "indexifembedded", "content-usage"}
 )
-# What may stand before a colon as an agent's name. A time's "15:00:00" begins with a digit.
+# An agent's name before a colon. A time such as "15:00:00" starts with a digit.
 _AGENT_NAME = re.compile(r"\*|[a-z][\w.+/* -]*")
 
 
 def forbidden_by(headers: Message) -> str | None:
-    """The header that forbids the use of an answer, as `name: what it says`; None when there is none."""
+    """The header that forbids the use of a response, as `name: value`; None if there is none."""
     for value in headers.get_all("X-Robots-Tag", []):
         word = _forbidding_directive(str(value))
         if word is not None:
@@ -32,7 +32,7 @@ def forbidden_by(headers: Message) -> str | None:
 
 
 def _forbidding_directive(value: str) -> str | None:
-    """The first directive of one X-Robots-Tag header that holds for us and forbids."""
+    """The first directive of one X-Robots-Tag header that applies to us and forbids use."""
     agent = "*"
     for part in value.lower().split(","):
         name, colon, rest = (piece.strip() for piece in part.partition(":"))

@@ -17,7 +17,7 @@ _V4_REFUSED = tuple(
             "10.0.0.0/8",  # private
             "100.64.0.0/10",  # carrier-grade NAT; one cloud's metadata
             "127.0.0.0/8",  # loopback
-            "168.63.129.16/32",  # another cloud's metadata, at an address that looks public
+            "168.63.129.16/32",  # another cloud's metadata, at a seemingly public address
             "169.254.0.0/16",  # link-local; most clouds' metadata
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments
@@ -32,7 +32,7 @@ _V4_REFUSED = tuple(
         ),
     )
 )
-# Only global unicast is in use at all: loopback, unique-local, link-local and multicast lie outside of it.
+# Only global unicast is public: loopback, unique-local, link-local and multicast are outside of it.
 _V6_UNICAST = IPv6Network("2000::/3")
 _V6_REFUSED = tuple(
     map(
@@ -44,7 +44,7 @@ _V6_REFUSED = tuple(
         ),
     )
 )
-# Where an IPv6 address carries an IPv4 one: the prefix, and how many bits lie behind it.
+# IPv6 addresses that embed an IPv4 one: the prefix, and the number of bits after it.
 _V6_CARRIERS = (
     (IPv6Network("::ffff:0:0/96"), 0),  # IPv4-mapped
     (IPv6Network("64:ff9b::/96"), 0),  # NAT64
@@ -53,7 +53,7 @@ _V6_CARRIERS = (
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether `address` is one that anybody on the internet can reach; IPv4 inside IPv6 is judged by the IPv4."""
+    """Whether `address` is publicly reachable; IPv4 embedded in IPv6 is judged by the IPv4 address."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _V4_REFUSED)
     for carrier, bits_behind in _V6_CARRIERS:
@@ -63,7 +63,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def spelled_by(host: str) -> IPv4Address | IPv6Address | None:
-    """The address that `host` spells, in any notation that the C library's inet_aton takes (2130706433, 0x7f.1)."""
+    """Parse `host` as an address, in any notation that the C library's inet_aton accepts (2130706433, 0x7f.1)."""
     try:
         return ipaddress.ip_address(host.split("%")[0])
     except ValueError:

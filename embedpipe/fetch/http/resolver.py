@@ -25,13 +25,13 @@ _MOST_PENDING = 256
 
 
 def system_lookup(host: str) -> Sequence[str]:
-    """The addresses of `host` as the system has them, best first. Raises OSError; UnicodeError for what is no name."""
+    """The addresses of `host` from the system's resolver, best first. Raises OSError; UnicodeError for a bad name."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class Resolver:
-    """Resolves names, from any number of threads."""
+    """Resolves host names, from any number of threads."""
 
     def __init__(self, lookup: Lookup = system_lookup, kept_s: float = _KEPT_S) -> None:
         self.lookup = lookup
@@ -41,7 +41,7 @@ class Resolver:
         self.kept: OrderedDict[str, tuple[float, _Found]] = OrderedDict()
 
     def addresses(self, host: str, wait_s: float) -> Sequence[str]:
-        """The addresses of `host`. Raises NotFetched when there are none, or no answer within `wait_s`."""
+        """The addresses of `host`. Raises NotFetched if there are none, or no response within `wait_s`."""
         with self.lock:
             known = self.kept.get(host)
             if known is not None and known[0] > time.monotonic():
@@ -65,7 +65,7 @@ class Resolver:
         try:
             found = tuple(self.lookup(host)) or Failure("dns", "the name has no addresses")
         except (OSError, UnicodeError) as problem:
-            # "Try again" is the resolver's word for a name server that did not answer; other answers are final.
+            # EAI_AGAIN means that the name server did not respond; other errors are final.
             passing = isinstance(problem, socket.gaierror) and problem.errno == socket.EAI_AGAIN
             found = Failure(of_exception(problem).error_class, str(problem), passing)
         with self.lock:
@@ -78,7 +78,7 @@ class Resolver:
 
 
 def _addresses(found: _Found) -> Sequence[str]:
-    # A failure is kept as a value: raising one exception again and again would lengthen its traceback each time.
+    # A failure is cached as a value: re-raising one exception would lengthen its traceback each time.
     if isinstance(found, Failure):
         raise NotFetched(found)
     return found

@@ -12,7 +12,7 @@ from protego import Protego
 
 from ..outcome import Failure
 
-MAX_BYTES = 500 * 1024  # what the RFC asks a crawler to read at least; the rest is left out
+MAX_BYTES = 500 * 1024  # the RFC's minimum for crawlers; the rest is ignored
 
 _MOST_KEPT = 2_000
 _MOST_CHARACTERS = 5_000_000
@@ -22,9 +22,9 @@ Origin = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What one robots.txt says to one agent; without a file everything is allowed.
+    """The rules of one robots.txt for one agent; without a file everything is allowed.
 
-    size: characters of the file. unreachable: why there was none to read, which forbids everything for the time being.
+    size: characters of the file. unreachable: why it could not be read, which forbids everything for now.
     """
 
     file: Protego | None = None
@@ -33,7 +33,7 @@ class Rules:
     unreachable: Failure | None = None
 
     def allow(self, path: str) -> bool:
-        """Whether `path` (with its query) may be asked for."""
+        """Whether `path` (with its query) may be requested."""
         return self.file is None or bool(self.file.can_fetch(path, self.agent))
 
 
@@ -41,8 +41,8 @@ ALLOW_ALL = Rules()
 
 
 def parse_robots(text: str, agent: str) -> Rules:
-    """The rules for `agent`: those of the groups that name it, else of those that name `*`."""
-    # Only the product's name counts: "embedpipe/1.0" means us as well.
+    """The rules for `agent`: from the groups that name it, else from those that name `*`."""
+    # Only the product name counts: "embedpipe/1.0" also matches.
     text = re.sub(r"(?im)^(\s*user-agent\s*:\s*[a-z_-]+)[^a-z_\n#-][^\n]*", r"\1", text)
     return Rules(Protego.parse(text), agent, len(text))
 
@@ -58,7 +58,7 @@ class _Entry:
 
 
 class RobotsCache:
-    """The rules of each origin: asked for once, while others that need them wait; the oldest are forgotten."""
+    """A cache of rules per origin: requested once, while other threads wait; the oldest are evicted."""
 
     def __init__(self, fetch: Callable[[Origin], Rules]) -> None:
         self.fetch = fetch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..outcome import Failure
 
-BYTES = 32  # enough for every kind below
+BYTES = 32  # enough for every format below
 
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -27,7 +27,7 @@ _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 
 
 def kind_of(start: bytes) -> str | None:
-    """The kind of image that begins with `start` (`BYTES` of them), None when it is none that is taken."""
+    """The image format that starts with `start` (`BYTES` bytes), None if unsupported."""
     for beginning, kind in _BEGINNINGS:
         if start.startswith(beginning):
             return kind
@@ -41,5 +41,5 @@ def kind_of(start: bytes) -> str | None:
 
 
 def not_an_image(start: bytes, content_type: str | None) -> Failure:
-    """The failure for a body that begins so."""
+    """The failure for a body with this start."""
     return Failure("not_an_image", f"begins with {str(start[:BYTES])[2:-1]!r}, sent as {content_type or 'no type'}")

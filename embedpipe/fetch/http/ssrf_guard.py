@@ -18,16 +18,16 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def refusal(url: str | None, allow_hosts: Collection[str] = ()) -> Failure | None:
-    """Why `url` must not be fetched, or None when it may, as far as its text tells.
+    """Why `url` must not be fetched, judged by its text; None if it may.
 
-    `allow_hosts` are hosts taken whatever their address: `HOST` or `HOST:PORT`, names or addresses.
+    `allow_hosts` are accepted whatever their address: `HOST` or `HOST:PORT`, names or addresses.
     """
     if url is None or not url.strip():
         return Failure("invalid_url", "no url")
     try:
         parts = urlsplit(url)
         host = parts.hostname
-        port = parts.port  # raises for a port that is none
+        port = parts.port  # raises for an invalid port
     except ValueError as problem:
         return Failure("invalid_url", str(problem))
     if parts.scheme not in _DEFAULT_PORTS:
@@ -42,7 +42,7 @@ def refusal(url: str | None, allow_hosts: Collection[str] = ()) -> Failure | Non
 
 
 def usable(host: str, port: int, found: Sequence[str], allow_hosts: Collection[str] = ()) -> Sequence[str]:
-    """Those of the addresses `found` for `host` that may be connected to. Raises NotFetched where there are none."""
+    """The addresses in `found` for `host` that may be connected to. Raises NotFetched if there are none."""
     if allows(host, port, allow_hosts):
         return found
     public = [address for address in found if public_addresses.is_public(ip_address(address))]
@@ -55,7 +55,7 @@ def usable(host: str, port: int, found: Sequence[str], allow_hosts: Collection[s
 
 
 def allows(host: str, port: int, allow_hosts: Collection[str]) -> bool:
-    """Whether one of `allow_hosts` names this host, on this port."""
+    """Whether `allow_hosts` includes this host, on this port."""
     return any(
         name == _plain(host) and asked_port in (None, port) for name, asked_port in map(host_and_port, allow_hosts)
     )
@@ -63,7 +63,7 @@ def allows(host: str, port: int, allow_hosts: Collection[str]) -> bool:
 
 @lru_cache(maxsize=1024)
 def host_and_port(entry: str) -> tuple[str, int | None]:
-    """`HOST`, `HOST:PORT`, `ADDRESS`, `[ADDRESS]:PORT` in two. Raises ValueError for what is none of these."""
+    """Split `HOST`, `HOST:PORT`, `ADDRESS` or `[ADDRESS]:PORT`. Raises ValueError for anything else."""
     try:
         return _plain(str(ip_address(entry))), None
     except ValueError:

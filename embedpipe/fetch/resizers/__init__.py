@@ -9,19 +9,19 @@ from ..download.image import PictureRules, Resizer
 from . import img2dataset, opencv
 from .base import Kind
 
-# In the order in which `auto` takes the first that is installed.
+# In the order of preference of `auto`, which takes the first that is installed.
 RESIZERS: dict[str, Kind] = {"img2dataset": img2dataset.KIND, "opencv": opencv.KIND}
 AUTO = "auto"
 
 
 def check_name(name: str) -> None:
-    """Raise OptionError unless there is such a resizer, or the name is auto."""
+    """Raise OptionError unless `name` is a resizer or auto."""
     if name not in (AUTO, *RESIZERS):
         raise OptionError(f"--resizer {name}: no such resizer", did_you_mean(name, (AUTO, *RESIZERS)))
 
 
 def choose_resizer(name: str) -> str:
-    """`name`, or for auto the first resizer that is installed. Raises OptionError (unknown) and MissingExtra."""
+    """`name`, or for auto the first installed resizer. Raises OptionError (unknown) and MissingExtra."""
     check_name(name)
     if name == AUTO:
         name = next((known for known, kind in RESIZERS.items() if not _missing(kind)), next(iter(RESIZERS)))
@@ -34,7 +34,7 @@ def choose_resizer(name: str) -> str:
 
 
 def make(name: str, rules: PictureRules, quality: int) -> Resizer:
-    """The resizer of that name, which must be installed."""
+    """Create the resizer of that name, which must be installed."""
     return RESIZERS[name].make(rules, quality)
 
 

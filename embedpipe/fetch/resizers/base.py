@@ -10,7 +10,7 @@ from ..download.image import PictureRules, Resizer
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """needs: modules that must be there → the package that brings each. make: rules and quality → a resizer."""
+    """needs: required modules → the package that provides each. make: rules and quality → a resizer."""
 
     needs: Mapping[str, str]
     make: Callable[[PictureRules, int], Resizer]

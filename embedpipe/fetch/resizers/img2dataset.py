@@ -13,7 +13,7 @@ from .base import Kind
 
 
 def _make(rules: PictureRules, quality: int) -> Resizer:
-    # albumentations, inside it, would ask PyPI for its newest version at every start, and warn of it.
+    # albumentations, a dependency, would query PyPI for its newest version at every start, and warn.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     resizer: Resizer = _module().Resizer(
         image_size=rules.image_size,
@@ -27,8 +27,8 @@ def _make(rules: PictureRules, quality: int) -> Resizer:
 
 @functools.cache
 def _module() -> ModuleType:
-    # The one file of the package that is needed. The package itself imports torch, ray and wandb: seconds for each
-    # download process, and hundreds of megabytes.
+    # Load only the needed file of the package. The package itself imports torch, ray and wandb: seconds per download
+    # process, and hundreds of megabytes.
     package = importlib.util.find_spec("img2dataset")
     assert package is not None, "`choose` looked for it"
     spec = importlib.machinery.PathFinder.find_spec("img2dataset.resizer", package.submodule_search_locations)

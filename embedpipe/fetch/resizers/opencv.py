@@ -19,10 +19,10 @@ def _make(rules: PictureRules, quality: int) -> Resizer:
 
 
 class _OpenCvResizer:
-    """Decodes, resizes and encodes one image at a time; down by areas, up by Lanczos."""
+    """Decodes, resizes and encodes one image at a time; area interpolation down, Lanczos up."""
 
     def __init__(self, rules: PictureRules, quality: int) -> None:
-        import cv2  # here: it costs a download process what nothing else needs
+        import cv2  # lazy: only this class needs it
 
         self._cv2: Any = cv2
         self._rules = rules
@@ -35,7 +35,7 @@ class _OpenCvResizer:
         cv2.setNumThreads(1)
 
     def __call__(self, stream: BinaryIO, boxes: None = None) -> tuple[Any, ...]:
-        """An image's bytes → its new bytes, width, height, old width, old height, None; or five None and the reason."""
+        """Image bytes → new bytes, width, height, original width, original height, None; or five None and an error."""
         cv2 = self._cv2
         try:
             image = cv2.imdecode(np.frombuffer(stream.read(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -49,7 +49,7 @@ class _OpenCvResizer:
         return data, made.shape[1], made.shape[0], width, height, None
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
-        """`image` [h, w] or [h, w, 3] of uint8 as the rules want it."""
+        """`image` [h, w] or [h, w, 3] of uint8, resized by the rules."""
         cv2, rules = self._cv2, self._rules
         if rules.resize_mode not in (*_SHORTER, *_LONGER):
             return image
@@ -73,7 +73,7 @@ class _OpenCvResizer:
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:
-    """[h, w, 4] on white; others as they are."""
+    """[h, w, 4] composited on white; others unchanged."""
     if image.ndim < 3 or image.shape[-1] != 4:
         return image
     alpha = image[:, :, 3, np.newaxis]

@@ -22,13 +22,14 @@ from ..tables.schema import REFUSED_CLASS, REFUSED_MESSAGE
 from . import commit
 from .seen import Place, RepeatedUrls, StoredContents
 
-SMALLEST_PART = 200  # rows; below that, another process costs more than it brings
+SMALLEST_PART = 200  # rows; below that, another process costs more than it gains
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a run works with. contents: what is stored already, where duplicates are dropped. parts: the folder for
-    parts on their way."""
+    """The inputs of a run. contents: the index of stored contents, if duplicates are dropped. parts: the folder for
+    unfinished parts.
+    """
 
     plan: FetchPlan
     out: str
@@ -40,7 +41,7 @@ class RunContext:
 
 @dataclass(slots=True)
 class _OpenShard:
-    """A shard on its way. needs: the shards that must be committed before it can be."""
+    """An unfinished shard. needs: the shards that must be committed first."""
 
     shard: ShardRange
     rows: pa.Table
@@ -52,10 +53,10 @@ class _OpenShard:
 
 
 class Assembly:
-    """Hands out the parts of the shards in `todo` and commits each shard that is whole.
+    """Yields the parts of the shards in `todo` and commits each complete shard.
 
-    A shard that repeats urls of earlier ones waits for those; where duplicates are dropped, for all earlier ones. It
-    cannot wait for ever: earlier shards are handed out first.
+    A shard that repeats urls of earlier ones waits for those; if duplicates are dropped, for all earlier ones. There is
+    no deadlock: earlier shards are handed out first.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Assembly:
         self.open: dict[int, _OpenShard] = {}
 
     def tasks(self) -> Iterator[DownloadTask]:
-        """The parts of all shards, their files written as they are asked for."""
+        """The parts of all shards, their files written lazily."""
         for shard, rows in shard_rows(self.context.plan, frozenset(self.uncommitted)):
             opened = self._opened(shard, rows)
             refused = Counter(failure.error_class for failure in opened.refused.values())
@@ -99,7 +100,7 @@ class Assembly:
         return opened
 
     def _parts(self, shard: ShardRange, urls: list[tuple[int, str]]) -> Iterator[DownloadTask]:
-        """Runs of urls, one task each. More than one only where there are fewer shards than processes."""
+        """Ranges of urls, one task each. More than one only if there are fewer shards than processes."""
         size = max(SMALLEST_PART, math.ceil(len(urls) / self.cuts))
         for part, first in enumerate(range(0, len(urls), size)):
             piece = urls[first : first + size]
@@ -112,14 +113,14 @@ class Assembly:
             yield task
 
     def take_in(self, task: DownloadTask) -> None:
-        """Note that a part is there, under its stem, and commit what can be committed now."""
+        """Register a finished part, by its stem, and commit every shard that is now ready."""
         opened = self.open[task.shard]
         opened.parts[task.part] = task
         opened.waiting -= 1
         self._commit_whole()
 
     def _commit_whole(self) -> None:
-        # In the order of their numbers: one may have waited for the one before it.
+        # In numerical order: one may have waited for the one before it.
         for number in sorted(self.open):
             opened = self.open[number]
             if not opened.waiting and not opened.needs & self.uncommitted:
@@ -145,7 +146,7 @@ class Assembly:
 
 
 def _without_refusals(rows: pa.Table) -> tuple[pa.Table, dict[int, Failure]]:
-    """The rows of a folder without the columns that say why some have no image, and that by row."""
+    """The rows of a folder without the columns of refusals, and the refusals by row."""
     names = [REFUSED_CLASS, REFUSED_MESSAGE]
     said = enumerate(rows.select(names).to_pylist())
     refused = {i: Failure(row[REFUSED_CLASS], row[REFUSED_MESSAGE]) for i, row in said if row[REFUSED_CLASS]}

@@ -36,10 +36,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FetchedShard:
-    """A shard whose parts are all there: its rows, why some were never asked for, and the parts with the others.
+    """A shard with all its parts: its rows, the reasons why some were never requested, and the parts with the others.
 
-    images: whether they come from a folder, their fields as JSON in one column.
-    repeats: the rows whose url is that of an earlier row, and where that is (shard, row).
+    images: whether they come from a folder, with their fields as JSON in one column. repeats: the rows that repeat the
+    url of an earlier row, and its location (shard, row).
     """
 
     shard: ShardRange
@@ -52,9 +52,9 @@ class FetchedShard:
 
 @dataclass(frozen=True, slots=True)
 class CommittedShard:
-    """A shard that is committed: its record, its images as (row, sha256), its failures as (url, error class).
+    """A committed shard: its record, its images as (row, sha256), its failures as (url, error class).
 
-    late_rejects: by class, those that only packing found.
+    late_rejects: by class, those found only while packing.
     """
 
     record: ShardManifest
@@ -71,9 +71,9 @@ def key_of(shard: int, row: int, shard_digits: int, samples_per_shard: int) -> s
 def commit_shard(
     out: str, fetched: FetchedShard, shard_digits: int, config: FetchConfig, contents: StoredContents | None = None
 ) -> CommittedShard:
-    """Write a shard's files and then its manifest. The bytes depend on the rows and the answers alone.
+    """Write a shard's files and then its manifest. The bytes depend on the rows and the responses alone.
 
-    contents: what earlier shards store; rows with the same bytes become failures.
+    contents: those of earlier shards; rows with the same bytes become failures.
     """
     shard = fetched.shard
     name_key = functools.partial(key_of, shard_digits=shard_digits, samples_per_shard=config.samples_per_shard)
@@ -125,7 +125,7 @@ def stored_contents(out: str, number: int, shard_digits: int) -> list[tuple[int,
 
 
 def _without_retry(rows: pa.Table) -> tuple[pa.Table, list[str | None], Counter[str]]:
-    """The rows without the columns of a list of failed ones: which row each tries again, and how those had failed."""
+    """The rows without the retry columns, the row that each retries, and its earlier failure."""
     if schema.RETRY_OF not in rows.column_names:
         return rows, [None] * rows.num_rows, Counter()
     retried = Counter(rows.column(schema.RETRIED_CLASS).to_pylist())
@@ -139,7 +139,7 @@ def _source_sha256(source: SourceShard) -> str:
 
 
 def _outcomes(fetched: FetchedShard) -> dict[int, Row]:
-    """By row: how it ended, as the download processes tell it, and in which `file` its image lies."""
+    """The outcome of each row, as reported by the download processes, and the `file` with its image."""
     found: dict[int, Row] = {
         row: {"error_class": failure.error_class, "error_message": failure.message, "attempts": 0}
         for row, failure in fetched.refused.items()
@@ -169,14 +169,14 @@ def _passed_rows(rows: pa.Table, images: bool) -> list[Row]:
 
 
 def _fields(text: str | None) -> Row:
-    """The fields of a .json beside an image, as those of the .json in the tar."""
+    """The fields of a .json beside an image, for the .json in the tar."""
     fields: Row = json_safe(json.loads(text or "{}"))
     return {f"source_{name}" if name in _JSON_COLUMNS else name: value for name, value in fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Members:
-    """What goes into a tar, row by row. `rows` learn the offset of their image there."""
+    """The members of a tar, row by row. Sets the offset of each image in `rows`."""
 
     rows: Sequence[Row]
     outcomes: Mapping[int, Row]
@@ -200,7 +200,7 @@ def _write_tar(location: str, members: _Members) -> Written:
 
 
 def _add_sample(tar: TarWriter, row: Row, image: bytes, members: _Members, i: int) -> int:
-    """Put the members of one sample in the order of their names; where its image's bytes begin."""
+    """Write the members of one sample, sorted by name; returns the offset of its image's bytes."""
     parts = {
         members.image_format: image,
         "json": _json_member(row, members.passed[i] if members.passed else {}),
@@ -226,12 +226,12 @@ def _write_parquet(location: str, rows: Sequence[Row], source: pa.Table) -> Writ
 
 
 def json_safe(value: Any) -> Any:
-    """`value` as JSON can hold it: times in ISO form, bytes in base64, NaN as null, what else there is as its text."""
+    """`value` as JSON: times in ISO format, bytes in base64, NaN as null, anything else as text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, datetime.date | datetime.time):  # datetime, and pandas' Timestamp, are dates
+    if isinstance(value, datetime.date | datetime.time):  # includes datetime and pandas' Timestamp
         return value.isoformat()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()

@@ -35,19 +35,19 @@ NameKey = Callable[[int, int], str]
 def answer_repeats(
     outcomes: Outcomes, shard: int, repeats: Mapping[int, Place], out: str, shard_digits: int, name_key: NameKey
 ) -> None:
-    """Give each repeating row of `shard` the outcome of the first row with its url. Earlier shards are committed."""
+    """Give each repeated row of `shard` the outcome of the first row with its url. Earlier shards are committed."""
     wanted: dict[int, list[int]] = {}
     for home, first in repeats.values():
         wanted.setdefault(home, []).append(first)
     known = {home: _earlier(out, home, rows, shard_digits) for home, rows in wanted.items() if home != shard}
     known[shard] = outcomes
     for row, (home, first) in repeats.items():
-        if first in known[home]:  # else lost, and so is this one
+        if first in known[home]:  # else it is lost, and so is this one
             outcomes[row] = {**known[home][first], "attempts": 0, "duplicate_of": name_key(home, first)}
 
 
 def _earlier(out: str, shard: int, rows: list[int], shard_digits: int) -> Outcomes:
-    """Outcomes of some rows of a committed shard; their images lie in its tar."""
+    """Outcomes of some rows of a committed shard; their images are in its tar."""
     name = manifest.shard_name(shard, shard_digits)
     with files.reading(files.join(out, f"{name}.parquet")) as stream:
         table = pyarrow.parquet.read_table(stream, columns=list(_COPIED))
@@ -57,7 +57,7 @@ def _earlier(out: str, shard: int, rows: list[int], shard_digits: int) -> Outcom
 
 
 def drop_stored(outcomes: Outcomes, shard: int, contents: StoredContents, name_key: NameKey) -> None:
-    """Turn images whose bytes an earlier row has into failures: the first in the order of rows is kept."""
+    """Turn images with the bytes of an earlier row into failures; the first in row order is kept."""
     here: dict[str, int] = {}
     for row in sorted(outcomes):
         outcome = outcomes[row]

@@ -31,13 +31,15 @@ def _unpacked(at: int) -> Place:
 
 
 class RepeatedUrls:
-    """Which rows have a url that an earlier row has. A sorted file of pairs (place, place of the first), mapped."""
+    """Rows that repeat the url of an earlier row: a sorted, memory-mapped file of pairs (location, location of the
+    first).
+    """
 
     def __init__(self, file: Path) -> None:
         self.pairs = np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None)
 
     def of(self, shard: int) -> dict[int, Place]:
-        """For the repeating rows of a shard: where the first row with their url is."""
+        """For the repeated rows of a shard, the location of the first row with their url."""
         first, last = np.searchsorted(self.pairs[:, 0], [_packed(shard, 0), _packed(shard + 1, 0)])
         return {_unpacked(int(at))[1]: _unpacked(int(begun)) for at, begun in self.pairs[first:last]}
 
@@ -45,7 +47,8 @@ class RepeatedUrls:
 def index_urls(urls: Iterable[tuple[Place, str]], rows: int, file: Path) -> None:
     """Find the repeats among about `rows` urls and write them to `file`.
 
-    Memory is bounded but for 16 bytes a repeat: entries go to buckets on disk by their hash, and each is sorted alone.
+    Memory is bounded except for 16 bytes per repeat: entries go to buckets on disk by hash, and each bucket is sorted
+    separately.
     """
     with tempfile.TemporaryDirectory(dir=file.parent, prefix="urls-") as folder:
         buckets = [Path(folder) / f"{i}" for i in range(rows // _PER_BUCKET + 1)]
@@ -74,7 +77,7 @@ def _chunks(urls: Iterable[tuple[Place, str]]) -> Iterator[np.ndarray]:
 
 
 def _repeats(entries: np.ndarray) -> np.ndarray:
-    """Pairs (place, place of the first) of the entries that are not the first of their hash."""
+    """Pairs (location, location of the first) of the entries after the first with the same hash."""
     entries = entries[np.lexsort((entries["at"], entries["low"], entries["high"]))]
     again = np.zeros(len(entries), bool)
     again[1:] = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
@@ -83,7 +86,7 @@ def _repeats(entries: np.ndarray) -> np.ndarray:
 
 
 class StoredContents:
-    """Which bytes are stored already, and where first: a sqlite table of sha256 → place, shard by shard."""
+    """Stored contents and their first location: an sqlite table of sha256 → location, shard by shard."""
 
     def __init__(self, file: Path) -> None:
         self.table = sqlite3.connect(file)
@@ -95,17 +98,17 @@ class StoredContents:
         self.table.close()
 
     def known(self) -> set[int]:
-        """The shards whose contents are in it."""
+        """The shards in the index."""
         return {number for (number,) in self.table.execute("SELECT number FROM shards")}
 
     def forget(self, shard: int) -> None:
-        """Take a shard out: it is fetched again."""
+        """Remove a shard, which is fetched again."""
         with self.table:
             self.table.execute("DELETE FROM seen WHERE at >= ? AND at < ?", (_packed(shard, 0), _packed(shard + 1, 0)))
             self.table.execute("DELETE FROM shards WHERE number = ?", (shard,))
 
     def add(self, shard: int, stored: Iterable[tuple[int, str]]) -> None:
-        """Take in a committed shard: (row, sha256) of its images."""
+        """Add a committed shard: (row, sha256) of its images."""
         entries = [(bytes.fromhex(sha256), _packed(shard, row)) for row, sha256 in stored]
         with self.table:
             self.table.executemany(
@@ -114,7 +117,7 @@ class StoredContents:
             self.table.execute("INSERT OR REPLACE INTO shards VALUES (?)", (shard,))
 
     def before(self, shard: int, sha256: str) -> Place | None:
-        """Where the same bytes are stored in an earlier shard, if anywhere."""
+        """The location of the same bytes in an earlier shard, if any."""
         question = "SELECT at FROM seen WHERE sha256 = ? AND at < ?"
         found = self.table.execute(question, (bytes.fromhex(sha256), _packed(shard, 0))).fetchone()
         return _unpacked(found[0]) if found else None

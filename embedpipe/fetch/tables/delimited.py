@@ -47,7 +47,7 @@ def _as_text(stream: BinaryIO, name: str, delimiter: str) -> Iterator[pa.RecordB
         header = _header(stream, name, delimiter)
         reader = pyarrow.csv.open_csv(
             stream,
-            # One thread: only then does pyarrow count the rows it complains about.
+            # One thread: otherwise pyarrow does not report row numbers in errors.
             read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
             parse_options=_parsing(delimiter, note),
             convert_options=pyarrow.csv.ConvertOptions(column_types={column: pa.string() for column in header}),
@@ -58,7 +58,7 @@ def _as_text(stream: BinaryIO, name: str, delimiter: str) -> Iterator[pa.RecordB
 
 
 def _parsing(delimiter: str, note: object = None) -> pyarrow.csv.ParseOptions:
-    # Captions hold line breaks, between quotes.
+    # Quoted captions may contain line breaks.
     return pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note)
 
 
@@ -82,7 +82,7 @@ def survey_lines(stream: BinaryIO, name: str) -> tuple[int, pa.Schema]:
 
 def line_batches(stream: BinaryIO, name: str) -> Iterator[pa.RecordBatch]:
     """The urls of a txt file."""
-    # A line that is no UTF-8 is no url either; it becomes a failed row, not the end of the run.
+    # A line that is not UTF-8 is not a url; it becomes a failed row instead of ending the run.
     urls = (line.decode("utf-8", "replace").strip().lstrip("\ufeff") for line in stream if line.strip())
     while block := list(islice(urls, _LINES)):
         yield pa.RecordBatch.from_arrays([pa.array(block, pa.string())], names=["url"])

@@ -21,7 +21,7 @@ from ...read.grouping import IMAGE_EXTENSIONS, SampleRules, Split, printable, re
 from ...types import Sample, SourceShard
 from .schema import REFUSED_CLASS, REFUSED_MESSAGE, Layout
 
-# .txt and .json may be captions, so they say nothing.
+# .txt and .json may be captions, so they are ignored here.
 _SURE_TABLES = ("parquet", "csv", "tsv", "jsonl")
 _RULES = SampleRules(need_caption=False)
 LAYOUT = Layout(
@@ -30,7 +30,7 @@ LAYOUT = Layout(
 
 
 def holds_images(location: str) -> bool:
-    """Whether `location` is a folder of images and not one of url tables. Raises InputError where it could be both."""
+    """Whether `location` is a folder of images, not of url tables. Raises InputError if ambiguous."""
     if not files.is_folder(location):
         return False
     names = [name.lower().removesuffix(".gz") for name in files.names(location) if name[0] not in "._"]
@@ -54,9 +54,9 @@ def _is_image(name: str) -> bool:
 
 
 def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCard | None) -> list[SourceShard]:
-    """The shards of a folder: those of the run so far, then new files in shards behind them.
+    """The shards of a folder: those of the run so far, followed by new shards for new files.
 
-    Raises RunMismatch when files of planned shards changed or went.
+    Raises RunMismatch if files of planned shards are changed or missing.
     """
     known = [shard for shard in previous.plan if shard.members] if previous is not None else []
     found = FolderReader(location, _RULES, samples_per_shard).shards(known)
@@ -72,7 +72,7 @@ def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCa
 
 
 def row_count(shard: SourceShard) -> int:
-    """How many rows a shard of a folder has: one for each stem."""
+    """The number of rows in a shard of a folder: one per stem."""
     return sum(1 for _ in groupby(shard.members, _stem))
 
 
@@ -82,7 +82,7 @@ def _stem(path: str) -> str:
 
 
 class _Beside:
-    """The files of one sample. Of an image only its path is given, in place of its bytes: workers read those."""
+    """The files of one sample. For an image, the path instead of the bytes, which the workers read."""
 
     def __init__(self, folder: str, paths: list[str]) -> None:
         self.folder = folder
@@ -100,7 +100,7 @@ class _Beside:
 
 
 def rows(location: str, shard: SourceShard) -> pa.Table:
-    """The rows of a shard: paths below the folder as urls; where captions or fields are damaged, why."""
+    """The rows of a shard: relative paths as urls, and a refusal if the caption or the fields are damaged."""
     schema = LAYOUT.for_folder().schema
     found = [_row(location, list(paths)) for _, paths in groupby(shard.members, _stem)]
     return pa.Table.from_pylist(found, schema=schema)
@@ -113,7 +113,7 @@ def _row(location: str, paths: list[str]) -> dict[str, str | None]:
     captioned = image is not None and any(path.lower().endswith(".txt") for path in paths)
     sample = next(samples(beside, replace(_RULES, need_caption=captioned)))
     if not isinstance(sample, Sample) and sample.error_class == "caption_missing":
-        sample = next(samples(beside, _RULES))  # an empty .txt is no caption, and no fault
+        sample = next(samples(beside, _RULES))  # an empty .txt means no caption, and is not an error
     if not isinstance(sample, Sample):
         refused = "no_image" if sample.error_class == "image_missing" else "sidecar"
         return {"url": url, REFUSED_CLASS: refused, REFUSED_MESSAGE: f"{posixpath.basename(url)}: {sample.message}"}

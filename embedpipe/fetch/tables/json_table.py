@@ -51,7 +51,7 @@ def _text(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text.encode("utf-8", "replace").decode("utf-8")  # JSON may carry half a surrogate pair, UTF-8 cannot
+    return text.encode("utf-8", "replace").decode("utf-8")  # JSON allows lone surrogates, UTF-8 does not
 
 
 def _blocks(stream: BinaryIO, name: str) -> Iterator[list[Row]]:
@@ -81,14 +81,14 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[Row]:
 
 
 def _array_items(stream: BinaryIO, name: str) -> Iterator[Row]:
-    """The objects of one JSON array, with no more than one chunk and one object in memory."""
+    """The objects of one JSON array, with at most one chunk and one object in memory."""
     decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
     scan = json.JSONDecoder().raw_decode
     text = decode(stream.read(_CHUNK))
     at = text.index("[") + 1
     number = 0
     while True:
-        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at worst
+        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it can match the empty string
         if text.startswith("]", at):
             return
         try:

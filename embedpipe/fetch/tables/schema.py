@@ -11,7 +11,7 @@ import pyarrow as pa
 from ...errors import InputError, did_you_mean
 from ..config import DEFAULT_CAPTION_COLUMN
 
-# Columns of a shard's parquet, in this order; what the table passes through comes behind them.
+# Columns of a shard's parquet, in this order; passed-through columns follow.
 FIXED = pa.schema(
     [
         ("uid", pa.string()),
@@ -37,18 +37,18 @@ FIXED = pa.schema(
 )
 
 
-# What a list of failed rows has beside the table's own columns: the key of the row, and how it failed last. The colons
-# keep these names apart from any column's.
+# Additional columns in a list of failed rows: the key of the row, and its last failure. The colons avoid collisions
+# with other columns.
 RETRY_OF, RETRIED_CLASS = ":retry_of", ":retried_class"
 
 
-# What the rows of a folder have beside theirs: why a row has no image to read.
+# Additional columns of a folder's rows: why a row has no image to read.
 REFUSED_CLASS, REFUSED_MESSAGE = ":refused_class", ":refused_message"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each column comes from. `table` holds the table's own names and types."""
+    """The source of each column. `table` has the table's own names and types."""
 
     url: str
     caption: str | None
@@ -68,13 +68,13 @@ class Layout:
         return pa.schema([("url", pa.string()), ("caption", pa.string()), *passed])
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch of the table in the shape of `schema`. A column the batch lacks is null."""
+        """Convert a batch of the table to `schema`. Missing columns are null."""
         sources: list[str | None] = [self.url, self.caption, *self.passed.values()]
         arrays = [_column(batch, source, field.type) for source, field in zip(sources, self.schema, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def for_retry(self) -> Layout:
-        """The layout of a list of failed rows: this table's columns, and why they are in it."""
+        """The layout of a list of failed rows: this table's columns, and the failures."""
         return self._with(RETRY_OF, RETRIED_CLASS)
 
     def for_folder(self) -> Layout:
@@ -86,12 +86,12 @@ class Layout:
         return Layout(self.url, self.caption, pa.schema([*self.table, *fields]))
 
     def packed_table(self) -> str:
-        """`table` as text that `unpacked_table` reads: type names alone do not tell every type."""
+        """`table` as text for `unpacked_table`: type names alone do not determine every type."""
         return base64.b64encode(self.table.serialize()).decode()
 
 
 def unpacked_table(text: str) -> pa.Schema:
-    """The schema in a text made by `Layout.packed_table`."""
+    """The schema from the text of `Layout.packed_table`."""
     return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
 
 
@@ -110,9 +110,9 @@ def _column(batch: pa.RecordBatch, source: str | None, kind: pa.DataType) -> pa.
 
 
 def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, where: str) -> Layout:
-    """The layout for a table of these columns. Raises InputError naming near columns when one asked for is missing.
+    """The layout for a table with these columns. Raises InputError with similar names if a requested column is missing.
 
-    `caption_col` None takes the column `caption` if there is one.
+    `caption_col` None uses the column `caption` if there is one.
     """
     _require(table.names, url_col, where, "--url-col")
     if caption_col is not None:

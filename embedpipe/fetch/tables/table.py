@@ -23,7 +23,7 @@ _GLOB_CHARACTERS = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """One file of a url table. `name` is its path below the folder asked for: it stays when the folder moves."""
+    """One file of a url table. `name` is its path relative to the input folder, so it does not change if that moves."""
 
     location: str
     name: str
@@ -33,7 +33,7 @@ class TableFile:
 
 @dataclass(frozen=True, slots=True)
 class TableFormat:
-    """How files of one kind are read: (stream, name) → rows and schema; (stream, name, schema) → batches."""
+    """Readers of one file format: (stream, name) → rows and schema; (stream, name, schema) → batches."""
 
     survey: Callable[[BinaryIO, str], tuple[int, pa.Schema]]
     batches: Callable[[BinaryIO, str, pa.Schema], Iterator[pa.RecordBatch]]
@@ -46,7 +46,7 @@ def _survey_parquet(stream: BinaryIO, name: str) -> tuple[int, pa.Schema]:
 
 def _parquet_batches(stream: BinaryIO, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     file = pyarrow.parquet.ParquetFile(stream)
-    # Fewer columns than there are: only those are read. A dot in a name would ask for a field inside a struct.
+    # Read only the needed columns. A dot in a name would select a field inside a struct.
     some = [name for name in file.schema_arrow.names if name in schema.names and "." not in name]
     yield from file.iter_batches(_BATCH_ROWS, columns=some if some == schema.names else None)
 
@@ -70,9 +70,9 @@ TEXTUAL = frozenset({"csv", "tsv", "txt", "json", "jsonl"})
 
 
 def locate(urls: str) -> list[TableFile]:
-    """The files of a table: one file, those of a folder, or those that match a glob; in the order of their names.
+    """The files of a table: one file, those of a folder, or those that match a glob; sorted by name.
 
-    Raises InputError when there are none, or a folder holds tables of several formats.
+    Raises InputError if there are none, or a folder has tables of several formats.
     """
     if _GLOB_CHARACTERS & set(urls):
         base = posixpath.dirname(urls[: min(urls.index(c) for c in _GLOB_CHARACTERS & set(urls))])
@@ -111,7 +111,7 @@ def _ending(name: str) -> tuple[str, bool]:
 
 
 def survey(file: TableFile) -> tuple[int, pa.Schema]:
-    """Rows and column types. Reads all of a file in a textual format, the footer of a parquet file."""
+    """The number of rows and the column types. Reads all of a text file, but only the footer of a parquet file."""
     with _opened(file) as stream:
         return FORMATS[file.ending].survey(stream, file.location)
 

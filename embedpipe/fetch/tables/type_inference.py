@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# In order of preference: a column of text has the first type whose pattern all its non-empty values match.
+# In order of preference: a text column gets the first type whose pattern matches all its non-empty values.
 _PATTERNS = {
     pa.int64(): r"^-?(0|[1-9]\d{0,17})$",
     pa.float64(): r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d{1,3})?$|^(nan|NaN|-?inf)$",
@@ -20,14 +20,14 @@ _PATTERNS = {
 
 
 class TextColumn:
-    """What is known of one column of text after some of its values."""
+    """Incremental type inference for one text column."""
 
     def __init__(self) -> None:
         self.possible = list(_PATTERNS)
         self.any_value = False
 
     def see(self, values: pa.Array) -> None:
-        """Take in some more values."""
+        """Add more values."""
         filled = values.filter(pc.not_equal(values, ""))
         self.any_value = self.any_value or len(filled) > 0
         self.possible = [
@@ -38,19 +38,19 @@ class TextColumn:
 
     @property
     def type(self) -> pa.DataType:
-        """The type that all values seen so far fit."""
+        """The type that fits all values so far."""
         return self.possible[0] if self.possible and self.any_value else pa.string()
 
 
 def text_to(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column of text as `kind`; empty text is null for anything but strings. Raises pa.ArrowInvalid."""
+    """Convert a text column to `kind`; empty text is null for all types but strings. Raises pa.ArrowInvalid."""
     if pa.types.is_string(kind):
         return values
     return pc.cast(pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values), kind)
 
 
 def type_of(values: Sequence[Any]) -> pa.DataType:
-    """The type of some JSON values; string where they are of several kinds."""
+    """The type of some JSON values; string if they are mixed."""
     try:
         return pa.infer_type(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
@@ -58,7 +58,7 @@ def type_of(values: Sequence[Any]) -> pa.DataType:
 
 
 def join_types(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """The narrowest type that holds the values of both, or None when there is none."""
+    """The narrowest type that fits the values of both, or None if there is none."""
     try:
         schemas = [pa.schema([("column", kind)]) for kind in (left, right)]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
