@@ -17,21 +17,21 @@ from .geometry import Geometry, geometry
 
 DECODERS = ("exact", "fast", "pillow")
 DEFAULT_MAX_PIXELS = 100_000_000
-# As open_clip's transform does it: `convert("RGB")` drops alpha, and EXIF and colour profiles are not looked at.
+# As in open_clip's transform: `convert("RGB")` drops alpha, and EXIF and colour profiles are ignored.
 RULES = ImageRules(transparency="ignored", orientation="ignored", colour_profile="ignored")
 
-# The pixel limit is ours (`max_pixels`, a reject with a reason); Pillow's own would be an exception or a warning.
+# embedpipe's own pixel limit applies (`max_pixels`, a reject with a reason); Pillow's raises or warns.
 Image.MAX_IMAGE_PIXELS = None
 
-# Not all that Pillow opens: for EPS it would start Ghostscript.
+# Not every format of Pillow: EPS would start Ghostscript.
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
-if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # newer Pillows have it
+if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # in newer versions of Pillow
     _FORMATS = (*_FORMATS, "AVIF")
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """pixels: uint8 [3, h, w] of the model's input size. width, height: of the stored image, before resizing."""
+    """pixels: uint8 [3, h, w] of the model's input size. width, height: the original size, before resizing."""
 
     pixels: torch.Tensor
     width: int
@@ -40,7 +40,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Why an image gave no pixels; `error_class` is one of `types.REJECT_CLASSES`."""
+    """Why an image could not be decoded; `error_class` is one of `types.REJECT_CLASSES`."""
 
     error_class: str
     message: str
@@ -74,18 +74,18 @@ def _decode_with_pillow(data: bytes, spec: PreprocessSpec, max_pixels: int) -> D
             too_large = _too_large(height, width, wanted, max_pixels)
             if too_large is not None:
                 return too_large
-            # open_clip converts to RGB last: palettes and alpha channels are resized here as they are there.
+            # open_clip converts to RGB last, so palettes and alpha channels are resized unconverted here, too.
             pixels = tv.pil_to_tensor(_fit(image, wanted).convert("RGB"))
     except UnidentifiedImageError:
         return Undecodable("image_undecodable", "no image format that Pillow knows")
-    # Pillow's plugins let these through on damaged files.
+    # Pillow's plugins raise these for damaged files.
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, MemoryError) as problem:
         return Undecodable("image_undecodable", f"{type(problem).__name__}: {problem}"[:300])
     return DecodedImage(pixels, width, height)
 
 
 def _too_large(height: int, width: int, wanted: Geometry, max_pixels: int) -> Undecodable | None:
-    """A reject for too many pixels; a thin line of an image, its short side enlarged, can have them after resizing."""
+    """A reject for too many pixels; enlarging the short side of a thin image can also exceed the limit."""
     if width * height > max_pixels:
         return Undecodable("image_too_large", f"{width}×{height} is more than {max_pixels} pixels")
     if wanted.resized[0] * wanted.resized[1] > max_pixels:

@@ -27,7 +27,7 @@ class Geometry:
 
 
 def geometry(height: int, width: int, spec: PreprocessSpec) -> Geometry:
-    """What to do with a picture of `height` × `width` pixels."""
+    """The geometry for an image of `height` × `width` pixels."""
     target = spec.size
     bilinear = spec.interpolation == "bilinear"
     interpolation = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
@@ -39,7 +39,7 @@ def geometry(height: int, width: int, spec: PreprocessSpec) -> Geometry:
     elif target[0] == target[1]:
         resized = _shorter_side(height, width, target[0])
     else:
-        # For inputs that are not square open_clip knows bicubic only.
+        # For non-square inputs open_clip supports only bicubic.
         resized, interpolation = _scaled(height, width, min(ratios)), InterpolationMode.BICUBIC
     down, across = max(0, target[0] - resized[0]), max(0, target[1] - resized[1])
     padding = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)

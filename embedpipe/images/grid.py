@@ -13,10 +13,9 @@ _BACKGROUND = 255
 
 
 def grid_png(rows: Sequence[np.ndarray], side_px: int | None = None) -> bytes:
-    """PNG of rows of pictures, each row uint8 [n, c, h, w] with 3 channels or 1, on white.
+    """A PNG of rows of images, each row uint8 [n, c, h, w] with 3 channels or 1, on white.
 
-    side_px: of each picture; None takes the largest. Smaller ones are enlarged without smoothing, so that a pixel stays
-    a pixel.
+    side_px: of each image; None uses the largest. Smaller ones are enlarged without smoothing.
     """
     side = side_px or max(row.shape[-1] for row in rows)
     across, step = max(len(row) for row in rows), side + _GAP_PX

@@ -19,7 +19,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def document(title: str, body: str, style: str = "") -> bytes:
-    """A page of that title. `body` is HTML; what came from outside must have gone through `text`."""
+    """A page with that title. `body` is HTML; untrusted text in it must be escaped with `text`."""
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -34,12 +34,12 @@ def document(title: str, body: str, style: str = "") -> bytes:
 
 
 def text(value: Any) -> str:
-    """Anything as text in a page."""
+    """Any value as escaped text."""
     return html.escape(str(value))
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; numbers are right-aligned and their thousands set apart, all else is escaped."""
+    """A table; numbers are right-aligned with thousands separators, all else is escaped."""
     top = "".join(f"<th>{text(name)}</th>" for name in head)
     lines = ["".join(map(_cell, row)) for row in rows]
     return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in ([top] if any(head) else []) + lines), "</table>"])
@@ -52,7 +52,7 @@ def _cell(value: Any) -> str:
 
 
 def picture(data: bytes | None, side_px: int = 192) -> str:
-    """A thumbnail of an encoded picture, or a word where there is none."""
+    """A thumbnail of an encoded image, or a placeholder if there is none."""
     if data is None:
         return "<i>no picture</i>"
     try:

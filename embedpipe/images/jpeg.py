@@ -14,16 +14,16 @@ from torchvision.transforms import functional as tv
 
 from .geometry import Geometry
 
-# Pillow decides on everything else (CMYK and its inverted variants), and on whatever these two do not like.
+# Pillow handles everything else (CMYK and its inverted variants), and whatever these two libraries reject.
 _COLORSPACES = frozenset({"YCbCr", "RGB", "Gray"})
 _START = b"\xff\xd8\xff"
 
-# "fast" decodes to no less than twice the size it then resizes to.
+# "fast" decodes to at least twice the final size.
 _SPARE = 2
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from the header of a JPEG that this module can decode, else None."""
+    """(height, width) from the header of a JPEG, if this module can decode it, else None."""
     if not data.startswith(_START):
         return None
     try:
@@ -34,9 +34,9 @@ def size_of(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_jpeg(data: bytes, wanted: Geometry, scaled: bool) -> torch.Tensor | None:
-    """uint8 [3, h, w] of the size that `wanted` crops to, or None when the data is damaged: Pillow says how.
+    """uint8 [3, h, w] of the crop size in `wanted`, or None for damaged data: Pillow then reports the error.
 
-    scaled: decode to a fraction of the size where that is still twice what is needed: faster, less exact.
+    scaled: decode to a fraction of the size if that is still twice the needed size: faster, less exact.
     """
     height, width = wanted.resized
     try:

@@ -19,7 +19,7 @@ figcaption { overflow-wrap: anywhere; }
 
 
 def contact_page(cells: Sequence[SheetCell], title: str) -> bytes:
-    """The page of the cells, in their order. Pictures that do not decode leave a grey field."""
+    """The page of the cells, in order. Undecodable images are shown as a grey box."""
     figures = "\n".join(
         f"<figure>{_picture(cell.image)}<figcaption>{text(cell.text)}</figcaption></figure>" for cell in cells
     )

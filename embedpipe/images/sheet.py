@@ -15,14 +15,14 @@ _BACKGROUND, _INK, _EMPTY = (255, 255, 255), (30, 30, 30), (235, 235, 235)
 
 @dataclass(frozen=True, slots=True)
 class SheetCell:
-    """One picture (encoded bytes, or None where it is not to be had) and its text."""
+    """One image (encoded bytes, or None if unavailable) and its text."""
 
     image: bytes | None
     text: str
 
 
 def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5, cell_px: int = 160) -> bytes:
-    """PNG of the cells in rows of `columns`. Pictures that do not decode leave a grey field."""
+    """A PNG of the cells in rows of `columns`. Undecodable images are shown as a grey box."""
     font = ImageFont.load_default(size=12)
     title_font = ImageFont.load_default(size=18)
     text_px = 3 * 15
@@ -47,7 +47,7 @@ def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5,
 
 
 def thumbnail(data: bytes | None, side: int) -> Image.Image:
-    """The picture on white, at most `side` px each way; a grey field where there is none, or it does not decode."""
+    """The image on white, at most `side` px per side; a grey box if there is none, or it cannot be decoded."""
     if data is not None:
         try:
             with Image.open(io.BytesIO(data)) as image:

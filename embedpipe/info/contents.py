@@ -18,17 +18,17 @@ from ..manifest import EMBEDDINGS, IMAGE_SHARDS
 from ..progress import CutCaptions, Listener, Progress, silent
 
 _BINS = 10
-# Stored norms and captions are looked at in blocks of rows from shards evenly spread: enough for a histogram, however
-# large the data set is.
+# Stored norms and captions are sampled in blocks of rows from evenly spread shards: enough for a histogram, however
+# large the data set.
 _SHARDS_LOOKED_AT = 64
 _ROWS_OF_EACH = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How some numbers are spread: count, mean, the 5th, 50th and 95th percentile, and counts in ten equal bins.
+    """The distribution of some numbers: count, mean, the 5th, 50th and 95th percentile, and counts in ten equal bins.
 
-    The bins reach from `least` to `most`, the smallest and the largest number; there is one where all are equal.
+    The bins span `least` to `most`, the smallest and the largest number; there is a single bin if all are equal.
     """
 
     n: int
@@ -43,15 +43,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class OutputInfo:
-    """What `info` tells. encoder, similarity, norms, captions, cut and columns are None or empty for image shards.
+    """The result of `info`. encoder, similarity, norms, captions, cut and columns are None or empty for image shards.
 
-    norms: of the projections before they were normalised, by modality, of the rows of which they are known; empty where
-    the data set was written without. stored_norms: of the stored rows, and captions: characters in a caption, both of a
-    sample of rows. cut: captions that were longer than the model's context, None where nobody counted.
-    merged: the data sets that this one was put together of. fingerprint_version: 1 where version 0.1 wrote the card, or
-    others the data set: the activation is not recorded. None for image shards. dated: whether it was version 0.1.
+    norms: of the projections before normalisation, by modality, for rows where they are known; empty if the data set
+    has none. stored_norms: of the stored rows, and captions: characters per caption, both of a sample of rows. cut:
+    captions longer than the model's context, None if not counted. merged: the data sets merged into this one.
+    fingerprint_version: 1 if version 0.1 wrote the card, or another tool the data set, so that the activation is not
+    recorded. None for image shards. dated: whether it was version 0.1.
 
-    tokens, token_width: token states of all captions together, and how wide each is; None where none are stored.
+    tokens, token_width: the total number of token states, and their width; None if none are stored.
     """
 
     path: str
@@ -82,11 +82,11 @@ class OutputInfo:
 
 
 def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> OutputInfo:
-    """Look at an output of `encode`, `merge` or `fetch`, finished or not, or at a data set of others.
+    """Describe an output of `encode`, `merge` or `fetch`, finished or not, or another tool's data set.
 
     Raises InputError or DatasetError.
 
-    most_hosts: of image shards, name so many hosts with the most failed urls; reads all their tables.
+    most_hosts: for image shards, the number of hosts to list, those with the most failed urls; reads all tables.
     """
     if not files.exists(path):
         raise InputError(f"{path}: no such folder", "Check the path")
@@ -131,7 +131,7 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
 
 
 def _of_all_rows(dataset: EmbeddingDataset, listen: Listener) -> dict[str, Spread]:
-    """How similarities and norms are spread, by column; without those of which there is not one."""
+    """Distributions of similarities and norms, by column; columns without values are left out."""
     listen(Progress(planned=len(dataset.shards)))
     columns = ("similarity", *(name for name in measured(dataset.run.columns) if name in NORMS.values()))
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in columns}
@@ -145,7 +145,7 @@ def _of_all_rows(dataset: EmbeddingDataset, listen: Listener) -> dict[str, Sprea
 
 
 def without_norms(found: OutputInfo) -> str | None:
-    """What it rules out that an embedding data set has no norms of its projections; None where it has them all."""
+    """The consequences of missing projection norms in an embedding data set; None if it has them all."""
     sides = [
         side
         for side, stored in found.stored_norms.items()
@@ -181,7 +181,7 @@ def _captions(dataset: EmbeddingDataset) -> Spread | None:
 
 
 def _sample(dataset: EmbeddingDataset) -> Iterator[tuple[int, slice]]:
-    """(place of a shard, rows of it), always the same ones."""
+    """(index of a shard, rows of it), always the same ones."""
     count = len(dataset.shards)
     for number in np.unique(np.linspace(0, max(0, count - 1), min(count, _SHARDS_LOOKED_AT)).astype(int)).tolist():
         shard = dataset.shards[number]
@@ -190,13 +190,13 @@ def _sample(dataset: EmbeddingDataset) -> Iterator[tuple[int, slice]]:
 
 
 def spread(values: np.ndarray) -> Spread | None:
-    """How finite numbers are spread, None where there are none."""
+    """The distribution of the finite numbers, None if there are none."""
     values = values[np.isfinite(values)].astype(np.float64)
     if not len(values):
         return None
     p05, p50, p95 = (float(p) for p in np.percentile(values, [5, 50, 95]))
     least, most = float(values.min()), float(values.max())
-    # Numbers that are all but equal, as norms are, cannot be told apart by ten bins of doubles.
+    # Nearly equal numbers, such as norms, can be too close for ten distinct bin edges in double precision.
     counts = (
         [len(values)] if np.isclose(least, most, rtol=1e-9, atol=0) else np.histogram(values, _BINS, (least, most))[0]
     )

@@ -16,14 +16,14 @@ from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..store.rejects import read_rejects
 
 _EXAMPLES_OF_A_CLASS = 5
-# Shards that are looked through for examples; a class of which none is found there is told without.
+# Shards searched for examples; an error class without one among them has no example.
 _SHARDS_WITH_REJECTS = 32
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryItem:
-    """One sample: where it is from, its caption, its similarity (None where there is none), its encoded picture."""
+    """One sample: its source, caption, similarity (or None) and encoded image."""
 
     shard: str
     key: str
@@ -34,7 +34,7 @@ class GalleryItem:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """One sample that did not pass, or one url that was not fetched. what: its key or its url."""
+    """One rejected sample, or one url that failed. what: its key or its url."""
 
     shard: str
     what: str
@@ -43,17 +43,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """samples: by heading. rejects: some of each error class."""
+    """samples: by heading. rejects: some per error class."""
 
     samples: dict[str, tuple[GalleryItem, ...]] = field(default_factory=dict)
     rejects: dict[str, tuple[Rejected, ...]] = field(default_factory=dict)
 
 
 def look_at(path: str, count: int = 12, images: str | None = None) -> Gallery:
-    """`count` samples each of the lowest and the highest similarity and at random, and examples of rejects.
+    """`count` samples each with the lowest and the highest similarity and at random, and examples of rejects.
 
-    images: where the image shards that an embedding data set was made of are now; else where they were is looked.
-    Raises InputError when there is nothing at `images`, or nothing at `path`, and DatasetError.
+    images: the current location of an embedding data set's image shards; None for the recorded one. Raises InputError
+    if there is nothing at `images` or `path`, and DatasetError.
     """
     run = manifest.read_run(path)
     if run is None or run.format == EMBEDDINGS:
@@ -89,7 +89,7 @@ def _optional(value: Any) -> str | None:
 
 
 def _of_shards(path: str, run: RunCard, entries: Sequence[ShardManifest], count: int) -> Iterator[GalleryItem]:
-    """Stored pictures of image shards, by their offset in the tar, from shards chosen at random."""
+    """Stored images from randomly chosen image shards, by their offset in the tar."""
     filled = [entry for entry in entries if entry.rows_out]
     rng = np.random.default_rng(_SEED)
     chosen = rng.permutation(len(filled))[:count].tolist()
@@ -129,7 +129,7 @@ def _failures(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict
 
 
 def _with_rejects(entries: Sequence[ShardManifest]) -> Sequence[ShardManifest]:
-    """Some shards that have rejects, every class in one of them as far as that goes."""
+    """Some shards with rejects, covering every error class as far as possible."""
     wanted = {name for entry in entries for name in entry.rejects}
     chosen = []
     for entry in entries:

@@ -20,7 +20,7 @@ _STYLE = """
 
 
 def info_page(found: OutputInfo, gallery: Gallery, kind: str, meanings: Mapping[str, str]) -> bytes:
-    """The page, pictures included. kind: what the output is called. meanings: of error classes."""
+    """The page with embedded images. kind: the name of the output's type. meanings: of error classes."""
     parts = [html_table(("", ""), _facts(found, kind))]
     spreads = [("similarity of image and text", found.similarity, "all rows that have one")]
     spreads += [
