@@ -22,12 +22,14 @@ from .inverted_lists import ListPart, emptied, encode_rows, part_name, read_list
 from .plan import BuildPlan, IndexConfig
 
 PLAN = "plan.json"
-_TASKS_EACH = 4  # for each worker at least, so that none waits long for the last
+_TASKS_EACH = 4  # per worker at least, so that none waits long for the last
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The index file that rows are encoded with. digest: of its bytes. full: it has rows, which are left out."""
+    """The trained index file for encoding rows. digest: of its bytes. full: it contains rows, which are removed on
+    opening.
+    """
 
     location: str
     digest: str
@@ -42,9 +44,9 @@ class Trained:
 
 @dataclass(slots=True)
 class AddWork:
-    """The recipe of a worker, picklable. A task is a part: its name, and its shards as payload.
+    """Picklable worker factory. A task is a part: its name, with its shards as payload.
 
-    opened: the data set, where the worker lives in this process.
+    opened: the data set, if the worker runs in this process.
     """
 
     path: str
@@ -56,7 +58,9 @@ class AddWork:
     opened: EmbeddingDataset | None = None
 
     def start(self, worker: int) -> WorkerLoop:
-        """Open the data set and the trained index; refuse to work where the build is not seen."""
+        """Open the data set and the trained index; refuses to start if the build folder is not visible from this
+        machine.
+        """
         if not files.exists(files.join(self.building, PLAN)):
             raise OutputUnwritable(
                 f"{self.building}: {socket.gethostname()} does not see the build that was begun there",
@@ -67,7 +71,7 @@ class AddWork:
         index = self.trained.opened()
 
         def coded(block: tuple[int, int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            # Products that are shared out over threads are not the same to the last bit for another number of them.
+            # Multithreaded matrix products are not bit-identical for different numbers of threads.
             faiss.omp_set_num_threads(1)
             return encode_rows(index, block[2])
 
@@ -93,10 +97,10 @@ class AddWork:
 def add_parts(
     dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan, building: str, trained: Trained, listen: Listener
 ) -> list[ListPart]:
-    """The parts that hold the shards to add, in their order; those that lie in `building` are taken as they are.
+    """The parts with the shards to add, in order; existing ones in `building` are reused.
 
-    What the parts hold together does not depend on the workers. Raises WorkerDied, DatasetError (a row that is not
-    finite), OutputUnwritable, and as `open_places`.
+    The total contents of the parts do not depend on the workers. Raises WorkerDied, DatasetError (a row that is not
+    finite), OutputUnwritable, and as `open_places` does.
     """
     there = {part.name: part for part in read_parts(building)}
     most = plan.part_rows
@@ -123,9 +127,10 @@ def add_parts(
 def _groups(
     shards: tuple[IndexedShard, ...], parts: Sequence[ListPart], made_with: str, most_rows: int
 ) -> Iterator[tuple[IndexedShard, ...]]:
-    """Neighbouring shards with about so many rows together, one shard at least; where there is a part, as it has them.
+    """Groups of neighbouring shards with about that many rows, at least one shard each; existing parts keep their
+    groups.
 
-    Neighbours in any case, so that the rows of a list come in the order of shards, whatever was done first.
+    Always neighbours, so that the rows of a list are in shard order, whichever part was finished first.
     """
     whole: dict[IndexedShard, list[tuple[IndexedShard, ...]]] = {}
     for done in parts:

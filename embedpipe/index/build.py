@@ -32,18 +32,18 @@ from .train import trained_index
 
 
 def build_index(path: str, config: IndexConfig | None = None, listen: Listener = silent) -> IndexCard:
-    """Make or bring up to date the index of one side of the data set `path`, beside its shards in `path`/index.
+    """Create or update the index of one modality of the data set `path`, stored in `path`/index.
 
-    Shards that it does not have are added, those made again are replaced; an index that is up to date is left as it is.
-    Where `path` is in an object store, it is built in a working folder on this machine, and then uploaded. Raises
-    InputError (no such data set, type or budget), DatasetError (no rows, no such side, a row that is not finite),
-    OutputBusy, OutputUnwritable, DiskFull, StorageFailed.
+    New shards are added, rewritten ones are replaced; an up-to-date index is left alone. If `path` is in an object
+    store, the index is built in a local working folder, and then uploaded. Raises InputError (no such data set, type or
+    budget), DatasetError (no rows, no such modality, a row that is not finite), OutputBusy, OutputUnwritable, DiskFull,
+    StorageFailed.
     """
     config = config or IndexConfig()
     dataset = EmbeddingDataset(path)
     plan = plan_for(dataset, config)
     if plan.action == NOTHING and plan.base is not None and not _left_over(path, plan.base):
-        return plan.base  # on a disk that cannot be written, too
+        return plan.base  # works on a read-only disk, too
     side = config.modality
     scope = Scope((f"{side}.json", f"{side}-*.faiss", f"{side}-*.npz"), rest=False, name=side)
     with at_work(folder_of(path), scope) as place:
@@ -56,12 +56,12 @@ def _carry_out(
     dataset: EmbeddingDataset, home: str, config: IndexConfig, plan: BuildPlan, listen: Listener
 ) -> IndexCard:
     if plan.action == NOTHING and plan.base is not None:
-        _sweep(home, plan.base)  # what a run left that was killed behind its last step
+        _sweep(home, plan.base)  # leftovers of a run that was killed after its last step
         return plan.base
     building = files.join(folder_of(home), f"{config.modality}.building")
     _begin(building, dataset, config, plan)
     adding = sum(shard.rows for shard in plan.add)
-    anew = plan.base is None or bool(plan.gone)  # then the truth is looked for in all rows again
+    anew = plan.base is None or bool(plan.gone)  # then the ground truth is computed over all rows again
     listen(Progress(planned_rows=adding + (len(dataset) if anew else adding)))
     name = f"{config.modality}-{_next_number(home, config.modality):05d}.faiss"
     written, trained_on = _write_index(dataset, home, config, plan, building, name, listen)
@@ -105,7 +105,7 @@ def _all_shards(plan: BuildPlan) -> tuple[IndexedShard, ...]:
 
 
 def _begin(building: str, dataset: EmbeddingDataset, config: IndexConfig, plan: BuildPlan) -> None:
-    """Make the building folder, and remove what is left of another build."""
+    """Create the build folder, and remove leftovers of another build."""
     identity = {
         "kind": plan.kind.factory,
         "training_rows": plan.kind.training_rows,
@@ -113,7 +113,7 @@ def _begin(building: str, dataset: EmbeddingDataset, config: IndexConfig, plan: 
         "base": plan.base.sha256 if plan.base is not None else None,
         "gone": list(plan.gone),
         "rebuild": config.rebuild,
-        # Parts know which shards they are of; an index that is whole in memory only knows their numbers.
+        # Parts record their shards; an in-memory index only records shard numbers.
         "shards": [dataclasses.asdict(shard) for shard in plan.add] if not plan.kind.lists else None,
     }
     place = files.join(building, PLAN)
@@ -134,9 +134,9 @@ def _write_index(
     name: str,
     listen: Listener,
 ) -> tuple[FileRecord, int]:
-    """Write the index file `name`: (what was written, how many rows it was trained on)."""
+    """Write the index file `name`; returns (what was written, the number of training rows)."""
     folder = folder_of(home)
-    if plan.base is not None and not plan.add and not plan.gone:  # only to be searched in another way
+    if plan.base is not None and not plan.add and not plan.gone:  # only the search settings change
         base = files.local_path(index_path(home, plan.base))
         return FileRecord(base.name, plan.base.bytes, plan.base.sha256), plan.base.trained_on
     if not plan.kind.lists:
@@ -154,7 +154,7 @@ def _write_index(
 
 
 def _trained(dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str) -> Trained:
-    """The index that rows are encoded with: the one that is added to, or one that is trained once and kept."""
+    """The trained index for encoding rows: the one being extended, or one that is trained once and stored."""
     if plan.base is not None:
         return Trained(index_path(home, plan.base), plan.base.sha256, full=True)
     place = files.join(building, "trained.faiss")
@@ -167,7 +167,7 @@ def _trained(dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPla
 def _queries(
     dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, anew: bool, listen: Listener
 ) -> tuple[recall.Queries, ...]:
-    """Queries and their truth: those of the index that is added to, beside what is new, or drawn anew."""
+    """Queries and their true neighbours: those of the index being extended, updated for new rows, or newly drawn."""
     if not anew and plan.base is not None:
         kept = _kept_queries(home, plan.base)
         if kept:
@@ -182,7 +182,7 @@ def _kept_queries(home: str, base: IndexCard) -> tuple[recall.Queries, ...]:
         with np.load(files.local_path(_queries_path(home, base.file)), allow_pickle=False) as arrays:
             return recall.unpacked(arrays)
     except (OSError, ValueError, KeyError):
-        return ()  # they can always be drawn again
+        return ()  # they can always be redrawn
 
 
 def _queries_path(path: str, index_file: str) -> str:
@@ -190,13 +190,13 @@ def _queries_path(path: str, index_file: str) -> str:
 
 
 def _next_number(path: str, modality: str) -> int:
-    """One more than any index file of that side that is there: what a search has open is never written over."""
+    """One more than any existing index file of that modality: a file that a search has open is never overwritten."""
     found = (re.fullmatch(rf"{modality}-(\d+)\.faiss", name) for name in files.names(folder_of(path)))
     return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 def _sweep(path: str, card: IndexCard) -> None:
-    """Remove the files of indexes before, and the building folder."""
+    """Remove the files of earlier indexes, and the build folder."""
     for location in _left_over(path, card):
         if files.is_folder(location):
             _remove_folder(location)
@@ -205,7 +205,7 @@ def _sweep(path: str, card: IndexCard) -> None:
 
 
 def _left_over(path: str, card: IndexCard) -> list[str]:
-    """What lies in the index folder of that side and is no part of the index."""
+    """Files of that modality in the index folder that are not part of the index."""
     folder = folder_of(path)
     names = rf"{card.modality}(-\d+)?\.(faiss|npz)|{card.modality}\.building"
     keep = {files.join(folder, card.file), _queries_path(path, card.file)}

@@ -27,7 +27,7 @@ _END_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class IndexedShard:
-    """A shard that is in an index: its number, its rows, and a hash over the checksums of its files."""
+    """A shard in an index: its number, its rows, and a hash of the checksums of its files."""
 
     number: int
     rows: int
@@ -36,14 +36,14 @@ class IndexedShard:
 
 @dataclass(frozen=True, slots=True)
 class IndexCard:
-    """What an index holds and how well it finds it. ids in it are `shard number << 32 | row in the shard`.
+    """The contents of an index and its recall. Its ids are `shard number << 32 | row in the shard`.
 
     kind: faiss' name of the index type. chosen: whether `--type auto` chose it. file, bytes, sha256: of the index file
-    beside the card; `ends` hashes its first and last 64 KiB, which is checked whenever it is opened.
-    nprobe: inverted lists looked into, or ef_search: width of the search in a graph; None where there is no such thing.
-    candidates: how many rows are fetched for ten results, and compared again by their stored embeddings; 0: none are.
-    recall: recall@10 against exact search, by what the queries were: image or text rows of the data. recall_queries:
-    how many of each. trained_on: rows that the index was trained on; rows_then: rows of the data set at that time.
+    beside the card; `ends` hashes its first and last 64 KiB, which is checked on every opening. nprobe: inverted lists
+    probed, or ef_search: search width in a graph; None if not applicable. candidates: how many rows are fetched for ten
+    results, and re-ranked by their stored embeddings; 0: no re-ranking. recall: recall@10 against exact search, by
+    modality of the queries: image or text rows of the data. recall_queries: how many of each. trained_on: the number of
+    training rows; rows_then: rows of the data set at that time.
     """
 
     modality: str
@@ -74,7 +74,7 @@ _CARD: pydantic.TypeAdapter[IndexCard] = pydantic.TypeAdapter(IndexCard)
 
 
 def folder_of(path: str) -> str:
-    """The folder of a data set's indexes."""
+    """The index folder of a data set."""
     return files.join(path, "index")
 
 
@@ -84,18 +84,18 @@ def card_path(path: str, modality: str) -> str:
 
 
 def index_path(path: str, card: IndexCard) -> str:
-    """The index file that a card belongs to."""
+    """The index file of a card."""
     return files.join(folder_of(path), card.file)
 
 
 def build_command(path: str, modality: str, more: str = "") -> str:
-    """The remedy of most faults: `Run `embedpipe index …``."""
+    """The remedy for most faults: `Run `embedpipe index …``."""
     side = " --modality text" if modality == "text" else ""
     return f"Run `embedpipe index {path}{side}{more}`"
 
 
 def indexed(manifest: ShardManifest) -> IndexedShard:
-    """What an index would say of a shard."""
+    """The record of a shard in an index."""
     digest = hashlib.sha256()
     for record in manifest.files:
         digest.update(f"{record.path}\0{record.sha256}\n".encode())
@@ -103,12 +103,12 @@ def indexed(manifest: ShardManifest) -> IndexedShard:
 
 
 def indexed_shards(dataset: EmbeddingDataset) -> tuple[IndexedShard, ...]:
-    """What an index of all that is in `dataset` would say of its shards."""
+    """The records of all shards of `dataset` in a complete index."""
     return tuple(indexed(shard.manifest) for shard in dataset.shards)
 
 
 def data_digest(dataset: EmbeddingDataset) -> str:
-    """Hex sha256 over the numbers and checksums of all shards: which data something was made from."""
+    """Hex sha256 over the numbers and checksums of all shards, which identifies the data."""
     digest = hashlib.sha256()
     for shard in dataset.shards:
         for record in shard.manifest.files:
@@ -117,7 +117,7 @@ def data_digest(dataset: EmbeddingDataset) -> str:
 
 
 def read_card(path: str, modality: str) -> IndexCard | None:
-    """The card of a data set's index, or None where there is none. Raises DatasetError when it cannot be understood."""
+    """The card of a data set's index, or None if there is none. Raises DatasetError if it is invalid."""
     location = card_path(path, modality)
     if not files.exists(location):
         return None
@@ -130,21 +130,21 @@ def read_card(path: str, modality: str) -> IndexCard | None:
                 "Upgrade embedpipe",
             )
         if isinstance(version, int) and version < INDEX_FORMAT_VERSION:
-            return None  # an index can always be made again: old ones are
+            return None  # an index can always be rebuilt: old ones are
         return _CARD.validate_python(document)
-    except (ValueError, UnicodeDecodeError) as problem:  # pydantic's errors among them
+    except (ValueError, UnicodeDecodeError) as problem:  # includes pydantic's errors
         first = str(problem).splitlines()[0]
         raise DatasetError(f"{location}: damaged: {first}", f"Remove it. {build_command(path, modality)}") from problem
 
 
 def write_card(path: str, card: IndexCard) -> None:
-    """Write or replace a card, whole: from now on its index is the one."""
+    """Write or replace a card atomically, which makes its index current."""
     document = dataclasses.asdict(card)
     files.write_bytes(card_path(path, card.modality), (json.dumps(document, indent=1) + "\n").encode())
 
 
 def ends_digest(location: str, size: int) -> str:
-    """Hex sha256 over the first and last 64 KiB of a file of that size: cheap, and tells a torn file or another one."""
+    """Hex sha256 over the first and last 64 KiB of a file of that size: a cheap check for a torn or different file."""
     digest = hashlib.sha256(files.read_range(location, 0, _END_BYTES))
     digest.update(files.read_range(location, max(0, size - _END_BYTES), size))
     return digest.hexdigest()

@@ -31,7 +31,7 @@ def query_encoder(
     precision: str = "auto",
     options: ModelOptions | None = None,
 ) -> Encoder:
-    """The encoder that made `dataset`: see `encoder_of`."""
+    """The encoder of `dataset`: see `encoder_of`."""
     return encoder_of(dataset.card.of_encoder(), dataset.path, model, pretrained, device, precision, options)
 
 
@@ -44,14 +44,15 @@ def encoder_of(
     precision: str = "auto",
     options: ModelOptions | None = None,
 ) -> Encoder:
-    """The encoder of a card, loaded from where it says, or from `model`/`pretrained`. path: whose card it is.
+    """The encoder of a card, loaded from its recorded location, or from `model`/`pretrained`. path: the card's data
+    set.
 
-    Of a card of version 0.1 the model is built as version 0.1 did, since that is what the stored numbers are of.
+    For a version 0.1 card the model is built as version 0.1 did, to match the stored embeddings.
 
-    options: what a checkpoint file does not say; needed for embeddings of others only, since our card says it.
+    options: activation and preprocessing of a checkpoint file; only needed for other tools' embeddings, since
+    embedpipe's card records them.
 
-    Raises RunMismatch when the model found there is not the one the embeddings were made with, InputError when nobody
-    knows which that is.
+    Raises RunMismatch if the loaded model is not the one that made the embeddings, InputError if that one is unknown.
     """
     from ..encode import EncoderConfig, load_encoder
 
@@ -67,7 +68,7 @@ def encoder_of(
         pretrained=weights,
         precision=precision,
         dtype=card.dtype,
-        # What matches the numbers: a file does not say how it was used, and version 0.1 had its own way.
+        # The settings that match the embeddings: a file does not record how it was used, and version 0.1 differed.
         options=_as_the_card_says(card) if options in (None, ModelOptions()) and file else options or ModelOptions(),
         as_version_0_1=card.dated,
     )
@@ -79,14 +80,14 @@ def encoder_of(
                 "Give the model that made them",
             )
         return encoder
-    # A query may be computed in another precision than the data: the model is what must be the same.
+    # A query may be computed in another precision than the data: only the model must match.
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
     refuse_difference(path, card.facts(), same_format.facts(), "encoder", "Give the model that made it")
     return encoder
 
 
 def _as_the_card_says(card: EncoderCard) -> ModelOptions:
-    """What made the numbers, said to a checkpoint file."""
+    """The card's settings as options for a checkpoint file."""
     if not card.known or card.dated:
         return ModelOptions()
     preprocess = card.preprocess
@@ -95,7 +96,7 @@ def _as_the_card_says(card: EncoderCard) -> ModelOptions:
 
 
 def embed_image(encoder: Encoder, path: str) -> np.ndarray:
-    """float32 [dim] of an image file. Raises InputError when it is missing or does not decode."""
+    """float32 [dim] of an image file. Raises InputError if it is missing or cannot be decoded."""
     from ..images.decode import Undecodable, decode
 
     try:
@@ -110,7 +111,7 @@ def embed_image(encoder: Encoder, path: str) -> np.ndarray:
 
 
 def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], EmbeddedTexts]]:
-    """(some of the texts, what the encoder makes of them), in order."""
+    """(a batch of the texts, their embeddings), in order."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = list(texts[start : start + _TEXTS_AT_ONCE])
         yield some, encoder.texts(some)

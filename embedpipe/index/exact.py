@@ -17,7 +17,7 @@ from .ids import NONE, ids_of
 class NearestRows:
     """The best rows of each query, best first: cosines float32 [q, k] and ids int64 [q, k].
 
-    Equal scores are in the order of ids. Where there are fewer than k rows: -inf and -1 behind the last.
+    Equal scores are in the order of ids. With fewer than k rows, padded with -inf and -1.
     """
 
     scores: np.ndarray
@@ -25,17 +25,17 @@ class NearestRows:
 
     @staticmethod
     def none(queries: int) -> NearestRows:
-        """No rows yet."""
+        """An empty result."""
         return NearestRows(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
 
     def best(self, k: int) -> NearestRows:
-        """The first k of each query, in order."""
+        """The best k of each query, in order."""
         scores = np.where(self.ids == NONE, np.float32(-np.inf), self.scores)
         order = np.lexsort((self.ids, -scores), axis=1)[:, :k]
         return NearestRows(np.take_along_axis(scores, order, 1), np.take_along_axis(self.ids, order, 1))
 
     def beside(self, other: NearestRows) -> NearestRows:
-        """Both, not in order."""
+        """Both concatenated, unsorted."""
         return NearestRows(np.hstack((self.scores, other.scores)), np.hstack((self.ids, other.ids)))
 
 
@@ -47,9 +47,9 @@ def exact_nearest(
     shards: Iterable[int] | None = None,
     listen: Listener = silent,
 ) -> NearestRows:
-    """The `k` best rows for float32 queries [q, dim], of all shards or of those at the places `shards`.
+    """The `k` best rows for float32 queries [q, dim], of all shards or of those at the indices `shards`.
 
-    Inner products in float32 of the rows as they are stored. Holds one block of rows and one [q, k] result at a time.
+    float32 inner products of the stored rows. Uses memory for one block of rows and one [q, k] result.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     found = NearestRows.none(len(queries))
@@ -64,10 +64,10 @@ def exact_nearest(
 
 
 def _with_block(found: NearestRows, scores: np.ndarray, ids: np.ndarray, k: int) -> NearestRows:
-    """The best `k` among those found and a block's scores [q, m]. Once there are k, few of a block get in."""
+    """Merge the best `k` so far with a block's scores [q, m]. Once there are k, few of a block qualify."""
     if found.ids.shape[1] < k:
         return found.beside(NearestRows(scores, np.broadcast_to(ids, scores.shape))).best(k)
-    better = scores > found.scores[:, -1:]  # equal ones have higher ids, unless shards are read out of order
+    better = scores > found.scores[:, -1:]  # equal scores have higher ids, unless shards are read out of order
     counts = better.sum(axis=1)
     if not counts.any():
         return found

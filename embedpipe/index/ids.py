@@ -11,7 +11,7 @@ import numpy as np
 from ..load import EmbeddingDataset
 
 _PLACE_BITS = 32
-NONE = -1  # the id, and the row, of what was not found
+NONE = -1  # the id, and the row, of a missing result
 
 
 def ids_of(number: int, start: int, stop: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def shard_numbers(ids: np.ndarray) -> np.ndarray:
 
 
 def rows_of_ids(dataset: EmbeddingDataset, ids: np.ndarray) -> np.ndarray:
-    """int64 like `ids`: row numbers of the data set; -1 for what is not in it."""
+    """int64 like `ids`: row numbers of the data set; -1 for ids not in it."""
     if not dataset.shards:
         return np.full(ids.shape, NONE, np.int64)
     numbers = np.array([shard.manifest.number for shard in dataset.shards], np.int64)

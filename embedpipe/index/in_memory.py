@@ -24,7 +24,7 @@ _FILE = "whole.faiss"
 
 
 def write_stream(index: faiss.Index, stream: Any) -> None:
-    """Write an index as faiss does, into a binary stream."""
+    """Write an index in faiss' format to a binary stream."""
     writer: Any = faiss.PyCallbackIOWriter  # type: ignore[attr-defined]
     faiss.write_index(index, writer(stream.write, 1 << 20))
 
@@ -32,7 +32,7 @@ def write_stream(index: faiss.Index, stream: Any) -> None:
 def add_whole(
     dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str, listen: Listener
 ) -> Any:
-    """The index with all rows in it, in memory. Between shards it is kept in `building`, once a minute at most."""
+    """The index with all rows, in memory. It is saved to `building` between shards, at most once a minute."""
     index: Any = _begun(dataset, home, modality, plan, building)
     done = set(np.unique(shard_numbers(faiss.vector_to_array(index.id_map))).tolist())
     place_of = {shard.manifest.number: place for place, shard in enumerate(dataset.shards)}
@@ -53,7 +53,7 @@ def add_whole(
 
 
 def _begun(dataset: EmbeddingDataset, home: str, modality: str, plan: BuildPlan, building: str) -> faiss.Index:
-    """What is there to go on with: a build that was interrupted, the index that is added to, or an empty one."""
+    """The starting point: an interrupted build, the index being extended, or an empty one."""
     kept = files.join(building, _FILE)
     if files.exists(kept):
         return open_file(kept, lists=False, mapped=False)

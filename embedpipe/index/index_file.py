@@ -19,7 +19,7 @@ _WIDTHS = (16, 32, 64, 128, 256, 512, 1024)  # of a graph's search
 class OpenIndex:
     """A faiss index whose ids are those of `ids.py`.
 
-    `effort` is how much of it a search looks at: nprobe for inverted lists, ef_search for a graph, None for others.
+    `effort` is the search parameter: nprobe for inverted lists, ef_search for a graph, None for others.
     """
 
     def __init__(self, index: faiss.Index) -> None:
@@ -30,20 +30,19 @@ class OpenIndex:
 
     @property
     def rows(self) -> int:
-        """How many rows are in it."""
+        """The number of rows."""
         return int(self.index.ntotal)
 
     def efforts(self) -> list[int | None]:
-        """Efforts to try, small ones first."""
+        """Efforts to try, smallest first."""
         if self.ivf is not None:
             return [1 << power for power in range(int(self.ivf.nlist).bit_length())]
         return list(_WIDTHS) if self.graph is not None else [None]
 
     def candidates(self, queries: np.ndarray, count: int, effort: int | None, least: int = 0) -> NearestRows:
-        """The rows that the index takes for the `count` best of each of float32 [q, dim].
+        """The index's `count` best rows for each of float32 [q, dim].
 
-        Where the lists that are looked into hold fewer, -1 stands behind them; with fewer than `least`, a query looks
-        further.
+        Padded with -1 if the probed lists have fewer rows; a query with fewer than `least` probes more lists.
         """
         count = max(1, min(count, self.rows))
         least = min(least, count)
@@ -67,13 +66,13 @@ class OpenIndex:
 
 
 def open_file(location: str, lists: bool, mapped: bool = True) -> faiss.Index:
-    """Read an index file, memory-mapped unless it is to be added to. Raises RuntimeError when faiss cannot."""
+    """Read an index file, memory-mapped unless rows will be added. Raises RuntimeError if faiss cannot read it."""
     flags = (faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC) if mapped else 0
     return faiss.read_index(str(files.local_path(location)), flags)
 
 
 def index_faults(path: str, card: IndexCard, deep: bool = False) -> list[str]:
-    """What is wrong with the file of a card; nothing where all is well. deep: read all of it."""
+    """Faults in the file of a card; empty if there are none. deep: read all of it."""
     location = index_path(path, card)
     try:
         found = files.stat(location)
@@ -89,9 +88,9 @@ def index_faults(path: str, card: IndexCard, deep: bool = False) -> list[str]:
 
 
 def check_index(path: str, modality: str, deep: bool = False) -> list[str]:
-    """What is wrong with the index of one side of a data set; nothing where all is well, or where there is no index.
+    """Faults in the index of one modality of a data set; empty if there are none, or no index.
 
-    deep: checksum the whole file, not its ends only. Whether it is of the data as they are now is not asked.
+    deep: checksum the whole file, not only its ends. Does not check whether it is up to date with the data.
     """
     try:
         card = read_card(path, modality)
@@ -101,8 +100,8 @@ def check_index(path: str, modality: str, deep: bool = False) -> list[str]:
 
 
 def open_card(path: str, modality: str) -> tuple[IndexCard, OpenIndex] | None:
-    """The index of one side of a data set and its card, or None where there is none. Raises DatasetError if damaged."""
-    for _ in range(2):  # between card and file another process may have put a new index in its place
+    """The index of one modality of a data set and its card, or None if missing. Raises DatasetError if damaged."""
+    for _ in range(2):  # another process may replace the index between the reads of card and file
         card = read_card(path, modality)
         if card is None:
             return None

@@ -32,7 +32,7 @@ _MERGE_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class ListPart:
-    """What is known of a part. sizes: rows in each list."""
+    """The record of a part. sizes: rows in each list."""
 
     name: str
     shards: tuple[IndexedShard, ...]
@@ -49,8 +49,8 @@ def code_bytes(index: faiss.Index) -> int:
 
 
 def encode_rows(index: faiss.Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(list of each row, int64 [n]; its code there, uint8 [n, code bytes]) for float32 [n, dim]."""
-    # faiss' standalone code of a row is the number of its list, little-endian, and its code in the list.
+    """(list of each row, int64 [n]; its code, uint8 [n, code bytes]) for float32 [n, dim]."""
+    # faiss' standalone code of a row is its list number, little-endian, followed by its code in the list.
     packed = index.sa_encode(rows)
     width = packed.shape[1] - code_bytes(index)
     number = np.zeros(len(packed), np.int64)
@@ -60,7 +60,7 @@ def encode_rows(index: faiss.Index, rows: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def part_name(made_with: str, shards: Sequence[IndexedShard]) -> str:
-    """The name of the part of those shards. made_with: the digest of the trained index."""
+    """The name of the part with those shards. made_with: the digest of the trained index."""
     said = json.dumps([made_with, [dataclasses.astuple(shard) for shard in shards]])
     return f"part-{shards[0].number:09d}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
@@ -85,7 +85,7 @@ def write_part(
 
 
 def read_parts(folder: str) -> list[ListPart]:
-    """The parts that are committed in `folder`, in the order of their shards."""
+    """The committed parts in `folder`, in the order of their shards."""
     stems = [name for name in files.names(folder, ".json") if name.startswith("part-")]
     return [read_list_part(folder, name.removesuffix(".json")) for name in stems]
 
@@ -96,7 +96,7 @@ def read_list_part(folder: str, name: str) -> ListPart:
 
 
 class ListSource(Protocol):
-    """Rows in the order of lists: a part, or an index that is there already."""
+    """Rows in the order of lists: a part, or an existing index."""
 
     sizes: np.ndarray
 
@@ -122,11 +122,11 @@ class PartSource:
 
 
 class IndexSource:
-    """The rows of an index with inverted lists, those of some shards left out."""
+    """The rows of an index with inverted lists, without those of some shards."""
 
     def __init__(self, index: faiss.Index, without: Sequence[int]) -> None:
         self._ivf = faiss.extract_index_ivf(index)
-        self._index = index  # keeps the lists alive
+        self._index = index  # keeps a reference to the lists
         self._without = np.array(sorted(without), np.int64)
         lists: Any = self._ivf.invlists
         self._all = np.array([lists.list_size(number) for number in range(self._ivf.nlist)], np.int64)
@@ -152,7 +152,7 @@ class IndexSource:
 
 
 def emptied(index: faiss.Index) -> faiss.Index:
-    """The same index, trained, without rows."""
+    """The same trained index without rows."""
     ivf = faiss.extract_index_ivf(index)
     nothing: Any = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
     ivf.replace_invlists(nothing, True)
@@ -162,7 +162,7 @@ def emptied(index: faiss.Index) -> faiss.Index:
 
 
 def require_lists(index: faiss.Index, kind: str) -> None:
-    """Raise InputError unless `merge_parts` can write the lists of such an (empty) index."""
+    """Raise InputError unless `merge_parts` can write the lists of this (empty) index."""
     try:
         _head(index, 0)
     except ValueError as problem:
@@ -173,7 +173,7 @@ def require_lists(index: faiss.Index, kind: str) -> None:
 
 
 def _head(index: faiss.Index, rows: int) -> bytes:
-    """The file of an index of so many rows up to its inverted lists, which faiss writes last."""
+    """The file of an index with that many rows, up to its inverted lists, which faiss writes last."""
     ivf = faiss.extract_index_ivf(index)
     index.ntotal = ivf.ntotal = rows
     written = faiss.serialize_index(index).tobytes()
@@ -185,9 +185,9 @@ def _head(index: faiss.Index, rows: int) -> bytes:
 
 
 def merge_parts(trained: faiss.Index, sources: Sequence[ListSource], stream: BinaryIO) -> None:
-    """Write one index file of all rows of `sources`, as faiss writes it itself.
+    """Write one index file with all rows of `sources`, in faiss' own format.
 
-    `trained` is empty. Within a list, rows are in the order of `sources`. Holds some lists at a time.
+    `trained` is empty. Within a list, rows are in the order of `sources`. Only some lists are in memory at a time.
     """
     ivf = faiss.extract_index_ivf(trained)
     sizes = sum((source.sizes for source in sources), np.zeros(ivf.nlist, np.int64))
@@ -207,7 +207,7 @@ def merge_parts(trained: faiss.Index, sources: Sequence[ListSource], stream: Bin
 
 
 def _runs(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """[first, last) of neighbouring lists that together have about so many bytes, one list at least."""
+    """[first, last) of neighbouring lists with about that many bytes together, at least one list each."""
     first = 0
     filled = 0
     for number, size in enumerate(sizes.tolist()):

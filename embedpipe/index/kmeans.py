@@ -6,11 +6,11 @@ import faiss
 import numpy as np
 
 _ITERATIONS = 12
-_SAMPLES_PER_CLUSTER = 64  # a centroid is a mean: more would make it no better
+_SAMPLES_PER_CLUSTER = 64  # a centroid is a mean: more would not improve it
 
 
 def sample_size(clusters: int) -> int:
-    """How many rows `centroids` wants to be trained on."""
+    """The number of training rows for `centroids`."""
     return clusters * _SAMPLES_PER_CLUSTER
 
 

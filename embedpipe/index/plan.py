@@ -24,11 +24,11 @@ _PART_ROWS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class IndexConfig:
-    """modality: image or text. kind: auto, a name in KINDS, or faiss' name of a type. memory: the budget, as in 8G.
+    """modality: image or text. kind: auto, a name in KINDS, or a faiss factory string. memory: the budget, such as 8G.
 
-    recall: recall@10 that searches should reach; None: as before, or DEFAULT_RECALL. rebuild: begin anew, whatever is
-    there. executor: who encodes rows into an index with lists, a name in EXECUTORS or auto, with so many workers;
-    cluster: which one, for ray. One that is held in memory whole is made by this process alone.
+    recall: recall@10 that searches should reach; None: as before, or DEFAULT_RECALL. rebuild: start over, whatever
+    exists. executor: a name in EXECUTORS or auto, to encode rows for inverted lists with `workers` workers; cluster:
+    its address, for ray. An in-memory index is built by this process alone.
     """
 
     modality: str = "image"
@@ -53,17 +53,17 @@ class IndexConfig:
 
     @property
     def sharing(self) -> int:
-        """How many workers share the budget: those of a cluster have one each."""
+        """How many workers share the budget: on a cluster each has its own."""
         return 1 if self.executor == "ray" else self.workers
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """action: nothing, build or add; why: in words. kind: the index type.
+    """action: nothing, build or add; why: the reason. kind: the index type.
 
-    add: shards whose rows go in. gone: numbers of shards whose rows leave the index, since they were made again or are
-    no longer there. rows: in the index afterwards. index_bytes: its size, about. part_rows: rows that are worked on
-    between two commits. recall: to be reached. base: the card of the index that is added to.
+    add: shards to add. gone: numbers of shards to remove, since they were rewritten or no longer exist. rows: in the
+    index afterwards. index_bytes: its approximate size. part_rows: rows between two commits. recall: the target. base:
+    the card of the index to extend.
     """
 
     action: str
@@ -79,14 +79,14 @@ class BuildPlan:
 
 
 def plan_index(path: str, config: IndexConfig | None = None) -> BuildPlan:
-    """What `build_index` would do. Raises as it does."""
+    """What `build_index` would do. Raises as `build_index` does."""
     return plan_for(EmbeddingDataset(path), config or IndexConfig())
 
 
 def plan_for(dataset: EmbeddingDataset, config: IndexConfig, home: str | None = None) -> BuildPlan:
-    """What building would do for an opened data set. Raises InputError, DatasetError.
+    """What a build would do for an opened data set. Raises InputError, DatasetError.
 
-    home: whose folder `index` is worked on; None for the data set's own.
+    home: the location whose `index` folder is used; None for the data set's own.
     """
     home = home or dataset.path
     dataset.require_rows()
@@ -127,7 +127,7 @@ def _plan(
     base: IndexCard | None,
 ) -> BuildPlan:
     size = kind.index_bytes(len(dataset), dataset.card.dim)
-    # A part in memory: its codes and ids, once as they come and once in order.
+    # A part in memory: its codes and ids, unsorted and sorted.
     rows = config.memory_bytes // config.sharing // 8 // (2 * (max(kind.row_bytes, 64) + 16))
     recall = config.recall or (base.recall_target if base is not None else DEFAULT_RECALL)
     return BuildPlan(action, why, kind, add, gone, len(dataset), size, min(_PART_ROWS, rows), recall, base)
@@ -136,7 +136,7 @@ def _plan(
 def _why_not_kept(
     dataset: EmbeddingDataset, home: str, card: IndexCard, config: IndexConfig, chosen: IndexType, look_up: bool
 ) -> str:
-    """Why the index that is there cannot be added to; empty when it can."""
+    """Why the existing index cannot be extended; empty if it can."""
     if card.fingerprint != dataset.card.fingerprint() or card.dim != dataset.card.dim:
         return "the one there is of another model's embeddings"
     faults = index_faults(home, card)
@@ -145,7 +145,7 @@ def _why_not_kept(
     if card.candidates and not look_up:
         return "the one there compares found rows again, and rows cannot be looked up one by one here"
     if config.kind == "auto":
-        # What was chosen small is chosen again when the data have outgrown it; a trained one is kept.
+        # An automatically chosen small type is reconsidered as the data grow; a trained one is kept.
         outgrown = card.chosen and "IVF" not in card.kind and chosen.factory != card.kind
         return f"the data have outgrown {card.kind}" if outgrown else ""
     same = _family(chosen.factory) == _family(card.kind) if config.kind in KINDS else chosen.factory == card.kind
@@ -153,7 +153,7 @@ def _why_not_kept(
 
 
 def _family(factory: str) -> str:
-    """A type without its sizes: an index of 1,024 lists is still of the same type when 2,048 would be chosen now."""
+    """A type without its sizes: an index with 1,024 lists keeps its type even if 2,048 would be chosen now."""
     return re.sub(r"\d+", "", factory.replace("_HNSW32", ""))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Query:
     """One of: text; image (a file); key (of a row, in the source shard `shard` if several have it); embedding (an .npy
-    file, and which `row` of it); queries (a file, and which `column` of it).
+    file, and a `row` of it); queries (a file, and a `column` of it).
     """
 
     text: str | None = None
@@ -51,7 +51,7 @@ class Query:
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """A title for display."""
         return self.text or f"like {self.image or self.key or self.embedding or self.queries}"
 
 
@@ -64,11 +64,11 @@ def run_queries(
     listen: Listener = silent,
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Answer]:
-    """Each query's text (None where it is none) and hits, in order. A single query's hits have all metadata.
+    """The text (or None) and the hits of each query, in order. A single query's hits have all metadata.
 
-    `listen` hears of answers to many queries, or of rows that a single one is compared with, without an index.
-    load_encoder is called where there is something to embed; `note`, at the end, where a text was longer than its
-    encoder's context. Raises InputError and what loading the encoder raises.
+    `listen` receives progress: finished queries, or rows compared with a single query without an index. load_encoder is
+    called if there is something to embed; `note`, at the end, if a text was longer than the encoder's context. Raises
+    InputError, and the errors of loading the encoder.
     """
     many = asked.queries is not None
     columns, rows = (COLUMNS, silent) if many else (None, listen)

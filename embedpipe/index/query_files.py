@@ -19,9 +19,10 @@ _KNOWN = (".txt", ".csv", ".tsv", ".parquet", ".npy")
 
 
 def read_queries(location: str, column: str | None = None) -> list[str] | np.ndarray:
-    """Texts, or float32 [n, dim], of a .txt (a line each; empty ones do not count), .csv, .tsv, .parquet or .npy file.
+    """Texts, or float32 [n, dim], from a .txt (one per line; empty lines are skipped), .csv, .tsv, .parquet or .npy
+    file.
 
-    column: of a table; else the first of COLUMNS or EMBEDDING_COLUMNS that it has, or its only one. Raises InputError.
+    column: of a table; by default the first of COLUMNS or EMBEDDING_COLUMNS in it, or its only one. Raises InputError.
     """
     suffix = f".{location.rpartition('.')[2].lower()}"
     if suffix not in _KNOWN:
@@ -40,7 +41,7 @@ def read_queries(location: str, column: str | None = None) -> list[str] | np.nda
 
 
 def read_embeddings(location: str) -> np.ndarray:
-    """float32 [n, dim] of an .npy file that holds [n, dim] or [dim]. Raises InputError."""
+    """float32 [n, dim] from an .npy file of shape [n, dim] or [dim]. Raises InputError."""
     try:
         array = np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False)
     except (ValueError, EOFError) as problem:

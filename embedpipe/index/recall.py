@@ -21,18 +21,18 @@ from .ids import NONE, ids_of_rows
 from .index_file import OpenIndex
 from .rerank import exact_scores
 
-QUERIES = 256  # of each side: recall is then known to half a percent or so
+QUERIES = 256  # per modality: enough to know recall to half a percent or so
 RESULTS = 10
 _CANDIDATES = (10, 20, 40, 100, 200, 400)
-_LOOK_UP_COST = 50  # reading a stored row costs about as much as looking at so many codes
-_ROUNDING = 1e-6  # of a cosine: rows that are copies of each other count alike
+_LOOK_UP_COST = 50  # reading a stored row costs about as much as scanning this many codes
+_ROUNDING = 1e-6  # of a cosine: copies of a row count equally
 _CONFIDENCE = 1.645  # standard errors: one chance in twenty that the true mean is below
 _SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Some queries: which side they are of, vectors, their own ids (not to be found; -1: none), and the truth."""
+    """Test queries: their modality, vectors, own ids (excluded from results; -1: none), and true neighbours."""
 
     side: str
     vectors: np.ndarray
@@ -42,7 +42,7 @@ class Queries:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How an index is searched, and the recall@10 that this gives by side of the queries."""
+    """Search settings of an index, and the resulting recall@10 by modality of the queries."""
 
     effort: int | None
     candidates: int
@@ -50,7 +50,7 @@ class Setting:
 
 
 def draw(dataset: EmbeddingDataset, modality: str) -> tuple[Queries, ...]:
-    """Queries of each side that the data set has, without their truth; the same ones every time."""
+    """Queries of each modality in the data set, without their true neighbours; always the same ones."""
     rows = np.random.default_rng(_SEED).choice(len(dataset), min(QUERIES, len(dataset)), replace=False)
     rows.sort()
     drawn = []
@@ -68,7 +68,7 @@ def with_truth(
     shards: Iterable[int] | None = None,
     listen: Listener = silent,
 ) -> tuple[Queries, ...]:
-    """The queries with the true neighbours among these shards (all, if None) beside those that they have already."""
+    """The queries with the true neighbours among these shards (None: all), merged with those already known."""
     together = np.concatenate([some.vectors for some in queries])
     found = exact_nearest(dataset, modality, together, RESULTS + 1, shards, listen)
     out, stop = [], 0
@@ -80,7 +80,7 @@ def with_truth(
 
 
 def _without_own(found: NearestRows, own: np.ndarray) -> NearestRows:
-    """The same without each query's own row, one column less."""
+    """The same without each query's own row, with one column less."""
     mine = (found.ids == own[:, None]) & (found.ids != NONE)
     order = np.argsort(mine, axis=1, kind="stable")[:, : max(1, found.ids.shape[1] - 1)]
     ids = np.where(mine, NONE, found.ids)
@@ -90,9 +90,9 @@ def _without_own(found: NearestRows, own: np.ndarray) -> NearestRows:
 def tune(
     index: OpenIndex, dataset: EmbeddingDataset, modality: str, queries: Sequence[Queries], target: float, look_up: bool
 ) -> Setting:
-    """The cheapest setting whose recall is at least `target` for every side, with one chance in twenty of less.
+    """The cheapest setting whose recall is at least `target` for every modality, at 95% confidence.
 
-    Where none reaches it, the one with the best recall. look_up: candidates are compared again.
+    If none reaches it, the one with the best recall. look_up: candidates are re-ranked.
     """
     tried: list[tuple[float, Setting, bool]] = []
     for effort in index.efforts():
@@ -120,7 +120,7 @@ def _lower_bound(shares: np.ndarray) -> float:
 def _shares(
     index: OpenIndex, dataset: EmbeddingDataset, modality: str, queries: Queries, effort: int | None, look_up: bool
 ) -> list[np.ndarray]:
-    """For each number of candidates, the share of the truth that each query finds: float64 [q]."""
+    """For each number of candidates, the recall of each query: float64 [q]."""
     counts = _CANDIDATES if look_up else (RESULTS,)
     found = _without_own(index.candidates(queries.vectors, counts[-1] + 1, effort), queries.own)
     real = queries.truth.ids != NONE
@@ -135,7 +135,7 @@ def _shares(
 
 
 def _as_near(dataset: EmbeddingDataset, modality: str, queries: Queries, found: NearestRows) -> np.ndarray:
-    """bool [q, candidates]: as near as the last of the true neighbours, in the order of `found`."""
+    """bool [q, candidates]: at least as near as the last of the true neighbours, in the order of `found`."""
     scores = exact_scores(dataset, modality, queries.vectors, found.ids)
     last = np.where(queries.truth.ids != NONE, queries.truth.scores, np.inf).min(axis=1)
     near: np.ndarray = (scores >= last[:, None] - _ROUNDING) & (found.ids != NONE)
@@ -152,7 +152,7 @@ def packed(queries: Sequence[Queries]) -> dict[str, Any]:
 
 
 def unpacked(arrays: Any) -> tuple[Queries, ...]:
-    """The queries of such a file. Raises KeyError when it is none."""
+    """The queries from such a file. Raises KeyError if it is invalid."""
     sides = [side for side in ("image", "text") if f"{side}_vectors" in arrays]
     return tuple(
         Queries(

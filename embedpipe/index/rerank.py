@@ -16,13 +16,13 @@ _BYTES_AT_ONCE = 1 << 26
 
 
 def rerank(dataset: EmbeddingDataset, modality: str, queries: np.ndarray, found: NearestRows) -> NearestRows:
-    """`found` with the exact cosines, in their order; what is not in the data set becomes -1, behind the others."""
+    """Re-rank `found` by exact cosine; ids not in the data set become -1, at the end."""
     scores = exact_scores(dataset, modality, queries, found.ids)
     return NearestRows(scores, np.where(np.isinf(scores), NONE, found.ids)).best(found.ids.shape[1])
 
 
 def exact_scores(dataset: EmbeddingDataset, modality: str, queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """float32 like `ids` [q, n]: inner products of each query and those rows; -inf for what is not in the data set."""
+    """float32 like `ids` [q, n]: inner products of each query and those rows; -inf for ids not in the data set."""
     scores = np.full(ids.shape, -np.inf, np.float32)
     at_once = max(1, _BYTES_AT_ONCE // max(1, ids.shape[1] * dataset.card.dim * 4))
     for start in range(0, len(ids), at_once):

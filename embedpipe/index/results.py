@@ -29,12 +29,12 @@ _SCHEMA = pa.schema(
 )
 _QUERIES_AT_ONCE = 1000
 
-# A query as it is told (its text; None for an embedding), and its hits.
+# The text of a query (None for an embedding), and its hits.
 Answer = tuple[str | None, Sequence[Hit]]
 
 
 def save_results(location: str, answers: Iterator[Answer]) -> int:
-    """Write a .parquet (a row for each hit) or a .jsonl (a line for each query); returns how many hits there are."""
+    """Write a .parquet (a row per hit) or a .jsonl (a line per query); returns the number of hits."""
     suffix = f".{location.rpartition('.')[2].lower()}"
     if suffix not in SUFFIXES:
         raise InputError(f"{location}: results are saved as {' or '.join(SUFFIXES)}")
@@ -53,7 +53,7 @@ def save_results(location: str, answers: Iterator[Answer]) -> int:
 
 
 def as_line(number: int, query: str | None, hits: Sequence[Hit]) -> dict[str, object]:
-    """One query and its hits, for JSON."""
+    """One query and its hits as a JSON-serialisable dict."""
     return {"query_index": number, "query": query, "hits": [_plain(hit) for hit in hits]}
 
 

@@ -20,7 +20,7 @@ from .index_file import OpenIndex, open_card
 from .recall import RESULTS
 from .rerank import rerank
 
-EXACT_ROWS = 1_000_000  # up to here a data set without an index is searched by comparing with every row
+EXACT_ROWS = 1_000_000  # up to here a data set without an index is searched by brute force
 QUERIES_AT_ONCE = 1024
 _RESULTS_AT_ONCE = 100_000
 
@@ -39,10 +39,10 @@ class Hit:
 
 
 class Searcher:
-    """Searches one side of a data set. `card` is that of the index it uses, None where it compares with every row.
+    """Searches one modality of a data set. `card` is that of its index, None for brute-force search.
 
-    exact: use no index. Raises DatasetError when the index is damaged or of other data, and when there is none and the
-    data set is too large to go without one.
+    exact: use no index. Raises DatasetError if the index is damaged or of other data, or if there is none and the data
+    set is too large for brute force.
     """
 
     def __init__(self, dataset: EmbeddingDataset, modality: str = "image", exact: bool = False) -> None:
@@ -64,7 +64,7 @@ class Searcher:
             )
 
     def nearest(self, queries: np.ndarray, k: int, listen: Listener = silent) -> NearestRows:
-        """The best `k` of each of float32 [q, dim], with row numbers of the data set as ids."""
+        """The best `k` rows for each of float32 [q, dim], with row numbers of the data set as ids."""
         k = min(k, len(self.dataset))
         if self._index is None or self.card is None:
             found = exact_nearest(self.dataset, self.modality, queries, k, listen=listen)
@@ -80,9 +80,9 @@ class Searcher:
         columns: tuple[str, ...] | None = None,
         listen: Listener = silent,
     ) -> Iterator[list[Hit]]:
-        """For each of [q, dim] its hits, best first. columns: of the metadata, all if None.
+        """The hits for each of [q, dim], best first. columns: of the metadata, None for all.
 
-        Queries are brought to unit length. Raises InputError for those that cannot be.
+        Queries are normalised. Raises InputError for zero or non-finite ones.
         """
         queries = _unit(queries, self.dataset.card.dim)
         at_once = max(1, min(QUERIES_AT_ONCE, _RESULTS_AT_ONCE // k))
@@ -100,10 +100,10 @@ def search(
     min_score: float | None = None,
     exact: bool = False,
 ) -> list[Hit]:
-    """The `k` rows of `dataset` whose `modality` embedding is nearest to `query` ([dim]), best first.
+    """The `k` rows of `dataset` with `modality` embeddings nearest to `query` ([dim]), best first.
 
-    Fewer when the data set has fewer rows, or when others score less than `min_score`. Without an index (or with
-    `exact`) all rows are compared. Several queries share one `Searcher`.
+    Fewer if the data set has fewer rows, or others score less than `min_score`. Without an index (or with `exact`) all
+    rows are compared. For several queries, use one `Searcher`.
     """
     return next(Searcher(dataset, modality, exact).hits(np.asarray(query)[None], k, min_score))
 
@@ -182,9 +182,9 @@ def _metadata(
 
 
 def row_of_key(dataset: EmbeddingDataset, key: str, shard: str | None = None) -> int:
-    """The row with that key, in the source shard `shard` if it is given.
+    """The row with that key, in the source shard `shard` if given.
 
-    Raises InputError when there is none, or when several source shards have one and `shard` does not say which.
+    Raises InputError if there is none, or if several source shards have one and `shard` is not given.
     """
     found = list(_rows_of_key(dataset, key, shard))
     if not found:

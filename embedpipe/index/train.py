@@ -19,7 +19,7 @@ _SEED = 0
 
 
 def new_index(kind: IndexType, dim: int) -> faiss.Index:
-    """An index of that type, untrained. Raises InputError when there is no such type, or it cannot be kept on disk."""
+    """An untrained index of that type. Raises InputError if the type does not exist, or cannot be stored on disk."""
     try:
         index = faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as problem:
@@ -30,16 +30,18 @@ def new_index(kind: IndexType, dim: int) -> faiss.Index:
         ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
         ivf.cp.niter = _ITERATIONS
         ivf.cp.seed = _SEED
-        ivf.cp.min_points_per_centroid = 1  # else faiss complains on stderr
+        ivf.cp.min_points_per_centroid = 1  # or faiss warns on stderr
         ivf.cp.max_points_per_centroid = ROWS_PER_CENTROID
         if hasattr(ivf, "pq"):
             ivf.pq.cp.min_points_per_centroid = 1
-            ivf.do_polysemous_training = False  # for a filter that is not used here; it would take most of the time
+            ivf.do_polysemous_training = (
+                False  # for a filter that is not used here; it would dominate the training time
+            )
     return index
 
 
 def tried(kind: IndexType, dim: int) -> IndexType:
-    """The same kind, with what a row takes in its lists. Raises as `new_index` does, before hours are spent."""
+    """The same type with its bytes per row. Raises as `new_index` does, before hours of work are lost."""
     index = new_index(kind, dim)
     return replace(kind, row_bytes=code_bytes(index) + ID_BYTES) if kind.lists else kind
 
@@ -53,12 +55,12 @@ def trained_index(kind: IndexType, dataset: EmbeddingDataset, modality: str) -> 
 
 
 def sample(dataset: EmbeddingDataset, modality: str, count: int) -> np.ndarray:
-    """float32 [count, dim]: rows drawn without bias, the same ones every time."""
+    """float32 [count, dim]: uniformly sampled rows, always the same ones."""
     rows = np.random.default_rng(_SEED).choice(len(dataset), min(count, len(dataset)), replace=False)
     rows.sort()
     owner = np.searchsorted(dataset.stops, rows, side="right")
     parts = []
     for shard in np.unique(owner).tolist():
         parts.append(take(dataset, modality, rows[owner == shard]))
-        release(dataset.array(shard, modality))  # a few rows here and there map nearly all pages
+        release(dataset.array(shard, modality))  # scattered rows map nearly all pages
     return np.concatenate(parts)
