@@ -16,6 +16,8 @@ import click
 
 from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 
+from .fields import with_options
+
 _PLAIN_EVERY_S = 5.0
 _WORTH_SAYING_S = 1.5
 
@@ -48,7 +50,7 @@ class _Notices(logging.Handler):
     """What the libraries log, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"note: {record.getMessage()}", err=True)
+        click.echo(with_options(f"note: {record.getMessage()}"), err=True)
 
 
 def show_notices() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from embedpipe.openmp import bound_spinning
 from embedpipe.pillow import ignore_metadata_warnings
 
 from .display import show_notices
+from .fields import set_running, with_options
 from .options import debugging
 
 # In the order of the story; each lives in the module of that name and is called `command` there.
@@ -75,7 +77,9 @@ class LazyGroup(click.Group):
             from embedpipe.errors import did_you_mean
 
             raise click.UsageError(f"No command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        set_running(name or "")
+        return name, command, rest
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,7 +133,8 @@ def _run() -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as problem:
-        problem.show()
+        problem.message = with_options(problem.message)
+        _show(problem)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; run the same command again to go on", err=True)
@@ -143,6 +148,13 @@ def _run() -> int:
             raise
         click.echo(_one_line(problem), err=True)
         return _exit_code(problem)
+
+
+def _show(problem: click.ClickException) -> None:
+    """As click does, but in lower case, like every other error."""
+    said = io.StringIO()
+    problem.show(said)
+    click.echo(said.getvalue().replace("Error: ", "error: ", 1), nl=False, err=True)
 
 
 def _exit_code(problem: Exception) -> int:
@@ -160,11 +172,19 @@ def _one_line(problem: Exception) -> str:
     core = sys.modules.get("dalle2_core.errors")  # no need to load torch to say that a file is missing
     ours = (EmbedpipeError, core.CoreError) if core is not None else EmbedpipeError
     if isinstance(problem, ours):
-        return f"error: {problem}"
+        return with_options(f"error: {problem}") + " (--debug shows it)" * _has_worker_traceback(problem)
     if isinstance(problem, MemoryError):
         return "error: out of memory. Try a smaller --batch-size or fewer --workers"
     text = " ".join(str(problem).split())[:500]
     return f"internal error: {type(problem).__name__}: {text}. Run again with --debug for the traceback"
+
+
+def _has_worker_traceback(problem: Exception) -> bool:
+    from embedpipe.errors import WorkerDied
+
+    messages = sys.modules.get("embedpipe.execute.messages")  # loaded where there was a worker
+    caused = messages is not None and isinstance(problem.__cause__, messages.RemoteTraceback)
+    return caused and isinstance(problem, WorkerDied)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def _load(kind: type[_T], location: str, data: bytes) -> _T:
 
 _REMEDIES: dict[type[Any], str] = {
     RunCard: "Restore it from a copy, or make the output again in another folder",
-    ShardManifest: "`embedpipe verify --repair` drops the shard, and the command that made it makes it again",
+    ShardManifest: "`embedpipe.verify(repair=True)` drops the shard, and the command that made it makes it again",
 }
 
 

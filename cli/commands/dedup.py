@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..fields import with_options
 from ..options import debug_option, dry_run_option, executor_options, json_option
 
 DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
@@ -123,7 +124,8 @@ def command(
         return
     with display.progress("dedup", "rows", "steps") as view:
         report = dedup(emb, out, config, view)
-    click.echo(f"confirmed by {report.confirmed_by}: {report.why}", err=True)
+    compared = "pictures compared" if report.confirmed_by == "pictures" else "pictures not compared"
+    click.echo(with_options(f"{compared}: {report.why}"), err=True)
     if as_json:
         display.print_json(report)
     else:

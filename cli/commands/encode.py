@@ -9,6 +9,7 @@ import click
 
 from embedpipe.plural import plural
 
+from ..fields import with_options
 from ..options import (
     debug_option,
     dry_run_option,
@@ -251,7 +252,7 @@ def _print(out: str, report: Any) -> None:
     for name in report.vanished:
         click.echo(f"warning: input shard {name} is no longer there; what was encoded of it is kept", err=True)
     for given_up in report.failed_tasks:
-        click.echo(f"warning: {given_up.task.name} was set aside: {given_up.reason}", err=True)
+        click.echo(with_options(f"warning: {given_up.task.name} was set aside: {given_up.reason}"), err=True)
     if not done.tasks and not report.failed_tasks:
         click.echo(f"{out}: nothing to do, {plural(report.already, 'shard')} encoded already")
         return

@@ -8,6 +8,7 @@ import click
 
 from embedpipe.plural import plural
 
+from ..fields import with_options
 from ..options import (
     address_option,
     debug_option,
@@ -274,7 +275,7 @@ def _print(out: str, report: Any, meanings: dict[str, str]) -> None:
     if report.failed:
         worst_first = sorted(report.failed.items(), key=lambda item: (-item[1], item[0]))
         display.print_table(
-            ["failed", "rows", "because"], [(name, count, meanings[name]) for name, count in worst_first]
+            ["failed", "rows", "because"], [(name, count, with_options(meanings[name])) for name, count in worst_first]
         )
     display.print_worst_hosts(report.hosts)
     if report.report is not None:

@@ -8,6 +8,7 @@ import click
 
 from embedpipe.plural import plural
 
+from ..fields import with_options
 from ..options import debug_option, dry_run_option, json_option, trust_option, verbose_option
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _print(out: str, report: MergeReport) -> None:
     for name in report.redone:
         click.echo(f"warning: the files of {name} were missing or cut short; it was taken over again", err=True)
     for given_up in report.failed_tasks:
-        click.echo(f"warning: {given_up.task.name} was set aside: {given_up.reason}", err=True)
+        click.echo(with_options(f"warning: {given_up.task.name} was set aside: {given_up.reason}"), err=True)
     for path, prefix in report.prefixes.items():
         if prefix:
             click.echo(f"the shards of {path} are called {prefix}… in src_shard, since names were there twice")

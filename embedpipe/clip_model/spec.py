@@ -30,13 +30,6 @@ BARE_PREPROCESS: dict[str, Any] = {
 }
 
 _FIELDS = ("quick_gelu", *BARE_PREPROCESS)
-_OPTION = {
-    "quick_gelu": "--quickgelu or --gelu",
-    "mean": "--mean",
-    "std": "--std",
-    "interpolation": "--interpolation",
-    "resize_mode": "--resize-mode",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +124,7 @@ def _by_bare(name: str, config: Mapping[str, Any]) -> _ByValue:
 def _of_tag(named: str, name: str, tag: str, options: ModelOptions) -> dict[str, Any]:
     values = tag_values(name, tag)
     if options.like_tag is not None and options.like_tag.lower().replace("-", "_") != tag.lower().replace("-", "_"):
-        raise ModelError(f"{named}: --like-tag is for checkpoint files, and {tag!r} is a tag", "Drop --like-tag")
+        raise ModelError(f"{named}: `like_tag` is for checkpoint files, and {tag!r} is a tag", "Drop `like_tag`")
     _refuse_contradictions(f"{named}: its tag says", values, options.said(), "Drop the option")
     return values
 
@@ -146,11 +139,11 @@ def _completed(named: str, name: str, options: ModelOptions, by_value: _ByValue)
     missing = [field for field in _FIELDS if field not in values]
     if missing:
         there = "; ".join(f"{_word(field)}: {_alternatives(by_value[field])}" for field in missing)
-        ways = ", ".join(_OPTION[field] for field in missing)
+        ways = ", ".join(f"`{field}`" for field in missing)
         raise ModelError(
             f"{named}: a checkpoint file does not record how it was trained, and the model's tags do not agree: "
             f"{there}",
-            f"Give {ways}, or --like-tag with the tag whose settings it was trained with",
+            f"Give {ways}, or `like_tag` with the tag whose settings it was trained with",
         )
     return values
 
@@ -163,7 +156,7 @@ def _like(named: str, name: str, tag: str) -> dict[str, Any]:
         *open_clip_tables.tags().get(name, {}),
         *open_clip_tables.tags().get(open_clip_tables.sibling(name) or "", {}),
     ]
-    raise ModelError(f"{named}: the model has no tag {tag!r} for --like-tag", did_you_mean(tag, set(known)))
+    raise ModelError(f"{named}: the model has no tag {tag!r} for `like_tag`", did_you_mean(tag, set(known)))
 
 
 def _alternatives(found: Mapping[Any, list[str]]) -> str:
@@ -186,7 +179,7 @@ def _refuse_contradictions(who: str, values: Mapping[str, Any], said: Mapping[st
 def refuse_other(named: str, spec: ModelSpec, found: Mapping[str, Any], options: ModelOptions) -> None:
     """Raise ModelError if options contradict a model with its own configuration. found: its preprocessing."""
     if options.like_tag is not None:
-        raise ModelError(f"{named}: brings its own configuration, not a tag's", "Drop --like-tag")
+        raise ModelError(f"{named}: brings its own configuration, not a tag's", "Drop `like_tag`")
     values = {"quick_gelu": spec.quick_gelu, **found}
     _refuse_contradictions(f"{named}: its own configuration says", values, options.said(), "Drop the option")
 
@@ -199,7 +192,7 @@ def require_weights(model: str, pretrained: str) -> str:
     tags = list(open_clip_tables.tags().get(name, {}))
     if not pretrained:
         known = f"a tag ({', '.join(tags[:4])} …)" if tags else "a checkpoint file"
-        raise ModelError(f"{model}: no weights were named", f"Give --pretrained {known}, a file, or `random`")
+        raise ModelError(f"{model}: no weights given", f"Give `pretrained`: {known}, a file, or `random`")
     if pretrained == RANDOM or open_clip_tables.tag_of(name, pretrained) is not None or Path(pretrained).is_file():
         return name
     other = open_clip_tables.sibling(name)
@@ -207,7 +200,7 @@ def require_weights(model: str, pretrained: str) -> str:
         trained = "QuickGELU" if tag_values(other, pretrained)["quick_gelu"] else "GELU"
         raise ModelError(
             f"{model} {pretrained}: the tag was trained with {trained}, the name {name} says otherwise",
-            f"Give --model {other} --pretrained {pretrained}",
+            f"Give `model={other!r}` and `pretrained={pretrained!r}`",
         )
     raise ModelError(
         f"{model}: no pretrained tag or checkpoint file {pretrained!r}",
@@ -223,11 +216,11 @@ def _refuse_what_cannot_be(
     if options.quick_gelu is not None and not takes_quick_gelu(config):
         raise ModelError(
             f"{named}: its towers come from timm and transformers, which set the activation",
-            "Drop --quickgelu or --gelu",
+            "Drop `quick_gelu`",
         )
     if config.get("quick_gelu", False) and not values["quick_gelu"]:
         base = name.removesuffix(QUICK_GELU_SUFFIX)
-        remedy = f"Give --model {base}" if base != name else "Drop --gelu"
+        remedy = f"Give `model={base!r}`" if base != name else "Drop `quick_gelu=False`"
         raise ModelError(f"{named}: {name} always uses QuickGELU", remedy)
     for field, known in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
         if values[field] not in known:

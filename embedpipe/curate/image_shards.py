@@ -82,7 +82,7 @@ def _source(dataset: EmbeddingDataset, images: str | None) -> Reader:
     if reader is None:
         raise InputError(
             f"{dataset.run.source or dataset.path}: the image shards are no longer there",
-            "Say where they are: --data",
+            "Give their folder with `images`",
         )
     return reader
 
@@ -182,7 +182,7 @@ def _samples(
 def _changed(dataset: EmbeddingDataset, entry: ShardManifest, what: str) -> DatasetError:
     return DatasetError(
         f"{dataset.path}: input shard {entry.source.name} has changed since it was encoded: {what}",
-        "Give the shards that were encoded, with --data",
+        "Give the shards that were encoded, with `images`",
     )
 
 

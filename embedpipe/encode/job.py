@@ -212,7 +212,7 @@ def _facts(encoder: Encoder, stage: BatchingConfig) -> tuple[EncoderCard, int | 
     if stage.reject_cut_captions and not encoder.counts_cut_tokens:
         raise ModelError(
             f"{encoder.card.model}: its tokenizer does not tell how many tokens of a caption it cuts off",
-            "Drop --reject-cut-captions",
+            "Drop `reject_cut_captions`",
         )
     return encoder.card, encoder.text_states(["a"]).tokens.width if stage.text_tokens else None
 
@@ -260,7 +260,7 @@ def _refuse_growing_unlocked(out: str, change: PlanChange) -> None:
         raise RunMismatch(
             f"{out}: {change.added} input shards are new and {len(change.changed)} changed, and on an object store "
             "parts cannot agree on their numbers",
-            "Run it once without --shard-of, and stop it when it encodes: that makes the plan",
+            "Run it once without `part` to make the plan; it can be stopped as soon as it encodes",
         )
 
 
@@ -275,15 +275,17 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
     if config.format not in FORMATS:
         raise OptionError(f"no storage format {config.format!r}", did_you_mean(config.format, FORMATS))
     if not config.stage.images and not config.stage.texts:
-        raise OptionError("nothing to encode: both images and texts were turned off", "Drop --no-image or --no-text")
+        raise OptionError(
+            "nothing to encode: both images and texts were turned off", "Drop `images=False` or `texts=False`"
+        )
     if config.stage.text_tokens and not config.stage.texts:
-        raise OptionError("no text tokens without texts: texts were turned off", "Drop --text-tokens or --no-text")
+        raise OptionError("no text tokens without texts: texts were turned off", "Drop `text_tokens` or `texts=False`")
     if config.stage.reject_cut_captions and not config.stage.texts:
         raise OptionError(
-            "no caption is cut without texts: texts were turned off", "Drop --reject-cut-captions or --no-text"
+            "no caption is cut without texts: texts were turned off", "Drop `reject_cut_captions` or `texts=False`"
         )
     if config.part is not None and config.overwrite:
-        raise OptionError(f"part {config.part} cannot begin the whole output again", "Drop --shard-of or --overwrite")
+        raise OptionError(f"part {config.part} cannot begin the whole output again", "Drop `part` or `overwrite`")
 
 
 def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
@@ -305,7 +307,7 @@ def _require_trust(out: str, before: RunCard | None, config: EncodeConfig, left:
     bare = config.encoder.options == ModelOptions()
     if not left or before is None or not before.dated or (config.trust_old_card and bare):
         return
-    trust = "pass --trust-old-card to go on with the model as version 0.1 built it"
+    trust = "give `trust_old_card=True` to go on with the model as version 0.1 built it"
     raise RunMismatch(
         f"{out}: {BEFORE_ACTIVATION}",
         f"Encode into another folder, or {trust}" + ", without options of activation and preprocessing" * (not bare),

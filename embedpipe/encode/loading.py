@@ -89,7 +89,7 @@ def _own_name(config: EncoderConfig) -> str | None:
         return None
     if config.pretrained:
         raise ModelError(
-            f"{folder or config.model}: brings its own weights, not {config.pretrained!r}", "Drop --pretrained"
+            f"{folder or config.model}: brings its own weights, not {config.pretrained!r}", "Drop `pretrained`"
         )
     return config.model if of_hub else f"local-dir:{folder}"
 
@@ -176,9 +176,9 @@ def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | Missi
     named = f"{config.model} {config.pretrained}".strip()
     if "download" in str(problem).lower() or "connect" in str(problem).lower():
         instead = (
-            "copy the repository to this machine and give --model its folder"
+            "copy the repository to this machine and give its folder with `model`"
             if config.model.startswith("hf-hub:")
-            else "give --pretrained a checkpoint file on this machine, and --like-tag with the tag"
+            else "give a checkpoint file on this machine with `pretrained`, and the tag with `like_tag`"
         )
         return ModelError(
             f"{named}: the weights could not be downloaded: {str(problem)[:200]}", f"Check the network, or {instead}"

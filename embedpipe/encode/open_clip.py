@@ -96,7 +96,7 @@ class OpenClipEncoder:
         if not self._texts.has_states:
             raise ModelError(
                 f"{self._card.model}: its text tower gives no hidden states of tokens, since it is not open_clip's",
-                "Drop --text-tokens, or take another model",
+                "Drop `text_tokens`, or take another model",
             )
         with self._casting():
             embedded, tokens_cut, tokens = self._texts.states(captions, self._card.dtype)

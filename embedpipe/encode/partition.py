@@ -39,4 +39,4 @@ def _launched(environment: Mapping[str, str]) -> Part:
         return Part(place * (tasks or 1) + (task or 0), members * (tasks or 1))
     if task is not None and tasks is not None:
         return Part(task, tasks)
-    raise OptionError("--shard-of auto: no launcher told this process which one it is", _HOW)
+    raise OptionError("`part='auto'`: no launcher says which of its processes this one is", _HOW)

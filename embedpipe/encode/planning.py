@@ -23,7 +23,7 @@ from ..store import open_format
 from ..types import Sample, SourceShard
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
-_OTHER_RUN = "Give the same as before, another output folder, or --overwrite to begin again"
+_OTHER_RUN = "Give the same as before, another output folder, or `overwrite=True` to begin again"
 
 
 def plan_input(
@@ -133,8 +133,8 @@ def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequenc
         raise unreadable[0]
     raise EmptyInput(
         f"no usable sample in {plural(len(shards), 'shard')}",
-        "A sample needs an image and a caption (.txt, or a field of .json named by --caption-key); "
-        "--no-text and --no-image ask for less",
+        "A sample needs an image and a caption (.txt, or a field of .json named by `caption_key`); "
+        "`texts=False` or `images=False` asks for one of them alone",
     )
 
 

@@ -21,7 +21,7 @@ def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
     if wanted not in PRECISIONS:
         raise OptionError(f"no precision {wanted!r}", did_you_mean(wanted, PRECISIONS))
     if wanted == "fp16" and not device.startswith("cuda"):
-        raise InputError("precision fp16 needs a CUDA device", "Give --precision bf16, fp32 or auto on the CPU")
+        raise InputError("`precision='fp16'` needs a CUDA device", "On the CPU, give bf16, fp32 or auto")
     if wanted != "auto":
         return wanted
     if device.startswith("cuda"):

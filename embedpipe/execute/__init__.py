@@ -57,7 +57,7 @@ def open_executor(name: str, workers: int) -> Executor:
 def refuse_address_beside(name: str, cluster: Cluster) -> None:
     """Raise InputError if a cluster address is given to an executor that does not use one."""
     if name != "ray" and cluster.address is not None:
-        raise OptionError(f"--address is for --executor ray, not {name}", "Give --executor ray, or drop --address")
+        raise OptionError(f"`address` is for `executor='ray'`, not {name}", "Give `executor='ray'`, or drop `address`")
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ class RayExecutor:
                 if isinstance(problem.cause, EmbedpipeError):
                     raise problem.cause from RemoteTraceback(str(problem))
                 raise WorkerDied(
-                    f"a worker failed: {_last_line(problem)}", "Run with --debug and report it"
+                    f"a worker failed: {_last_line(problem)}", "Report it, with its traceback"
                 ) from RemoteTraceback(str(problem))
             except ray.exceptions.RayError as problem:
                 raise WorkerDied(

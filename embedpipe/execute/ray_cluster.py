@@ -76,7 +76,7 @@ def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
     elif address.startswith("ray://"):
         raise InputError(
             f"{address}: Ray's client protocol is not spoken here",
-            "Run the command on a machine of the cluster, with --address host:port",
+            "Run it on a machine of the cluster, with `address=host:port`",
         )
     ray = library()
     if ray.is_initialized():
@@ -107,7 +107,7 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         said = str(problem).strip().splitlines()
         raise InputError(
             f"{address}: no Ray cluster there that can be joined: {said[0] if said else type(problem).__name__}",
-            "Start one with `ray start --head` and give its host:port; "
+            "Start its head node (see `ray start`) and give its host:port; "
             "Ray and Python must be of the same versions, and "
             "RAY_AUTH_MODE and its token the same on all sides",
         ) from problem
@@ -148,7 +148,7 @@ def require_resources(workers: int, room: WorkerResources) -> None:
         raise InputError(
             f"no room for {workers} worker{'s' * (workers != 1)} of {room} each: the cluster's {len(nodes)} "
             f"{have} {cpus} CPUs and {gpus} GPUs together, which makes {places}",
-            "Ask for fewer --workers or --gpus or for fewer --threads, or add nodes",
+            "Ask for fewer workers or GPUs, or for fewer threads each, or add nodes",
         )
     until = time.monotonic() + _MAY_TAKE_S  # the resources of a killed run are released soon
     while (free := _free(room)) < workers:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 from .ray_cluster import cpus_for, gpus_there
 
-_ON_CPU = "Give --gpus 0 --workers N to work on the CPU"
+_ON_CPU = "Give `gpus=0` and `workers=N` to work on the CPU"
 
 
 @dataclass(frozen=True, slots=True)

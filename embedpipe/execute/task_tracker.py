@@ -122,7 +122,7 @@ class TaskTracker:
             self._idle_deaths += 1
             if self._idle_deaths >= ATTEMPTS:
                 raise WorkerDied(
-                    f"workers die before they can start ({how})", "Check memory, or try `--workers 1` to see the cause"
+                    f"workers die before they can start ({how})", "Check memory, or try `workers=1` to see the cause"
                 )
         for task, tally in reversed(hands.tasks.values()):
             deaths = self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
@@ -138,6 +138,6 @@ def _raise(hands: InFlight, failed: Failed) -> None:
     if failed.error is not None:
         raise failed.error from RemoteTraceback(failed.trace)
     last = failed.trace.strip().splitlines()[-1]
-    raise WorkerDied(f"worker {hands.number} failed: {last}", "Run with --debug and report it") from RemoteTraceback(
+    raise WorkerDied(f"worker {hands.number} failed: {last}", "Report it, with its traceback") from RemoteTraceback(
         failed.trace
     )

@@ -50,8 +50,7 @@ def open_export(config: ExportConfig) -> Export:
     for name in ("text_tokens", "splits", "index_width", "model_name"):
         if getattr(config, name) not in (None, False) and name not in found.takes:
             takers = [other for other, entry in EXPORTS.items() if name in entry.takes]
-            option = f"--{name.replace('_', '-')}"
-            raise OptionError(f"{option} means nothing to --to {config.to}", f"It is for --to {' and '.join(takers)}")
+            raise OptionError(f"`{name}` means nothing to `to={config.to!r}`", f"It is for {' and '.join(takers)}")
     return found
 
 

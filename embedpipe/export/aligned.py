@@ -51,7 +51,7 @@ class Aligned:
             raise InputError(
                 f"{part.planned.source.name}: {rows:,} rows for {len(part):,} samples, by the last {self._width} "
                 "digits of their keys",
-                "Give another --index-width",
+                "Give another `index_width`",
             )
         written = []
         for modality, array in (("image", part.image), ("text", part.text)):
@@ -83,7 +83,7 @@ class Aligned:
                 raise InputError(
                     f"{part.planned.source.name}: key {key!r} does not end in {self._width} digits, so that the loader "
                     "cannot tell its row",
-                    "Give another --index-width",
+                    "Give another `index_width`",
                 )
         places = np.array(found, np.int64)
         order, counts = np.unique(places, return_counts=True)
@@ -91,7 +91,7 @@ class Aligned:
             both = [key for key, index in zip(keys, found, strict=True) if index == order[counts.argmax()]]
             raise InputError(
                 f"{part.planned.source.name}: keys {both[0]} and {both[1]} end in the same {self._width} digits",
-                "Give a larger --index-width",
+                "Give a larger `index_width`",
             )
         return places
 
@@ -109,7 +109,7 @@ class Aligned:
             raise DatasetError(
                 f"{part.planned.source.name}: the {modality} embedding of key {key} is all zeros, which means to the "
                 "loader that there is none",
-                "Leave the row out with --keys",
+                "Leave the row out with `keys`",
             )
 
 
@@ -152,6 +152,6 @@ def _index_width(dataset: EmbeddingDataset, part: PlannedPart) -> int:
     if len(rests) != 1 or not (width := rests.pop()):
         raise InputError(
             f"{part.source.name}: cannot tell which digits of the key {keys[0]!r} are the sample's place in its tar",
-            "Give --index-width, the number of them at the end",
+            "Give `index_width`, the number of digits at their end",
         )
     return width

@@ -36,7 +36,7 @@ class DataComp:
         self._name = config.model_name or short_name(dataset.card.model)
         if not re.fullmatch(r"[A-Za-z0-9_]+", self._name):
             raise OptionError(
-                f"--model-name {self._name!r} becomes part of column names", "Use letters, digits and underscores"
+                f"`model_name={self._name!r}` becomes part of column names", "Use letters, digits and underscores"
             )
         self.options: dict[str, Any] = {"model_name": self._name}
 

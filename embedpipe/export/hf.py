@@ -95,11 +95,11 @@ def parse_shares(text: str | None) -> tuple[tuple[str, float], ...]:
         # `datasets` allows only word characters, and finds the name in file names between dashes.
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or not 0 < value < 1 or name == TRAIN:
             raise OptionError(
-                f"--splits: {item.strip()!r} is no split", "Write valid=0.05,test=0.05; the rest is train"
+                f"`splits`: {item.strip()!r} is no split", "Write valid=0.05,test=0.05; the rest is train"
             )
         shares.append((name, value))
     if sum(share for _, share in shares) >= 1 or len({name for name, _ in shares}) < len(shares):
-        raise OptionError(f"--splits {text}: shares must add up to less than 1, each name once", "The rest is train")
+        raise OptionError(f"`splits={text!r}`: shares must add up to less than 1, each name once", "The rest is train")
     return tuple(shares)
 
 

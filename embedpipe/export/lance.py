@@ -80,7 +80,7 @@ def _library() -> Any:
         import lance
         import lance.fragment
     except ImportError as problem:
-        raise MissingExtra("--to lance needs the package pylance", "pip install 'embedpipe[lance]'") from problem
+        raise MissingExtra("`to='lance'` needs the package pylance", "pip install 'embedpipe[lance]'") from problem
     return lance
 
 

@@ -24,7 +24,7 @@ def plan_parts(dataset: EmbeddingDataset, rows: np.ndarray | None) -> tuple[Plan
     """
     parts = tuple(_parts(dataset, rows))
     if not parts:
-        raise EmptyInput(f"{dataset.path}: no rows to export", "Look at the rejects of the data set, and at --keys")
+        raise EmptyInput(f"{dataset.path}: no rows to export", "Look at the rejects of the data set, and at `keys`")
     return parts
 
 
@@ -95,5 +95,5 @@ def _refuse(dataset: EmbeddingDataset, planned: PlannedPart, what: str, bad: np.
     key = dataset.metadata(planned.shard, ("key",))["key"][place].as_py()
     raise DatasetError(
         f"{dataset.path}: {planned.source.name}, row {place} (key {key}): its {what} holds a number that is not finite",
-        "Run `embedpipe verify`; encode the shard again, or leave the row out with --keys",
+        "Run `embedpipe verify`; encode the shard again, or leave the row out with `keys`",
     )

@@ -15,10 +15,10 @@ from .outcome import ERROR_CLASSES, FINAL, HostFailures
 from .resizers import AUTO, check_name
 
 RESIZE_MODES = {
-    "keep_ratio": "the shorter side becomes --image-size",
+    "keep_ratio": "the shorter side becomes `image_size`",
     "center_crop": "as keep_ratio, then the middle square",
-    "border": "the longer side becomes --image-size, white borders make it square",
-    "keep_ratio_largest": "the longer side becomes --image-size",
+    "border": "the longer side becomes `image_size`, white borders make it square",
+    "keep_ratio_largest": "the longer side becomes `image_size`",
     "no": "sizes stay as they are",
 }
 # Storage formats with their default quality: 1 to 100 for jpg and webp, compression 0 to 9 for png.
@@ -33,7 +33,7 @@ def _class_named(name: str) -> str:
     for known in (name, f"http_{name}"):
         if known in ERROR_CLASSES:
             return known
-    raise OptionError(f"--only {name}: no such error class", did_you_mean(name, ERROR_CLASSES))
+    raise OptionError(f"`only={name!r}`: no such error class", did_you_mean(name, ERROR_CLASSES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,48 +82,48 @@ class FetchConfig:
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
             raise OptionError(
-                f"--resize-mode {self.resize_mode}: no such mode", did_you_mean(self.resize_mode, RESIZE_MODES)
+                f"`resize_mode={self.resize_mode!r}`: no such mode", did_you_mean(self.resize_mode, RESIZE_MODES)
             )
         for name in ("samples_per_shard", "image_size", "processes", "threads", "max_bytes", "per_host"):
             if getattr(self, name) < 1:
-                raise OptionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+                raise OptionError(f"`{name}={getattr(self, name)}`: must be at least 1")
         if self.source not in SOURCES:
-            raise OptionError(f"--source {self.source}: no such kind", did_you_mean(self.source, SOURCES))
+            raise OptionError(f"`source={self.source!r}`: no such kind", did_you_mean(self.source, SOURCES))
         if self.executor not in EXECUTORS:
-            raise OptionError(f"--executor {self.executor}: not for fetch", did_you_mean(self.executor, EXECUTORS))
+            raise OptionError(f"`executor={self.executor!r}`: not for fetch", did_you_mean(self.executor, EXECUTORS))
         refuse_address_beside(self.executor, self.cluster)
         check_name(self.resizer)
         if self.image_format not in IMAGE_FORMATS:
             raise OptionError(
-                f"--format {self.image_format}: no such format", did_you_mean(self.image_format, IMAGE_FORMATS)
+                f"`image_format={self.image_format!r}`: no such format", did_you_mean(self.image_format, IMAGE_FORMATS)
             )
         allowed = IMAGE_FORMATS[self.image_format][1]
         if self.stored_quality not in allowed:
             raise OptionError(
-                f"--quality {self.quality}: for {self.image_format} it must be from {allowed[0]} to {allowed[-1]}"
+                f"`quality={self.quality}`: for {self.image_format} it must be from {allowed[0]} to {allowed[-1]}"
             )
         if self.only and not self.retry_failed:
-            raise OptionError("--only says what to retry", "Give --retry-failed with it")
+            raise OptionError("`only` says what to retry", "Give `retry_failed=True` with it")
         for name in self.only:
             if _class_named(name) in FINAL:
-                raise OptionError(f"--only {name}: another try cannot change these")
+                raise OptionError(f"`only={name!r}`: another try cannot change these")
         if self.max_aspect_ratio and not 1 <= self.max_aspect_ratio < math.inf:
-            raise OptionError(f"--max-aspect-ratio {self.max_aspect_ratio:g}: must be at least 1 (or 0 for any)")
+            raise OptionError(f"`max_aspect_ratio={self.max_aspect_ratio:g}`: must be at least 1 (or 0 for any)")
         if self.retries < 0 or self.min_image_size < 0:
-            raise OptionError("--retries and --min-image-size must not be negative")
+            raise OptionError("`retries` and `min_image_size` must not be negative")
         if self.timeout_s <= 0:
-            raise OptionError(f"--timeout {self.timeout_s}: must be more than 0 seconds")
+            raise OptionError(f"`timeout_s={self.timeout_s}`: must be more than 0 seconds")
         self._check_manners()
 
     def _check_manners(self) -> None:
         if not (self.user_agent.isascii() and self.user_agent.isprintable()):
-            raise OptionError("--user-agent: only printable ASCII can be sent in a header")
+            raise OptionError("`user_agent`: only printable ASCII can be sent in a header")
         for entry in self.allow_hosts:
             try:
                 host_and_port(entry)
             except ValueError as problem:
                 raise OptionError(
-                    f"--allow-host {entry}: {problem}", "Give HOST or HOST:PORT, without http://"
+                    f"`allow_hosts={entry}`: {problem}", "Give HOST or HOST:PORT, without http://"
                 ) from None
         if self.ca_file is not None:
             try:

@@ -63,7 +63,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
     if config.executor == "ray" and not files.is_local(out):
         raise InputError(
             f"{out}: on a cluster, parts on their way lie in a folder of the output that all machines share",
-            "Give such a folder, or drop --executor ray",
+            "Give such a folder, or drop `executor='ray'`",
         )
     plan = make_plan(urls, out, config)
     with lock.exclusive(out):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 ERROR_CLASSES = {
     "invalid_url": "the url is null, empty, malformed, or neither http nor https",
-    "refused_address": "the host is a private, loopback or link-local address and not named by --allow-host",
-    "opt_out": "the site forbids this use: X-Robots-Tag, tdm-reservation, or (with --robots) its robots.txt",
+    "refused_address": "the host is a private, loopback or link-local address and not named by `allow_hosts`",
+    "opt_out": "the site forbids this use: X-Robots-Tag, tdm-reservation, or (with `robots`) its robots.txt",
     "http_403": "401 or 403: the server wants a login or does not want us",
     "http_404": "404 or 410: nothing there (any more)",
     "http_429": "429: too many requests, still so after the retries",
@@ -26,12 +26,12 @@ ERROR_CLASSES = {
     "empty": "an answer without a body",
     "not_an_image": "the body does not begin like an image that fetch takes: a web page, SVG, anything else",
     "decode": "the body begins like an image and cannot be decoded: truncated or damaged",
-    "too_small": "the shorter side is under --min-image-size",
-    "aspect_ratio": "the longer side is more than --max-aspect-ratio times the shorter one",
+    "too_small": "the shorter side is under `min_image_size`",
+    "aspect_ratio": "the longer side is more than `max_aspect_ratio` times the shorter one",
     "no_image": "of a folder: a caption or fields without an image",
     "sidecar": "of a folder: the .txt or .json beside the image cannot be read",
     "unreadable": "of a folder: the image file cannot be read",
-    "duplicate": "the same bytes are stored already, and --drop-duplicates is given",
+    "duplicate": "the same bytes are stored already, and `drop_duplicates` is given",
     "lost": "the downloader dropped the row without saying why",
 }
 

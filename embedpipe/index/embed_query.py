@@ -57,7 +57,7 @@ def encoder_of(
     from ..encode import EncoderConfig, load_encoder
 
     if not card.known and model is None:
-        raise InputError(f"{path}: which model made it is not known ({card.model})", "Give --model and --pretrained")
+        raise InputError(f"{path}: which model made it is not known ({card.model})", "Give `model` and `pretrained`")
     name = model or card.model
     weights = (card.pretrained if model is None else "") if pretrained is None else pretrained
     if card.dated:

@@ -120,11 +120,11 @@ def _open(path: str, card: IndexCard) -> OpenIndex:
         said = str(problem).rpartition("Error: ")[2].strip()
         raise DatasetError(
             f"{location}: faiss {faiss.__version__} cannot read it: {said}",
-            build_command(path, card.modality, " --rebuild"),
+            build_command(path, card.modality, rebuild=True),
         ) from problem
     if (opened.rows, opened.index.d) != (card.rows, card.dim):
         raise DatasetError(
             f"{location}: {opened.rows:,} rows of {opened.index.d}, but its card says {card.rows:,} of {card.dim}",
-            build_command(path, card.modality, " --rebuild"),
+            build_command(path, card.modality, rebuild=True),
         )
     return opened

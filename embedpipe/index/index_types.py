@@ -44,7 +44,7 @@ def parse_bytes(text: str) -> int:
     """`8G`, `512M` or a number of bytes. Raises InputError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found:
-        raise OptionError(f"--memory {text!r} is no size", "For example: --memory 8G or 512M")
+        raise OptionError(f"`memory={text!r}` is no size", "For example 8G or 512M")
     return int(float(found[1]) * _SUFFIXES[found[2].upper()])
 
 
@@ -84,9 +84,9 @@ def _fitting(kind: IndexType, name: str, rows: int, dim: int, memory_bytes: int)
     size = kind.index_bytes(rows, dim)
     if size > memory_bytes:
         raise InputError(
-            f"--type {name}: {rows:,} rows of {dim} take {size / 2**30:.1f} GiB of memory, more than the budget of "
+            f"`kind={name!r}`: {rows:,} rows of {dim} take {size / 2**30:.1f} GiB of memory, more than the budget of "
             f"{memory_bytes / 2**30:.1f} GiB",
-            "Give a larger --memory, or --type ivf, which is read from disk",
+            "Give a larger `memory`, or `kind='ivf'`, which is read from disk",
         )
     return kind
 
@@ -115,7 +115,7 @@ def _product_quantized(
 def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> IndexType:
     """A type from a faiss factory string, such as IVF4096,SQ8 or HNSW16."""
     if not _FACTORY_NAME.fullmatch(name) or not any(character.isupper() for character in name):
-        raise OptionError(f"--type {name}: no such index type", f"{did_you_mean(name, KINDS)} Or faiss' name of one")
+        raise OptionError(f"`kind={name!r}`: no such index type", f"{did_you_mean(name, KINDS)} Or faiss' name of one")
     found = re.search(r"IVF(\d+)", name)
     if found is None:
         # Only faiss knows the size of such an index: HNSW and Flat store four bytes per value.
@@ -127,7 +127,7 @@ def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> 
     room = memory_bytes // 4 // (dim * 4)
     if lists > min(rows, room):
         raise InputError(
-            f"--type {name}: {lists:,} lists cannot be trained on {min(rows, room):,} rows",
-            "Give fewer lists" if room >= rows else "Give fewer lists, or a larger --memory",
+            f"`kind={name!r}`: {lists:,} lists cannot be trained on {min(rows, room):,} rows",
+            "Give fewer lists" if room >= rows else "Give fewer lists, or a larger `memory`",
         )
     return IndexType(name, lists, 0, min(rows, room, max(lists * ROWS_PER_CENTROID, 65_536)), look_up)

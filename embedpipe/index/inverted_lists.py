@@ -167,7 +167,7 @@ def require_lists(index: faiss.Index, kind: str) -> None:
         _head(index, 0)
     except ValueError as problem:
         raise InputError(
-            f"--type {kind}: its inverted lists cannot be merged on disk ({problem})",
+            f"`kind={kind!r}`: its inverted lists cannot be merged on disk ({problem})",
             "Give one without fast-scan (…fs) or refining (…,RFlat): found rows are compared again anyway",
         ) from problem
 

@@ -42,9 +42,9 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         if self.recall is not None and not 0 < self.recall <= 1:
-            raise OptionError(f"--recall {self.recall}: must be above 0 and at most 1")
+            raise OptionError(f"`recall={self.recall}`: must be above 0 and at most 1")
         if self.memory_bytes < _LEAST_MEMORY:
-            raise OptionError(f"--memory {self.memory}: an index is not built in less than 256M", "Give more")
+            raise OptionError(f"`memory={self.memory!r}`: an index is not built in less than 256M", "Give more")
 
     @property
     def memory_bytes(self) -> int:

@@ -38,16 +38,16 @@ class Query:
         ways = (self.text, self.image, self.key, self.embedding, self.queries)
         if sum(way is not None for way in ways) != 1:
             raise OptionError(
-                "give one of a text, --image, --key, --embedding or --queries",
+                "give one of a text, `image`, `key`, `embedding` or `queries`",
                 'For example: embedpipe search emb "a red bicycle"',
             )
         for name, value, beside, needed in (
-            ("--shard", self.shard, "--key", self.key),
-            ("--row", self.row, "--embedding", self.embedding),
-            ("--query-column", self.column, "--queries", self.queries),
+            ("shard", self.shard, "key", self.key),
+            ("row", self.row, "embedding", self.embedding),
+            ("column", self.column, "queries", self.queries),
         ):
             if value is not None and needed is None:
-                raise OptionError(f"{name} is only of use with {beside}")
+                raise OptionError(f"`{name}` is only of use with `{beside}`")
 
     @property
     def title(self) -> str:
@@ -117,7 +117,9 @@ def _not_empty(text: str) -> str:
 
 def _one_of(found: np.ndarray, row: int | None, name: str) -> np.ndarray:
     if row is None and len(found) != 1:
-        raise InputError(f"{name}: holds {len(found):,} rows", "Say which with --row, or search with all: --queries")
+        raise InputError(
+            f"{name}: holds {len(found):,} rows", "Choose one with `row`, or search with all of them as `queries`"
+        )
     if row is not None and row >= len(found):
         raise InputError(f"{name}: no row {row} of {len(found):,}", "Rows count from 0")
     one: np.ndarray = found[row or 0][None]

@@ -110,6 +110,6 @@ def _column(location: str, names: Sequence[str], asked: str | None) -> str:
     if not known:
         raise InputError(
             f"{location}: none of its columns is called {', '.join(COLUMNS)} or {', '.join(EMBEDDING_COLUMNS)}",
-            f"Say which it is with --query-column: {', '.join(names)}",
+            f"Choose one with `column`: {', '.join(names)}",
         )
     return known[0]

@@ -60,7 +60,7 @@ class Searcher:
         elif not exact and len(dataset) > EXACT_ROWS:
             raise DatasetError(
                 f"{dataset.path}: no {modality} index, and {len(dataset):,} rows are many to compare with",
-                f"{build_command(dataset.path, modality)}, or give --exact",
+                f"{build_command(dataset.path, modality)}, or give `exact=True`",
             )
 
     def nearest(self, queries: np.ndarray, k: int, listen: Listener = silent) -> NearestRows:
@@ -130,7 +130,7 @@ def _require_same_data(dataset: EmbeddingDataset, card: IndexCard) -> None:
         raise DatasetError(
             f"{dataset.path}: its {card.modality} index is of other data: the data set has changed since "
             f"({len(want - have)} shards are not in the index, {len(have - want)} in it are not in the data)",
-            f"{build_command(dataset.path, card.modality)}: what is new is added, or give --exact",
+            f"{build_command(dataset.path, card.modality)}: what is new is added, or give `exact=True`",
         )
 
 
@@ -189,12 +189,12 @@ def row_of_key(dataset: EmbeddingDataset, key: str, shard: str | None = None) ->
     found = list(_rows_of_key(dataset, key, shard))
     if not found:
         where = f" in {shard}" if shard is not None else ""
-        raise InputError(f"{dataset.path}: no row with the key {key!r}{where}", "Keys are in the column `key`")
+        raise InputError(f"{dataset.path}: no row with the key {key!r}{where}", "Keys are in the column 'key'")
     if len(found) > 1:
         names: Sequence[str] = [name for _, name in found[:5]]
         raise InputError(
             f"{dataset.path}: {len(found)} rows have the key {key!r}, in {', '.join(names)}{' …' * (len(found) > 5)}",
-            "Say which with --shard",
+            "Choose one with `shard`",
         )
     return found[0][0]
 

@@ -24,7 +24,9 @@ def new_index(kind: IndexType, dim: int) -> faiss.Index:
         index = faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as problem:
         said = str(problem).rpartition("Error: ")[2].strip()
-        raise InputError(f"--type {kind.factory}: faiss does not know it, or not for {dim} values: {said}") from problem
+        raise InputError(
+            f"`kind={kind.factory!r}`: faiss does not know it, or not for {dim} values: {said}"
+        ) from problem
     if kind.lists:
         require_lists(index, kind.factory)
         ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))

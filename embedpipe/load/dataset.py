@@ -87,13 +87,15 @@ class EmbeddingDataset:
         """The `image` or `text` column. Raises DatasetError when the data set was encoded without it."""
         column = {"image": self.image, "text": self.text}[modality]
         if column is None:
-            raise DatasetError(f"{self.path}: has no {modality} embeddings", f"Encode it again without --no-{modality}")
+            raise DatasetError(f"{self.path}: has no {modality} embeddings", f"Encode it again with its {modality}s")
         return column
 
     def require_text_tokens(self) -> RaggedColumn:
         """The `text_tokens` column. Raises DatasetError when the data set was encoded without it."""
         if self.text_tokens is None:
-            raise DatasetError(f"{self.path}: has no text tokens", "Encode it again with --text-tokens")
+            raise DatasetError(
+                f"{self.path}: has no text tokens", "Encode it again with `embedpipe.encode(text_tokens=True)`"
+            )
         return self.text_tokens
 
     def require_normalised(self, modality: str) -> None:

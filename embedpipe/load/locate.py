@@ -57,5 +57,6 @@ def _require_all(path: str, run: RunCard, manifests: Sequence[ShardManifest]) ->
         raise DatasetError(
             f"{path}: manifest/{manifest.shard_name(lost[0], run.shard_digits)}.json: missing, "
             f"{len(lost)} of {len(run.plan)} shards are lost",
-            "The command that made it makes them again; without them, run `embedpipe verify --repair`",
+            "The command that made it makes them again; to go without them, run "
+            f"`embedpipe.verify({path!r}, repair=True)`",
         )

@@ -38,8 +38,8 @@ class Norms:
             raise DatasetError(
                 f"{self._path}: {self._name} is null in {found.null_count} of {len(rows)} rows, first in row {row}; "
                 "they come from a data set without norms",
-                f"Encode that one again, or leave the rows out: "
-                f"embedpipe filter {self._path} OUT --where '{self._name} is not null' --materialise",
+                "Encode that one again, or leave the rows out: "
+                f"`embedpipe.filter({self._path!r}, OUT, where='{self._name} is not null', materialise=True)`",
             )
         return np.asarray(found.to_numpy().astype(np.float32))
 

@@ -111,7 +111,7 @@ class MergeWork:
         return storage.write(self.out, shard, taken.source.name, self.run.columns, self.run.shard_digits)
 
 
-_REMEDY = "`embedpipe verify --deep --repair` on that data set drops it; encode it again, and merge again"
+_REMEDY = "`embedpipe.verify(deep=True, repair=True)` on that data set drops it; encode it again, and merge again"
 
 
 def _damaged(path: str, record: FileRecord) -> DatasetError:

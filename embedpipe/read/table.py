@@ -100,14 +100,14 @@ def _choose(location: str, schema: pa.Schema, rules: SampleRules) -> _Columns:
     key = rules.key_column or (_KEY_COLUMN if _KEY_COLUMN in schema.names else None)
     if rules.need_image:
         _require(
-            location, schema, image, "image bytes", _holds_bytes, "--image-col", "--no-image encodes captions only"
+            location, schema, image, "image bytes", _holds_bytes, "image_column", "`images=False` encodes captions only"
         )
     if rules.need_caption:
         _require(
-            location, schema, rules.caption_key, "text", _holds_text, "--caption-col", "--no-text encodes images only"
+            location, schema, rules.caption_key, "text", _holds_text, "caption_key", "`texts=False` encodes images only"
         )
     if key is not None:
-        _require(location, schema, key, "text or whole numbers", _holds_keys, "--key-col", "")
+        _require(location, schema, key, "text or whole numbers", _holds_keys, "key_column", "")
     caption = rules.caption_key if rules.need_caption else None
     taken = {image, caption, key}
     passed = (field.name for field in schema if field.name not in taken and not _holds_bytes(field.type))
@@ -120,10 +120,10 @@ def _require(
     name: str,
     what: str,
     fits: Callable[[pa.DataType], bool],
-    option: str,
+    field: str,
     otherwise: str,
 ) -> None:
-    remedy = f"Name it by {option}" + (f"; {otherwise}" if otherwise else "")
+    remedy = f"Name it with `{field}`" + (f"; {otherwise}" if otherwise else "")
     if name not in schema.names:
         there = ", ".join(schema.names[:12]) + (" …" if len(schema.names) > 12 else "")
         raise InputError(f"{location}: no column {name!r} with {what}; it has {there}", remedy)

@@ -106,4 +106,4 @@ def require_written(root: str, record: FileRecord) -> None:
         raise DatasetError(f"{location}: is not the file that was written there", REMEDY)
 
 
-REMEDY = "`embedpipe verify` says which shards are bad, and drops them with --repair"
+REMEDY = "`embedpipe verify` says which shards are bad; `embedpipe.verify(repair=True)` drops them"

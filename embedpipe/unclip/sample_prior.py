@@ -44,7 +44,7 @@ class SamplingConfig:
         """What is handed to `prior.sample`. Raises InputError for what a prior of its kind does not have."""
         wanted = {"steps": self.steps, "num_samples_per_batch": self.candidates, "sampler": self.sampler}
         known = inspect.signature(prior.sample).parameters
-        named = {"steps": "--steps", "num_samples_per_batch": "--candidates", "sampler": "--sampler"}
+        named = {"steps": "`steps`", "num_samples_per_batch": "`candidates`", "sampler": "`sampler`"}
         for name, value in wanted.items():
             if value is not None and name not in known:
                 raise InputError(f"a {prior.KIND} has no {named[name]}", f"Leave {named[name]} out")
@@ -157,5 +157,7 @@ def _devices(gpus: int | None, workers: int) -> list[str]:
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = there if gpus is None else gpus
     if wanted > there:
-        raise InputError(f"{wanted} GPUs asked for, {there} found", "Give --gpus 0 --workers N to sample on the CPU")
+        raise InputError(
+            f"{wanted} GPUs asked for, {there} found", "Give `gpus=0` and `workers=N` to sample on the CPU"
+        )
     return [f"cuda:{i}" for i in range(wanted)] or ["cpu"] * workers

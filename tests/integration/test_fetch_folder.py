@@ -123,7 +123,7 @@ def test_what_a_folder_holds(photos, tmp_path):
     (tables / "a.txt").write_text("http://a/")
     assert not make_plan(str(tables), "/nowhere", FetchConfig()).images
     (photos / "urls.csv").write_text("url\nhttp://a/\n")
-    with pytest.raises(InputError, match=r"holds images and urls\.csv.*--source images or --source table"):
+    with pytest.raises(InputError, match=r"contains both images and urls\.csv.*`source='images'` or `source='table'`"):
         make_plan(str(photos), "/nowhere", FetchConfig())
     assert make_plan(str(photos), "/nowhere", FetchConfig(source="images")).images
     (photos / "alone.txt").unlink()

@@ -150,8 +150,8 @@ def test_totals_count_a_row_once_as_it_ended_last():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"only": ("timeout",)}, "--only says what to retry. Give --retry-failed"),
-        ({"retry_failed": True, "only": ("time",)}, "--only time: no such error class. Did you mean timeout"),
+        ({"only": ("timeout",)}, "`only` says what to retry. Give `retry_failed=True`"),
+        ({"retry_failed": True, "only": ("time",)}, "`only='time'`: no such error class. Did you mean timeout"),
         ({"retry_failed": True, "only": ("duplicate",)}, "--only duplicate: another try cannot change these"),
     ],
 )

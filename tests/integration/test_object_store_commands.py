@@ -114,7 +114,7 @@ def test_parts_on_s3_agree_on_the_plan(store, here, there, faults, encode_config
     shards_there = fsspec.filesystem("s3")
     shards_there.pipe_file("bucket/shards/00000-new.tar", (here / "shards" / "00000.tar").read_bytes())
     try:
-        with pytest.raises(RunMismatch, match="1 input shards are new .* Run it once without --shard-of"):
+        with pytest.raises(RunMismatch, match="1 input shards are new .* Run it once without `part`"):
             encode(f"{there}/shards", out, encode_config(part=Part(0, 2)))
     finally:
         shards_there.rm_file("bucket/shards/00000-new.tar")

@@ -145,5 +145,5 @@ def test_every_stored_row_is_what_open_clip_gives(architecture, dtype, most, tmp
 def test_a_tower_of_another_library_is_refused_by_name(tiny_model):
     encoder = load_encoder(EncoderConfig(tiny_model))
     del encoder._texts._model.ln_final
-    with pytest.raises(ModelError, match="no hidden states of tokens.*--text-tokens"):
+    with pytest.raises(ModelError, match="no hidden states of tokens.*`text_tokens`"):
         encoder.text_states(["a cat"])

@@ -34,17 +34,17 @@ def choose_image_source(dataset: EmbeddingDataset, confirm: str, modality: str, 
     """
     place = images or dataset.run.source
     if confirm == "none":
-        return Choice(None, "as asked for")
+        return Choice(None, "`confirm='none'`")
     if modality == "text":
         if confirm == "pictures":
-            raise OptionError("--confirm pictures: texts are compared", "Leave out --modality text")
+            raise OptionError("`confirm='pictures'`: texts are compared", "Drop `modality='text'`")
         return Choice(None, "texts are compared")
     if confirm == "auto" and images is None and not files.is_local(place):
-        return Choice(None, f"{place} is not on this machine; --confirm pictures reads it")
+        return Choice(None, f"{place} is not on this machine; `confirm='pictures'` reads it all the same")
     reader = open_source(dataset, images) if place else None
     if reader is not None:
         return Choice(reader, f"image shards of {place}")
-    missing = f"there are no image shards at {place or 'a place that is known'}"
+    missing = f"no image shards at {place}" if place else "the data set does not say where its image shards are"
     if confirm == "pictures":
-        raise InputError(f"--confirm pictures: {missing}", "Say where they are now with --images")
-    return Choice(None, f"{missing}; --images says where they are now")
+        raise InputError(f"`confirm='pictures'`: {missing}", "Give their folder with `images`")
+    return Choice(None, f"{missing}; give their folder with `images`")

@@ -71,13 +71,13 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         if self.keep not in KEEP:
-            raise OptionError(f"--keep {self.keep}: no such rule", did_you_mean(self.keep, KEEP))
+            raise OptionError(f"`keep={self.keep!r}`: no such rule", did_you_mean(self.keep, KEEP))
         if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise OptionError(f"--threshold {self.threshold}: must be above 0 and at most 1")
+            raise OptionError(f"`threshold={self.threshold}`: must be above 0 and at most 1")
         if self.confirm not in CONFIRM:
-            raise OptionError(f"--confirm {self.confirm}: no such way", did_you_mean(self.confirm, CONFIRM))
+            raise OptionError(f"`confirm={self.confirm!r}`: no such way", did_you_mean(self.confirm, CONFIRM))
         if not 0 <= self.difference < 1:
-            raise OptionError(f"--difference {self.difference}: must be at least 0 and below 1")
+            raise OptionError(f"`difference={self.difference}`: must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)

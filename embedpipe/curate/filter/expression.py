@@ -71,7 +71,7 @@ class Expression:
         try:
             value = self.compute(columns)
         except pa.ArrowException as problem:
-            raise InputError(f"--where {self.text!r}: {problem}", "Write it with smaller numbers") from problem
+            raise InputError(f"`where={self.text!r}`: {problem}", "Write it with smaller numbers") from problem
         return pa.repeat(value, rows) if isinstance(value, pa.Scalar) else value
 
 
@@ -86,11 +86,11 @@ def parse_condition(text: str, types: Mapping[str, pa.DataType]) -> Expression:
         kind = compute({name: pa.array([], types[name]) for name in parser.columns}).type
     except (pa.ArrowException, TypeError) as problem:
         raise InputError(
-            f"--where {text!r}: {_types_of(parser, types)}: {problem}", "Compare like with like"
+            f"`where={text!r}`: {_types_of(parser, types)}: {problem}", "Compare like with like"
         ) from problem
     if not pa.types.is_boolean(kind):
         raise InputError(
-            f"--where {text!r}: is {kind}, not true or false", "Compare it with something, as in width > 256"
+            f"`where={text!r}`: is {kind}, not true or false", "Compare it with something, as in width > 256"
         )
     return Expression(text, frozenset(parser.columns), compute)
 
@@ -144,7 +144,7 @@ class _Parser:
     def _wrong(self, what: str, at: int) -> InputError:
         where = f"at {self._text[at : at + 20]!r}" if at < len(self._text) else "at its end"
         return OptionError(
-            f"--where {self._text!r}: {what}, {where}", "Write it like: width >= 256 and caption_length > 5"
+            f"`where={self._text!r}`: {what}, {where}", "Write it like: width >= 256 and caption_length > 5"
         )
 
     def _peek(self) -> _Token:
@@ -275,7 +275,7 @@ class _Parser:
         name = token.text.lower()
         if name not in FUNCTIONS:
             raise OptionError(
-                f"--where {self._text!r}: no function {token.text!r}", did_you_mean(token.text, FUNCTIONS)
+                f"`where={self._text!r}`: no function {token.text!r}", did_you_mean(token.text, FUNCTIONS)
             )
         count, function = FUNCTIONS[name]
         arguments = [self._any()]
@@ -289,7 +289,7 @@ class _Parser:
     def _column(self, token: _Token) -> Compute:
         name = token.text.strip('"')
         if name not in self._types:
-            raise InputError(f"--where {self._text!r}: no column {name!r}", did_you_mean(name, self._types))
+            raise InputError(f"`where={self._text!r}`: no column {name!r}", did_you_mean(name, self._types))
         self.columns.add(name)
         return lambda columns: columns[name]
 

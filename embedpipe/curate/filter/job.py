@@ -60,15 +60,15 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         if self.top is not None and not 0 < self.top <= 1:
-            raise OptionError(f"--top {self.top:g}: must be above 0 and at most 1", "0.3 keeps 30% of the rows")
+            raise OptionError(f"`top={self.top:g}`: must be above 0 and at most 1", "0.3 keeps 30% of the rows")
         if self.min_score is not None and self.head is None:
-            raise OptionError("--min-score without a head to score with", "Give --head FILE")
+            raise OptionError("`min_score` needs a head to score with", "Give its file with `head`")
         if self.head_model is not None and self.head is None:
-            raise OptionError("--head-model without --head", "Give --head FILE")
+            raise OptionError("`head_model` needs `head`", "Give its file with `head`")
         if not self.conditions():
             raise OptionError(
                 "nothing to filter by",
-                "Give --min-similarity, --where, --top, --keys, --not-keys, or --head with --min-score",
+                "Give `min_similarity`, `where`, `top`, `keys`, `not_keys`, or `head` with `min_score`",
             )
 
     def conditions(self) -> bool:
@@ -170,11 +170,11 @@ def _opened(path: str, config: FilterConfig) -> tuple[EmbeddingDataset, Head | N
         parse_condition(text, known)
     if config.top is not None:
         if config.by == SCORE and SCORE not in known:
-            raise OptionError("--by score without a head to score with", "Give --head FILE")
+            raise OptionError("`by='score'` needs a head to score with", "Give its file with `head`")
         if config.by not in known:
-            raise InputError(f"--by {config.by}: no such column", did_you_mean(config.by, known))
+            raise InputError(f"`by={config.by!r}`: no such column", did_you_mean(config.by, known))
         if not (pa.types.is_integer(known[config.by]) or pa.types.is_floating(known[config.by])):
-            raise InputError(f"--by {config.by}: is {known[config.by]}, not a number", "Give a column of numbers")
+            raise InputError(f"`by={config.by!r}`: is {known[config.by]}, not a number", "Give a column of numbers")
     return dataset, head
 
 
@@ -249,7 +249,7 @@ def _named(dataset: EmbeddingDataset, path: str, kept: bool, allow_missing: bool
         raise InputError(
             f"{path}: {found.absent:,} of {found.asked:,} keys are not in {dataset.path}, such as "
             f"{', '.join(found.missing)}",
-            "Give the subset of this data set, or --allow-missing",
+            "Give a subset of this data set, or `allow_missing=True`",
         )
     met = np.full(len(dataset), not kept)
     met[found.rows] = kept

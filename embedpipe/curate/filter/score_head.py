@@ -110,8 +110,8 @@ def _claim(path: str, about: dict[str, Any]) -> str | None:
 def _refuse_other_model(path: str, card: EncoderCard, claim: str | None) -> None:
     made_by = f"{card.model}/{card.pretrained}".rstrip("/")
     remedy = (
-        f"If it was made for the model of this data set, say --head-model {made_by}, or by its weights, --head-model "
-        f"{card.weights_sha256[:_SHORTEST_HASH]}"
+        f"If it was made for the model of this data set, give `head_model={made_by!r}`, or by its weights, "
+        f"`head_model={card.weights_sha256[:_SHORTEST_HASH]!r}`"
     )
     if claim is None:
         raise RunMismatch(f"{path}: nothing says which model this head was made for", remedy)
@@ -143,7 +143,7 @@ def _refuse_other_activation(path: str, card: EncoderCard, wanted: bool | None, 
                 f"{path}: nothing says whether this head is for embeddings computed with QuickGELU or GELU; these were "
                 f"{these}",
                 f'Add "quick_gelu": true or false to {Path(path).with_suffix(".json").name} beside it, or give '
-                "--head-model MODEL/TAG",
+                "`head_model=MODEL/TAG`",
             )
         return
     a_head = f"{path}: a head for embeddings computed with {activation_word(wanted)}"
@@ -152,7 +152,7 @@ def _refuse_other_activation(path: str, card: EncoderCard, wanted: bool | None, 
         said = "" if then is None else f"; version 0.1 computed {card.model} with {activation_word(then)}"
         raise RunMismatch(
             f"{a_head}; these were {BEFORE_ACTIVATION}{said}",
-            "Encode again, or score them all the same with --trust-old-card",
+            "Encode again, or give `trust_old_card=True` to score them all the same",
         )
     if there != wanted:
         raise RunMismatch(

@@ -38,7 +38,7 @@ def refusal(url: str | None, allow_hosts: Collection[str] = ()) -> Failure | Non
         return Failure("invalid_url", "blanks or control characters in the url")
     if allows(host, port or _DEFAULT_PORTS[parts.scheme], allow_hosts) or not _spells_internal(host):
         return None
-    return Failure("refused_address", f"{host} is not a public address (see --allow-host)")
+    return Failure("refused_address", f"{host} is not a public address (see `allow_hosts`)")
 
 
 def usable(host: str, port: int, found: Sequence[str], allow_hosts: Collection[str] = ()) -> Sequence[str]:
@@ -49,7 +49,7 @@ def usable(host: str, port: int, found: Sequence[str], allow_hosts: Collection[s
     if not public:
         shown = ", ".join(found[:3])
         raise NotFetched(
-            Failure("refused_address", f"{host} resolves to {shown}: not a public address (see --allow-host)")
+            Failure("refused_address", f"{host} resolves to {shown}: not a public address (see `allow_hosts`)")
         )
     return public
 

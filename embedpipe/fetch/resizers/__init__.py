@@ -17,7 +17,7 @@ AUTO = "auto"
 def check_name(name: str) -> None:
     """Raise OptionError unless `name` is a resizer or auto."""
     if name not in (AUTO, *RESIZERS):
-        raise OptionError(f"--resizer {name}: no such resizer", did_you_mean(name, (AUTO, *RESIZERS)))
+        raise OptionError(f"`resizer={name!r}`: no such resizer", did_you_mean(name, (AUTO, *RESIZERS)))
 
 
 def choose_resizer(name: str) -> str:

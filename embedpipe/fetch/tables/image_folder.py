@@ -37,8 +37,8 @@ def holds_images(location: str) -> bool:
     tables = [name for name in names if name.endswith(tuple(f".{ending}" for ending in _SURE_TABLES))]
     if tables and any(map(_is_image, names)):
         raise InputError(
-            f"{location}: holds images and {tables[0]}: is it a folder of images or of url tables?",
-            "Say --source images or --source table",
+            f"{location}: contains both images and {tables[0]}",
+            "Give `source='images'` or `source='table'`",
         )
     return not tables and _any_image(location)
 

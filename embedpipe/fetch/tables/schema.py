@@ -114,9 +114,9 @@ def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, wher
 
     `caption_col` None uses the column `caption` if there is one.
     """
-    _require(table.names, url_col, where, "--url-col")
+    _require(table.names, url_col, where, "url_col")
     if caption_col is not None:
-        _require(table.names, caption_col, where, "--caption-col")
+        _require(table.names, caption_col, where, "caption_col")
     elif DEFAULT_CAPTION_COLUMN in table.names and url_col != DEFAULT_CAPTION_COLUMN:
         caption_col = DEFAULT_CAPTION_COLUMN
     for name in filter(None, (url_col, caption_col)):
@@ -125,7 +125,9 @@ def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, wher
     return Layout(url_col, caption_col, table)
 
 
-def _require(names: Sequence[str], name: str, where: str, option: str) -> None:
+def _require(names: Sequence[str], name: str, where: str, field: str) -> None:
     if name not in names:
         near = did_you_mean(name, names)
-        raise InputError(f"{where}: no column {name!r}", f"{near}{'.' * (not near.endswith('?'))} Choose with {option}")
+        raise InputError(
+            f"{where}: no column {name!r}", f"{near}{'.' * (not near.endswith('?'))} Choose with `{field}`"
+        )

@@ -269,5 +269,5 @@ def _refuse(emb: str, data: str, counts: JoinCounts, drop: bool) -> None:
     if said and not drop:
         raise DatasetError(
             f"{emb}: of {counts.rows:,} rows {said}; {counts.joined:,} have their image",
-            "Give the shards that were encoded, or --drop-unjoined to leave those rows out",
+            "Give the shards that were encoded, or `drop_unjoined=True` to leave those rows out",
         )

@@ -219,7 +219,7 @@ class ImageLoader:
             raise DatasetError(
                 f"{image.shard}: the image of {image.key} (row {image.row} of {self._dataset.path}) does not decode: "
                 f"{decoded.message}",
-                "Leave that row out with `embedpipe filter`, or raise --max-pixels if it is too large",
+                "Leave that row out with `embedpipe filter`, or raise `max_pixels` if it is too large",
             )
         found: np.ndarray = decoded.pixels.numpy()
         return found

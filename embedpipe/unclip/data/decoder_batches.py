@@ -118,6 +118,6 @@ def _token_width(dataset: EmbeddingDataset, recipe: DecoderRecipe) -> int:
             raise InputError(
                 f"{dataset.path}: the longest text has {longest} tokens, but stage {number} takes up to "
                 f"{part.network.max_text_len}",
-                f"Give --set stages.{number}.network.max_text_len={longest}",
+                f"Give `stages.{number}.network.max_text_len={longest}`",
             )
     return column.width

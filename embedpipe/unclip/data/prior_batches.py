@@ -89,12 +89,12 @@ def _fitting(column: TokenStates, recipe: PriorRecipe, dataset: EmbeddingDataset
     if column.width != network.dim:
         raise InputError(
             f"{dataset.path}: text tokens are {column.width} wide, but network.dim is {network.dim}",
-            f"Give --set network.dim={column.width}",
+            f"Give `network.dim={column.width}`",
         )
     longest = int(column.lengths().max(initial=0))
     if longest > network.max_text_len:
         raise InputError(
             f"{dataset.path}: a text has up to {longest} tokens, but network.max_text_len is {network.max_text_len}",
-            f"Give --set network.max_text_len={longest}",
+            f"Give `network.max_text_len={longest}`",
         )
     return column

@@ -69,12 +69,12 @@ def token_states(dataset: EmbeddingDataset, device: str, speaks: bool = True) ->
     except ModelError as problem:
         raise ModelError(
             f"{dataset.path}: holds no text tokens, and its model makes none: {problem.what}",
-            "Encode it again with --text-tokens, or put the model where it was",
+            "Encode it again with `embedpipe.encode(text_tokens=True)`, or put the model back where it was",
         ) from problem
     if speaks:
         logger.warning(
             "%s holds no text tokens; its text tower makes them anew for every batch "
-            "(`embedpipe encode --text-tokens` stores them)",
+            "(`embedpipe.encode(text_tokens=True)` stores them)",
             dataset.path,
         )
     return made

@@ -70,7 +70,7 @@ def held_out(models: Models, emb: str, most: int) -> HeldOut:
     Raises RunMismatch where `emb` is of another encoder, or the decoder was trained on another split.
     """
     if models.prior is None:
-        raise InputError("--beside makes pictures of captions, and a text needs a prior", "Give --prior RUN")
+        raise InputError("pictures of held-out captions need a prior", "Give its run with `prior`")
     facts = read_run_record(models.prior, PRIOR_RUN, "train-prior")
     dataset = EmbeddingDataset(emb)
     refuse_another_encoder(models.prior, facts, dataset, models.trust_old_card)

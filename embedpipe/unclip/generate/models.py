@@ -165,7 +165,7 @@ def _encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
         return encoder_of(card, where, models.model, models.pretrained, models.device, options=models.options)
     if models.model is None:
         raise InputError(
-            f"{models.decoder}: does not say which encoder its image embeddings are of", "Give --model and --pretrained"
+            f"{models.decoder}: does not say which encoder its image embeddings are of", "Give `model` and `pretrained`"
         )
     from embedpipe.encode import EncoderConfig, load_encoder
 

@@ -59,7 +59,7 @@ def generate(request: Request, models: Models, config: GenerationConfig, watchin
         if not is_out_of_memory(problem):
             raise
         raise ModelError(
-            f"{parts.device}: no memory for a single image", "Free some, or give --device cpu or a smaller decoder"
+            f"{parts.device}: no memory for a single image", "Free some, or give `device='cpu'` or a smaller decoder"
         ) from problem
 
 

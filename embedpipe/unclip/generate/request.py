@@ -37,16 +37,16 @@ class Request:
     embedding: str | None = None
 
     def __post_init__(self) -> None:
-        sources = {"--from-image": self.from_image, "--interpolate": self.interpolate, "--embedding": self.embedding}
-        given = [name for name, value in {**sources, "--inpaint": self.inpaint}.items() if value is not None]
+        sources = {"from_image": self.from_image, "interpolate": self.interpolate, "embedding": self.embedding}
+        given = [name for name, value in {**sources, "inpaint": self.inpaint}.items() if value is not None]
         if len(given) > 1:
-            raise OptionError(f"{given[0]} and {given[1]} exclude each other", "Give one of them")
+            raise OptionError(f"`{given[0]}` and `{given[1]}` exclude each other", "Give one of them")
         if not given and not self.texts and self.captions is None:
             raise OptionError(
-                "nothing is asked for", 'Give a text, --captions, --from-image … For example: "a pineapple"'
+                "nothing is asked for", 'Give a text, `captions`, `from_image` … For example: "a pineapple"'
             )
         if self.column is not None and self.captions is None:
-            raise OptionError("--caption-column is only of use with --captions")
+            raise OptionError("`column` is only of use with `captions`")
 
     @property
     def mode(self) -> str:
@@ -65,7 +65,7 @@ class Request:
             return list(self.texts)
         found = read_queries(self.captions, self.column)
         if isinstance(found, np.ndarray):
-            raise InputError(f"{self.captions}: holds embeddings, not captions", "Give --embedding for these")
+            raise InputError(f"{self.captions}: holds embeddings, not captions", "Give them with `embedding`")
         return [*self.texts, *found]
 
 
@@ -107,31 +107,31 @@ class Watching:
 def check_request(request: Request, parts: OpenedModels, config: GenerationConfig, texts: Sequence[str]) -> None:
     """Whatever can be said before an encoder is loaded and anything is made."""
     mode = request.mode
-    option = {"variations": "--from-image", "interpolation": "--interpolate", "embedding": "--embedding"}.get(mode)
+    field = {"variations": "from_image", "interpolation": "interpolate", "embedding": "embedding"}.get(mode)
     needs_prior = mode == "text" or (mode == "inpainting" and texts and not parts.reads_text)
     if needs_prior and parts.prior is None:
-        raise InputError("a text needs a prior, which turns it into an image embedding", "Give --prior RUN")
-    if option is not None and texts and not parts.reads_text:
-        raise InputError(f"{option} takes no text: this decoder reads none", f"Leave the text, or {option}, out")
-    if len(texts) > 1 and parts.reads_text and (option is not None or (mode == "inpainting" and parts.prior is None)):
+        raise InputError("a text needs a prior, which turns it into an image embedding", "Give its run with `prior`")
+    if field is not None and texts and not parts.reads_text:
+        raise InputError(f"`{field}` takes no text: this decoder reads none", f"Leave the text, or `{field}`, out")
+    if len(texts) > 1 and parts.reads_text and (field is not None or (mode == "inpainting" and parts.prior is None)):
         raise InputError(f"all pictures are told the same text, and {len(texts)} are given", "Give one, or none")
     if config.best_of > 1 and not (texts and parts.prior is not None):
-        raise OptionError("--best-of ranks pictures by a text, and there is none", "Leave it out")
+        raise OptionError("`best_of` ranks pictures by a text, and there is none", "Leave it out")
     if mode in ("variations", "interpolation"):
-        _check_noise_modes(str(option), parts, config)
+        _check_noise_modes(str(field), config)
     if mode == "interpolation" and config.num_images < 2:
-        raise OptionError("--interpolate needs two pictures or more to show the way", "Give --n 2 or more")
+        raise OptionError("`interpolate` needs two pictures or more to show the way", "Give `num_images=2` or more")
     if mode in ("variations", "interpolation", "inpainting") and parts.decoder.stage(1).image_channels != 3:
         raise InputError("the decoder makes pictures of one channel; it cannot start from a picture in colour")
     parts.decoder.check_sampling(**config.of_decoder())
 
 
-def _check_noise_modes(option: str, parts: OpenedModels, config: GenerationConfig) -> None:
+def _check_noise_modes(field: str, config: GenerationConfig) -> None:
     """The ways that begin with the noise from which ddim makes a picture."""
-    eta = config.eta if option == "--interpolate" else None
-    for name, value in (("--sampler", config.sampler), ("--eta", eta)):
+    eta = config.eta if field == "interpolate" else None
+    for name, value in (("sampler", config.sampler), ("eta", eta)):
         if value is not None:
-            raise OptionError(f"{option} goes by ddim from the noise that makes the picture: it takes no {name}")
-    for name, value in (("--steps", config.steps), ("--eta", config.eta)):
+            raise OptionError(f"`{field}` goes by ddim from the noise that makes the picture: it takes no `{name}`")
+    for name, value in (("steps", config.steps), ("eta", config.eta)):
         if isinstance(value, tuple) and len(value) > 1:
-            raise OptionError(f"{option} takes one number of {name}, the first stage's", f"Give {value[0]}")
+            raise OptionError(f"`{field}` takes one number of `{name}`, the first stage's", f"Give {value[0]}")

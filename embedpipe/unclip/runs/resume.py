@@ -1,4 +1,4 @@
-"""A training that would go on with another one's checkpoints is refused, in the words of the command line."""
+"""A training that would go on with another one's checkpoints is refused, naming what differs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .record import RUN_FILE, read_run_record
 
 NameOf = Callable[[str], str]
 
-_OPTIONS = {
-    "split.column": "--split-column",
-    "split.valid_share": "--valid-share",
-    "rows.normalise": "--normalise",
-    "rows.drop_nonfinite": "--drop-nonfinite",
+_WORDS = {
+    "split.column": "`split.column`",
+    "split.valid_share": "`split.valid_share`",
+    "rows.normalise": "`rows.normalise`",
+    "rows.drop_nonfinite": "`rows.drop_nonfinite`",
     "fingerprint": "the encoder of EMB (fingerprint)",
     "train_rows": "the number of training rows",
     "order_sha256": "the order of the images in DATA (sha256)",
     "pictures": "the pictures of DATA (sha256)",
-    "vgg_sha256": "--vgg (sha256)",
-    "vae": "--vae (sha256)",
+    "vgg_sha256": "`vgg` (sha256)",
+    "vae": "`vaes` (sha256)",
 }
 
 
 def option_of(key: str) -> str:
-    """What a user calls what a run is known by: an option, a name of --set, or what it is."""
-    return _OPTIONS.get(key, key)
+    """What a user calls what a run is known by: a field, a setting, or what it is."""
+    return _WORDS.get(key, key)
 
 
 def refuse_finished(

@@ -261,8 +261,10 @@ def _autoencoders(job: DecoderJob, device: str) -> list[Autoencoder | None]:
     """One for each stage, None where it works in pixels."""
     count = len(job.recipe.stages)
     if len(job.vaes) > count:
-        raise InputError(f"{len(job.vaes)} autoencoders for {count} stages", "Give --vae once for each latent stage")
+        raise InputError(
+            f"{len(job.vaes)} autoencoders for {count} stages", "Give one for each latent stage with `vaes`"
+        )
     if job.cache_latents and not job.vaes:
-        raise OptionError("--cache-latents keeps what an autoencoder makes of images", "Give --vae, or leave it out")
+        raise OptionError("`cache_latents` keeps what an autoencoder makes of images", "Give `vaes`, or leave it out")
     loaded = [load_autoencoder(folder, device) for folder in job.vaes]
     return [*loaded, *[None] * (count - len(loaded))]

@@ -101,10 +101,12 @@ def refuse_few(
     if batch_size is not None and batch_size > train:
         raise InputError(
             f"{data}: {train:,} training rows are fewer than a batch of {batch_size:,}",
-            f"Give --set {setting}={min(train, max(2, train // 4))}",
+            f"Give `{setting}={min(train, max(2, train // 4))}`",
         )
     if valid < held_out:
-        raise InputError(f"{data}: {valid} held-out rows; {held_out} or more are needed", "Give a larger --valid-share")
+        raise InputError(
+            f"{data}: {valid} held-out rows; {held_out} or more are needed", "Give a larger `split.valid_share`"
+        )
 
 
 def counts(rows: Mapping[str, Sized]) -> dict[str, int]:

@@ -177,7 +177,7 @@ def test_new_ones_do_not_say_it(new, embedpipe):
 def test_an_encode_goes_on_as_it_was_begun_where_somebody_says_so(written, old, config, tmp_path):
     shards = grown(written, tmp_path / "shards")
     before = image_rows(old)
-    with pytest.raises(RunMismatch, match=f"{BEFORE_ACTIVATION}.*--trust-old-card"):
+    with pytest.raises(RunMismatch, match=f"{BEFORE_ACTIVATION}.*`trust_old_card=True`"):
         encode(shards, str(old), config())
     with pytest.raises(RunMismatch, match=BEFORE_ACTIVATION):
         plan_encode(shards, str(old), config())

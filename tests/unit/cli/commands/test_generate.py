@@ -356,7 +356,7 @@ def test_folders_that_hold_no_run_are_named(run, runs, tmp_path):
     result = run("soup", prior=runs["decoder"])
     assert "Give a folder written by `embedpipe train-prior`" in result.stderr
     result = run("soup", prior=None)
-    assert "a text needs a prior, which turns it into an image embedding. Give --prior RUN" in result.stderr
+    assert "a text needs a prior, which turns it into an image embedding. Give its run with --prior" in result.stderr
     assert run("soup", out="out.jpg").exit_code == 2
 
 

@@ -232,7 +232,7 @@ def test_an_output_made_in_another_way_is_refused_with_what_differs(emb, runs, p
 
 
 def test_mistakes_are_named(emb, runs, tmp_path, embedpipe):
-    with pytest.raises(InputError, match=r"a ridge-prior has no --steps"):
+    with pytest.raises(InputError, match=r"a ridge-prior has no `steps`"):
         sample_prior(runs["ridge"], emb, str(tmp_path / "out"), SamplingConfig(steps=4))
     with pytest.raises(InputError, match="7 GPUs asked for"):
         sample_prior(runs["ridge"], emb, str(tmp_path / "out"), SamplingConfig(), gpus=7)

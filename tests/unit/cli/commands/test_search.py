@@ -87,7 +87,7 @@ def test_a_row_and_an_embedding_find_themselves(embedpipe, encoded, tmp_path):
     assert found[0]["row"] == 7 + 2
     several = embedpipe(*arguments)
     assert several.exit_code == 1
-    assert "holds 7 rows. Say which with --row" in several.stderr
+    assert "holds 7 rows. Choose one with --row" in several.stderr
     beyond = embedpipe(*arguments, "--row", 7)
     assert "no row 7 of 7. Rows count from 0" in beyond.stderr
     np.save(tmp_path / "q.npy", np.ones((1, 5), np.float32))

@@ -141,7 +141,7 @@ def test_a_locked_trunk_learns_and_resumes_from_kept_features(data, tmp_path):
 def test_a_batch_larger_than_the_data_says_what_to_give(data, tmp_path):
     outcome = run("train-clip", data, tmp_path / "clip", *TINY, "--set", "train.batch_size=500")
     assert isinstance(outcome.exception, EmbedpipeError)
-    assert "fewer than a batch of 500. Give --set train.batch_size=" in str(outcome.exception)
+    assert "fewer than a batch of 500. Give `train.batch_size=" in str(outcome.exception)
 
 
 def test_a_split_column_without_held_out_rows_is_refused_before_training(data, tmp_path):

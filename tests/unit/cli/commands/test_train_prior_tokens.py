@@ -90,7 +90,7 @@ def test_where_neither_they_nor_the_model_are_it_says_how_to_get_them(tmp_path, 
     result = embedpipe("train-prior", tmp_path / "emb", tmp_path / "out", *settings(), "--valid-share", 0.4)
     assert result.exit_code == 1
     assert "holds no text tokens, and its model makes none" in result.stderr
-    assert "Encode it again with --text-tokens" in result.stderr
+    assert "Encode it again with `embedpipe encode --text-tokens`" in result.stderr
 
 
 def test_without_stored_tokens_the_text_tower_makes_the_same_ones(tmp_path, data, encode_config, embedpipe, capsys):

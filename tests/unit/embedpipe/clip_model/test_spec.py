@@ -133,7 +133,7 @@ def test_every_model_with_a_file_is_resolved_or_says_what_it_needs(checkpoint):
             resolve_spec(model, checkpoint)
             continue
         asked.append(model)
-        with pytest.raises(ModelError, match="do not agree.*--like-tag"):
+        with pytest.raises(ModelError, match="do not agree.*`like_tag`"):
             resolve_spec(model, checkpoint)
         for tag in _PRETRAINED[model]:
             assert resolve_spec(model, checkpoint, ModelOptions(like_tag=tag)) == resolve_spec(model, tag)
@@ -146,13 +146,13 @@ def _of_tags(model):
 
 
 def test_a_file_whose_tags_do_not_agree_must_be_told(checkpoint):
-    with pytest.raises(ModelError, match=r"activation: .*QuickGELU \(openai, .*GELU \(laion2b.*--quickgelu or --gelu"):
+    with pytest.raises(ModelError, match=r"activation: .*QuickGELU \(openai, .*GELU \(laion2b.*Give `quick_gelu`"):
         resolve_spec("ViT-B-32", checkpoint)
     assert resolve_spec("ViT-B-32", checkpoint, ModelOptions(quick_gelu=False)) == resolve_spec(
         "ViT-B-32", "laion2b_s34b_b79k"
     )
     with pytest.raises(
-        ModelError, match=r"agree: mean: .*0.5,0.5,0.5 \(laion2b_s32b_b82k\); std: .*Give --mean, --std"
+        ModelError, match=r"agree: mean: .*0.5,0.5,0.5 \(laion2b_s32b_b82k\); std: .*Give `mean`, `std`"
     ):
         resolve_spec("ViT-L-14", checkpoint, ModelOptions(quick_gelu=True))
     told = ModelOptions(quick_gelu=False, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))

@@ -227,7 +227,7 @@ def test_what_cannot_be_rejected_is_refused(source, tmp_path, encode_config, mon
     with pytest.raises(OptionError, match="no caption is cut without texts"):
         encode(source, str(tmp_path / "a"), encode_config(stage={"texts": False, "reject_cut_captions": True}))
     monkeypatch.setattr("embedpipe.encode.text_tower.cut_counter", lambda tokenizer: None)
-    with pytest.raises(ModelError, match="does not tell how many tokens.*Drop --reject-cut-captions"):
+    with pytest.raises(ModelError, match="does not tell how many tokens.*Drop `reject_cut_captions`"):
         encode(source, str(tmp_path / "b"), encode_config(stage={"reject_cut_captions": True}))
     assert not (tmp_path / "b" / "embedpipe.json").exists()
     report = encode(source, str(tmp_path / "c"), encode_config())

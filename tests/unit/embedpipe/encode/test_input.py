@@ -65,7 +65,7 @@ def test_a_side_that_is_not_there_but_asked_for_is_told(kind, tmp_path, encode_c
         with pytest.raises(InputError) as caught:
             encode(source, str(tmp_path / "emb"), encode_config())
         assert missing in str(caught.value)
-        assert f"--no-{'text' if side else 'image'}" in str(caught.value)
+        assert f"`{'texts' if side else 'images'}=False`" in str(caught.value)
     assert not (tmp_path / "emb" / "embedpipe.json").exists()
 
 

@@ -75,7 +75,7 @@ def test_a_share_is_judged_by_enough_samples(bad_source, tmp_path, encode_config
     report = encode(bad_source, str(tmp_path / "1"), encode_config(max_rejects=RejectLimit(5, percent=True)))
     assert (report.rejected, report.rejects) == (32, {"image_undecodable": 32})
     monkeypatch.setattr("embedpipe.progress.SAMPLES_TO_JUDGE_BY", 20)
-    with pytest.raises(TooManyRejects, match="16 of the first 20 samples.*--max-rejects 5%; 2 shards"):
+    with pytest.raises(TooManyRejects, match="16 of the first 20 samples.*`max_rejects=5%`; 2 shards"):
         encode(bad_source, str(tmp_path / "2"), encode_config(max_rejects=RejectLimit(5, percent=True)))
     report = encode(bad_source, str(tmp_path / "3"), encode_config(max_rejects=RejectLimit(41, percent=True)))
     assert report.rejected == 32, "over the limit, but not by far: to the end"

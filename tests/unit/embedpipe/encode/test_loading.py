@@ -53,7 +53,9 @@ def test_a_file_is_computed_as_it_is_said(file):
     card = load(file, **said, interpolation="bilinear", resize_mode="longest").card
     assert (card.image_tower.activation, card.text_tower.activation) == ("quick_gelu", "quick_gelu")
     assert (card.preprocess.mean, card.preprocess.interpolation) == ((0.1, 0.2, 0.3), "bilinear")
-    with pytest.raises(ModelError, match="do not agree.*Give --mean, --std, --interpolation, --resize-mode, or --like"):
+    with pytest.raises(
+        ModelError, match="do not agree.*Give `mean`, `std`, `interpolation`, `resize_mode`, or `like_tag`"
+    ):
         load(file, quick_gelu=True)
 
 
@@ -158,5 +160,5 @@ def test_cleaning_is_told_by_what_it_does():
 @pytest.mark.parametrize("pretrained", ["random", "openai"])
 def test_a_model_of_the_hub_brings_its_own_weights(pretrained):
     """Said before the hub is asked for anything: the file would be ignored."""
-    with pytest.raises(ModelError, match="hf-hub:org/repo: brings its own weights.*Drop --pretrained"):
+    with pytest.raises(ModelError, match="hf-hub:org/repo: brings its own weights.*Drop `pretrained`"):
         load(pretrained, "hf-hub:org/repo")

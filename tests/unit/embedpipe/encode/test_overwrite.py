@@ -37,7 +37,7 @@ STRANGERS = {
 
 def test_it_begins_again_and_leaves_alone_what_is_not_ours(encoded_once, encoded, encode_config, other_model, expected):
     shards.write_files(encoded, STRANGERS.items())
-    with pytest.raises(RunMismatch, match="another encoder.*--overwrite"):
+    with pytest.raises(RunMismatch, match="another encoder.*`overwrite=True`"):
         encode(encoded_once[0], str(encoded), encode_config(other_model))
     report = encode(encoded_once[0], str(encoded), encode_config(other_model, overwrite=True))
     assert (report.already, report.report.tasks, report.rows) == (0, 3, 21)

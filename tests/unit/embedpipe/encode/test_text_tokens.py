@@ -81,7 +81,7 @@ def test_rows_that_are_not_there_are_refused(once, index):
 def test_a_data_set_without_them_has_none_and_says_how_to_get_them(encoded_once):
     dataset = EmbeddingDataset(encoded_once[1])
     assert dataset.text_tokens is None
-    with pytest.raises(DatasetError, match="has no text tokens.*--text-tokens"):
+    with pytest.raises(DatasetError, match="has no text tokens.*encode.text_tokens=True"):
         dataset.require_text_tokens()
     assert describe(encoded_once[1]).tokens is None
 
@@ -193,7 +193,7 @@ def test_outputs_of_before_are_read_and_go_on(encoded_once, encoded, encode_conf
 
 def test_what_cannot_be_is_refused_before_anything_is_removed(once, mine, encode_config, monkeypatch):
     before = shards.tree(mine)
-    with pytest.raises(InputError, match="no text tokens without texts.*--text-tokens or --no-text"):
+    with pytest.raises(InputError, match="no text tokens without texts.*`text_tokens` or `texts=False`"):
         encode(once[0], str(mine), encode_config(stage={**TOKENS, "texts": False}))
     monkeypatch.setattr("embedpipe.encode.text_tower.TextTower.has_states", False)
     with pytest.raises(ModelError, match="no hidden states"):

@@ -376,7 +376,7 @@ def test_without_ray_it_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_an_address_is_for_ray():
     with (
-        pytest.raises(InputError, match="--address is for --executor ray, not processes"),
+        pytest.raises(InputError, match="`address` is for `executor='ray'`, not processes"),
         open_places("processes", ResourceRequest(workers=2), Cluster("head:6379")),
     ):
         pass

@@ -167,7 +167,7 @@ def test_a_torn_missing_or_nonfinite_array_is_named(tmp_path, to):
     rows[3, 4] = np.nan
     np.save(place / "text_emb" / "text_emb_00003.npy", rows)
     shards.record_anew(place, 3, place / "text_emb" / "text_emb_00003.npy")
-    with pytest.raises(DatasetError, match=r"00003.tar, row 3 \(key 000026\): its text embedding .*not finite.*--keys"):
+    with pytest.raises(DatasetError, match=r"00003.tar, row 3 \(key 000026\): its text embedding .*not finite.*`keys`"):
         embedpipe.export(emb, str(tmp_path / "again"), config(to))
     assert len(journal.committed(str(tmp_path / "again"))) == 3
 
@@ -200,16 +200,16 @@ def test_what_means_nothing_is_refused_with_what_would(tmp_path, emb):
     out = str(tmp_path / "out")
     with pytest.raises(InputError, match="no layout 'datacom' to export to. Did you mean datacomp"):
         embedpipe.export(emb, out, ExportConfig("datacom"))
-    with pytest.raises(InputError, match="--splits means nothing to --to lance. It is for --to hf"):
+    with pytest.raises(InputError, match="`splits` means nothing to `to='lance'`. It is for hf"):
         embedpipe.export(emb, out, ExportConfig("lance", splits="valid=0.1"))
-    with pytest.raises(InputError, match="--text-tokens means nothing to --to aligned. It is for --to hf and parquet"):
+    with pytest.raises(InputError, match="`text_tokens` means nothing to `to='aligned'`. It is for hf and parquet"):
         embedpipe.export(emb, out, ExportConfig("aligned", text_tokens=True))
     with pytest.raises(DatasetError, match="no text tokens"):
         embedpipe.export(emb, out, ExportConfig("parquet", text_tokens=True))
     with pytest.raises(InputError, match="model-name 'a b'"):
         embedpipe.export(emb, out, ExportConfig("datacomp", model_name="a b"))
     (tmp_path / "none.txt").write_text("")
-    with pytest.raises(EmptyInput, match="no rows to export.*--keys"):
+    with pytest.raises(EmptyInput, match="no rows to export.*`keys`"):
         embedpipe.export(emb, out, ExportConfig("hf", keys=str(tmp_path / "none.txt")))
     (tmp_path / "strange.txt").write_text("no-such-key\n")
     with pytest.raises(InputError, match="no-such-key"):
@@ -305,7 +305,7 @@ def test_any_column_name_survives_yaml(name):
 
 @pytest.mark.parametrize("text", ["valid", "valid=0", "valid=1", "train=0.5", "a b=0.1", "a=0.6,b=0.5", "a=0.1,a=0.1"])
 def test_splits_that_cannot_be_are_refused(text):
-    with pytest.raises(InputError, match="--splits"):
+    with pytest.raises(InputError, match="`splits"):
         parse_shares(text)
 
 

@@ -102,7 +102,7 @@ def test_what_is_gone_or_another_is_not_passed_off(tmp_path, encode_config):
         export_images(dataset, rows, out)
     assert not (tmp_path / "out" / "00000.tar").exists()
     (tmp_path / "in").rename(tmp_path / "moved")
-    with pytest.raises(InputError, match="no longer there.*--data"):
+    with pytest.raises(InputError, match="no longer there.*`images`"):
         export_images(dataset, rows, out)
     with pytest.raises(InputError, match="nowhere"):
         export_images(dataset, rows, out, str(tmp_path / "nowhere"))

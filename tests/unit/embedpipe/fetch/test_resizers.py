@@ -84,5 +84,5 @@ def test_auto_is_the_first_that_is_installed(monkeypatch):
     assert resizers.choose_resizer("auto") == "opencv"
     with pytest.raises(MissingExtra, match=r"with img2dataset, and .* `pip install img2dataset`"):
         resizers.choose_resizer("img2dataset")
-    with pytest.raises(OptionError, match="--resizer openvc: no such resizer"):
+    with pytest.raises(OptionError, match="`resizer='openvc'`: no such resizer"):
         resizers.choose_resizer("openvc")

@@ -44,7 +44,7 @@ def test_every_size_has_every_type(rows, dim):
 
 def test_what_does_not_fit_into_memory_says_what_does():
     with pytest.raises(
-        InputError, match=r"--type hnsw: 10,000,000 rows of 512 take 21\.5 GiB of memory, .* --type ivf"
+        InputError, match=r"`kind='hnsw'`: 10,000,000 rows of 512 take 21\.5 GiB of memory, .* `kind='ivf'`"
     ):
         choose_index_type("hnsw", 10_000_000, 512, 4 * GIB, True)
     with pytest.raises(InputError, match="more than the budget"):
@@ -60,7 +60,7 @@ def test_sizes(text, value):
 
 @pytest.mark.parametrize("text", ["", "lots", "-1G", "G", "1P"])
 def test_what_is_no_size(text):
-    with pytest.raises(InputError, match="--memory .* is no size"):
+    with pytest.raises(InputError, match="`memory=.* is no size"):
         parse_bytes(text)
 
 
@@ -68,5 +68,5 @@ def test_settings_that_cannot_be():
     with pytest.raises(InputError, match="not built in less than 256M"):
         IndexConfig(memory="10M")
     for recall in (0, 1.1, -1):
-        with pytest.raises(InputError, match="--recall"):
+        with pytest.raises(InputError, match="`recall="):
             IndexConfig(recall=recall)

@@ -80,7 +80,7 @@ def test_without_an_index_every_row_is_compared_unless_they_are_many(tmp_path, q
     assert searcher.card is None
     assert [hit.key for hit in next(searcher.hits(query[None], 2))] == ["k4", "k3"]
     monkeypatch.setattr("embedpipe.index.searcher.EXACT_ROWS", 4)
-    with pytest.raises(DatasetError, match="no image index, and 5 rows are many.*embedpipe index .*--exact"):
+    with pytest.raises(DatasetError, match="no image index, and 5 rows are many.*embedpipe.build_index.*`exact=True`"):
         search(dataset, query)
     assert search(dataset, query, 1, exact=True)[0].key == "k4"
 
@@ -115,7 +115,7 @@ def test_a_key_of_two_shards_asks_which(encoded_once):
     key = dataset.keys()[0]
     assert row_of_key(dataset, key) == 0
     dataset.metadata = lambda shard, columns: pa.table({"key": [key]})
-    with pytest.raises(InputError, match=f"3 rows have the key '{key}', in .*--shard"):
+    with pytest.raises(InputError, match=f"3 rows have the key '{key}', in .*`shard`"):
         row_of_key(dataset, key)
 
 

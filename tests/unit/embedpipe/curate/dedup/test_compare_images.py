@@ -175,7 +175,7 @@ def test_without_image_shards_cosines_decide_and_it_is_said(tmp_path):
     assert "--images says where" in report.why
     assert plan_dedup(place).confirmed_by == "none"
     assert plan_dedup(place, DedupConfig(images=images)).confirmed_by == "pictures"
-    with pytest.raises(InputError, match="no image shards.*--images"):
+    with pytest.raises(InputError, match="no image shards.*`images`"):
         dedup(place, str(tmp_path / "out"), DedupConfig(confirm="pictures"))
     with pytest.raises(InputError, match="texts are compared"):
         dedup(place, str(tmp_path / "out"), DedupConfig(confirm="pictures", modality="text"))

@@ -146,7 +146,7 @@ def test_contradictions(config, message):
 def test_keys_that_are_not_there(data, tmp_path):
     pq.write_table(pa.table({"key": ["000003", "elsewhere"]}), tmp_path / "keys.parquet")
     keys = (str(tmp_path / "keys.parquet"),)
-    with pytest.raises(InputError, match="1 of 2 keys are not in .*elsewhere.*--allow-missing"):
+    with pytest.raises(InputError, match="1 of 2 keys are not in .*elsewhere.*`allow_missing=True`"):
         plan_filter(data, FilterConfig(keys=keys))
     report = plan_filter(data, FilterConfig(keys=keys, allow_missing=True))
     assert (report.kept, report.conditions[0].missing) == (1, 1)

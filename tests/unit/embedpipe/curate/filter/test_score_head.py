@@ -79,7 +79,7 @@ def test_a_head_for_another_model_is_refused(tmp_path):
     torch.save(torch.nn.Linear(DIM, 1).state_dict(), tmp_path / "h.pth")
     torch.save(torch.nn.Linear(512, 1).state_dict(), tmp_path / "sa_0_4_vit_b_32_linear.pth")
     path = str(tmp_path / "h.pth")
-    with pytest.raises(RunMismatch, match="nothing says which model.*--head-model ViT-L-14/openai"):
+    with pytest.raises(RunMismatch, match="nothing says which model.*`head_model='ViT-L-14/openai'`"):
         open_head(path, CARD)
     with pytest.raises(
         RunMismatch, match="a head for ViT-L-14/laion2b_s32b_b82k; the embeddings are of ViT-L-14/openai"

@@ -145,5 +145,5 @@ def test_what_is_no_host_is_not_allowed_as_one(entry):
         host_and_port(entry)
     with pytest.raises(OptionError) as refused:
         FetchConfig(allow_hosts=("example.org", entry))
-    assert str(refused.value).startswith(f"--allow-host {entry}: ")
+    assert str(refused.value).startswith(f"`allow_hosts={entry}`: ")
     assert refused.value.remedy == "Give HOST or HOST:PORT, without http://"

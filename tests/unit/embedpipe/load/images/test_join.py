@@ -119,7 +119,7 @@ def test_missing_changed_and_repeated_images_are_counted(encoded_once, tmp_path)
     assert "8 have no image" in said
     assert "7 of them are of source shards that are not there" in said
     assert "1 have another image there than was encoded" in said
-    assert "--drop-unjoined" in said
+    assert "`drop_unjoined=True`" in said
     dataset, join = joined(folder, emb, tmp_path / "cache", drop=True)
     counts = join.counts
     assert (counts.joined, counts.image_missing, counts.shard_missing, counts.image_changed) == (12, 8, 7, 1)
