@@ -21,12 +21,8 @@ _IN_BACKTICKS = re.compile(r"""`((?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^`'"])+
 _FIELD = re.compile(r"([a-z]\w*(?:\.\w+)*)(?:=(.+))?", re.DOTALL)
 _CALL = re.compile(r"embedpipe\.\w+\(.*\)", re.DOTALL)
 
-_TRAINING = {
-    "split.column": "split_column",
-    "split.valid_share": "valid_share",
-    "rows.normalise": "normalise",
-    "rows.drop_nonfinite": "drop_nonfinite",
-}
+_SPLIT = {"split.column": "split_column", "split.valid_share": "valid_share"}
+_SPLIT_AND_ROWS = _SPLIT | {"rows.normalise": "normalise", "rows.drop_nonfinite": "drop_nonfinite"}
 # By command, where its parameter is called otherwise than the library's field.
 RENAMED = {
     "fetch": {"timeout_s": "timeout"},
@@ -43,10 +39,10 @@ RENAMED = {
         "threads_per_worker": "threads",
     },
     "export": {"images": "data"},
-    "train-clip": _TRAINING,
-    "train-prior": _TRAINING,
-    "train-vae": _TRAINING,
-    "train-decoder": _TRAINING,
+    "train-clip": _SPLIT,
+    "train-prior": _SPLIT_AND_ROWS,
+    "train-vae": _SPLIT,
+    "train-decoder": _SPLIT_AND_ROWS,
 }
 _FUNCTIONS = {"build_index": "index"}
 

@@ -143,9 +143,10 @@ def _print(out: str, report: Any, difference: float) -> None:
         + f" ({report.same_content:,} of them the same file)"
     )
     if pictures:
+        missing = report.not_compared > 0
         click.echo(
-            f"{report.pairs_compared - report.not_compared:,} pairs of pictures compared; of "
-            f"{report.not_compared:,} pairs one was not to be had, and their cosine decided"
+            f"{report.pairs_compared - report.not_compared:,} pairs of pictures compared"
+            + f"; {report.not_compared:,} pairs had a missing picture and were judged by cosine" * missing
         )
     for name, sweep in (("threshold", report.sweep), ("difference", report.difference_sweep)):
         if sweep:

@@ -81,7 +81,8 @@ def command(
 
     config = ExportConfig(to or "", embedding_dtype, keys, text_tokens, splits, index_width, model_name)
     if bool(to) == images:
-        raise click.UsageError("Say what to write: --to a layout, or --images")
+        both = "--to and --images exclude each other"
+        raise click.UsageError(both if images else "Say what to write: --to a layout, or --images")
     if images and config != ExportConfig("", keys=keys):
         raise click.UsageError("--images takes no options but --keys and --data")
     if data and not images:

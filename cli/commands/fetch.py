@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether smaller images keep their size.",
 )
-@click.option("--min-image-size", type=click.IntRange(0), default=0, show_default=True, help="Smaller ones are failed.")
+@click.option("--min-image-size", type=click.IntRange(0), default=0, show_default=True, help="Reject smaller images.")
 @click.option(
     "--max-aspect-ratio",
     type=click.FloatRange(0),
     default=0,
-    help="Longer side over shorter; longer ones are failed. Default: any.",
+    help="Longer side over shorter; reject images above it. Default: any.",
 )
 @click.option(
     "--orient/--no-orient",
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     help="Turn images upright that EXIF says were taken otherwise.",
 )
 @click.option(
-    "--drop-duplicates", is_flag=True, help="Store the same image once: later ones are failed, whatever their url."
+    "--drop-duplicates", is_flag=True, help="Store the same image once: reject later copies, whatever their url."
 )
 @click.option(
     "--format", "image_format", default="jpg", show_default=True, help="What images are stored as: jpg, png or webp."
@@ -92,12 +92,12 @@ if TYPE_CHECKING:
     type=float,
     default=10.0,
     show_default=True,
-    help="Seconds for each wait; a try has thrice that in all.",
+    help="Seconds for each wait; an attempt may take three times that in total.",
 )
 @click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="For failures that may pass.")
 @click.option("--user-agent", default="", help="How to reach you, e.g. '+https://example.org/crawl'; sent along.")
 @click.option(
-    "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Larger answers are failed."
+    "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Reject larger answers."
 )
 @click.option("--robots", is_flag=True, help="Ask each host's robots.txt first.")
 @click.option(
@@ -267,11 +267,11 @@ def _print(out: str, report: Any, meanings: dict[str, str]) -> None:
     if not report.shards_now:
         click.echo(f"{out}: nothing to do, finished: {counts}")
     else:
-        click.echo(f"{out}: {counts}; {plural(report.shards_now, 'shard')} now, {display.seconds(report.seconds)}")
+        click.echo(f"{out}: {counts}; {report.shards_now:,} written in this run, {display.seconds(report.seconds)}")
     if report.rows and not report.succeeded:
         click.echo("warning: not one image was fetched", err=True)
     if report.caption_column is None:
-        click.echo("without captions: the table has no column `caption` (choose one with --caption-col)")
+        click.echo("without captions: the table has no column 'caption' (choose one with --caption-col)")
     if report.failed:
         worst_first = sorted(report.failed.items(), key=lambda item: (-item[1], item[0]))
         display.print_table(

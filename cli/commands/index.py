@@ -94,7 +94,8 @@ def command(
             _print_plan(emb, config.modality, memory, plan)
         return
     if not as_json and plan.action != "nothing":
-        click.echo(f"{emb}: {plan.why}: {plan.kind.factory}", err=True)
+        doing = "building one" if plan.action == "build" else "adding to the index"
+        click.echo(f"{emb}: {plan.why}; {doing} ({plan.kind.factory})", err=True)
         if not plan.kind.lists and (workers > 1 or executor not in ("auto", "inline")):
             click.echo(f"note: {plan.kind.factory} is held in memory, so this process adds all rows to it", err=True)
     with display.progress("index", "rows") as view:

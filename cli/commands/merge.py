@@ -48,7 +48,7 @@ def command(
 
     *sources, out = paths
     if len(sources) < 2:
-        raise click.UsageError("Name two data sets or more, and the folder for what comes of them last.")
+        raise click.UsageError("Give at least two data sets, then the output folder")
     config = MergeConfig(workers, trust_old_card=trust_old_card)
     display.note_old_data(*sources)
     if dry_run:

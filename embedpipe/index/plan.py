@@ -95,7 +95,7 @@ def plan_for(dataset: EmbeddingDataset, config: IndexConfig, home: str | None = 
     card = None if config.rebuild else read_card(home, config.modality)
     look_up = can_look_up(dataset)
     chosen = choose_index_type(config.kind, len(dataset), dataset.card.dim, config.memory_bytes, look_up)
-    why = "asked to begin anew" if config.rebuild else "there is none yet"
+    why = "a rebuild was requested" if config.rebuild else f"no {config.modality} index yet"
     if card is not None:
         why = _why_not_kept(dataset, home, card, config, chosen, look_up)
     if card is None or why:

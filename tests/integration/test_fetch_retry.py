@@ -152,7 +152,7 @@ def test_totals_count_a_row_once_as_it_ended_last():
     [
         ({"only": ("timeout",)}, "`only` says what to retry. Give `retry_failed=True`"),
         ({"retry_failed": True, "only": ("time",)}, "`only='time'`: no such error class. Did you mean timeout"),
-        ({"retry_failed": True, "only": ("duplicate",)}, "--only duplicate: another try cannot change these"),
+        ({"retry_failed": True, "only": ("duplicate",)}, "`only='duplicate'`: another try cannot change these"),
     ],
 )
 def test_options_that_make_no_sense(options, words):

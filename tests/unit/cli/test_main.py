@@ -7,7 +7,8 @@ import click
 import pytest
 from embedpipe_cli import main
 
-from embedpipe.errors import DiskFull, InputError, OptionError
+from embedpipe.errors import DiskFull, InputError, OptionError, WorkerDied
+from embedpipe.execute.messages import RemoteTraceback
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_every_command_has_help_with_an_example(embedpipe):
         (["encode", "a", "b", "--model", "m", "--workers", "0"], "--workers"),
         (["encode", "a", "b", "--model", "m", "--max-rejects", "few"], "neither a count (500) nor a share (5%)"),
         (["encode", "a", "b", "--model", "m", "--max-rejects", "-1"], "negative"),
-        (["search", "emb"], "give one of a text"),
+        (["search", "emb"], "give one of a text, --image, --key, --embedding or --queries"),
         (["search", "emb", "text", "--image", "f"], "give one of a text"),
     ],
 )
@@ -80,7 +81,13 @@ def test_misuse_is_exit_code_2(embedpipe, arguments, said):
     result = embedpipe(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+    assert "\nerror: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def caused(problem):
+    problem.__cause__ = RemoteTraceback("Traceback of a worker")
+    return problem
 
 
 def raising(problem, monkeypatch):
@@ -96,7 +103,15 @@ def raising(problem, monkeypatch):
     [
         (InputError("x: no such file", "Check the path"), 1, "error: x: no such file. Check the path\n"),
         (DiskFull("full"), 1, "error: full\n"),
-        (OptionError("--type x: no such type"), 2, "error: --type x: no such type\n"),
+        (
+            OptionError("`workers=0`: too few", "Give more `workers`"),
+            2,
+            "error: --workers 0: too few. Give more --workers\n",
+        ),
+        (InputError("`width=0`: no option of verify"), 1, "error: `width=0`: no option of verify\n"),
+        (caused(WorkerDied("worker 0 failed", "Report it")), 1, "worker 0 failed. Report it (--debug shows it)\n"),
+        (WorkerDied("worker 0 failed", "Report it"), 1, "worker 0 failed. Report it\n"),
+        (caused(InputError("x: empty")), 1, "error: x: empty\n"),
         (ZeroDivisionError("a\nb"), 1, "internal error: ZeroDivisionError: a b. Run again with --debug"),
         (MemoryError(), 1, "error: out of memory."),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),

@@ -240,7 +240,7 @@ def test_what_an_output_is_comes_before_what_a_checkpoint_file_does_not_say(writ
         "fp32",
     )
     shards = grown(written, tmp_path / "shards")
-    trust = "pass --trust-old-card to go on with the model as version 0.1 built it"
+    trust = "give --trust-old-card to go on with the model as version 0.1 built it"
     for more, said in ((), trust), (("--gelu",), f"{trust}, without options of activation and preprocessing"):
         for dry in (), ("--dry-run",), ("--trust-old-card",) * bool(more):
             refused = embedpipe("encode", shards, *command, *more, *dry)

@@ -28,7 +28,7 @@ def test_it_says_what_it_made_and_how_well_it_finds(embedpipe, root):
     assert result.exit_code == 0, result.stderr
     assert f"{root}: image index of 500 rows × 32: RR32,IVF16,RaBitQ" in result.stdout
     assert re.search(r"recall@10 \d\.\d{3} \(image rows\), \d\.\d{3} \(text rows\), of 60 queries each", result.stdout)
-    assert result.stderr == f"{root}: there is none yet: RR32,IVF16,RaBitQ\n"
+    assert result.stderr == f"{root}: no image index yet; building one (RR32,IVF16,RaBitQ)\n"
     again = embedpipe("index", root, "--json")
     assert again.stderr == ""
     assert json.loads(again.stdout)["rows"] == 500
@@ -45,7 +45,7 @@ def test_workers_that_an_index_in_memory_has_no_use_for_are_told(embedpipe, root
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(embedpipe, root):
     result = embedpipe("index", root, "--dry-run", "--type", "ivf")
     assert result.exit_code == 0, result.stderr
-    for said in ("build", "there is none yet", "RR32,IVF16,RaBitQ, image, 500 rows", "500 in 2 shards"):
+    for said in ("build", "no image index yet", "RR32,IVF16,RaBitQ, image, 500 rows", "500 in 2 shards"):
         assert said in result.stdout
     plan = json.loads(embedpipe("index", root, "--dry-run", "--json", "--memory", "1G").stdout)
     assert plan["config"]["memory"] == "1G"

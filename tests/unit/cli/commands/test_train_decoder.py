@@ -226,7 +226,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         (["--set", "stages.3.train.steps=5"], ["stages.3", "1 to 2"]),
         (["--set", "stages.1.network.dimm=5"], ["stages.1.network.dimm", "dim"]),
         (["--set", "stages.1.network.image_embed_dim=7"], ["image_embed_dim is 7", "ask for"]),
-        (["--text-tokens"], ["has no text tokens", "Encode it again with --text-tokens"]),
+        (["--text-tokens"], ["has no text tokens", "Encode it again with `embedpipe.encode(text_tokens=True)`"]),
         (["--batch-size", "1000"], ["fewer than a batch of 1,000", "stages.1.train.batch_size"]),
         (["--vae", "/nowhere"], ["/nowhere", "no such file"]),
         (["--cache-latents"], ["--cache-latents", "Give --vae"]),
@@ -270,7 +270,7 @@ def test_images_that_are_missing_are_counted_and_refused(encoded_once, tmp_path)
         shutil.copy2(Path(source) / name, tmp_path / "shards" / name)
     message = error_of("train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL)
     assert "of 21 rows 7 have no image" in message
-    assert "--drop-unjoined" in message
+    assert "`drop_unjoined=True`" in message
     outcome = result_of(
         "train-decoder", tmp_path / "shards", emb, tmp_path / "out", *SMALL, "--drop-unjoined", "--stage", 1
     )

@@ -581,7 +581,7 @@ def test_a_compiled_tower_gives_the_same_rows_and_says_what_it_took(tmp_path, en
     ("model", "pretrained", "said"),
     [
         ("ViT-B32", "openai", "no model 'ViT-B32'.*ViT-B-32"),
-        ("ViT-B-32", "", "no weights were named.*--pretrained"),
+        ("ViT-B-32", "", "no weights given.*`pretrained`"),
         ("ViT-B-32", "opnai", "no pretrained tag or checkpoint file 'opnai'.*openai"),
         ("local-dir:/nowhere", "", r"no open_clip_config\.json"),
         ("{tiny}", "openai", "brings its own weights"),

@@ -58,7 +58,7 @@ def bad_source(tmp_path):
 def test_a_hopeless_run_stops_between_shards_and_keeps_what_it_has(workers, tmp_path, encode_config):
     out, count = str(tmp_path / "emb"), 4 * workers  # each may finish what it has in hand
     bad_source = write_bad(tmp_path / "in", count)
-    said = r"of the first \d+ samples were rejected \(\d+ image_undecodable\), more than --max-rejects 9; \d shards?"
+    said = r"of the first \d+ samples were rejected \(\d+ image_undecodable\), more than `max_rejects=9`; \d shards?"
     with pytest.raises(TooManyRejects, match=said) as caught:
         encode(bad_source, out, encode_config(max_rejects=RejectLimit(9), workers=workers))
     assert f"{out}/errors" in caught.value.remedy

@@ -413,7 +413,7 @@ def test_aligned_rows_are_the_samples_places_and_gaps_are_zero(tmp_path, encode_
     [
         ({"1.tar": [f"1{i:03d}" for i in range(12)]}, 1, "keys 1000 and 1010 end in the same 1 digits.*larger"),
         ({"1.tar": ["1199999"]}, None, "200,000 rows for 1 samples, by the last 6 digits"),
-        ({"1.tar": ["cat"]}, None, "cannot tell which digits of the key 'cat'.*--index-width"),
+        ({"1.tar": ["cat"]}, None, "cannot tell which digits of the key 'cat'.*`index_width`"),
         ({"1.tar": ["cat"]}, 4, "key 'cat' does not end in 4 digits"),
         ({"photos.tar": ["00000"]}, 5, "input shard photos.tar: .*numbered tars"),
         ({"0.tar": ["00000"], "00.tar": ["00000"]}, 5, "0.tar and 00.tar have the same number"),

@@ -45,7 +45,7 @@ def test_embeddings_of_arrays_and_columns(tmp_path):
     [
         ("q.json", b"[]", "queries come from .txt, .csv"),
         ("q.txt", b"a\xff", "not UTF-8"),
-        ("q.csv", "a,b\n1,2\n", "none of its columns.*--query-column: a, b"),
+        ("q.csv", "a,b\n1,2\n", "none of its columns.*`column`: a, b"),
         ("q.csv", "query,b\n,2\n", "row 0 has no 'query'"),
         ("q.csv", 'query\n"a', "cannot be read"),
         ("q.parquet", b"PAR1", "cannot be read"),

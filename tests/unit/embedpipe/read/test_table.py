@@ -190,9 +190,13 @@ def test_other_columns_become_metadata_that_json_can_hold(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "rules", "said"),
     [
-        ({"image": None}, {}, r"no column 'image' with image bytes; it has key, caption, number, label.*--image-col"),
-        ({"caption": None}, {}, r"no column 'caption' with text; it has .*--caption-col; --no-text"),
-        ({}, {"key_column": "id"}, r"no column 'id' with text or whole numbers.*--key-col"),
+        (
+            {"image": None},
+            {},
+            r"no column 'image' with image bytes; it has key, caption, number, label.*`image_column`",
+        ),
+        ({"caption": None}, {}, r"no column 'caption' with text; it has .*`caption_key`; `texts=False`"),
+        ({}, {"key_column": "id"}, r"no column 'id' with text or whole numbers.*`key_column`"),
         ({}, {"image_column": "pic"}, r"no column 'pic'"),
         ({"image": ["a.jpg"] * 2}, {}, r"column 'image' holds string, not image bytes"),
         ({"image": [{"path": "a.jpg"}] * 2}, {}, r"column 'image' holds struct<path: string>, not image bytes"),

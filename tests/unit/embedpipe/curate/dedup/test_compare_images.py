@@ -172,7 +172,7 @@ def test_without_image_shards_cosines_decide_and_it_is_said(tmp_path):
     place, images = near_rows(tmp_path)
     report = dedup(place, str(tmp_path / "out"))
     assert (report.confirmed_by, report.threshold) == ("none", 0.95)
-    assert "--images says where" in report.why
+    assert "give their folder with `images`" in report.why
     assert plan_dedup(place).confirmed_by == "none"
     assert plan_dedup(place, DedupConfig(images=images)).confirmed_by == "pictures"
     with pytest.raises(InputError, match="no image shards.*`images`"):
@@ -190,7 +190,7 @@ def test_auto_leaves_distant_image_shards_alone(tmp_path):
     shards.edit(tmp_path / "emb" / "embedpipe.json", source="s3://bucket/shards")
     plan = plan_dedup(place)
     assert plan.confirmed_by == "none"
-    assert "s3://bucket/shards is not on this machine; --confirm pictures" in plan.why
+    assert "s3://bucket/shards is not on this machine; `confirm='pictures'`" in plan.why
 
 
 def test_killed_while_pictures_are_compared_it_finds_the_same(tmp_path, monkeypatch):

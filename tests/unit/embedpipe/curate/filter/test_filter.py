@@ -115,9 +115,9 @@ def test_derived_columns(data, tmp_path, encode_config):
         ({"where": ("widht > 3",)}, "no column 'widht'. Did you mean width"),
         ({"where": ("width >",)}, "something is missing"),
         ({"where": ("score > 3",)}, "no column 'score'"),
-        ({"top": 0.5, "by": "lable"}, "--by lable: no such column. Did you mean label"),
-        ({"top": 0.5, "by": "label"}, "--by label: is string, not a number"),
-        ({"top": 0.5, "by": "score"}, "--by score without a head"),
+        ({"top": 0.5, "by": "lable"}, "`by='lable'`: no such column. Did you mean label"),
+        ({"top": 0.5, "by": "label"}, "`by='label'`: is string, not a number"),
+        ({"top": 0.5, "by": "score"}, "`by='score'` needs a head"),
         ({"keys": ("nowhere.parquet",)}, "nowhere.parquet: no such file"),
     ],
 )
@@ -134,8 +134,8 @@ def test_what_is_not_understood_is_said_before_anything_is_written(data, tmp_pat
         ({}, "nothing to filter by"),
         ({"top": 0}, "must be above 0"),
         ({"top": 1.5}, "at most 1"),
-        ({"min_score": 3}, "--min-score without a head"),
-        ({"min_similarity": 0.1, "head_model": "x"}, "--head-model without --head"),
+        ({"min_score": 3}, "`min_score` needs a head"),
+        ({"min_similarity": 0.1, "head_model": "x"}, "`head_model` needs `head`"),
     ],
 )
 def test_contradictions(config, message):

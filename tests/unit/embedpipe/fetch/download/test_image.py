@@ -216,13 +216,13 @@ def test_formats_and_qualities(image_format):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image_format": "jpeg"}, "--format jpeg: no such format. Did you mean jpg"),
-        ({"quality": 0}, "--quality 0: for jpg it must be from 1 to 100"),
-        ({"image_format": "png", "quality": 95}, "--quality 95: for png it must be from 0 to 9"),
-        ({"max_aspect_ratio": 0.5}, "--max-aspect-ratio 0.5: must be at least 1"),
-        ({"resize_mode": "crop"}, "--resize-mode crop: no such mode"),
-        ({"executor": "inline"}, "--executor inline: not for fetch. Known: auto, processes, ray"),
-        ({"cluster": Cluster("head:6379")}, "--address is for --executor ray, not auto"),
+        ({"image_format": "jpeg"}, "`image_format='jpeg'`: no such format. Did you mean jpg"),
+        ({"quality": 0}, "`quality=0`: for jpg it must be from 1 to 100"),
+        ({"image_format": "png", "quality": 95}, "`quality=95`: for png it must be from 0 to 9"),
+        ({"max_aspect_ratio": 0.5}, "`max_aspect_ratio=0.5`: must be at least 1"),
+        ({"resize_mode": "crop"}, "`resize_mode='crop'`: no such mode"),
+        ({"executor": "inline"}, "`executor='inline'`: not for fetch. Known: auto, processes, ray"),
+        ({"cluster": Cluster("head:6379")}, "`address` is for `executor='ray'`, not auto"),
     ],
 )
 def test_options_that_make_no_sense(options, words):

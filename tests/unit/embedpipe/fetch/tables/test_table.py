@@ -149,7 +149,7 @@ def test_shards_are_cut_in_order_and_never_span_files(tmp_path):
         ("t.txt", "\n\n", EmptyInput, "no rows"),
         ("t.csv", "url,url\na,b\n", InputError, "url is there twice"),
         ("t.csv", "url,caption\na,b\nc,d,e\n", InputError, r"row #?3: 3 fields where the header has 2: 'c,d,e'"),
-        ("t.csv", "link,caption\na,b\n", InputError, "no column 'url'.*caption, link.*--url-col"),
+        ("t.csv", "link,caption\na,b\n", InputError, "no column 'url'.*caption, link.*`url_col`"),
         ("t.csv", "urls,caption\na,b\n", InputError, "Did you mean urls"),
         ("t.jsonl", '{"url": 1}\nurl\n', InputError, "line 2: not JSON"),
         ("t.jsonl", "[1]\n", InputError, "object 1: a int, not an object"),
