@@ -44,7 +44,7 @@ def choose_image_source(dataset: EmbeddingDataset, confirm: str, modality: str, 
     reader = open_source(dataset, images) if place else None
     if reader is not None:
         return Choice(reader, f"image shards of {place}")
-    missing = f"no image shards at {place}" if place else "the data set does not say where its image shards are"
+    missing = f"no image shards at {place}" if place else "no image shards are known"
     if confirm == "pictures":
         raise InputError(f"`confirm='pictures'`: {missing}", "Give their folder with `images`")
     return Choice(None, f"{missing}; give their folder with `images`")

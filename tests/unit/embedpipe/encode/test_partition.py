@@ -167,7 +167,7 @@ def test_what_is_no_part_is_refused(text):
 
 
 def test_no_launcher_is_told():
-    with pytest.raises(InputError, match="no launcher told this process which one it is"):
+    with pytest.raises(InputError, match="`part='auto'`: no launcher says which of its processes this one is"):
         part_of("auto", {"RANK": "1"})
 
 

@@ -206,7 +206,7 @@ def test_what_means_nothing_is_refused_with_what_would(tmp_path, emb):
         embedpipe.export(emb, out, ExportConfig("aligned", text_tokens=True))
     with pytest.raises(DatasetError, match="no text tokens"):
         embedpipe.export(emb, out, ExportConfig("parquet", text_tokens=True))
-    with pytest.raises(InputError, match="model-name 'a b'"):
+    with pytest.raises(InputError, match="`model_name='a b'`"):
         embedpipe.export(emb, out, ExportConfig("datacomp", model_name="a b"))
     (tmp_path / "none.txt").write_text("")
     with pytest.raises(EmptyInput, match="no rows to export.*`keys`"):

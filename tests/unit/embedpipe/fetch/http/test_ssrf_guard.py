@@ -97,7 +97,7 @@ def test_of_the_addresses_of_a_name_the_public_ones_are_used():
         usable("images.example", 80, found)
     assert refused.value.failure == Failure(
         "refused_address",
-        "images.example resolves to 10.0.0.1, 10.0.0.2, 10.0.0.3: not a public address (see --allow-host)",
+        "images.example resolves to 10.0.0.1, 10.0.0.2, 10.0.0.3: not a public address (see `allow_hosts`)",
     )
     assert usable("images.example", 80, found, ("images.example:80",)) == found
     with pytest.raises(NotFetched):
