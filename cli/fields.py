@@ -28,6 +28,7 @@ RENAMED = {
     "fetch": {"timeout_s": "timeout"},
     "encode": {
         "compile": "compile_model",
+        "decode_threads": "threads",
         "dtype": "embedding_dtype",
         "format": "storage",
         "image_column": "image_col",
@@ -38,7 +39,14 @@ RENAMED = {
         "texts=False": "no_text=True",
         "threads_per_worker": "threads",
     },
-    "export": {"images": "data"},
+    "export": {"dtype": "embedding_dtype", "images": "data"},
+    "generate": {
+        "cond_scale": "guidance",
+        "max_batch_size": "batch_size",
+        "prior_cond_scale": "prior_guidance",
+        "prior_num_samples": "candidates",
+        "text_cond_scale": "text_guidance",
+    },
     "train-clip": _SPLIT,
     "train-prior": _SPLIT_AND_ROWS,
     "train-vae": _SPLIT,

@@ -133,7 +133,6 @@ def _run() -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as problem:
-        problem.message = with_options(problem.message)
         _show(problem)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
@@ -151,10 +150,10 @@ def _run() -> int:
 
 
 def _show(problem: click.ClickException) -> None:
-    """As click does, but in lower case, like every other error."""
+    """As click does, but like every other error: in lower case, with fields as options."""
     said = io.StringIO()
     problem.show(said)
-    click.echo(said.getvalue().replace("Error: ", "error: ", 1), nl=False, err=True)
+    click.echo(with_options(said.getvalue().replace("Error: ", "error: ", 1)), nl=False, err=True)
 
 
 def _exit_code(problem: Exception) -> int:

@@ -1,6 +1,7 @@
 """What the libraries name in backticks is a field to Python callers, and an option to those who run a command."""
 
 import ast
+import dataclasses
 import logging
 import re
 from pathlib import Path
@@ -11,7 +12,21 @@ from embedpipe_cli.display import show_notices
 from embedpipe_cli.fields import RENAMED, set_running, with_options
 from embedpipe_cli.main import COMMANDS, cli
 
+from embedpipe.clip_model.spec import ModelOptions
+from embedpipe.curate import DedupConfig, FilterConfig
+from embedpipe.encode.base import EncoderConfig
+from embedpipe.encode.batching import BatchingConfig
+from embedpipe.encode.job import EncodeConfig
+from embedpipe.export import ExportConfig
+from embedpipe.fetch import FetchConfig
 from embedpipe.index.card import build_command
+from embedpipe.index.plan import IndexConfig
+from embedpipe.index.query import Query
+from embedpipe.merge import MergeConfig
+from embedpipe.unclip.generate.models import Models
+from embedpipe.unclip.generate.request import GenerationConfig, Request
+from embedpipe.unclip.sample_prior import SamplingConfig
+from embedpipe.verify import VerifyConfig
 from tools.house import LIBRARIES, ROOT, option_strings, sources
 
 TRAINING = ("train-clip", "train-prior", "train-vae", "train-decoder")
@@ -119,6 +134,34 @@ def test_a_renamed_field_is_a_parameter_of_its_command(name):
     for field, parameter in RENAMED[name].items():
         assert parameter.partition("=")[0] in known, field
         assert field.partition("=")[0] not in known or name == "export", f"{field} needs no other name"
+
+
+@pytest.mark.parametrize(
+    ("name", "configs"),
+    [
+        ("fetch", [FetchConfig]),
+        ("encode", [EncodeConfig, EncoderConfig, BatchingConfig, ModelOptions]),
+        ("verify", [VerifyConfig]),
+        ("merge", [MergeConfig]),
+        ("index", [IndexConfig]),
+        ("search", [Query, ModelOptions]),
+        ("dedup", [DedupConfig]),
+        ("filter", [FilterConfig]),
+        ("export", [ExportConfig]),
+        ("sample-prior", [SamplingConfig]),
+        ("generate", [Request, Models, GenerationConfig, ModelOptions]),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+def test_every_field_of_a_configuration_is_an_option(name, configs):
+    """But for those that hold other configurations; the cluster's one field is `address`."""
+    holding = {"cluster", "encoder", "options", "stage"}
+    encode = {("encode", field) for field in ("as_version_0_1", "pin_memory", "seed", "text_batch_size")}
+    of_python = encode | {("generate", "return_pil_images"), ("merge", "executor")}
+    fields = {field.name for config in configs for field in dataclasses.fields(config)} - holding
+    ways = {field: (f"`{field}`", f"`{field}=True`", f"`{field}=False`") for field in fields}
+    unknown = {(name, field) for field in fields if all(with_options(way, name) == way for way in ways[field])}
+    assert unknown == {it for it in of_python if it[0] == name}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

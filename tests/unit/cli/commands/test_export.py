@@ -57,7 +57,7 @@ def test_errors_are_one_line_with_a_remedy(tmp_path, emb, embedpipe):
     ("options", "told"),
     [
         ((), "--to a layout, or --images"),
-        (("--to", "hf", "--images"), "--to a layout, or --images"),
+        (("--to", "hf", "--images"), "--to and --images exclude each other"),
         (("--images", "--splits", "valid=0.1"), "no options but --keys and --data"),
         (("--to", "hf", "--data", "shards"), "--data is for --images"),
     ],

@@ -33,7 +33,7 @@ def test_it_says_what_it_made_and_how_well_it_finds(embedpipe, root):
     assert again.stderr == ""
     assert json.loads(again.stdout)["rows"] == 500
     clusters.write(root, {0: 200, 1: 300, 2: 100})
-    assert embedpipe("index", root).stderr == f"{root}: 1 shard to add: RR32,IVF16,RaBitQ\n"
+    assert embedpipe("index", root).stderr == f"{root}: 1 shard to add; adding to the index (RR32,IVF16,RaBitQ)\n"
 
 
 def test_workers_that_an_index_in_memory_has_no_use_for_are_told(embedpipe, root):

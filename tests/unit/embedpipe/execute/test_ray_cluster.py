@@ -11,7 +11,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(address):
     pytest.importorskip("ray")
     with (
         pytest.raises(
-            InputError, match=f"{address}: no Ray cluster there that can be joined: .*Start one with `ray st"
+            InputError, match=f"{address}: no Ray cluster there that can be joined: .*Start its head node .see `ray st"
         ),
         joined(Cluster(address), 1),
     ):

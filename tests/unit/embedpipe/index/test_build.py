@@ -239,7 +239,7 @@ def test_a_shard_that_comes_late_moves_no_result(tmp_path):
     assert [keys[0] for keys in found(root, np.float32(alone), 1)] == [f"3-0-{row}" for row in range(20)]
     clusters.write(root, {0: 300, 1: 250, 2: 280, 3: 150})
     with pytest.raises(
-        DatasetError, match=r"is of other data.*\(1 shards are not in the index, 0 in it .*embedpipe index"
+        DatasetError, match=r"is of other data.*\(1 shards are not in the index, 0 in it .*embedpipe.build_index"
     ):
         Searcher(EmbeddingDataset(root))
     card = build_index(root, IVF)
@@ -338,7 +338,7 @@ def test_another_type_another_model_or_a_damaged_file_mean_a_new_index(root):
     assert "damaged" in plan_index(root, IVF).why
     assert build_index(root, IVF).sha256 == card.sha256
     clusters.write(root, SIZES, weights="1" * 64)
-    with pytest.raises(DatasetError, match="of another model's embeddings.*embedpipe index"):
+    with pytest.raises(DatasetError, match="of another model's embeddings.*embedpipe.build_index"):
         Searcher(EmbeddingDataset(root))
     assert plan_index(root, IVF).why == "the one there is of another model's embeddings"
     assert build_index(root, IVF).fingerprint != card.fingerprint
@@ -397,7 +397,7 @@ def test_every_damage_is_found(root):
     place.write_bytes(data)
     Path(card_path(root, "image")).write_text(json.dumps({"format_version": 2, "modality": "image"}))
     assert "damaged" in check_index(root, "image")[0]
-    with pytest.raises(DatasetError, match=r"image\.json: damaged.*Remove it.*embedpipe index"):
+    with pytest.raises(DatasetError, match=r"image\.json: damaged.*Remove it.*embedpipe.build_index"):
         Searcher(EmbeddingDataset(root))
     Path(card_path(root, "image")).write_text('{"format_version": 99}')
     with pytest.raises(DatasetError, match="Upgrade embedpipe"):

@@ -39,7 +39,7 @@ def test_an_index_of_other_data_is_refused_until_it_is_rebuilt(tmp_path, query):
     root = write(str(tmp_path), [3])
     build_index(root)
     write(root, [3, 2])
-    with pytest.raises(DatasetError, match="the data set has changed since.*embedpipe index"):
+    with pytest.raises(DatasetError, match="the data set has changed since.*embedpipe.build_index"):
         search(EmbeddingDataset(root), query)
     assert build_index(root).rows == 5
     assert len(search(EmbeddingDataset(root), query)) == 5
@@ -62,10 +62,10 @@ def test_a_missing_or_damaged_index_is_named(tmp_path, query):
     data = place.read_bytes()
     for damaged in (data[:-1], data[:20] + b"\xff" + data[21:], b"", data + b"x"):
         place.write_bytes(damaged)
-        with pytest.raises(DatasetError, match=r"image-00001\.faiss: damaged.*embedpipe index"):
+        with pytest.raises(DatasetError, match=r"image-00001\.faiss: damaged.*embedpipe.build_index"):
             search(dataset, query)
     place.unlink()
-    with pytest.raises(DatasetError, match="missing, though its card is there.*embedpipe index"):
+    with pytest.raises(DatasetError, match="missing, though its card is there.*embedpipe.build_index"):
         search(dataset, query)
     assert build_index(root).sha256 == card.sha256
     (tmp_path / "index" / "image.json").write_bytes(b"\xff{")
