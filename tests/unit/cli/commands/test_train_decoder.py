@@ -229,7 +229,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
         (["--text-tokens"], ["has no text tokens", "Encode it again with `embedpipe.encode(text_tokens=True)`"]),
         (["--batch-size", "1000"], ["fewer than a batch of 1,000", "stages.1.train.batch_size"]),
         (["--vae", "/nowhere"], ["/nowhere", "no such file"]),
-        (["--cache-latents"], ["--cache-latents", "Give --vae"]),
+        (["--cache-latents"], ["`cache_latents`", "Give `vaes`"]),
         (["--preset", "tyni"], ["tiny"]),
         (["--features", "inception:/nowhere.pth"], ["/nowhere.pth", "no such file"]),
         (["--cond-scale", "2", "--set", "stages.1.stage.image_cond_drop_prob=0"], ["image_cond_drop_prob above 0"]),
