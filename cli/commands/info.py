@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..fields import with_options
 from ..options import debug_option, json_option
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
     from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
     from embedpipe.fetch import ERROR_CLASSES
     from embedpipe.info import describe, info_page, look_at
+    from embedpipe.manifest import IMAGE_SHARDS
     from embedpipe.types import REJECT_CLASSES
     from embedpipe.verify import KINDS
 
@@ -102,9 +104,9 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
         click.echo()
     if found.rejects:
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
-        display.print_table(
-            ["rejected because", "samples", "which means"], [(n, c, meanings.get(n, "")) for n, c in counts]
-        )
+        made_by = "fetch" if found.format == IMAGE_SHARDS else "encode"
+        rejects = [(name, count, with_options(meanings.get(name, ""), made_by)) for name, count in counts]
+        display.print_table(["rejected because", "samples", "which means"], rejects)
     display.print_worst_hosts(found.hosts)
 
 

@@ -102,3 +102,11 @@ def test_progress_says_rates_success_reasons_and_what_is_left(monkeypatch):
     view(Progress(rows=200, rejected=30, rejects={"dns": 1, "http_404": 20, "timeout": 5, "tls": 4}, bytes=40_000_000))
     assert view.text() == ("0/4 shards, 200 urls, 85.0% ok (http_404 20, timeout 5, tls 4, 1 other), 20.0/s, 4.0 MB/s")
     assert view.left() == ", 40.0 s left"
+
+
+def test_why_rows_failed_is_said_with_the_options_of_fetch(tmp_path, embedpipe):
+    (tmp_path / "urls.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a\n")
+    fetched = embedpipe("fetch", tmp_path / "urls.csv", tmp_path / "out", "--retries", 0, "--processes", 1)
+    for said in (fetched.stdout, embedpipe("info", tmp_path / "out").stdout):
+        assert "not named by --allow-host" in said
+        assert "`" not in said
