@@ -202,10 +202,7 @@ def _cells(each: Sequence[Found]) -> list[str]:
 
 def _demo(options: argparse.Namespace) -> str:
     """Every kind of prior on the demo's embeddings, by the commands a user would type."""
-    from dalle2_core.presets.prior import prior_preset
-    from embedpipe.unclip.evaluate.priors import evaluate_priors
-    from embedpipe.unclip.train.plan import SplitConfig, default_device
-    from embedpipe.unclip.train.prior import PriorJob, train_prior
+    import embedpipe
 
     emb = str(options.demo / "emb")
     scores: dict[str, dict[str, list[Mapping[str, float]]]] = {"valid": {}, "unseen": {}}
@@ -214,12 +211,10 @@ def _demo(options: argparse.Namespace) -> str:
             runs = []
             for name in options.priors:
                 out = f"{folder}/{seed}/{name}"
-                recipe = prior_preset("tiny")
-                recipe = dataclasses.replace(recipe, prior=name, train=dataclasses.replace(recipe.train, seed=seed))
-                train_prior(PriorJob(emb, out, recipe, SplitConfig("split")), default_device())
+                embedpipe.train_prior(emb, out, prior=name, seed=seed, split_column="split")
                 runs.append(out)
             for split, seen in scores.items():
-                for name, score in evaluate_priors(runs, emb, split, default_device(), seed).scores.items():
+                for name, score in embedpipe.evaluate(runs, emb, split, seed=seed).scores.items():
                     seen.setdefault(name, []).append(dataclasses.asdict(score))
     names = ("cosine_image", "recall_at_1", "recall_at_10", "spread")
     parts = ["## The demo's embeddings", "The preset `tiny`, each kind of prior, best of two samples where it draws."]

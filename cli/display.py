@@ -6,17 +6,20 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 
 from .fields import with_options
+
+_Report = TypeVar("_Report")
 
 _PLAIN_EVERY_S = 5.0
 _WORTH_SAYING_S = 1.5
@@ -25,6 +28,14 @@ _WORTH_SAYING_S = 1.5
 def print_json(value: Any) -> None:
     """A result (dataclass, dict, list) as JSON on stdout."""
     click.echo(json.dumps(plain(value), indent=2))
+
+
+def show(report: _Report | None, as_json: bool, print_report: Callable[[_Report], None]) -> None:
+    """A result as JSON or by `print_report`; nothing where there is none, as in all processes but the first."""
+    if report is not None and as_json:
+        print_json(report)
+    elif report is not None:
+        print_report(report)
 
 
 def plain(value: Any) -> Any:
@@ -62,10 +73,10 @@ def show_notices() -> None:
 
 
 def note_old_data(*paths: str) -> None:
-    """Say on stderr of each data set that version 0.1 wrote it, where that is so."""
+    """Say on stderr of each data set that version 0.1 wrote it, where that is so; of torchrun's, the first process."""
     from embedpipe import manifest
 
-    for path in paths:
+    for path in paths if os.environ.get("RANK", "0") == "0" else ():
         run = manifest.read_run(path)
         note_old_card(path, run is not None and run.dated)
 

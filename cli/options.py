@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -45,17 +45,6 @@ def dry_run_option(command: _Command) -> _Command:
     return click.option(
         "-n", "--dry-run", is_flag=True, help="Print the plan and the resolved configuration, do nothing."
     )(command)
-
-
-def run_folders(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Callback of a parameter that names run folders to read, one or several: of remote ones local copies."""
-    if isinstance(value, tuple):
-        return tuple(run_folders(ctx, param, one) for one in value)
-    if value is None or "://" not in value:
-        return value
-    from embedpipe.mirror import local_copy
-
-    return local_copy(value)
 
 
 class Share(click.ParamType):
@@ -233,21 +222,44 @@ def said_of_model(options: dict[str, Any]) -> ModelOptions:
     return ModelOptions(**{name: options.pop(name) for name in _MODEL_OPTIONS})
 
 
+class Setting(click.ParamType):
+    """One of a recipe's values, optim.lr=1e-4: a pair of its dotted name and what is JSON, or else a bare word."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse `optim.lr=1e-4`."""
+        key, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value}: write it as key=value, for example optim.lr=1e-4", param, ctx)
+        try:
+            return key.strip(), json.loads(text)
+        except ValueError:
+            return key.strip(), text
+
+
+def _as_mapping(ctx: click.Context, param: click.Parameter, pairs: Any) -> Any:
+    return dict(pairs)
+
+
 def config_options(command: _Command) -> _Command:
-    """--config → `config_file`, --set → `settings`"""
+    """--config → `config`, --set → `settings`, a dict"""
     command = click.option(
-        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set one value, e.g. optim.lr=1e-4. Repeatable."
+        "--set",
+        "settings",
+        type=Setting(),
+        multiple=True,
+        callback=_as_mapping,
+        metavar="KEY=VALUE",
+        help="Set one value, e.g. optim.lr=1e-4. Repeatable.",
     )(command)
     return click.option(
-        "--config",
-        "config_file",
-        type=click.Path(dir_okay=False),
-        help="A JSON file of values that replace the preset's.",
+        "--config", type=click.Path(dir_okay=False), help="A JSON file of values that replace the preset's."
     )(command)
 
 
 def training_options(command: _Command) -> _Command:
-    """`config_options`, --steps → `steps`, --seed → `seed`, --log → `loggers`; see `short_settings`"""
+    """`config_options`, --steps → `steps`, --seed → `seed`, --log → `loggers`"""
     for option in (
         click.option(
             "--log", "loggers", multiple=True, metavar="NAME", help="tensorboard or wandb, besides metrics.jsonl."
@@ -257,13 +269,6 @@ def training_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return config_options(command)
-
-
-def short_settings(options: Mapping[str, Any]) -> list[str]:
-    """What was given of `training_options` and `parallel_option`, as --set writes it."""
-    short = [f"train.{name}={options[name]}" for name in ("steps", "seed", "parallel") if options.get(name) is not None]
-    loggers = [f"train.loggers={json.dumps(options['loggers'])}"] if options["loggers"] else []
-    return [*options["settings"], *short, *loggers]
 
 
 def picture_options(command: _Command) -> _Command:

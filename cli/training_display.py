@@ -13,14 +13,12 @@ from embedpipe.unclip.train.view import TrainingView
 from . import display
 
 if TYPE_CHECKING:
-    from dalle2_core.training import Comparison, Processes, StepReport, TrainConfig
+    from dalle2_core.training import Comparison, StepReport, TrainConfig
     from embedpipe.unclip.train.plan import TrainingPlan
 
 
-def training_view(command: str, together: Processes | None = None) -> TrainingView:
-    """The displays of a command on stderr: of its first process, which alone speaks; None where there is one alone."""
-    if together is not None and not together.is_first:
-        return TrainingView()
+def training_view(command: str) -> TrainingView:
+    """The displays of a command on stderr."""
 
     @contextlib.contextmanager
     def steps(what: str, config: TrainConfig) -> Iterator[Callable[[StepReport], None] | None]:
@@ -43,9 +41,11 @@ def training_view(command: str, together: Processes | None = None) -> TrainingVi
     return TrainingView(display.progress, steps)
 
 
-def print_plan_of(plan: TrainingPlan, recipe: Any) -> dict[str, Any]:
+def plan_of(plan: TrainingPlan) -> dict[str, Any]:
     """What `--dry-run` prints: the plan, and the resolved recipe as it is."""
-    return {"plan": display.plain(plan), **display.plain(recipe)}
+    shown = display.plain(plan)
+    del shown["stages"]
+    return {"plan": shown, **shown.pop("recipe")}
 
 
 def show_comparison(found: Comparison, split_name: str, as_json: bool) -> None:

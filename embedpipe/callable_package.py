@@ -7,7 +7,9 @@ callable.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,9 +20,18 @@ class _Room(ModuleType):
     main: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function()(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Of the function: what `help` and notebooks show of the room."""
+        return inspect.signature(self._function())
+
+    def _function(self) -> Callable[..., Any]:
         module, _, function = self.main.partition(":")
         home = importlib.import_module(module, self.__name__) if module else self
-        return getattr(home, function)(*args, **kwargs)
+        found: Callable[..., Any] = getattr(home, function)
+        return found
 
 
 def callable_as(name: str, main: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
+
+import embedpipe
 
 from ..options import debug_option, dry_run_option, json_option
 
@@ -12,7 +14,7 @@ from ..options import debug_option, dry_run_option, json_option
 @click.command()
 @click.argument("checkpoint", type=click.Path(dir_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
-@click.option("--version", "told_version", help="DALLE2-pytorch's that trained it. Default: what the file says.")
+@click.option("--version", help="DALLE2-pytorch's that trained it. Default: what the file says.")
 @click.option(
     "--weights",
     type=click.Choice(("ema", "model")),
@@ -35,19 +37,9 @@ from ..options import debug_option, dry_run_option, json_option
 def command(
     checkpoint: str,
     out: str,
-    told_version: str | None,
-    weights: str,
-    training_config: str | None,
-    predicts: str | None,
-    timesteps: int | None,
-    beta_schedule: str | None,
-    image_embed_scale: float | None,
-    cond_drop_prob: float | None,
-    self_cond: bool | None,
-    emb: str | None,
-    text_tokens: bool,
     dry_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Convert a prior of DALLE2-pytorch (0.16 and later) to a folder of the form used here.
 
@@ -60,28 +52,9 @@ def command(
     embedpipe convert latest.pth prior --version 1.1.0 --training-config prior_config.json
     embedpipe convert latest.pth prior --for emb --text-tokens
     """
-    from dalle2_core.convert import ConvertConfig, convert_prior, save_converted
-    from embedpipe.unclip import convert
-
     from .. import display
 
-    config = ConvertConfig(
-        version=told_version,
-        weights=weights,  # type: ignore[arg-type]  # click has checked the choice
-        predicts=predicts,  # type: ignore[arg-type]
-        timesteps=timesteps,
-        beta_schedule=beta_schedule,
-        image_embed_scale=image_embed_scale,
-        cond_drop_prob=cond_drop_prob,
-        self_cond=self_cond,
-        training_config=None if training_config is None else Path(training_config),
-    )
-    converted = convert_prior(checkpoint, config)
-    encoder = None if emb is None else convert.encoder_record(emb, converted.prior.image_embed_dim)
-    if not dry_run:
-        save_converted(converted, checkpoint, out)
-        if encoder is not None:
-            convert.write_converted_run(out, encoder, text_tokens)
+    converted = embedpipe.convert(checkpoint, None if dry_run else out, **options)
     if as_json:
         display.print_json(converted.report())
         return

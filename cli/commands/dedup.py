@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+import embedpipe
+
 from ..fields import with_options
 from ..options import debug_option, dry_run_option, executor_options, json_option
 
@@ -98,12 +100,9 @@ def command(
     embedpipe dedup emb dedup --confirm none --threshold 0.97
     embedpipe dedup emb dedup --executor ray --address head:6379 --workers 16
     """
-    from embedpipe.curate.dedup.job import DedupConfig, dedup, plan_dedup
-    from embedpipe.execute import Cluster
-
     from .. import display
 
-    config = DedupConfig(
+    config = embedpipe.DedupConfig(
         threshold,
         keep,
         modality,
@@ -116,15 +115,17 @@ def command(
         difference,
         executor=executor,
         workers=workers,
-        cluster=Cluster(address),
+        cluster=embedpipe.Cluster(address),
     )
     display.note_old_data(emb)
     if dry_run:
-        display.print_json({"plan": display.plain(plan_dedup(emb, config, out)), "config": display.plain(config)})
+        display.print_json(
+            {"plan": display.plain(embedpipe.plan_dedup(emb, config, out)), "config": display.plain(config)}
+        )
         return
     with display.progress("dedup", "rows", "steps") as view:
-        report = dedup(emb, out, config, view)
-    compared = "pictures compared" if report.confirmed_by == "pictures" else "pictures not compared"
+        report = embedpipe.dedup(emb, out, config, view)
+    compared = "images compared" if report.confirmed_by == "pictures" else "images not compared"
     click.echo(with_options(f"{compared}: {report.why}"), err=True)
     if as_json:
         display.print_json(report)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..fields import with_options
@@ -159,8 +160,6 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
         if in_tables and not (before is not None and before.dated):
             resolve_spec(options["model"], options["pretrained"], said)
 
-    from embedpipe.encode.job import encode
-
     from .. import display
     from ..main import EXIT_REJECTS
 
@@ -169,7 +168,7 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
         _print_plan(data, out, config, options["rate"], options["price"])
         return
     with display.progress("encode", verbose=options["verbose"]) as view:
-        report = encode(data, out, config, view)
+        report = embedpipe.encode(data, out, config, view)
     if options["as_json"]:
         display.print_json(report)
     else:
@@ -181,14 +180,8 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
 
 
 def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
-    from embedpipe.encode.base import EncoderConfig
-    from embedpipe.encode.batching import BatchingConfig
-    from embedpipe.encode.job import EncodeConfig
-    from embedpipe.encode.partition import part_of
-    from embedpipe.execute import Cluster
-
-    return EncodeConfig(
-        encoder=EncoderConfig(
+    return embedpipe.EncodeConfig(
+        encoder=embedpipe.EncoderConfig(
             model=options["model"],
             pretrained=options["pretrained"],
             precision=options["precision"],
@@ -197,7 +190,7 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
             compile=options["compile_model"],
             options=said,
         ),
-        stage=BatchingConfig(
+        stage=embedpipe.BatchingConfig(
             images=not options["no_image"],
             texts=not options["no_text"],
             text_tokens=options["text_tokens"],
@@ -219,20 +212,17 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
         overwrite=options["overwrite"],
         trust_old_card=options["trust_old_card"],
         max_rejects=options["max_rejects"],
-        cluster=Cluster(options["address"]),
-        part=None if options["shard_of"] is None else part_of(options["shard_of"], os.environ),
+        cluster=embedpipe.Cluster(options["address"]),
+        part=None if options["shard_of"] is None else embedpipe.part_of(options["shard_of"], os.environ),
     )
 
 
 def _print_plan(data: str, out: str, config: Any, rate: float | None, price: float | None) -> None:
-    from embedpipe.encode.forecast import forecast
-    from embedpipe.encode.job import plan_encode
-
     from .. import display
 
-    change, todo = plan_encode(data, out, config)
+    change, todo = embedpipe.plan_encode(data, out, config)
     workers = config.gpus or config.workers
-    ahead = forecast(data, out, [change.shards[number] for number in todo], workers, rate, price)
+    ahead = embedpipe.forecast(data, out, [change.shards[number] for number in todo], workers, rate, price)
     display.print_json(
         {
             "shards": len(change.shards),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ..options import debug_option, device_option, json_option, refuse_missing, run_folders, trust_option
+import embedpipe
+
+from ..options import debug_option, device_option, json_option, refuse_missing, trust_option
 
 
 @click.command()
-@click.argument("runs", nargs=-1, callback=run_folders)
+@click.argument("runs", nargs=-1)
 @click.argument("emb")
 @click.option("--split", "split_name", default="valid", show_default=True, help="The held-out rows to compare on.")
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
@@ -38,13 +40,9 @@ def command(
     """
     refuse_missing(*runs, emb)
 
-    from embedpipe.unclip.evaluate import priors
-    from embedpipe.unclip.train.plan import default_device
-
     from .. import display
-
-    display.note_old_data(emb)
-    found = priors.evaluate_priors(runs, emb, split_name, device or default_device(), seed, cond_scale, trust_old_card)
     from ..training_display import show_comparison
 
+    display.note_old_data(emb)
+    found = embedpipe.evaluate(runs, emb, split_name, device, seed, cond_scale, trust_old_card)
     show_comparison(found, split_name, as_json)

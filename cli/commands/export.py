@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..options import debug_option, dry_run_option, json_option
@@ -75,15 +76,13 @@ def command(
     embedpipe export emb kept --to clip-retrieval --keys dedup/kept.parquet
     embedpipe export emb shards-kept --images --keys dedup/kept.parquet
     """
-    from embedpipe.export import ExportConfig
-
     from .. import display
 
-    config = ExportConfig(to or "", embedding_dtype, keys, text_tokens, splits, index_width, model_name)
+    config = embedpipe.ExportConfig(to or "", embedding_dtype, keys, text_tokens, splits, index_width, model_name)
     if bool(to) == images:
         both = "--to and --images exclude each other"
         raise click.UsageError(both if images else "Say what to write: --to a layout, or --images")
-    if images and config != ExportConfig("", keys=keys):
+    if images and config != embedpipe.ExportConfig("", keys=keys):
         raise click.UsageError("--images takes no options but --keys and --data")
     if data and not images:
         raise click.UsageError("--data is for --images: no layout needs the input of `encode`")
@@ -95,15 +94,13 @@ def command(
 
 
 def _run(emb: str, out: str, config: ExportConfig, dry_run: bool, as_json: bool) -> None:
-    from embedpipe.export.job import export, plan_export
-
     from .. import display
 
     if dry_run:
-        display.print_json({**display.plain(plan_export(emb, out, config)), "config": display.plain(config)})
+        display.print_json({**display.plain(embedpipe.plan_export(emb, out, config)), "config": display.plain(config)})
         return
     with display.progress("export", "rows") as view:
-        report = export(emb, out, config, view)
+        report = embedpipe.export(emb, out, config, view)
     if as_json:
         display.print_json(report)
         return
@@ -117,22 +114,14 @@ def _run(emb: str, out: str, config: ExportConfig, dry_run: bool, as_json: bool)
 
 def _run_images(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, as_json: bool) -> None:
     """Write the image shards of the rows of `emb` that `keys` names (None: all). data: where the input is now."""
-    import numpy as np
-
-    from embedpipe.curate import export_images, plan_images
-    from embedpipe.load import EmbeddingDataset
-    from embedpipe.subset import read_subset
-
     from .. import display
 
-    dataset = EmbeddingDataset(emb)
-    rows = read_subset(dataset, keys) if keys is not None else np.arange(len(dataset))
     if dry_run:
-        source = plan_images(dataset, rows, out, data)
-        display.print_json({"rows": len(rows), "shards": len(dataset.manifests), "from": source})
+        plan = embedpipe.plan_images(emb, keys, out, data)
+        display.print_json({"rows": plan.rows, "shards": plan.shards, "from": plan.source})
         return
     with display.progress("export", "rows") as view:
-        report = export_images(dataset, rows, out, data, view)
+        report = embedpipe.export_images(emb, keys, out, data, view)
     if as_json:
         display.print_json(report)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..fields import with_options
@@ -180,13 +181,12 @@ def command(
     """
     import os
 
-    from embedpipe import fetch as room
-    from embedpipe.execute import Cluster
+    from embedpipe.fetch import ERROR_CLASSES, log_file
 
     from .. import display
     from ..main import EXIT_REJECTS
 
-    config = room.FetchConfig(
+    config = embedpipe.FetchConfig(
         source=source,
         url_col=url_col,
         caption_col=caption_col,
@@ -214,40 +214,26 @@ def command(
         robots=robots,
         ca_file=ca_file,
         executor=executor,
-        cluster=Cluster(address),
+        cluster=embedpipe.Cluster(address),
     )
     if dry_run:
-        _print_plan(room.make_plan(urls, out, config), out, config)
+        plan, to_fetch = embedpipe.plan_fetch(urls, out, config)
+        columns = {"url": plan.layout.url, "caption": plan.layout.caption, **plan.layout.passed}
+        counts = {"rows": plan.rows, "shards": len(plan.shards), "to_fetch": to_fetch}
+        display.print_json({**counts, "columns": columns, "config": config})
         return
     try:
         with display.progress("fetch", "urls") as view:
-            report = room.fetch(urls, out, config, view)
+            report = embedpipe.fetch(urls, out, config, view)
     finally:
         if debugging():
-            _show_log(room.log_file(out))
+            _show_log(log_file(out))
     if as_json:
         display.print_json(report)
     else:
-        _print(out, report, room.ERROR_CLASSES)
+        _print(out, report, ERROR_CLASSES)
     if too_many_rejects(max_rejects, report.rows - report.succeeded, report.rows):
         ctx.exit(EXIT_REJECTS)
-
-
-def _print_plan(plan: Any, out: str, config: Any) -> None:
-    from embedpipe.fetch import remaining
-
-    from .. import display
-
-    columns = {"url": plan.layout.url, "caption": plan.layout.caption, **plan.layout.passed}
-    display.print_json(
-        {
-            "rows": plan.rows,
-            "shards": len(plan.shards),
-            "to_fetch": [shard.number for shard in remaining(plan, out)],
-            "columns": columns,
-            "config": display.plain(config),
-        }
-    )
 
 
 def _show_log(log_file: str | None) -> None:

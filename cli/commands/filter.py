@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+import embedpipe
+
 from ..options import debug_option, dry_run_option, json_option, trust_option
 
 
@@ -64,14 +66,12 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     embedpipe filter emb out --top 0.3 --by similarity --not-keys dedup/dropped.parquet --materialise
     embedpipe filter emb out --head sac+logos+ava1-l14-linearMSE.pth --min-score 5
     """
-    from embedpipe.curate.filter.job import FilterConfig, filter, plan_filter
-
     from .. import display
 
-    config = FilterConfig(**options)
+    config = embedpipe.FilterConfig(**options)
     display.note_old_data(emb)
     with display.progress("filter", "rows") as view:
-        report = plan_filter(emb, config, view, out) if dry_run else filter(emb, out, config, view)
+        report = embedpipe.plan_filter(emb, config, view, out) if dry_run else embedpipe.filter(emb, out, config, view)
     if dry_run:
         display.print_json({"would": display.plain(report), "config": display.plain(config)})
     elif as_json:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..options import (
@@ -20,7 +20,6 @@ from ..options import (
     model_options,
     one_or_each,
     refuse_missing,
-    run_folders,
     said_of_model,
     trust_option,
 )
@@ -33,10 +32,10 @@ _PICTURE = click.Path(dir_okay=False)
 
 @click.command()
 @click.argument("texts", nargs=-1, metavar="[TEXT]…")
-@click.option("--decoder", required=True, callback=run_folders, help="A folder written by train-decoder.")
-@click.option("--prior", callback=run_folders, help="A folder written by train-prior; needed for texts.")
+@click.option("--decoder", required=True, help="A folder written by train-decoder.")
+@click.option("--prior", help="A folder written by train-prior; needed for texts.")
 @click.option("--captions", type=_PICTURE, help="More texts: one a line (.txt) or a column (.csv, .tsv, .parquet).")
-@click.option("--caption-column", "column", help="The column of --captions. Default: query, text or caption.")
+@click.option("--caption-column", help="The column of --captions. Default: query, text or caption.")
 @click.option("--from-image", type=_PICTURE, help="Pictures that share this one's content and style, not its details.")
 @click.option(
     "--inpaint",
@@ -47,19 +46,32 @@ _PICTURE = click.Path(dir_okay=False)
 )
 @click.option("--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures on the way from A to B.")
 @click.option("--embedding", type=_PICTURE, help="Image embeddings [n, d] of an .npy file; no prior is asked.")
-@click.option("--beside", "emb", help="Make pictures of held-out captions of this data set, and show the true ones.")
+@click.option(
+    "--beside", "held_out", help="Make pictures of held-out captions of this data set, and show the true ones."
+)
 @click.option("--rows", type=click.IntRange(2), default=16, show_default=True, help="Of --beside: how many captions.")
 @click.option("--images", "data", help="Of --beside: where the image shards are now, if not where they were.")
 @click.option("--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each.")
 @click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
 @click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
-@click.option("--guidance", type=ForStages(float), default="1", show_default=True, help="The decoder's; 1 is none.")
-@click.option("--text-guidance", type=ForStages(float), help="By the text alone, of a decoder that reads it.")
-@click.option("--prior-guidance", type=float, default=1.0, show_default=True, help="The prior's; 1 is none.")
+@click.option(
+    "--guidance", "cond_scale", type=ForStages(float), default="1", show_default=True, help="The decoder's; 1 is none."
+)
+@click.option(
+    "--text-guidance", "text_cond_scale", type=ForStages(float), help="By the text alone, of a decoder that reads it."
+)
+@click.option(
+    "--prior-guidance", "prior_cond_scale", type=float, default=1.0, show_default=True, help="The prior's; 1 is none."
+)
 @click.option("--prior-steps", type=click.IntRange(1), help="Sampling steps of the prior. Default: its own.")
 @click.option("--prior-sampler", help="Of the prior. Default: its own.")
-@click.option("--candidates", type=click.IntRange(1), help="Embeddings the prior draws for each picture; one is kept.")
+@click.option(
+    "--candidates",
+    "prior_num_samples",
+    type=click.IntRange(1),
+    help="Embeddings the prior draws for each picture; one is kept.",
+)
 @click.option(
     "--best-of",
     type=click.IntRange(1),
@@ -68,7 +80,14 @@ _PICTURE = click.Path(dir_okay=False)
     help="Make so many times as many pictures, and keep those that the encoder finds nearest to the text.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures made at once.")
+@click.option(
+    "--batch-size",
+    "max_batch_size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Pictures made at once.",
+)
 @click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
@@ -78,27 +97,7 @@ _PICTURE = click.Path(dir_okay=False)
 @dry_run_option
 @json_option
 @debug_option
-def command(
-    texts: tuple[str, ...],
-    decoder: str,
-    prior: str | None,
-    model: str | None,
-    pretrained: str | None,
-    trust_old_card: bool,
-    device: str | None,
-    guidance: Any,
-    text_guidance: Any,
-    prior_guidance: float,
-    candidates: int | None,
-    batch_size: int,
-    emb: str | None,
-    rows: int,
-    data: str | None,
-    out: str,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
     """Make pictures of texts: prior, then decoder. Or vary, fill in or interpolate pictures.
 
     OUT is a grid of all pictures; beside it lie each by itself (out/000-00.png: the text's number, then the picture's)
@@ -113,55 +112,26 @@ def command(
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
     embedpipe generate --beside emb --prior prior --decoder decoder --n 1
     """
-    if not out.lower().endswith(".png"):
-        raise click.UsageError(f"--out {out}: the grid is a .png file")
-    refuse_missing(decoder, prior, emb)
-
-    from dalle2_core.generation import GenerationConfig
-    from embedpipe.errors import InputError
-    from embedpipe.unclip.generate import pipeline
-    from embedpipe.unclip.generate.held_out import held_out
-    from embedpipe.unclip.generate.models import Models
-    from embedpipe.unclip.generate.request import Request
-    from embedpipe.unclip.train.plan import default_device
+    refuse_missing(options["decoder"], options["prior"], options["held_out"])
 
     from .. import display
 
-    for name in ("steps", "sampler", "eta"):
+    for name in ("steps", "sampler", "eta", "cond_scale", "text_cond_scale"):
         options[name] = one_or_each(options[name])
-    names = ("captions", "column", "from_image", "inpaint", "interpolate", "embedding")
-    asked = {name: options.pop(name) or None for name in names}
+    for name in ("inpaint", "interpolate"):
+        options[name] = options[name] or None
     said = said_of_model(options)
-    models = Models(decoder, prior, model, pretrained, device or default_device(), said, trust_old_card)
-    if emb is not None and (texts or any(asked.values())):
-        raise click.UsageError("--beside takes the captions of a data set: leave texts and pictures out")
-    held = None if emb is None else held_out(models, emb, rows)
-    texts = texts if held is None else tuple(held.captions)
-    try:
-        request = Request(texts=texts, **asked)
-    except InputError as problem:
-        raise click.UsageError(str(problem)) from problem
-    config = GenerationConfig(
-        cond_scale=one_or_each(guidance),
-        text_cond_scale=one_or_each(text_guidance),
-        prior_cond_scale=prior_guidance,
-        prior_num_samples=candidates,
-        max_batch_size=batch_size,
-        **options,
-    )
-    if dry_run:
-        settings = {"settings": dataclasses.asdict(config), "out": out}
-        with _watching() as watching:
-            plan = pipeline.plan_generation(request, models, config, watching)
-        display.print_json(plan | settings)
-        return
     with _watching() as watching:
-        made = pipeline.generate(request, models, config, watching)
-    report = pipeline.write_images(made, out, request, config, held, data)
-    if as_json:
-        display.print_json(report)
+        if dry_run:
+            plan = embedpipe.plan_generation(texts, **options, options=said, watching=watching)
+        else:
+            made = embedpipe.generate(texts, **options, options=said, watching=watching)
+    if dry_run:
+        display.print_json(plan)
+    elif as_json:
+        display.print_json(made.record)
     else:
-        _print(made, out, report)
+        _print(made, options["out"])
 
 
 @contextlib.contextmanager
@@ -194,11 +164,11 @@ def _watching() -> Iterator[Watching]:
         yield Watching(on_step, on_smaller_batch, on_doing, lambda text: click.echo(f"note: {text}", err=True))
 
 
-def _print(made: Made, out: str, report: dict[str, Any]) -> None:
+def _print(made: Made, out: str) -> None:
     from .. import display
 
-    if "beside" in report:
-        _print_beside(report["beside"])
+    if made.record is not None and "beside" in made.record:
+        _print_beside(made.record["beside"])
     elif made.text is not None and made.scores is not None:
         rows = []
         for number, text in enumerate(made.texts):

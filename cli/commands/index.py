@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..options import debug_option, dry_run_option, executor_options, json_option
@@ -79,14 +80,13 @@ def command(
     embedpipe index emb --type ivf --executor ray --address head:6379 --workers 16
     embedpipe index s3://bucket/emb
     """
-    from embedpipe.execute import Cluster
-    from embedpipe.index import IndexConfig, build_index, plan_index
-
     from .. import display
 
-    config = IndexConfig(modality, kind, memory, recall, rebuild, executor, workers, Cluster(address))
+    config = embedpipe.IndexConfig(
+        modality, kind, memory, recall, rebuild, executor, workers, embedpipe.Cluster(address)
+    )
     display.note_old_data(emb)
-    plan = plan_index(emb, config)
+    plan = embedpipe.plan_index(emb, config)
     if dry_run:
         if as_json:
             display.print_json({"config": config, "plan": plan})
@@ -99,7 +99,7 @@ def command(
         if not plan.kind.lists and (workers > 1 or executor not in ("auto", "inline")):
             click.echo(f"note: {plan.kind.factory} is held in memory, so this process adds all rows to it", err=True)
     with display.progress("index", "rows") as view:
-        card = build_index(emb, config, view)
+        card = embedpipe.index(emb, config, view)
     if as_json:
         display.print_json(card)
     else:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+import embedpipe
+
 from ..fields import with_options
 from ..options import debug_option, json_option
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--html",
-    "html_file",
     type=click.Path(dir_okay=False),
     help="Write a page with pictures, for a browser, to this file.",
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--images", help="Where the image shards are now, for the pictures on the page.")
 @json_option
 @debug_option
-def command(path: str, hosts: int, html_file: str | None, samples: int, images: str | None, as_json: bool) -> None:
+def command(path: str, hosts: int, html: str | None, samples: int, images: str | None, as_json: bool) -> None:
     """Say what is in an output: counts, rejects by reason, the encoder, similarities and norms.
 
     PATH is a folder written by `fetch`, `encode` or `merge`, finished or still growing, or embeddings of
@@ -40,24 +41,18 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
     embedpipe info emb
     embedpipe info emb --html emb.html
     """
-    from embedpipe import files
     from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
     from embedpipe.fetch import ERROR_CLASSES
-    from embedpipe.info import describe, info_page, look_at
     from embedpipe.manifest import IMAGE_SHARDS
     from embedpipe.types import REJECT_CLASSES
     from embedpipe.verify import KINDS
 
     from .. import display
 
-    meanings = {**ERROR_CLASSES, **REJECT_CLASSES}
     with display.progress("info", "rows") as view:
-        found = describe(path, hosts, view)
-        if html_file is not None:
-            kind = KINDS.get(found.format, found.format)
-            page = info_page(found, look_at(path, samples, images), kind, meanings)
-            files.write_bytes(html_file, page)
-            click.echo(f"written to {html_file}", err=True)
+        found = embedpipe.info(path, hosts, html, samples, images, view)
+    if html is not None:
+        click.echo(f"written to {html}", err=True)
     if as_json:
         display.print_json(found)
         return
@@ -103,6 +98,7 @@ def command(path: str, hosts: int, html_file: str | None, samples: int, images: 
             click.echo(line)
         click.echo()
     if found.rejects:
+        meanings = {**ERROR_CLASSES, **REJECT_CLASSES}
         counts = sorted(found.rejects.items(), key=lambda item: -item[1])
         made_by = "fetch" if found.format == IMAGE_SHARDS else "encode"
         rejects = [(name, count, with_options(meanings.get(name, ""), made_by)) for name, count in counts]

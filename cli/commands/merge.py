@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..fields import with_options
@@ -41,24 +42,22 @@ def command(
     \b
     embedpipe merge emb-2023 emb-2024 emb
     """
-    from embedpipe.merge import MergeConfig, merge, plan_merge
-
     from .. import display
     from ..main import EXIT_REJECTS
 
     *sources, out = paths
     if len(sources) < 2:
         raise click.UsageError("Give at least two data sets, then the output folder")
-    config = MergeConfig(workers, trust_old_card=trust_old_card)
+    config = embedpipe.MergeConfig(workers, trust_old_card=trust_old_card)
     display.note_old_data(*sources)
     if dry_run:
-        plan = plan_merge(sources, out, trust_old_card)
+        plan = embedpipe.plan_merge(sources, out, trust_old_card)
         names = {task.number: {"shard": task.name, "from": task.payload.path} for task in plan.tasks}
         facts = {"prefixes": plan.prefixes, "columns": plan.columns, "unfinished": plan.unfinished}
         display.print_json({"shards": names, **facts, "config": config})
         return
     with display.progress("merge", "rows", verbose=verbose) as view:
-        report = merge(sources, out, config, view)
+        report = embedpipe.merge(sources, out, config, view)
     if as_json:
         display.print_json(report)
     else:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, dry_run_option, json_option, refuse_missing, run_folders, trust_option
+from ..options import debug_option, dry_run_option, json_option, refuse_missing, trust_option
 
 
 @click.command()
 @click.argument("emb")
 @click.argument("out")
-@click.option("--prior", "run", required=True, callback=run_folders, help="A folder written by train-prior.")
+@click.option("--prior", "run", required=True, help="A folder written by train-prior.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples.")
 @click.option("--steps", type=click.IntRange(1), help="Sampling steps. Default: the prior's own.")
 @click.option("--candidates", type=click.IntRange(1), help="Drawn for each text; the one nearest to it is kept.")
@@ -53,17 +54,15 @@ def command(
     """
     refuse_missing(emb, run)
 
-    from embedpipe.unclip import sample_prior
-
     from .. import display
 
-    sampling = sample_prior.SamplingConfig(seed, steps, candidates, sampler, cond_scale)
+    sampling = embedpipe.SamplingConfig(seed, steps, candidates, sampler, cond_scale)
     display.note_old_data(emb)
     if dry_run:
-        display.print_json(sample_prior.plan_sampling(run, emb, out, sampling, gpus, workers, trust_old_card))
+        display.print_json(embedpipe.plan_sampling(run, emb, out, sampling, gpus, workers, trust_old_card))
         return
     with display.progress("sample-prior", "rows") as view:
-        report = sample_prior.sample_prior(run, emb, out, sampling, batch_size, gpus, workers, view, trust_old_card)
+        report = embedpipe.sample_prior(run, emb, out, sampling, batch_size, gpus, workers, view, trust_old_card)
     if as_json:
         display.print_json(report)
         return

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..options import debug_option, json_option, model_options, said_of_model
 
 if TYPE_CHECKING:
-    from embedpipe.index import Hit, Query
+    from embedpipe.index import Hit
     from embedpipe.index.results import Answer
-    from embedpipe.load import EmbeddingDataset
 
-_SHEETS = (".png", ".html")
-_TABLES = (".parquet", ".jsonl")
 _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 
 
@@ -79,73 +77,47 @@ def command(
     embedpipe search emb --key 000000012 --min-score 0.9
     embedpipe search emb --queries captions.txt --save results.parquet
     """
-    from embedpipe.errors import InputError
-    from embedpipe.index import Query, Searcher, query_encoder, run_queries
-    from embedpipe.load import EmbeddingDataset
+    from embedpipe.index.results import SUFFIXES, check_suffix
     from embedpipe.progress import silent
 
     from .. import display
 
     said = said_of_model(asked)
-    try:
-        query = Query(**asked)
-    except InputError as problem:
-        raise click.UsageError(str(problem)) from problem
+    query = embedpipe.Query(**asked)
     many = query.queries is not None
-    suffixes = _TABLES if many else (*_SHEETS, *_TABLES)
-    if save is not None and not save.lower().endswith(suffixes):
-        raise click.UsageError(f"--save {save}: results{' of --queries' * many} are saved as {', '.join(suffixes)}")
-    dataset = EmbeddingDataset(emb)
-    searcher = Searcher(dataset, modality, exact)
+    if save is not None:
+        check_suffix(save, many)
+    dataset = embedpipe.EmbeddingDataset(emb)
+    searcher = embedpipe.Searcher(dataset, modality, exact)
     if searcher.card is None and not exact:
         click.echo(f"note: no {modality} index, so every row is compared; `embedpipe index {emb}` makes one", err=True)
-
     display.note_old_card(emb, dataset.card.dated, ": queries are embedded as version 0.1 embedded them")
-
-    def load() -> Any:
-        return query_encoder(dataset, model, pretrained, options=said)
 
     quick = not many and (searcher.card is not None or len(dataset) <= _ROWS_AT_A_GLANCE)
     shown = contextlib.nullcontext(silent) if quick else display.progress("search", "queries" if many else "rows")
     with shown as view:
-        found = run_queries(
-            searcher, query, load, k, min_score, view, lambda text: click.echo(f"note: {text}", err=True)
-        )
+        encoder: Any = {"model": model, "pretrained": pretrained, "options": said}
         if many:
-            _answer_many(found, save, as_json)
+            _show_many(
+                embedpipe.search_many(searcher, query, k, min_score=min_score, **encoder, listen=view), save, as_json
+            )
             return
-        ((_, hits),) = found
-    _answer_one(dataset, query, hits, save, data, as_json)
-
-
-def _answer_one(
-    dataset: EmbeddingDataset, query: Query, hits: Sequence[Hit], save: str | None, data: str | None, as_json: bool
-) -> None:
-    from embedpipe.index import save_results
-
-    from .. import display
-
-    sheet = save is not None and save.lower().endswith(_SHEETS)
-    if save is not None and sheet:
-        _save_sheet(dataset, hits, query.title, save, data)
-    elif save is not None:
-        save_results(save, iter([(query.text, hits)]))
+        hits = embedpipe.search(searcher, query, k, min_score=min_score, **encoder, save=save, data=data, listen=view)
     if as_json:
         display.print_json(hits)
         return
     _table(hits)
     if save is not None:
-        click.echo(f"{'contact sheet' if sheet else 'results'}: {save}")
+        click.echo(f"{'results' if save.lower().endswith(SUFFIXES) else 'contact sheet'}: {save}")
 
 
-def _answer_many(found: Iterator[Answer], save: str | None, as_json: bool) -> None:
-    from embedpipe.index import save_results
+def _show_many(found: Iterator[Answer], save: str | None, as_json: bool) -> None:
     from embedpipe.index.results import as_line
 
     from .. import display
 
     if save is not None:
-        hits = save_results(save, found)
+        hits = embedpipe.save_results(save, found)
         if as_json:
             display.print_json({"hits": hits, "saved": save})
         else:
@@ -163,19 +135,3 @@ def _table(hits: Sequence[Hit], title: str = "") -> None:
 
     rows = [(hit.rank, hit.score, hit.key, hit.caption, hit.metadata.get("url")) for hit in hits]
     display.print_table(["#", "score", "key", "caption", "url"], rows, title)
-
-
-def _save_sheet(dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, save: str, data: str | None) -> None:
-    from embedpipe import files
-    from embedpipe.images.pages import contact_page
-    from embedpipe.images.sheet import SheetCell, contact_sheet
-    from embedpipe.load.images.source import source_images
-
-    pictures = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], data)
-    missing = sum((hit.src_shard, hit.key) not in pictures for hit in hits)
-    if missing:
-        place = data or dataset.run.source
-        click.echo(f"warning: {missing} pictures are not in {place}; see --images", err=True)
-    cells = [SheetCell(pictures.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
-    make = contact_page if save.lower().endswith(".html") else contact_sheet
-    files.write_bytes(save, make(cells, title))

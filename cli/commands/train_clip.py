@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
+
 from ..options import (
     debug_option,
     device_option,
     dry_run_option,
     json_option,
     picture_options,
-    short_settings,
     split_options,
     training_options,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @dry_run_option
 @json_option
 @debug_option
-def command(data: str, out: str, **options: Any) -> None:
+def command(data: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a small CLIP on image shards or a folder of images with captions, through open_clip.
 
     OUT gets a model that open_clip loads as `local-dir:OUT` and `embedpipe encode --model OUT` takes, checkpoints,
@@ -51,34 +52,17 @@ def command(data: str, out: str, **options: Any) -> None:
     embedpipe train-clip shards clip --split-column split
     embedpipe encode shards emb --model clip
     """
-    from dalle2_core.presets.clip import clip_preset
-    from embedpipe.unclip.train import clip
-    from embedpipe.unclip.train.plan import SplitConfig, default_device
-
     from .. import display
-    from ..config import resolve_config
-    from ..training_display import print_plan_of, training_view
+    from ..training_display import plan_of, training_view
 
-    recipe = resolve_config(clip_preset(options["preset"]), options["config_file"], short_settings(options))
-    job = clip.ClipJob(
-        data,
-        out,
-        recipe,
-        SplitConfig(options["split_column"], options["valid_share"]),
-        clip.PictureSource(options["caption_key"], options["input_format"], options["max_pixels"]),
-    )
     view = training_view("train-clip")
-    if options["dry_run"]:
-        display.print_json(print_plan_of(clip.plan_clip(job, view), recipe))
-        return
-    outcome = clip.train_clip(job, options["device"] or default_device(), view)
-    if options["as_json"]:
-        display.print_json(outcome)
+    if dry_run:
+        display.print_json(plan_of(embedpipe.plan_train_clip(data, out, **options, view=view)))
     else:
-        _print(outcome, recipe.clip.model["text_cfg"].get("context_length", 77))
+        display.show(embedpipe.train_clip(data, out, **options, view=view), as_json, _print)
 
 
-def _print(outcome: ClipOutcome, context_length: int) -> None:
+def _print(outcome: ClipOutcome) -> None:
     from embedpipe.progress import CutCaptions
 
     from .. import display
@@ -86,10 +70,9 @@ def _print(outcome: ClipOutcome, context_length: int) -> None:
     if outcome.rejects:
         display.print_table(["left out because", "samples"], sorted(outcome.rejects.items(), key=lambda item: -item[1]))
     if outcome.captions_cut:
+        cut = CutCaptions(captions=outcome.captions_cut, tokens=outcome.tokens_cut)
         click.echo(
-            f"warning: {CutCaptions(captions=outcome.captions_cut, tokens=outcome.tokens_cut).said(context_length)}; "
-            "see --set clip.model.text_cfg.context_length=77",
-            err=True,
+            f"warning: {cut.said(outcome.context_length)}; see --set clip.model.text_cfg.context_length=77", err=True
         )
     click.echo(
         f"{outcome.out}: {outcome.trained_parameters:,} of {outcome.parameters:,} parameters trained, "

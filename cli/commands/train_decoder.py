@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+import embedpipe
 
 from ..options import (
     ForStages,
@@ -18,13 +18,12 @@ from ..options import (
     parallel_option,
     refuse_missing,
     row_options,
-    run_folders,
     split_options,
     trust_option,
 )
 
 if TYPE_CHECKING:
-    from embedpipe.unclip.train.decoder_config import DecoderJob, DecoderOutcome
+    from embedpipe.unclip.train.decoder_config import DecoderOutcome
 
 
 @click.command()
@@ -40,11 +39,18 @@ if TYPE_CHECKING:
 @click.option(
     "--sizes",
     type=ForStages(int, least=1),
+    default=(),
     help="Pixels a side of each stage, e.g. 64,256; how many there are.",
 )
-@click.option("--dims", type=ForStages(int, least=1), help="Width of each stage's network, or of all.")
-@click.option("--timesteps", type=ForStages(int, least=1), help="Noise levels of each stage, or of all.")
-@click.option("--objective", type=ForStages(str), help="What each stage's network predicts: v, x0, noise or flow.")
+@click.option("--dims", type=ForStages(int, least=1), default=(), help="Width of each stage's network, or of all.")
+@click.option("--timesteps", type=ForStages(int, least=1), default=(), help="Noise levels of each stage, or of all.")
+@click.option(
+    "--objective",
+    "objectives",
+    type=ForStages(str),
+    default=(),
+    help="What each stage's network predicts: v, x0, noise or flow.",
+)
 @click.option("--text-tokens", is_flag=True, help="Tell the first stage the states of the captions' tokens, too.")
 @config_options
 @click.option("--stage", "stages", type=click.IntRange(1), multiple=True, help="Train this stage alone. Repeatable.")
@@ -53,7 +59,6 @@ if TYPE_CHECKING:
     "vaes",
     multiple=True,
     metavar="FOLDER",
-    callback=run_folders,
     help="Autoencoder of the first stage (again: of the second …).",
 )
 @click.option(
@@ -86,7 +91,7 @@ if TYPE_CHECKING:
 @dry_run_option
 @json_option
 @debug_option
-def command(data: str, emb: str, out: str, **options: Any) -> None:
+def command(data: str, emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a decoder (image embedding → image): a cascade of stages, each trained by itself.
 
     DATA are the image shards that EMB was encoded from; each image is found by its source shard and key. No CLIP is
@@ -102,83 +107,16 @@ def command(data: str, emb: str, out: str, **options: Any) -> None:
     """
     refuse_missing(emb)
 
-    from dalle2_core.training import join_processes
-    from embedpipe.unclip.train import decoder
-    from embedpipe.unclip.train.plan import default_device
-
     from .. import display
-    from ..training_display import print_plan_of, training_view
+    from ..training_display import plan_of, training_view
 
-    job = _job(data, emb, out, options)
-    numbers = job.numbers()
-    if options["dry_run"]:
-        display.note_old_data(emb)
-        display.print_json({"train": numbers, **print_plan_of(decoder.plan_decoder(job), job.recipe)})
-        return
-    device = options["device"] or default_device()
-    together = join_processes(device)
-    if together.is_first:
-        display.note_old_data(emb)
-    outcome = decoder.train_decoder(job, device, training_view("train-decoder", together), together)
-    if outcome is None:
-        return
-    if options["as_json"]:
-        display.print_json(outcome)
+    view = training_view("train-decoder")
+    display.note_old_data(emb)
+    if dry_run:
+        plan = embedpipe.plan_train_decoder(data, emb, out, **options, view=view)
+        display.print_json({"train": plan.stages, **plan_of(plan)})
     else:
-        _print(outcome)
-
-
-def _job(data: str, emb: str, out: str, options: dict[str, Any]) -> DecoderJob:
-    from dalle2_core.presets.decoder import decoder_preset
-    from embedpipe.unclip.data.decoder_batches import ImageSource
-    from embedpipe.unclip.data.row_policy import RowPolicy
-    from embedpipe.unclip.train.decoder_config import DecoderJob, JudgeConfig
-    from embedpipe.unclip.train.plan import SplitConfig
-
-    from ..config import resolve_config
-
-    recipe = decoder_preset(options["preset"]).changed(
-        sizes=options["sizes"] or (),
-        dims=options["dims"] or (),
-        timesteps=options["timesteps"] or (),
-        objectives=options["objective"] or (),
-    )
-    recipe = resolve_config(
-        recipe, options["config_file"], [*options["settings"], *_short(options, len(recipe.stages))]
-    )
-    policy = RowPolicy(options["normalise"], options["drop_nonfinite"])
-    return DecoderJob(
-        data,
-        emb,
-        out,
-        recipe,
-        options["stages"],
-        options["vaes"],
-        SplitConfig(options["split_column"], options["valid_share"]),
-        ImageSource(options["drop_unjoined"], options["decode_threads"], options["max_pixels"], policy),
-        JudgeConfig(options["features"], options["score_rows"], cond_scale=options["cond_scale"]),
-        options["cache_latents"],
-        options["trust_old_card"],
-    )
-
-
-def _short(options: dict[str, Any], count: int) -> Sequence[str]:
-    """The options that stand for a setting of every stage, as --set writes them."""
-    values = {
-        "steps": options["steps"],
-        "batch_size": options["batch_size"],
-        "seed": options["seed"],
-        "parallel": options["parallel"],
-        "show_every": options["sample_every"],
-        "loggers": json.dumps(options["loggers"]) if options["loggers"] else None,
-    }
-    text = ["stages.1.text_tokens=true"] if options["text_tokens"] else []
-    return text + [
-        f"stages.{number}.train.{name}={value}"
-        for number in range(1, count + 1)
-        for name, value in values.items()
-        if value is not None
-    ]
+        display.show(embedpipe.train_decoder(data, emb, out, **options, view=view), as_json, _print)
 
 
 def _print(outcome: DecoderOutcome) -> None:

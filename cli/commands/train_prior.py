@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
 from dalle2_core.priors import PRIORS
 
 from ..options import (
@@ -17,13 +17,12 @@ from ..options import (
     parallel_option,
     refuse_missing,
     row_options,
-    short_settings,
     split_options,
     training_options,
 )
 
 if TYPE_CHECKING:
-    from embedpipe.unclip.train.prior import PriorJob, PriorOutcome
+    from embedpipe.unclip.train.prior import PriorOutcome
 
 ALL = "all"
 
@@ -44,7 +43,7 @@ ALL = "all"
 @dry_run_option
 @json_option
 @debug_option
-def command(emb: str, out: str, **options: Any) -> None:
+def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a prior (text embedding → image embedding) from embeddings alone.
 
     No CLIP is loaded and no image is read. OUT gets the trained prior (config.json, model.safetensors), checkpoints,
@@ -60,64 +59,25 @@ def command(emb: str, out: str, **options: Any) -> None:
     """
     refuse_missing(emb)
 
-    from dalle2_core.training import join_processes
-    from embedpipe.mirror import local_copy
-    from embedpipe.unclip.evaluate.priors import evaluate_priors
-    from embedpipe.unclip.train import prior as wiring
-    from embedpipe.unclip.train.plan import default_device
-
     from .. import display
-    from ..training_display import print_plan_of, show_comparison, training_view
+    from ..training_display import plan_of, show_comparison, training_view
 
-    jobs = _jobs(emb, out, options)
     compares = options["prior"] == ALL
-    if options["dry_run"]:
-        display.note_old_data(emb)
-        plans = {job.recipe.prior: print_plan_of(wiring.plan_prior(job), job.recipe) for job in jobs}
-        display.print_json(plans if compares else plans[jobs[0].recipe.prior])
-        return
-    device = options["device"] or default_device()
-    together = join_processes(device)
-    if together.is_first:
-        display.note_old_data(emb)
-    view = training_view("train-prior", together)
-    outcomes = [wiring.train_prior(job, device, view, together) for job in jobs]
-    if not together.is_first:
-        return
     if compares:
-        folders = [local_copy(job.out) for job in jobs]
-        show_comparison(evaluate_priors(folders, emb, "valid", device), "valid", options["as_json"])
-    elif options["as_json"]:
-        display.print_json(outcomes[0])
+        del options["prior"]
+    display.note_old_data(emb)
+    if dry_run and compares:
+        plans = embedpipe.plan_train_all_priors(emb, out, **options)
+        display.print_json({name: plan_of(plan) for name, plan in plans.items()})
+    elif dry_run:
+        display.print_json(plan_of(embedpipe.plan_train_prior(emb, out, **options)))
+    elif compares:
+        found = embedpipe.train_all_priors(emb, out, **options, view=training_view("train-prior"))
+        if found is not None:
+            show_comparison(found, "valid", as_json)
     else:
-        assert outcomes[0] is not None
-        _print(outcomes[0])
-
-
-def _jobs(emb: str, out: str, options: dict[str, Any]) -> list[PriorJob]:
-    """The prior that is asked for, or one of each kind."""
-    from dalle2_core.presets.prior import prior_preset
-    from embedpipe.unclip.data.row_policy import RowPolicy
-    from embedpipe.unclip.train.plan import SplitConfig
-    from embedpipe.unclip.train.prior import PriorJob
-
-    from ..config import resolve_config
-
-    prior = options["prior"]
-    named = [f"prior={prior}"] if prior not in (None, ALL) else []
-    recipe = resolve_config(prior_preset(options["preset"]), options["config_file"], [*short_settings(options), *named])
-    job = PriorJob(
-        emb,
-        out,
-        recipe,
-        SplitConfig(options["split_column"], options["valid_share"]),
-        RowPolicy(options["normalise"], options["drop_nonfinite"]),
-    )
-    if prior != ALL:
-        return [job]
-    return [
-        dataclasses.replace(job, out=f"{out}/{name}", recipe=dataclasses.replace(recipe, prior=name)) for name in PRIORS
-    ]
+        outcome = embedpipe.train_prior(emb, out, **options, view=training_view("train-prior"))
+        display.show(outcome, as_json, _print)
 
 
 def _print(outcome: PriorOutcome) -> None:

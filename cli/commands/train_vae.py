@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import embedpipe
+
 from ..options import (
     debug_option,
     device_option,
     dry_run_option,
     json_option,
     picture_options,
-    short_settings,
     split_options,
     training_options,
 )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @dry_run_option
 @json_option
 @debug_option
-def command(data: str, out: str, **options: Any) -> None:
+def command(data: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train an autoencoder with a codebook (VQGAN) on image shards or a folder of images, for decoders in its latents.
 
     OUT gets the autoencoder (config.json, model.safetensors) with its latents' statistics, checkpoints, metrics.jsonl,
@@ -51,35 +52,14 @@ def command(data: str, out: str, **options: Any) -> None:
     embedpipe train-vae shards vae --preset base --vgg vgg16.pth --set train.batch_size=32
     torchrun --nproc-per-node 8 -m embedpipe_cli train-vae shards vae --preset base
     """
-    from dalle2_core.presets.autoencoder import vae_preset
-    from dalle2_core.training import join_processes
-    from embedpipe.unclip.train import autoencoder
-    from embedpipe.unclip.train.plan import SplitConfig, default_device
-
     from .. import display
-    from ..config import resolve_config
-    from ..training_display import print_plan_of, training_view
+    from ..training_display import plan_of, training_view
 
-    recipe = resolve_config(vae_preset(options["preset"]), options["config_file"], short_settings(options))
-    job = autoencoder.VaeJob(
-        data,
-        out,
-        recipe,
-        SplitConfig(options["split_column"], options["valid_share"]),
-        autoencoder.VaeSource(options["input_format"], options["max_pixels"], options["vgg"]),
-    )
-    if options["dry_run"]:
-        display.print_json(print_plan_of(autoencoder.plan_vae(job, training_view("train-vae")), recipe))
-        return
-    device = options["device"] or default_device()
-    together = join_processes(device)
-    outcome = autoencoder.train_vae_on(job, device, training_view("train-vae", together), together)
-    if outcome is None:
-        return
-    if options["as_json"]:
-        display.print_json(outcome)
+    view = training_view("train-vae")
+    if dry_run:
+        display.print_json(plan_of(embedpipe.plan_train_vae(data, out, **options, view=view)))
     else:
-        _print(outcome)
+        display.show(embedpipe.train_vae(data, out, **options, view=view), as_json, _print)
 
 
 def _print(outcome: VaeOutcome) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import embedpipe
 from embedpipe.plural import plural
 
 from ..options import debug_option, executor_options, json_option
@@ -50,14 +51,13 @@ def command(
     embedpipe verify emb --deep --repair
     embedpipe verify s3://bucket/emb --deep --workers 64 --executor ray --address head:6379
     """
-    from embedpipe.execute import Cluster
-    from embedpipe.verify import VerifyConfig, verify
-
     from .. import display
     from ..main import EXIT_ERROR
 
     with display.progress("verify", "rows") as view:
-        report = verify(path, VerifyConfig(deep, repair, workers, executor, Cluster(address)), view)
+        report = embedpipe.verify(
+            path, embedpipe.VerifyConfig(deep, repair, workers, executor, embedpipe.Cluster(address)), view
+        )
     if as_json:
         display.print_json({**display.plain(report), "whole": report.whole})
     else:

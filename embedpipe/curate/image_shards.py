@@ -24,6 +24,7 @@ from ..lock import exclusive
 from ..manifest import IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Progress, silent
 from ..read import Reader
+from ..subset import read_subset
 from ..tar import TarWriter
 from ..types import Sample
 from ..uid import uid
@@ -43,14 +44,20 @@ class ImageExportReport:
 
 
 def export_images(
-    dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None, listen: Listener = silent
+    dataset: EmbeddingDataset | str,
+    rows: np.ndarray | str | None,
+    out: str,
+    images: str | None = None,
+    listen: Listener = silent,
 ) -> ImageExportReport:
-    """Write the images, captions and metadata of `rows` (int64, ascending) as image shards; a repeated call resumes.
+    """Write the images, captions and metadata of `rows` as image shards; a repeated call resumes.
 
-    Shard i of `out` has the selected samples of input shard i, in row order. images: the current location of the input,
-    None for the recorded one. Raises InputError if it is missing, DatasetError if it differs from what was encoded,
-    RunMismatch if `out` contains something else, OutputBusy, OutputUnwritable, DiskFull.
+    rows: int64, ascending; or a key subset, see `read_subset`; None for all. Shard i of `out` has the selected samples of
+    input shard i, in row order. images: the current location of the input, None for the recorded one. Raises InputError
+    if it is missing, DatasetError if it differs from what was encoded, RunMismatch if `out` contains something else,
+    OutputBusy, OutputUnwritable, DiskFull.
     """
+    dataset, rows = _chosen(dataset, rows)
     reader = _source(dataset, images)
     run = _run_of(dataset, rows, images)
     with exclusive(out):
@@ -69,12 +76,31 @@ def export_images(
     )
 
 
-def plan_images(dataset: EmbeddingDataset, rows: np.ndarray, out: str, images: str | None = None) -> str:
-    """The location from which `export_images` would read the images. Raises as it does before it writes."""
+@dataclass(frozen=True, slots=True)
+class ImageExportPlan:
+    """What `export_images` would write: rows, shards, and where the images are."""
+
+    rows: int
+    shards: int
+    source: str
+
+
+def plan_images(
+    dataset: EmbeddingDataset | str, rows: np.ndarray | str | None, out: str, images: str | None = None
+) -> ImageExportPlan:
+    """What `export_images` would do. Raises as it does before it writes."""
+    dataset, rows = _chosen(dataset, rows)
     _source(dataset, images)
     run = _run_of(dataset, rows, images)
     _refuse_other(out, run)
-    return run.source
+    return ImageExportPlan(len(rows), len(dataset.manifests), run.source)
+
+
+def _chosen(dataset: EmbeddingDataset | str, rows: np.ndarray | str | None) -> tuple[EmbeddingDataset, np.ndarray]:
+    dataset = EmbeddingDataset(dataset) if isinstance(dataset, str) else dataset
+    if rows is None:
+        return dataset, np.arange(len(dataset))
+    return dataset, read_subset(dataset, rows) if isinstance(rows, str) else rows
 
 
 def _source(dataset: EmbeddingDataset, images: str | None) -> Reader:

@@ -2,7 +2,7 @@
 
 from ..callable_package import callable_as
 from .config import RESIZE_MODES, FetchConfig, FetchReport
-from .job import fetch, log_file, remaining
+from .job import fetch, log_file, plan_fetch, remaining
 from .outcome import ERROR_CLASSES
 from .plan import FetchPlan, make_plan
 
@@ -15,6 +15,7 @@ __all__ = [
     "fetch",
     "log_file",
     "make_plan",
+    "plan_fetch",
     "remaining",
 ]
 

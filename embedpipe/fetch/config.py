@@ -129,7 +129,9 @@ class FetchConfig:
             try:
                 tls_context(self.ca_file)
             except OSError as problem:  # ssl errors are OSErrors
-                raise InputError(f"--ca-file {self.ca_file}: {problem}", "Give a file of PEM certificates") from problem
+                raise InputError(
+                    f"`ca_file={self.ca_file!r}`: {problem}", "Give a file of PEM certificates"
+                ) from problem
 
     def retries_class(self, name: str) -> bool:
         """Whether to retry rows that failed with this error class."""

@@ -37,6 +37,12 @@ _HOSTS = 10  # shown at the end; the report lists more
 _DEADLINE_PER_TIMEOUT = 3
 
 
+def plan_fetch(urls: str, out: str, config: FetchConfig | None = None) -> tuple[FetchPlan, list[int]]:
+    """What `fetch` would do: its plan, and the numbers of the shards that are not there yet. Raises as it does."""
+    plan = make_plan(urls, out, config or FetchConfig())
+    return plan, [shard.number for shard in remaining(plan, out)]
+
+
 def remaining(plan: FetchPlan, out: str) -> list[ShardRange]:
     """The planned shards that are not yet committed."""
     committed = set(manifest.committed_numbers(out))
@@ -48,7 +54,7 @@ def log_file(out: str) -> str | None:
     return files.join(out, _HIDDEN, _LOG) if files.is_local(out) else None
 
 
-def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: Listener = silent) -> FetchReport:
+def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listener = silent) -> FetchReport:
     """Download the images of a url table, or read those of a folder, into numbered shards in `out`.
 
     A repeated call resumes.
@@ -74,7 +80,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listener: List
         begun = manifest.with_pending(out, plan.run)
         if begun != plan.previous:
             manifest.write_run(out, begun)
-        run = RunReport(out, config, listener)
+        run = RunReport(out, config, listen)
         try:
             done = _fetch_planned(plan, todo, out, config, run)
         except (EmbedpipeError, KeyboardInterrupt) as problem:

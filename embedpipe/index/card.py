@@ -88,10 +88,10 @@ def index_path(path: str, card: IndexCard) -> str:
     return files.join(folder_of(path), card.file)
 
 
-def build_command(path: str, modality: str, more: str = "") -> str:
-    """The remedy for most faults: `Run `embedpipe index …``."""
-    side = " --modality text" if modality == "text" else ""
-    return f"Run `embedpipe index {path}{side}{more}`"
+def build_command(path: str, modality: str, rebuild: bool = False) -> str:
+    """The remedy for most faults: to run `build_index`."""
+    side = ", modality='text'" if modality == "text" else ""
+    return f"Run `embedpipe.build_index({path!r}{side}{', rebuild=True' * rebuild})`"
 
 
 def indexed(manifest: ShardManifest) -> IndexedShard:

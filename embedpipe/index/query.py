@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError, OptionError
+from ..load import EmbeddingDataset
 from ..progress import CutCaptions, Listener, Progress, silent
-from .embed_query import embed_image, embed_texts
 from .query_files import read_embeddings, read_queries
-from .results import COLUMNS, Answer
-from .searcher import Searcher, row_of_key
+from .query_model import embed_image, embed_texts, query_encoder
+from .results import COLUMNS, SHEETS, Answer, check_suffix, save_results, save_sheet
+from .searcher import Hit, Searcher, row_of_key
 
 if TYPE_CHECKING:
+    from ..clip_model.spec import ModelOptions
     from ..encode import Encoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Query:
     shard: str | None = None
     embedding: str | None = None
     row: int | None = None
-    queries: str | None = None
+    queries: str | Sequence[str] | np.ndarray | None = None
     column: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +58,88 @@ class Query:
     def title(self) -> str:
         """A title for display."""
         return self.text or f"like {self.image or self.key or self.embedding or self.queries}"
+
+
+def search(
+    dataset: EmbeddingDataset | Searcher | str,
+    query: np.ndarray | str | Query,
+    k: int = 10,
+    modality: str = "image",
+    min_score: float | None = None,
+    exact: bool = False,
+    *,
+    model: str | None = None,
+    pretrained: str | None = None,
+    options: ModelOptions | None = None,
+    encoder: Encoder | None = None,
+    save: str | None = None,
+    data: str | None = None,
+    listen: Listener = silent,
+) -> list[Hit]:
+    """The `k` rows of `dataset` whose `modality` embedding is nearest to a query, best first.
+
+    query: an embedding ([dim]), a text, or a `Query`: Query(image="photo.jpg"), Query(key="000000012"). Fewer hits when
+    the data set has fewer rows, or when others score less than `min_score`. Without an index (or with `exact`) all rows
+    are compared. Several queries share one `Searcher` in the place of `dataset`, and one `encoder`.
+
+    model, pretrained, options: where the encoder is now, see `query_encoder`. save: write the hits to a contact sheet
+    (.png, .html; `data` is where the image shards are now) or a table (.parquet, .jsonl).
+    """
+    if save is not None:
+        check_suffix(save, many=False)
+    searcher = _searcher(dataset, modality, exact)
+    if isinstance(query, np.ndarray):
+        hits, text, title = next(searcher.hits(query[None], k, min_score, listen=listen)), None, "like an embedding"
+    else:
+        asked = Query(query) if isinstance(query, str) else query
+        load = _loading(searcher.dataset, encoder, model, pretrained, options)
+        ((_, found),) = run_queries(searcher, asked, load, k, min_score, listen, logger.warning)
+        hits, text, title = list(found), asked.text, asked.title
+    if save is not None and save.lower().endswith(SHEETS):
+        save_sheet(save, searcher.dataset, hits, title, data)
+    elif save is not None:
+        save_results(save, iter([(text, hits)]))
+    return hits
+
+
+def search_many(
+    dataset: EmbeddingDataset | Searcher | str,
+    queries: str | Sequence[str] | np.ndarray | Query,
+    k: int = 10,
+    modality: str = "image",
+    min_score: float | None = None,
+    exact: bool = False,
+    *,
+    model: str | None = None,
+    pretrained: str | None = None,
+    options: ModelOptions | None = None,
+    encoder: Encoder | None = None,
+    listen: Listener = silent,
+) -> Iterator[Answer]:
+    """Each query's text (None where it is an embedding) and hits, in order; `save_results` writes them.
+
+    queries: texts, embeddings [n, dim], a file of either, or a `Query` of one. The others: see `search`.
+    """
+    searcher = _searcher(dataset, modality, exact)
+    load = _loading(searcher.dataset, encoder, model, pretrained, options)
+    asked = queries if isinstance(queries, Query) else Query(queries=queries)
+    return run_queries(searcher, asked, load, k, min_score, listen, logger.warning)
+
+
+def _searcher(dataset: EmbeddingDataset | Searcher | str, modality: str, exact: bool) -> Searcher:
+    if isinstance(dataset, Searcher):
+        return dataset
+    return Searcher(EmbeddingDataset(dataset) if isinstance(dataset, str) else dataset, modality, exact)
+
+
+def _loading(
+    dataset: EmbeddingDataset,
+    encoder: Encoder | None,
+    model: str | None,
+    pretrained: str | None,
+    options: ModelOptions | None,
+) -> Callable[[], Encoder]:
+    return lambda: encoder or query_encoder(dataset, model, pretrained, options=options)
 
 
 def run_queries(
@@ -95,7 +182,7 @@ def _embedded(
     elif asked.image is not None:
         yield [None], embed_image(load_encoder(), asked.image)[None]
     else:
-        found = [_not_empty(asked.text)] if asked.text is not None else read_queries(str(asked.queries), asked.column)
+        found = [_not_empty(asked.text)] if asked.text is not None else _many(asked)
         if asked.queries is not None:
             listen(Progress(planned_rows=len(found)))
         if isinstance(found, np.ndarray):
@@ -107,6 +194,13 @@ def _embedded(
                 yield list(texts), embedded.rows
             if cut.captions:
                 note(cut.said(encoder.card.context_length, "text"))
+
+
+def _many(asked: Query) -> Sequence[str] | np.ndarray:
+    if isinstance(asked.queries, str):
+        return read_queries(asked.queries, asked.column)
+    assert asked.queries is not None
+    return asked.queries
 
 
 def _not_empty(text: str) -> str:

@@ -1,19 +1,25 @@
-"""Results of many queries as a table: one row per hit."""
+"""Results as a table, one row per hit, or as a contact sheet."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import files
-from ..errors import InputError
+from ..errors import OptionError
+from ..images.pages import contact_page
+from ..images.sheet import SheetCell, contact_sheet
+from ..load import EmbeddingDataset
+from ..load.images.source import source_images
 from .searcher import Hit
 
 COLUMNS = ("key", "caption", "src_shard", "url")
 SUFFIXES = (".parquet", ".jsonl")
+SHEETS = (".png", ".html")
 _SCHEMA = pa.schema(
     [
         ("query_index", pa.int64()),
@@ -29,18 +35,18 @@ _SCHEMA = pa.schema(
 )
 _QUERIES_AT_ONCE = 1000
 
+logger = logging.getLogger(__name__)
+
 # The text of a query (None for an embedding), and its hits.
 Answer = tuple[str | None, Sequence[Hit]]
 
 
 def save_results(location: str, answers: Iterator[Answer]) -> int:
     """Write a .parquet (a row per hit) or a .jsonl (a line per query); returns the number of hits."""
-    suffix = f".{location.rpartition('.')[2].lower()}"
-    if suffix not in SUFFIXES:
-        raise InputError(f"{location}: results are saved as {' or '.join(SUFFIXES)}")
+    check_suffix(location, many=True)
     hits = 0
     with files.writing(location) as stream:
-        if suffix == ".jsonl":
+        if location.lower().endswith(".jsonl"):
             for number, (query, found) in enumerate(answers):
                 stream.write(f"{json.dumps(as_line(number, query, found), ensure_ascii=False)}\n".encode())
                 hits += len(found)
@@ -50,6 +56,24 @@ def save_results(location: str, answers: Iterator[Answer]) -> int:
                 writer.write_table(table)
                 hits += len(table)
     return hits
+
+
+def check_suffix(location: str, many: bool) -> None:
+    """Raise OptionError for a file of another kind than results are written to. many: those of many queries."""
+    suffixes = SUFFIXES if many else (*SHEETS, *SUFFIXES)
+    if not location.lower().endswith(suffixes):
+        raise OptionError(f"{location}: results{' of many queries' * many} are saved as {', '.join(suffixes)}")
+
+
+def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, data: str | None) -> None:
+    """Write the images of hits as a .png or .html; those that are not at `data`, or where they were, are left blank."""
+    images = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], data)
+    missing = sum((hit.src_shard, hit.key) not in images for hit in hits)
+    if missing:
+        logger.warning("%d pictures are not in %s; see --images", missing, data or dataset.run.source)
+    cells = [SheetCell(images.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
+    make = contact_page if location.lower().endswith(".html") else contact_sheet
+    files.write_bytes(location, make(cells, title))
 
 
 def as_line(number: int, query: str | None, hits: Sequence[Hit]) -> dict[str, object]:

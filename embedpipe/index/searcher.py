@@ -92,22 +92,6 @@ class Searcher:
             yield from _hits(self.dataset, found, keep, columns)
 
 
-def search(
-    dataset: EmbeddingDataset,
-    query: np.ndarray,
-    k: int = 10,
-    modality: str = "image",
-    min_score: float | None = None,
-    exact: bool = False,
-) -> list[Hit]:
-    """The `k` rows of `dataset` with `modality` embeddings nearest to `query` ([dim]), best first.
-
-    Fewer if the data set has fewer rows, or others score less than `min_score`. Without an index (or with `exact`) all
-    rows are compared. For several queries, use one `Searcher`.
-    """
-    return next(Searcher(dataset, modality, exact).hits(np.asarray(query)[None], k, min_score))
-
-
 def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queries: np.ndarray, k: int) -> NearestRows:
     effort = card.nprobe if card.nprobe is not None else card.ef_search
     if not card.candidates:

@@ -1,7 +1,13 @@
-"""Summaries of an output: counts, distributions and rejects, as text, JSON, or an HTML page with images."""
+"""Summaries of an output: counts, distributions and rejects, as text, JSON, or an HTML page with images.
 
+The room itself is callable: `embedpipe.info(path)` is `embedpipe.info.page.info`.
+"""
+
+from ..callable_package import callable_as
 from .contents import OutputInfo, Spread, describe, spread, without_norms
 from .gallery import Gallery, look_at
-from .page import info_page
+from .page import info, info_page
 
-__all__ = ["Gallery", "OutputInfo", "Spread", "describe", "info_page", "look_at", "spread", "without_norms"]
+__all__ = ["Gallery", "OutputInfo", "Spread", "describe", "info", "info_page", "look_at", "spread", "without_norms"]
+
+callable_as(__name__, ".page:info")

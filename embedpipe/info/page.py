@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .. import files
 from ..clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
+from ..fetch.outcome import ERROR_CLASSES
 from ..images.html import document, html_histogram, html_table, picture, text
-from .contents import OutputInfo, Spread, without_norms
-from .gallery import Gallery, GalleryItem
+from ..progress import Listener, silent
+from ..types import REJECT_CLASSES
+from ..verify import KINDS
+from .contents import OutputInfo, Spread, describe, without_norms
+from .gallery import Gallery, GalleryItem, look_at
 
 _STYLE = """
 .spreads { display: flex; flex-wrap: wrap; gap: 0 48px; }
@@ -17,6 +22,27 @@ _STYLE = """
 .grid img { max-width: 192px; display: block; margin-bottom: 4px; }
 .quiet { color: #777; }
 """
+
+
+def info(
+    path: str,
+    hosts: int = 10,
+    html: str | None = None,
+    samples: int = 12,
+    images: str | None = None,
+    listen: Listener = silent,
+) -> OutputInfo:
+    """What is in an output of `fetch`, `encode` or `merge`, or in embeddings that others wrote: see `describe`.
+
+    hosts: of image shards, worst hosts to name. html: also write a page with `samples` images of each kind, from the
+    image shards at `images` or where they were.
+    """
+    found = describe(path, hosts, listen)
+    if html is not None:
+        kind = KINDS.get(found.format, found.format)
+        page = info_page(found, look_at(path, samples, images), kind, {**ERROR_CLASSES, **REJECT_CLASSES})
+        files.write_bytes(html, page)
+    return found
 
 
 def info_page(found: OutputInfo, gallery: Gallery, kind: str, meanings: Mapping[str, str]) -> bytes:

@@ -15,9 +15,11 @@ from dalle2_core.files import sha256
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import load_prior
 from dalle2_core.rng import PerSampleRNG, derived_seed
+from embedpipe.callable_package import callable_as
 from embedpipe.clip_model.encoder_card import PredictionCard
 from embedpipe.errors import InputError
 from embedpipe.load import EmbeddingDataset
+from embedpipe.mirror import local_copy
 from embedpipe.predict import Predictor, PredictReport, plan_predict, predict_images
 from embedpipe.progress import Listener, Progress, silent
 from embedpipe.ragged import RaggedRows
@@ -85,10 +87,10 @@ class LoadPredictor:
 
 
 def sample_prior(
-    run_folder: str,
+    prior: str,
     emb: str,
     out: str,
-    sampling: SamplingConfig,
+    sampling: SamplingConfig = SamplingConfig(),
     batch_size: int = 1024,
     gpus: int | None = None,
     workers: int = 1,
@@ -97,27 +99,29 @@ def sample_prior(
 ) -> PredictReport:
     """Predict image embeddings for all texts of the data set `emb` into the data set `out`; run again, it goes on.
 
+    prior: a folder of `train_prior`. batch_size: rows sampled at once.
     gpus: how many CUDA devices to use; None takes all there are, 0 the CPU with so many `workers`.
 
     Raises RunMismatch where `emb` is of another encoder than the prior was trained with, or `out` was made in another
     way, InputError where the prior cannot be sampled so.
     """
+    run_folder = local_copy(prior)
     text_tokens, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
     load = LoadPredictor(run_folder, sampling, batch_size, text_tokens)
     return predict_images(emb, out, predicted_by, load, _devices(gpus, workers), listen)
 
 
 def plan_sampling(
-    run_folder: str,
+    prior: str,
     emb: str,
     out: str,
-    sampling: SamplingConfig,
+    sampling: SamplingConfig = SamplingConfig(),
     gpus: int | None = None,
     workers: int = 1,
     trust_old_card: bool = False,
 ) -> dict[str, Any]:
     """What `sample_prior` would do, without doing it, as plain values. Raises as it does."""
-    _, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
+    _, predicted_by = _looked_at(local_copy(prior), emb, sampling, trust_old_card)
     _devices(gpus, workers)
     to_predict = plan_predict(emb, out, predicted_by)
     dataset = EmbeddingDataset(emb)
@@ -161,3 +165,6 @@ def _devices(gpus: int | None, workers: int) -> list[str]:
             f"{wanted} GPUs asked for, {there} found", "Give `gpus=0` and `workers=N` to sample on the CPU"
         )
     return [f"cuda:{i}" for i in range(wanted)] or ["cpu"] * workers
+
+
+callable_as(__name__, ":sample_prior")

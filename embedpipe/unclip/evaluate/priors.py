@@ -18,11 +18,13 @@ from dalle2_core.training import Comparison, compare_priors, evaluate_prior, val
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe.errors import DatasetError, InputError, RunMismatch
 from embedpipe.load import EmbeddingDataset, rows_of_split, splits
-from embedpipe.load.split import TRAIN
+from embedpipe.load.split import TRAIN, VALID
+from embedpipe.mirror import local_copy
 
 from ..data.prior_batches import PriorRows
 from ..data.row_policy import RowPolicy
 from ..data.token_states import token_states
+from ..device import default_device
 from ..runs.record import made_for, read_run_record
 
 PRIOR_RUN = "prior"
@@ -79,25 +81,28 @@ def watch(model: Any, batches: Sequence[PriorBatch], seed: int, device: str) -> 
 
 
 def evaluate_priors(
-    run_folders: Sequence[str],
+    runs: str | Sequence[str],
     emb: str,
-    split_name: str,
-    device: str,
+    split_name: str = VALID,
+    device: str | None = None,
     seed: int = 0,
     cond_scale: float = 1.0,
     trust_old_card: bool = False,
 ) -> Comparison:
-    """The priors of some runs beside the baselines, on the rows of `emb` in the split `split_name`.
+    """The priors of some runs (a folder, or several) beside the baselines, on the rows of `emb` in a split.
 
-    Baselines are fitted on the training rows of `emb`, split as the runs' were. Raises RunMismatch when `emb` was made
-    by another encoder than a run's data, or the runs do not agree on what was held out.
+    Baselines are fitted on the training rows of `emb`, split as the runs' were. seed: of the priors' samples.
+    cond_scale: of guidance; 1 is none. Raises RunMismatch when `emb` was made by another encoder than a run's data, or
+    the runs do not agree on what was held out.
     """
+    device = device or default_device()
+    run_folders = [local_copy(folder) for folder in ([runs] if isinstance(runs, str) else runs)]
     dataset = EmbeddingDataset(emb)
     dataset.require_rows()
-    runs = {folder: read_run_record(folder, PRIOR_RUN, "train-prior") for folder in run_folders}
-    for folder, facts in runs.items():
+    records = {folder: read_run_record(folder, PRIOR_RUN, "train-prior") for folder in run_folders}
+    for folder, facts in records.items():
         refuse_another_encoder(folder, facts, dataset, trust_old_card)
-    split, policy = _agreed(runs)
+    split, policy = _agreed(records)
     names = splits(dataset, split["column"], split["valid_share"])
     plain = PriorRows(dataset, policy)
     rows = plain.checked(rows_of_split(names, split_name, emb))
@@ -107,11 +112,11 @@ def evaluate_priors(
     text, image = plain.pairs(rows)
 
     predictions = {}
-    for folder, title in _titles(runs).items():
+    for folder, title in _titles(records).items():
         prior = load_prior(folder, device).eval()
-        tokens = token_states(dataset, device) if runs[folder]["recipe"].get("text_tokens") else None
+        tokens = token_states(dataset, device) if records[folder]["recipe"].get("text_tokens") else None
         seen = PriorRows(dataset, policy, tokens)
-        scale = cond_scale if _can_be_guided(runs[folder]) else 1.0
+        scale = cond_scale if _can_be_guided(records[folder]) else 1.0
         predictions[title] = predict(prior, seen.batches(rows), seed, device, scale).cpu()
         _refuse_another_width(folder, predictions[title], image)
     for name, baseline in BASELINES.items():

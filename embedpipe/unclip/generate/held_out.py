@@ -64,7 +64,7 @@ class HeldOutComparison:
     nearest_training: float
 
 
-def held_out(models: Models, emb: str, most: int) -> HeldOut:
+def open_held_out(models: Models, emb: str, most: int) -> HeldOut:
     """At most `most` held-out rows of the data set `emb`, split as the prior's run was; the same ones each time.
 
     Raises RunMismatch where `emb` is of another encoder, or the decoder was trained on another split.

@@ -31,24 +31,16 @@ from .outputs import enlarged, known_of, picture_of, png, write_pictures
 from .request import Made, Request, Watching, check_request
 
 
-def plan_generation(
-    request: Request, models: Models, config: GenerationConfig, watching: Watching | None = None
-) -> dict[str, Any]:
-    """What `generate` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
-    parts = open_models(models, (watching or Watching()).on_doing)
+def plan_images(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> dict[str, Any]:
+    """What `make_images` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
+    parts = open_models(models, watching.on_doing)
     texts = request.all_texts()
     check_request(request, parts, config, texts)
     return {"mode": request.mode, "texts": texts, "images": _count(request, config, texts), **parts.facts}
 
 
-def generate(request: Request, models: Models, config: GenerationConfig, watching: Watching | None = None) -> Made:
-    """Make pictures.
-
-    Raises InputError for what cannot be read or is asked of the wrong models, RunMismatch where prior, decoder and
-    encoder do not belong together, ConfigError or ShapeError where a setting does not fit, ModelError where there is
-    no memory for a single image.
-    """
-    watching = watching or Watching()
+def make_images(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> Made:
+    """Make images. Raises as `generate` does."""
     parts = open_models(models, watching.on_doing)
     texts = request.all_texts()
     check_request(request, parts, config, texts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from dalle2_core.chunking import OnSmaller
@@ -16,6 +18,7 @@ from embedpipe.errors import InputError, OptionError
 from embedpipe.index import read_queries
 
 from .models import OnDoing, OpenedModels, unheard
+from .outputs import png
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Made:
 
     images: [n, c, h, w] in [0, 1]. labels: for each, what it is of. texts: all of them. facts: of the models.
     Where they are of texts, text: which one, for each image; embeds: [n, d], the encoder's, of the images; scores:
-    their cosines with the texts'.
+    their cosines with the texts'. record: what the .json file says, where images were written.
     """
 
     images: Tensor
@@ -85,6 +88,11 @@ class Made:
     text: list[int] | None = None
     scores: list[float] | None = None
     embeds: Tensor | None = None
+    record: dict[str, Any] | None = None
+
+    def pil(self) -> list[Image.Image]:
+        """The images as Pillow's: a notebook shows them."""
+        return [Image.open(io.BytesIO(png(image))) for image in self.images]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,27 @@ import torch
 from dalle2_core.autoencoders.vqgan import VQGanVAE
 from dalle2_core.conditioning import DecoderBatch
 from dalle2_core.files import sha256
-from dalle2_core.presets.autoencoder import VaeRecipe
+from dalle2_core.presets.autoencoder import VaeRecipe, vae_preset
 from dalle2_core.training import Processes, Run
-from dalle2_core.training.vqgan_trainer import MOST_IMAGES_TO_MEASURE, VaeTraining, train_vae
+from dalle2_core.training.vqgan_trainer import MOST_IMAGES_TO_MEASURE, VaeTraining
+from dalle2_core.training.vqgan_trainer import train_vae as train_vqgan
 from embedpipe.clip_model.encoder_card import PreprocessSpec
 from embedpipe.errors import OptionError
+from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import rows_of_split
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
+from embedpipe.progress import Listener, silent
 
+from ..calls import call_of
 from ..evaluate.priors import sample_rows
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
 from .plan import SplitConfig, TrainingPlan, counts, picture_cache, plan_with_pictures, refuse_few
-from .view import TrainingView
+from .settings import Values, resolve_config, train_settings
+from .view import OnStep, TrainingView, join_training
 
 VAE_RUN = "vae"
 _MOST_ROWS_TO_JUDGE = 500
@@ -56,6 +61,8 @@ class VaeJob:
     recipe: VaeRecipe
     split: SplitConfig
     source: VaeSource
+    device: str | None = None
+    view: TrainingView = field(default_factory=TrainingView)
 
     def pictures(self) -> PictureOptions:
         """How DATA becomes what the autoencoder takes. Raises OptionError for channels that no picture has."""
@@ -90,12 +97,51 @@ class VaeOutcome:
     metrics: dict[str, float]
 
 
-def plan_vae(job: VaeJob, view: TrainingView) -> TrainingPlan:
-    """What `train_vae_on` would do. Raises as it does."""
-    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe.train, view)
+def vae_job(
+    data: str,
+    out: str,
+    *,
+    preset: str | VaeRecipe = "tiny",
+    config: str | Path | Values | None = None,
+    settings: Values | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    loggers: Sequence[str] = (),
+    split_column: str | None = None,
+    valid_share: float = 0.05,
+    vgg: str | None = None,
+    input_format: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+    listen: Listener = silent,
+    view: TrainingView | None = None,
+) -> VaeJob:
+    """data: image shards or a folder of images. out: the autoencoder's folder.
+
+    preset: tiny, base, or a recipe. config, settings: values to put into it, see `resolve_config`: {"optim.lr": 1e-4,
+    "train.batch_size": 64}. steps, seed, loggers: short for those of `train`. split_column, valid_share: see
+    `SplitConfig`. vgg, input_format, max_pixels: see `VaeSource`. device: None for the first GPU, or the CPU.
+    on_step, listen: see `TrainingView.of`; view: in their place.
+    """
+    recipe = vae_preset(preset) if isinstance(preset, str) else preset
+    return VaeJob(
+        data,
+        out,
+        resolve_config(recipe, config, train_settings(settings, loggers, steps=steps, seed=seed)),
+        SplitConfig(split_column, valid_share),
+        VaeSource(input_format, max_pixels, vgg),
+        device,
+        view or TrainingView.of(on_step, listen),
+    )
 
 
-def train_vae_on(job: VaeJob, device: str, view: TrainingView, together: Processes) -> VaeOutcome | None:
+def plan_vae(job: VaeJob) -> TrainingPlan:
+    """What `train_vae` would do. Raises as it does."""
+    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe, job.view)
+
+
+def run_vae(job: VaeJob) -> VaeOutcome | None:
     """Train an autoencoder on pictures into a folder, any fsspec url; run again, it goes on.
 
     Under torchrun every process calls it; all but the first return None.
@@ -104,8 +150,7 @@ def train_vae_on(job: VaeJob, device: str, view: TrainingView, together: Process
     NonFiniteLoss.
     """
     recipe, options = job.recipe, job.pictures()
-    if together.world > 1:
-        device = str(together.device)
+    together, device, view = join_training(job.device, job.view)
     with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
         vae = VQGanVAE.from_config(recipe.vae, job.source.vgg).to(device)
@@ -133,6 +178,10 @@ def train_vae_on(job: VaeJob, device: str, view: TrainingView, together: Process
     return outcome
 
 
+train_vae = call_of("train_vae", vae_job, run_vae)
+plan_train_vae = call_of("plan_train_vae", vae_job, plan_vae)
+
+
 def _learn(
     vae: VQGanVAE,
     pictures: Pictures,
@@ -153,7 +202,7 @@ def _learn(
             yield DecoderBatch(pixels(batch[start:stop]))
 
     with refusing_another(str(run.folder)), view.steps("", recipe.train) as on_step:
-        return train_vae(
+        return train_vqgan(
             vae,
             stream,
             [pixels(some) for some in batched(sample_rows(rows[VALID], _MOST_ROWS_TO_JUDGE), _ROWS_AT_ONCE)],

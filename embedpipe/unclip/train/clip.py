@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,27 @@ import numpy as np
 import torch
 
 from dalle2_core.clip.trainable import ClipBatch, ClipScores, TrainableClip, count_cut, evaluate_clip, tokenize
-from dalle2_core.presets.clip import ClipRecipe
+from dalle2_core.presets.clip import ClipRecipe, clip_preset
 from dalle2_core.training import Run, load_trained, train
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import PreprocessSpec
+from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import rows_of_split
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, cached_rows, open_pictures
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import at_work
-from embedpipe.progress import Listener, Progress
+from embedpipe.progress import Listener, Progress, silent
 
+from ..calls import call_of
+from ..device import default_device
+from ..evaluate.priors import sample_rows
 from ..runs.folder import TRAINING
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
 from .plan import SplitConfig, TrainingPlan, counts, picture_cache, plan_with_pictures, refuse_few
-from .view import TrainingView
+from .settings import Values, resolve_config, train_settings
+from .view import OnStep, TrainingView
 
 CLIP_RUN = "clip"
 
@@ -58,6 +63,8 @@ class ClipJob:
     recipe: ClipRecipe
     split: SplitConfig
     source: PictureSource
+    device: str | None = None
+    view: TrainingView = field(default_factory=TrainingView)
 
     def pictures(self) -> PictureOptions:
         """How DATA becomes what the model takes."""
@@ -81,7 +88,7 @@ class ClipOutcome:
     """What train-clip did.
 
     scores: for each held-out split, recall both ways. captions_cut, tokens_cut: captions longer than the model's
-    context, and tokens cut off. metrics: the scores on the split `valid`, flat, and chance beside them. rejects:
+    context_length, and tokens cut off. metrics: the scores on the split `valid`, flat, and chance beside them. rejects:
     samples left out, by reason.
     """
 
@@ -91,6 +98,7 @@ class ClipOutcome:
     train_rows: int
     parameters: int
     trained_parameters: int
+    context_length: int
     captions_cut: int
     tokens_cut: int
     rejects: dict[str, int]
@@ -98,17 +106,56 @@ class ClipOutcome:
     metrics: dict[str, float]
 
 
-def plan_clip(job: ClipJob, view: TrainingView) -> TrainingPlan:
+def clip_job(
+    data: str,
+    out: str,
+    *,
+    preset: str | ClipRecipe = "lite0",
+    config: str | Path | Values | None = None,
+    settings: Values | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    loggers: Sequence[str] = (),
+    split_column: str | None = None,
+    valid_share: float = 0.05,
+    caption_key: str = "caption",
+    input_format: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+    listen: Listener = silent,
+    view: TrainingView | None = None,
+) -> ClipJob:
+    """data: image shards or a folder of images, with captions. out: the model's folder.
+
+    preset: lite0, vit-tiny, or a recipe. config, settings: values to put into it, see `resolve_config`:
+    {"optim.lr": 1e-4, "train.batch_size": 64}. steps, seed, loggers: short for those of `train`. split_column,
+    valid_share: see `SplitConfig`. caption_key, input_format, max_pixels: see `PictureOptions`. device: None for the
+    first GPU, or the CPU. on_step, listen: see `TrainingView.of`; view: in their place.
+    """
+    recipe = clip_preset(preset) if isinstance(preset, str) else preset
+    return ClipJob(
+        data,
+        out,
+        resolve_config(recipe, config, train_settings(settings, loggers, steps=steps, seed=seed)),
+        SplitConfig(split_column, valid_share),
+        PictureSource(caption_key, input_format, max_pixels),
+        device,
+        view or TrainingView.of(on_step, listen),
+    )
+
+
+def plan_clip(job: ClipJob) -> TrainingPlan:
     """What `train_clip` would do. Raises as it does."""
-    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe.train, view)
+    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe, job.view)
 
 
-def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> ClipOutcome:
+def run_clip(job: ClipJob) -> ClipOutcome:
     """Train a CLIP on pairs of pictures and captions into a folder, any fsspec url; run again, it goes on.
 
     Raises InputError (no data, no such split), ConfigError, CheckpointError (`out` holds another run), NonFiniteLoss.
     """
-    recipe, view = job.recipe, view or TrainingView()
+    recipe, view, device = job.recipe, job.view, job.device or default_device()
     with at_work(job.out, TRAINING) as place:
         torch.manual_seed(recipe.train.seed)
         model = TrainableClip(recipe.clip).to(device)
@@ -119,7 +166,7 @@ def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> C
         tokens = tokenize(pictures.captions, recipe.clip)
         with view.preparing("image features") as listener:
             pairs = _Pairs(_image_rows(model, pictures, picture_cache(job.out), device, listener), tokens, device)
-        watched = _held_out(pictures, VALID)
+        watched = sample_rows(rows[VALID], _MOST_ROWS_TO_SCORE)
 
         def stream(step: int) -> Iterator[ClipBatch]:
             batches = batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step)
@@ -148,6 +195,7 @@ def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> C
             train_rows=len(rows[TRAIN]),
             parameters=sum(weight.numel() for weight in model.parameters()),
             trained_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+            context_length=recipe.clip.model["text_cfg"].get("context_length", 77),
             captions_cut=cut.captions,
             tokens_cut=cut.tokens,
             rejects=pictures.rejects,
@@ -157,6 +205,10 @@ def train_clip(job: ClipJob, device: str, view: TrainingView | None = None) -> C
         facts = {"recipe": dataclasses.asdict(recipe), "split": dataclasses.asdict(job.split), "data": job.data}
         write_run_record(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
     return outcome
+
+
+train_clip = call_of("train_clip", clip_job, run_clip)
+plan_train_clip = call_of("plan_train_clip", clip_job, plan_clip)
 
 
 class _Pairs:
@@ -197,18 +249,10 @@ def _pixels(rows: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(np.array(rows)).to(device)
 
 
-def _held_out(pictures: Pictures, name: str) -> np.ndarray:
-    """Rows of a split, at most as many as are scored, drawn with a fixed seed."""
-    rows = np.flatnonzero(pictures.splits == name).astype(np.int64)
-    if len(rows) <= _MOST_ROWS_TO_SCORE:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, _MOST_ROWS_TO_SCORE, replace=False))
-
-
 def _score_all(model: TrainableClip, pairs: _Pairs, pictures: Pictures) -> dict[str, ClipScores]:
     """The scores of every split but the training one that has two rows or more, `valid` first."""
     names = sorted(set(pictures.splits) - {TRAIN}, key=lambda name: (name != VALID, name))
-    rows = {name: _held_out(pictures, name) for name in names}
+    rows = {name: sample_rows(np.flatnonzero(pictures.splits == name), _MOST_ROWS_TO_SCORE) for name in names}
     return {name: pairs.score(model, rows[name]) for name in names if len(rows[name]) > 1}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,29 @@ from dalle2_core.autoencoders.base import Autoencoder
 from dalle2_core.autoencoders.registry import load_autoencoder
 from dalle2_core.conditioning import DecoderBatch
 from dalle2_core.decoder.stage import DecoderStage
-from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from dalle2_core.presets.decoder import DecoderRecipe, decoder_preset
+from dalle2_core.training import Processes, Run, load_trained, train
 from dalle2_core.training.stage_samples import check_stage_guidance
 from embedpipe import files
 from embedpipe.errors import InputError, OptionError
+from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
 from embedpipe.load.images.loader import ImageLoader
 from embedpipe.load.split import TRAIN, VALID
-from embedpipe.mirror import working_folder
+from embedpipe.mirror import local_copy, working_folder
+from embedpipe.progress import Listener, silent
 
-from ..data.decoder_batches import DecoderRows, open_embeddings, open_images
+from ..calls import call_of
+from ..data.decoder_batches import DecoderRows, ImageSource, open_embeddings, open_images
 from ..data.latents import keep_latents
+from ..data.row_policy import RowPolicy
 from ..evaluate.decoder_stage import StageJudge
 from ..evaluate.image_features import open_features
 from ..evaluate.priors import sample_rows
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
-from .decoder_config import DecoderJob, DecoderOutcome, StageOutcome
+from .decoder_config import DecoderJob, DecoderOutcome, JudgeConfig, StageOutcome
 from .decoder_run import (
     STAGE_RUN,
     finished,
@@ -46,11 +51,85 @@ from .decoder_run import (
     stage_of,
 )
 from .nonfinite import report_rows
-from .plan import NOT_FINITE, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
-from .view import TrainingView
+from .plan import NOT_FINITE, SplitConfig, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
+from .settings import Values, resolve_config, train_settings
+from .view import OnStep, TrainingView, join_training
 
 _MOST_ROWS_TO_WATCH = 512
 _MOST_BYTES_TO_WATCH = 256 << 20
+
+
+def decoder_job(
+    data: str,
+    emb: str,
+    out: str,
+    *,
+    preset: str | DecoderRecipe = "tiny",
+    sizes: Sequence[int] = (),
+    dims: Sequence[int] = (),
+    timesteps: Sequence[int] = (),
+    objectives: Sequence[str] = (),
+    text_tokens: bool = False,
+    config: str | Path | Values | None = None,
+    settings: Values | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    parallel: str | None = None,
+    sample_every: int | None = None,
+    loggers: Sequence[str] = (),
+    stages: Sequence[int] = (),
+    vaes: Sequence[str] = (),
+    cache_latents: bool = False,
+    split_column: str | None = None,
+    valid_share: float = 0.05,
+    drop_unjoined: bool = False,
+    normalise: bool = False,
+    drop_nonfinite: bool = False,
+    decode_threads: int = 4,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    features: str | None = None,
+    score_rows: int = 64,
+    cond_scale: float = 1.0,
+    trust_old_card: bool = False,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+    listen: Listener = silent,
+    view: TrainingView | None = None,
+) -> DecoderJob:
+    """data: image shards. emb: their embeddings. out: the decoder's folder.
+
+    preset: tiny, tiny-latent, base, paper, or a recipe. sizes, dims, timesteps, objectives: see
+    `DecoderRecipe.changed`. text_tokens: the first stage reads the states of the captions' tokens, too.
+    config, settings: values to put into the recipe, see `resolve_config`: {"stages.1.optim.lr": 1e-4}.
+    steps, batch_size, seed, parallel, loggers: short for those of `train`, of every stage; sample_every: of show_every.
+    stages, vaes, cache_latents, trust_old_card: see `DecoderJob`. split_column, valid_share: see `SplitConfig`.
+    drop_unjoined, decode_threads, max_pixels: see `ImageSource`. normalise, drop_nonfinite: see `RowPolicy`.
+    features, score_rows, cond_scale: see `JudgeConfig`. device: None for the first GPU, or the CPU.
+    on_step, listen: see `TrainingView.of`; view: in their place.
+    """
+    recipe = decoder_preset(preset) if isinstance(preset, str) else preset
+    recipe = recipe.changed(sizes=sizes, dims=dims, timesteps=timesteps, objectives=objectives)
+    changes = dict(settings or {}) | ({"stages.1.text_tokens": True} if text_tokens else {})
+    train = {"steps": steps, "batch_size": batch_size, "seed": seed, "parallel": parallel, "show_every": sample_every}
+    for number in range(1, len(recipe.stages) + 1):
+        short = train_settings(None, loggers, **train)
+        changes |= {f"stages.{number}.{name}": value for name, value in short.items()}
+    return DecoderJob(
+        data,
+        emb,
+        out,
+        resolve_config(recipe, config, changes),
+        tuple(stages),
+        tuple(local_copy(folder) for folder in vaes),
+        SplitConfig(split_column, valid_share),
+        ImageSource(drop_unjoined, decode_threads, max_pixels, RowPolicy(normalise, drop_nonfinite)),
+        JudgeConfig(features, score_rows, cond_scale=cond_scale),
+        cache_latents,
+        trust_old_card,
+        device,
+        view or TrainingView.of(on_step, listen),
+    )
 
 
 def plan_decoder(job: DecoderJob) -> TrainingPlan:
@@ -66,12 +145,11 @@ def plan_decoder(job: DecoderJob) -> TrainingPlan:
         folder = stage_of(job.out, number)
         refuse_another_run(folder, run_record(job, number, stage, seen, rows))
         runs[folder] = steps_left(folder, job.recipe.part(number).train)
-    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, dataclasses.asdict(seen.join.counts))
+    joined = dataclasses.asdict(seen.join.counts)
+    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, job.recipe, joined, job.numbers())
 
 
-def train_decoder(
-    job: DecoderJob, device: str, view: TrainingView | None = None, processes: Processes | None = None
-) -> DecoderOutcome | None:
+def run_decoder(job: DecoderJob) -> DecoderOutcome | None:
     """Train the stages that `job` names, one after the other; run again, it goes on.
 
     Under torchrun every process calls it; all but the first return None.
@@ -80,10 +158,8 @@ def train_decoder(
     of norm 1), ConfigError (stages that do not fit each other, the data or their autoencoders), RunMismatch,
     CheckpointError (`out` holds another run, the disk is full), NonFiniteLoss (its rows are named in a file).
     """
-    view = view or TrainingView()
-    together = processes or join_processes(device)
-    if together.world > 1:
-        device = str(together.device)
+    job.numbers()
+    together, device, view = join_training(job.device, job.view)
     dataset, stages = _open(job, device)
     seen = _join(job, dataset, together, view)
     rows, dropped = _rows(job, seen)
@@ -105,6 +181,10 @@ def train_decoder(
         join=seen.join.counts,
         stages=tuple(outcomes),
     )
+
+
+train_decoder = call_of("train_decoder", decoder_job, run_decoder)
+plan_train_decoder = call_of("plan_train_decoder", decoder_job, plan_decoder)
 
 
 def _open(job: DecoderJob, device: str, weights: bool = True) -> tuple[EmbeddingDataset, dict[int, DecoderStage]]:
@@ -165,7 +245,7 @@ def _train_stage(
     rows: dict[str, np.ndarray],
     device: str,
     view: TrainingView,
-    on_step: Callable[[StepReport], None] | None,
+    on_step: OnStep | None,
     together: Processes,
 ) -> StageOutcome | None:
     recipe, out = job.recipe.part(number), stage_of(job.out, number)

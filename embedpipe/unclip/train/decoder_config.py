@@ -9,6 +9,7 @@ from embedpipe.load.images.join import JoinCounts
 
 from ..data.decoder_batches import ImageSource
 from .plan import SplitConfig
+from .view import TrainingView
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class DecoderJob:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     cache_latents: bool = False
     trust_old_card: bool = False
+    device: str | None = None
+    view: TrainingView = field(default_factory=TrainingView)
 
     def numbers(self) -> tuple[int, ...]:
         """The stages to train, in order. Raises ConfigError for one that is not there."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from dalle2_core.training import TrainConfig
 from dalle2_core.training.checkpoint import steps_named
@@ -19,6 +19,12 @@ from embedpipe.mirror import working_folder
 
 from ..data.row_policy import RowPolicy
 from .view import TrainingView
+
+if TYPE_CHECKING:
+    from dalle2_core.presets.autoencoder import VaeRecipe
+    from dalle2_core.presets.clip import ClipRecipe
+    from dalle2_core.presets.decoder import DecoderRecipe
+    from dalle2_core.presets.prior import PriorRecipe
 
 NOT_FINITE = "not finite"
 
@@ -46,17 +52,15 @@ class TrainingPlan:
 
     splits: rows by split. left_out: rows or samples that would be left out, by reason. runs: steps by run folder; none
     for what is fitted in closed form. join: of train-decoder, what became of rows and images, see `JoinCounts`.
+    recipe: the preset with all that was changed in it. stages: of train-decoder, the numbers of those to train.
     """
 
     splits: Mapping[str, int]
     left_out: Mapping[str, int]
     runs: Mapping[str, StepsLeft]
+    recipe: PriorRecipe | DecoderRecipe | ClipRecipe | VaeRecipe
     join: Mapping[str, int] = field(default_factory=dict)
-
-
-def default_device() -> str:
-    """The first CUDA device, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    stages: tuple[int, ...] = ()
 
 
 def steps_left(out: str, config: TrainConfig) -> StepsLeft:
@@ -120,12 +124,12 @@ def picture_cache(out: str) -> str:
 
 
 def plan_with_pictures(
-    data: str, out: str, options: PictureOptions, config: TrainConfig, view: TrainingView
+    data: str, out: str, options: PictureOptions, recipe: ClipRecipe | VaeRecipe, view: TrainingView
 ) -> TrainingPlan:
     """Of a training on pictures: they are counted, none is decoded. Raises InputError, EmptyInput, DatasetError."""
     with view.preparing("count") as listener:
         found = count_pictures(data, picture_cache(out), options, listener)
     for name in (TRAIN, VALID):
         rows_of_split(np.array(list(found.splits), dtype=object), name, data)
-    refuse_few(data, found.splits, config.batch_size)
-    return TrainingPlan(found.splits, found.rejects, {out: steps_left(out, config)})
+    refuse_few(data, found.splits, recipe.train.batch_size)
+    return TrainingPlan(found.splits, found.rejects, {out: steps_left(out, recipe.train)}, recipe)

@@ -1,10 +1,10 @@
-"""Where the two rooms meet: embeddings on disk (`embedpipe`) become batches for models (`dalle2_core`)."""
+"""`train-prior`: embeddings on disk (`embedpipe`) become batches for a prior (`dalle2_core`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,25 +12,28 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from dalle2_core.presets.prior import PriorRecipe, prior_recipe
+from dalle2_core.presets.prior import PriorRecipe, prior_preset, prior_recipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import PRIORS
-from dalle2_core.training import Processes, Run, StepReport, join_processes, load_trained, train
+from dalle2_core.training import Comparison, Processes, Run, load_trained, train
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
 from embedpipe.errors import RunMismatch
 from embedpipe.load import EmbeddingLoader
 from embedpipe.load.split import TRAIN, VALID
+from embedpipe.progress import Listener, silent
 
+from ..calls import call_of
 from ..data.prior_batches import PriorRows, open_rows
 from ..data.row_policy import RowPolicy
-from ..evaluate.priors import MOST_ROWS_TO_FIT, PRIOR_RUN, sample_rows, watch
+from ..evaluate.priors import MOST_ROWS_TO_FIT, PRIOR_RUN, evaluate_priors, sample_rows, watch
 from ..runs.folder import run_folder
 from ..runs.record import RUN_FILE, write_run_record
 from ..runs.resume import refuse_finished, refusing_another
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, SplitConfig, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
-from .view import TrainingView
+from .settings import Values, resolve_config, train_settings
+from .view import OnStep, TrainingView, join_training
 
 _MOST_ROWS_TO_WATCH = 1000
 
@@ -44,6 +47,8 @@ class PriorJob:
     recipe: PriorRecipe
     split: SplitConfig = field(default_factory=SplitConfig)
     policy: RowPolicy = field(default_factory=RowPolicy)
+    device: str | None = None
+    view: TrainingView = field(default_factory=TrainingView)
 
     @property
     def is_trained(self) -> bool:
@@ -69,17 +74,56 @@ class PriorOutcome:
     metrics: dict[str, float]
 
 
+def prior_job(
+    emb: str,
+    out: str,
+    *,
+    prior: str | None = None,
+    preset: str | PriorRecipe = "tiny",
+    config: str | Path | Values | None = None,
+    settings: Values | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    parallel: str | None = None,
+    loggers: Sequence[str] = (),
+    split_column: str | None = None,
+    valid_share: float = 0.05,
+    normalise: bool = False,
+    drop_nonfinite: bool = False,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+    listen: Listener = silent,
+    view: TrainingView | None = None,
+) -> PriorJob:
+    """emb: a data set. out: the prior's folder. prior: diffusion, autoregressive, contrastive, ridge or mean.
+
+    preset: tiny, base, laion-l14, paper, or a recipe. config, settings: values to put into it, see `resolve_config`:
+    {"optim.lr": 1e-4, "train.batch_size": 64}. steps, seed, parallel, loggers: short for those of `train`.
+    split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for the first
+    GPU, or the CPU. on_step, listen: see `TrainingView.of`; view: in their place.
+    """
+    recipe = prior_preset(preset) if isinstance(preset, str) else preset
+    short = train_settings(settings, loggers, steps=steps, seed=seed, parallel=parallel)
+    return PriorJob(
+        emb,
+        out,
+        resolve_config(recipe, config, short | ({} if prior is None else {"prior": prior})),
+        SplitConfig(split_column, valid_share),
+        RowPolicy(normalise, drop_nonfinite),
+        device,
+        view or TrainingView.of(on_step, listen),
+    )
+
+
 def plan_prior(job: PriorJob) -> TrainingPlan:
     """What `train_prior` would do: the data are looked at, nothing is built or fitted. Raises as `train_prior` does."""
     seen, rows, dropped = _open(job)
     _refuse_another_run(job, _facts(job, seen, rows))
     runs = {job.out: steps_left(job.out, job.recipe.train)} if job.is_trained else {}
-    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs)
+    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, job.recipe)
 
 
-def train_prior(
-    job: PriorJob, device: str, view: TrainingView | None = None, processes: Processes | None = None
-) -> PriorOutcome | None:
+def run_prior(job: PriorJob) -> PriorOutcome | None:
     """Train a prior on embeddings into a folder, any fsspec url; run again, it goes on.
 
     Under torchrun every process calls it; all but the first return None.
@@ -88,10 +132,8 @@ def train_prior(
     than a batch, token states that do not fit), RunMismatch, CheckpointError (`out` holds another run, the disk is
     full), NonFiniteLoss (its rows are named in a file in `out`).
     """
-    together = processes or join_processes(device)
-    if together.world > 1:
-        device = str(together.device)
-    recipe, view = job.recipe, view or TrainingView()
+    together, device, view = join_training(job.device, job.view)
+    recipe = job.recipe
     seen, rows, dropped = _open(job, device, together.is_first)
     watched = list(seen.batches(sample_rows(rows[VALID], _MOST_ROWS_TO_WATCH)))
 
@@ -130,6 +172,33 @@ def train_prior(
     )
 
 
+def run_all_priors(job: PriorJob) -> Comparison | None:
+    """Train every kind of prior, each into OUT/NAME, and compare them on held-out rows. Otherwise as `train_prior`."""
+    jobs = _of_each_kind(job)
+    finished = [run_prior(one) for one in jobs]
+    if None in finished:
+        return None
+    return evaluate_priors([one.out for one in jobs], job.emb, VALID, job.device)
+
+
+def plan_all_priors(job: PriorJob) -> dict[str, TrainingPlan]:
+    """What `train_all_priors` would do, by the prior's name. Raises as it does."""
+    return {one.recipe.prior: plan_prior(one) for one in _of_each_kind(job)}
+
+
+def _of_each_kind(job: PriorJob) -> list[PriorJob]:
+    return [
+        dataclasses.replace(job, out=files.join(job.out, name), recipe=dataclasses.replace(job.recipe, prior=name))
+        for name in PRIORS
+    ]
+
+
+train_prior = call_of("train_prior", prior_job, run_prior)
+plan_train_prior = call_of("plan_train_prior", prior_job, plan_prior)
+train_all_priors = call_of("train_all_priors", prior_job, run_all_priors)
+plan_train_all_priors = call_of("plan_train_all_priors", prior_job, plan_all_priors)
+
+
 def _open(
     job: PriorJob, device: str | None = None, speaks: bool = True
 ) -> tuple[PriorRows, dict[str, np.ndarray], int]:
@@ -162,7 +231,7 @@ def _learn(
     run: Run,
     recipe: PriorRecipe,
     judge: Callable[[Any], dict[str, float]],
-    on_step: Callable[[StepReport], None] | None,
+    on_step: OnStep | None,
     together: Processes,
 ) -> int:
     """Train on some rows of the data; the steps that are done then."""

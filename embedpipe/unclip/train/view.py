@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from dalle2_core.training import Processes, StepReport, TrainConfig, join_processes
 from embedpipe.progress import Listener, silent
 
-if TYPE_CHECKING:
-    from dalle2_core.training import StepReport, TrainConfig
+from ..device import default_device
+
+OnStep = Callable[[StepReport], None]
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def _unseen(what: str) -> Iterator[Listener]:
 
 
 @contextlib.contextmanager
-def _without_steps(what: str, config: TrainConfig) -> Iterator[Callable[[StepReport], None] | None]:
+def _without_steps(what: str, config: TrainConfig) -> Iterator[OnStep | None]:
     yield None
 
 
@@ -32,4 +33,16 @@ class TrainingView:
     """
 
     preparing: Callable[[str], AbstractContextManager[Listener]] = _unseen
-    steps: Callable[[str, TrainConfig], AbstractContextManager[Callable[[StepReport], None] | None]] = _without_steps
+    steps: Callable[[str, TrainConfig], AbstractContextManager[OnStep | None]] = _without_steps
+
+    @classmethod
+    def of(cls, on_step: OnStep | None, listen: Listener) -> TrainingView:
+        """One that calls `on_step` with each step's report, and `listen` with the progress of what comes before."""
+        return cls(lambda what: contextlib.nullcontext(listen), lambda what, config: contextlib.nullcontext(on_step))
+
+
+def join_training(device: str | None, view: TrainingView) -> tuple[Processes, str, TrainingView]:
+    """The processes that train (torchrun's, or this one alone), this one's device, and its view: the first one's."""
+    processes = join_processes(device or default_device())
+    on = str(processes.device) if processes.world > 1 else device or default_device()
+    return processes, on, view if processes.is_first else TrainingView()

@@ -16,7 +16,6 @@ from embedpipe.unclip.data import prior_batches, row_policy
 from embedpipe.unclip.data.row_policy import RowPolicy
 from embedpipe.unclip.evaluate.priors import evaluate_priors, predict
 from embedpipe.unclip.train import prior as wiring
-from embedpipe.unclip.train.plan import SplitConfig
 from tests import shards
 from tests.commands import result_of, run
 from tests.embeddings import write_dataset
@@ -94,7 +93,7 @@ def test_a_folder_keeps_to_its_prior(emb, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     for name in ("mean", "diffusion"):
         assert 'prior was "ridge"' in str(train(emb, tmp_path / "out", "--prior", name).exception)
-    message = str(train(emb, tmp_path / "other", "--prior", "rigde").exception.message)
+    message = str(train(emb, tmp_path / "other", "--prior", "rigde").exception)
     assert "no prior 'rigde'; did you mean ridge?" in message
 
 
@@ -170,7 +169,7 @@ def test_the_rows_of_a_batch_whose_loss_is_nan_are_named(emb, tmp_path, monkeypa
 
     monkeypatch.setattr(models.DiffusionPrior, "loss", breaking)
     with pytest.raises(NonFiniteLoss, match=r"step 3, samples 257 to 384: .*nonfinite_batch\.json"):
-        wiring.train_prior(wiring.PriorJob(emb, str(tmp_path / "out"), recipe, SplitConfig("split")), "cpu")
+        wiring.train_prior(emb, str(tmp_path / "out"), preset=recipe, split_column="split", device="cpu")
     named = json.loads((tmp_path / "out" / "nonfinite_batch.json").read_text())
     assert named["step"] == 3
     from embedpipe import EmbeddingDataset

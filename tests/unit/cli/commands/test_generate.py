@@ -443,10 +443,10 @@ def test_held_out_captions_beside_the_true_pictures(run, runs, encoded_once, tmp
 
 
 def test_the_nearest_in_training_is_the_nearest(runs, encoded_once):
-    from embedpipe.unclip.generate.held_out import compare_held_out, held_out
+    from embedpipe.unclip.generate.held_out import compare_held_out, open_held_out
     from embedpipe.unclip.generate.models import Models
 
-    held = held_out(Models(runs["decoder"], runs["prior"]), encoded_once[1], 3)
+    held = open_held_out(Models(runs["decoder"], runs["prior"]), encoded_once[1], 3)
     assert not set(held.rows) & set(held.train)
     wanted = held.train[[2, 0, 5]]
     made = torch.from_numpy(held.dataset.image[wanted].astype(np.float32))

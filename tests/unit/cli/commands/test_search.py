@@ -119,7 +119,7 @@ def test_many_queries_one_answer_each(embedpipe, encoded, tmp_path):
 
 
 def test_embeddings_as_queries_need_no_model(embedpipe, encoded, tmp_path, monkeypatch):
-    monkeypatch.setattr("embedpipe.index.query_encoder", None)
+    monkeypatch.setattr("embedpipe.index.query.query_encoder", None)
     rows = np.load(encoded / "img_emb" / "img_emb_00002.npy")
     np.save(tmp_path / "q.npy", rows)
     result = embedpipe("search", encoded, "--exact", "--queries", tmp_path / "q.npy", "-k", 1, "--json")
@@ -163,7 +163,7 @@ def test_a_caption_cannot_do_harm(embedpipe, encoded, tmp_path):
         (("a cat", "--shard", "1"), "--shard is only of use with --key"),
         (("a cat", "--query-column", "x"), "--query-column is only of use with --queries"),
         (("a cat", "--save", "out.gif"), "results are saved as .png, .html, .parquet, .jsonl"),
-        (("--queries", "q.txt", "--save", "out.png"), "results of --queries are saved as .parquet, .jsonl"),
+        (("--queries", "q.txt", "--save", "out.png"), "results of many queries are saved as .parquet, .jsonl"),
         (("a cat", "-k", "0"), "0 is not in the range"),
     ],
 )

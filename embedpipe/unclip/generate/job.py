@@ -1,0 +1,147 @@
+"""`generate`: the request, the models and the settings of one generation, and where its images go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dalle2_core.generation import GenerationConfig
+from embedpipe.clip_model.spec import ModelOptions
+from embedpipe.errors import OptionError
+from embedpipe.mirror import local_copy
+
+from ..calls import call_of
+from ..device import default_device
+from .held_out import HeldOut, open_held_out
+from .models import Models
+from .pipeline import make_images, plan_images, write_images
+from .request import Made, Request, Watching
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """What to make, with what and how. out: the grid, None to write nothing. held: rows whose captions are the texts.
+
+    data: where the image shards of `held` are now.
+    """
+
+    request: Request
+    models: Models
+    config: GenerationConfig
+    out: str | None
+    held: HeldOut | None
+    data: str | None
+    watching: Watching
+
+
+def generation_job(
+    texts: str | Sequence[str] = (),
+    *,
+    decoder: str,
+    prior: str | None = None,
+    captions: str | None = None,
+    caption_column: str | None = None,
+    from_image: str | None = None,
+    inpaint: tuple[str, str] | None = None,
+    interpolate: tuple[str, str] | None = None,
+    embedding: str | None = None,
+    held_out: str | None = None,
+    rows: int = 16,
+    data: str | None = None,
+    num_images: int = 4,
+    best_of: int = 1,
+    seed: int = 0,
+    steps: int | tuple[int, ...] | None = None,
+    sampler: str | tuple[str, ...] | None = None,
+    eta: float | tuple[float, ...] | None = None,
+    cond_scale: float | tuple[float, ...] = 1.0,
+    text_cond_scale: float | tuple[float, ...] | None = None,
+    prior_steps: int | None = None,
+    prior_sampler: str | None = None,
+    prior_cond_scale: float = 1.0,
+    prior_num_samples: int | None = None,
+    max_batch_size: int = 16,
+    model: str | None = None,
+    pretrained: str | None = None,
+    options: ModelOptions | None = None,
+    trust_old_card: bool = False,
+    device: str | None = None,
+    out: str | None = None,
+    watching: Watching | None = None,
+) -> GenerationJob:
+    """texts: one, or several. decoder, prior: folders of `train_decoder` and `train_prior`.
+
+    captions, caption_column, from_image, inpaint, interpolate, embedding: other things to make images of, see
+    `Request`. held_out: a data set, of whose held-out captions `rows` are the texts; the true images, from the image
+    shards at `data` or where they were, are shown beside those made. num_images, best_of, seed and what follows to
+    max_batch_size: see `GenerationConfig`. model, pretrained, options, trust_old_card: see `Models`. device: None for
+    the first GPU, or the CPU. out: the grid's file, .png; beside it come the single images (OUT/) and all settings
+    (OUT.json). watching: hears of the progress.
+    """
+    if out is not None and not out.lower().endswith(".png"):
+        raise OptionError(f"{out}: the grid is a .png file")
+    of = Models(
+        local_copy(decoder),
+        None if prior is None else local_copy(prior),
+        model,
+        pretrained,
+        device or default_device(),
+        options or ModelOptions(),
+        trust_old_card,
+    )
+    texts = (texts,) if isinstance(texts, str) else tuple(texts)
+    sources = (captions, from_image, inpaint, interpolate, embedding)
+    if held_out is not None and (texts or any(sources)):
+        raise OptionError("held-out captions are the texts", "Leave other texts and images out")
+    held = None if held_out is None else open_held_out(of, held_out, rows)
+    request = Request(
+        texts if held is None else tuple(held.captions),
+        captions,
+        caption_column,
+        from_image,
+        inpaint,
+        interpolate,
+        embedding,
+    )
+    config = GenerationConfig(
+        cond_scale=cond_scale,
+        text_cond_scale=text_cond_scale,
+        prior_cond_scale=prior_cond_scale,
+        prior_num_samples=prior_num_samples,
+        num_images=num_images,
+        best_of=best_of,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        eta=eta,
+        prior_steps=prior_steps,
+        prior_sampler=prior_sampler,
+        max_batch_size=max_batch_size,
+    )
+    return GenerationJob(request, of, config, out, held, data, watching or Watching())
+
+
+def run_generation(job: GenerationJob) -> Made:
+    """Make images of texts: prior, then decoder. Or vary, fill in or interpolate images. The same call makes the same.
+
+    Raises InputError for what cannot be read or is asked of the wrong models, RunMismatch where prior, decoder and
+    encoder do not belong together, ConfigError or ShapeError where a setting does not fit, ModelError where there is
+    no memory for a single image.
+    """
+    made = make_images(job.request, job.models, job.config, job.watching)
+    if job.out is None:
+        return made
+    record = write_images(made, job.out, job.request, job.config, job.held, job.data)
+    return dataclasses.replace(made, record=record)
+
+
+def plan_generation_of(job: GenerationJob) -> dict[str, Any]:
+    """What `generate` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
+    plan = plan_images(job.request, job.models, job.config, job.watching)
+    return plan | {"settings": dataclasses.asdict(job.config), "out": job.out}
+
+
+generate = call_of("generate", generation_job, run_generation)
+plan_generation = call_of("plan_generation", generation_job, plan_generation_of)
