@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from ..clip_model.encoder_card import EncoderCard
 from ..columns import NORMS, column_names, of_norm_1
 from ..errors import DatasetError, InputError
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..plural import plural
 from ..ragged import RaggedRows
 from ..store.foreign import NOTE
 from ..store.foreign.base import Foreign
@@ -24,11 +25,17 @@ from .locate import open_at
 from .lru_cache import ByteLRUCache
 from .metadata import MetadataColumns
 from .norms import Norms, norms_missing, scaled
+from .row_index import Index, as_rows
 from .row_reader import RowReading
 from .sequential import sequential
 
+if TYPE_CHECKING:
+    from .torch_datasets import RowDataset, RowStream
+
 # Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
 _HELD_BYTES = 1 << 30
+_ROWS_AT_ONCE = 100_000
+LARGEST_TABLE = 8 << 30
 _NORMS_FROM_SHARDS, _NORMS_OF_EACH = 8, 64
 
 
@@ -57,6 +64,7 @@ class EmbeddingDataset:
 
     def __init__(self, path: str, foreign: Foreign | None = None) -> None:
         self.path = path
+        self._foreign = foreign
         opened = open_at(path, foreign)
         self.run: RunCard = opened.run
         self.card: EncoderCard = opened.card
@@ -77,6 +85,58 @@ class EmbeddingDataset:
 
     def __len__(self) -> int:
         return self.shards[-1].stop if self.shards else 0
+
+    def __reduce__(self) -> tuple[type[EmbeddingDataset], tuple[str, Foreign | None]]:
+        return EmbeddingDataset, (self.path, self._foreign)  # a worker opens it anew
+
+    def __repr__(self) -> str:
+        sides = " and ".join(side for side in ("image", "text") if getattr(self, side) is not None)
+        rows, dim = self.shape
+        return (
+            f"EmbeddingDataset({self.path!r}): {plural(rows, 'row')} × {dim} ({sides}, {self.card.dtype}) in "
+            f"{plural(len(self.shards), 'shard')}\n"
+            f"model: {f'{self.card.model} {self.card.pretrained}'.strip()}\ncolumns: {', '.join(self.columns)}"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, dim), of each side."""
+        return len(self), self.card.dim
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the metadata columns."""
+        return self.column_names()
+
+    def to_arrow(self, columns: Sequence[str] | None = None, rows: Index | None = None) -> pa.Table:
+        """Metadata as a table. columns: None for all. rows: a slice or numbers, in their order; None for all.
+
+        Raises InputError where that would take more than `LARGEST_TABLE` bytes, before it is in memory.
+        """
+        names = None if columns is None else tuple(columns)
+        wanted = range(len(self)) if rows is None else as_rows([rows] if isinstance(rows, int) else rows, len(self))
+        parts, size = [], 0
+        for start in range(0, max(1, len(wanted)), _ROWS_AT_ONCE):
+            parts.append(self.metadata.take(np.asarray(wanted[start : start + _ROWS_AT_ONCE]), names))
+            size += parts[-1].nbytes
+            if size > LARGEST_TABLE:
+                raise InputError(
+                    f"{self.path}: metadata of {len(wanted):,} rows take more than {LARGEST_TABLE >> 30} GiB",
+                    "Name columns=, or fewer rows=",
+                )
+        return pa.concat_tables(parts, promote_options="permissive")
+
+    def to_pandas(self, columns: Sequence[str] | None = None, rows: Index | None = None) -> Any:
+        """Metadata as a data frame of pandas, otherwise as `to_arrow`."""
+        return self.to_arrow(columns, rows).to_pandas(split_blocks=True)
+
+    def torch(
+        self, rows: Sequence[int] | np.ndarray | None = None, columns: Sequence[str] = (), stream: bool = False
+    ) -> RowDataset | RowStream:
+        """A data set for torch's DataLoader: see `RowDataset` or, with `stream`, `RowStream`."""
+        from .torch_datasets import RowDataset, RowStream
+
+        return RowStream(self, rows, columns) if stream else RowDataset(self, rows, columns)
 
     def require_rows(self) -> None:
         """Raise DatasetError when there is not a single row."""
