@@ -1,7 +1,7 @@
 """Nearest-neighbour indexes: the only package that uses faiss.
 
-Names are imported lazily: counting or clustering rows needs no encoder, and so no torch. The package itself is callable:
-`embedpipe.index(emb, config)` is `embedpipe.index.build.build_index`.
+Names are imported lazily: counting or clustering rows needs no encoder, and so no torch. The package itself is
+callable: `embedpipe.index(emb, config)` is `embedpipe.index.build.build_index`.
 """
 
 from __future__ import annotations
