@@ -54,8 +54,8 @@ def export_images(
 
     rows: int64, ascending; or a key subset, see `read_subset`; None for all. Shard i of `out` has the selected samples
     of input shard i, in row order. images: the current location of the input, None for the recorded one. Raises
-    InputError if it is missing, DatasetError if it differs from what was encoded, RunMismatch if `out` contains something
-    else, OutputBusy, OutputUnwritable, DiskFull.
+    InputError if it is missing, DatasetError if it differs from what was encoded, RunMismatch if `out` contains other
+    things, OutputBusy, OutputUnwritable, DiskFull.
     """
     dataset, rows = _chosen(dataset, rows)
     reader = _source(dataset, images)

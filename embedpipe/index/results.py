@@ -70,7 +70,7 @@ def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], ti
     images = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], data)
     missing = sum((hit.src_shard, hit.key) not in images for hit in hits)
     if missing:
-        logger.warning("%d pictures are not in %s; see --images", missing, data or dataset.run.source)
+        logger.warning("%d images are not in %s; see `data`", missing, data or dataset.run.source)
     cells = [SheetCell(images.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
     make = contact_page if location.lower().endswith(".html") else contact_sheet
     files.write_bytes(location, make(cells, title))
