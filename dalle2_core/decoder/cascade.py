@@ -66,7 +66,7 @@ def sample_cascade(stages: Sequence[DecoderStage], run: CascadeRun, execution: E
 def _sample_stage(
     stage: DecoderStage, number: int, run: CascadeRun, execution: Execution, pixels: Tensor | None, noise: Tensor | None
 ) -> Tensor:
-    """What a stage makes of the pixels of the one before, or, the first, of nothing."""
+    """Pixels of one stage, from those of the previous one; the first starts from none."""
     count = _Counter(execution.on_step, number, run.rows, execution.max_batch_size)
     sampler = StageSampler(stage, run.settings[number - 1], count)
     count.calls = sampler.evaluations(run.known)
@@ -107,7 +107,7 @@ def check_run(stages: Sequence[DecoderStage], run: CascadeRun, max_batch_size: i
 
 
 def check_cascade(stages: Sequence[DecoderStage]) -> None:
-    """Raises ConfigError if a stage does not start from what the one before makes."""
+    """Raises ConfigError if a stage does not start from the output of the previous one."""
     if not stages:
         raise ConfigError("a decoder needs one stage or more")
     if stages[0].config.lowres is not None:
@@ -139,7 +139,7 @@ def settings_for(count: int, **settings: Any) -> list[StageSamplingConfig]:
         if isinstance(value, (tuple, list)) and len(value) != count:
             raise ConfigError(f"{name} has {len(value)} values for {count} stages; give one, or one for each")
     spread = {name: value if isinstance(value, (tuple, list)) else (value,) * count for name, value in settings.items()}
-    return [StageSamplingConfig(**{name: values[place] for name, values in spread.items()}) for place in range(count)]
+    return [StageSamplingConfig(**{name: values[index] for name, values in spread.items()}) for index in range(count)]
 
 
 class _Counter:

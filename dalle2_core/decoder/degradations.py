@@ -31,8 +31,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, size: Tensor | int) -> Tensor:
     sigma = sigma.to(images).view(rows, -1).expand(rows, 2)
     sizes = torch.as_tensor(size, device=images.device).expand(rows)
     edge = int(sizes.max()) // 2
-    place = torch.arange(-edge, edge + 1, device=images.device, dtype=images.dtype)
-    line = torch.exp(-0.5 * (place / sigma[:, :, None]) ** 2) * (place.abs() <= sizes[:, None, None] // 2)
+    offset = torch.arange(-edge, edge + 1, device=images.device, dtype=images.dtype)
+    line = torch.exp(-0.5 * (offset / sigma[:, :, None]) ** 2) * (offset.abs() <= sizes[:, None, None] // 2)
     line = line / line.sum(dim=2, keepdim=True)
     kernel = (line[:, 0, :, None] * line[:, 1, None, :]).repeat_interleave(channels, dim=0)[:, None]
     # Every channel of every row is a group with a kernel of its own.
@@ -81,8 +81,8 @@ def _bsr_row(image: Tensor, noise: Tensor, draw: list[float]) -> Tensor:
     # One of the 4! orders, read off digit by digit.
     turn = int(draw[6] * 24)
     for left in range(len(steps), 0, -1):
-        turn, place = divmod(turn, left)
-        image = steps.pop(place)(image)
+        turn, index = divmod(turn, left)
+        image = steps.pop(index)(image)
     return jpeg_like(image, round(_between(_BSR_QUALITY, draw[7])))
 
 

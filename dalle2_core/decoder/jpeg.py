@@ -56,8 +56,8 @@ def jpeg_like(images: Tensor, quality: int) -> Tensor:
 
 def _cosines(like: Tensor) -> Tensor:
     """The orthonormal cosine transform of 8 numbers, [8, 8]."""
-    place = torch.arange(8, device=like.device, dtype=like.dtype)
-    rows = torch.cos(math.pi / 8.0 * place[:, None] * (place + 0.5)) / 2.0
+    index = torch.arange(8, device=like.device, dtype=like.dtype)
+    rows = torch.cos(math.pi / 8.0 * index[:, None] * (index + 0.5)) / 2.0
     rows[0] /= math.sqrt(2.0)
     return rows
 

@@ -78,25 +78,25 @@ class DecoderKeywords:
         return sizes
 
     def stages(self, unets: Sequence[Unet], vaes: Sequence[Autoencoder | None]) -> list[tuple[Unet, StageConfig]]:
-        """Each stage's config, and its network with the channels and conditions that its place asks for."""
+        """Each stage's config, and its network with the channels and conditions of that stage."""
         count = len(unets)
         sizes = self.sizes(count)
         each = _Stages(self, count)
         made = []
-        for place, (unet, vae) in enumerate(zip(unets, vaes, strict=True)):
+        for index, (unet, vae) in enumerate(zip(unets, vaes, strict=True)):
             if vae is not None:
                 check_autoencoder(vae)
-            config = each.config(place, sizes, latent=vae is not None)
-            made.append((self._fitted(unet, config, vae, place, each), config))
+            config = each.config(index, sizes, latent=vae is not None)
+            made.append((self._fitted(unet, config, vae, index, each), config))
         return made
 
-    def _fitted(self, unet: Unet, config: StageConfig, vae: Autoencoder | None, place: int, each: _Stages) -> Unet:
+    def _fitted(self, unet: Unet, config: StageConfig, vae: Autoencoder | None, index: int, each: _Stages) -> Unet:
         channels = self.channels if vae is None else vae.latent_channels
         sees_image = unet.config.cond_on_image_embeds
         if sees_image is None:
             # Upsamplers of the paper are conditioned on the low-resolution image alone.
-            sees_image = place == 0
-        if place == 0 and sees_image and not self.unconditional and unet.config.image_embed_dim is None:
+            sees_image = index == 0
+        if index == 0 and sees_image and not self.unconditional and unet.config.image_embed_dim is None:
             raise ConfigError(
                 "the first U-Net has no image_embed_dim, the width of the image embeddings; give it, "
                 "or unconditional=True"
@@ -105,14 +105,14 @@ class DecoderKeywords:
             channels=channels,
             channels_out=channels * (2 if config.learned_variance else 1),
             lowres_cond=config.lowres is not None,
-            lowres_noise_cond=each.noised[place],
+            lowres_noise_cond=each.noised[index],
             cond_on_image_embeds=sees_image and not self.unconditional,
             cond_on_text_encodings=unet.config.cond_on_text_encodings and not self.unconditional,
         )
 
 
 class _Stages:
-    """The keywords that have a value for each stage, spread out; made once, where the tuples come in."""
+    """The keywords with a value for each stage, as tuples of one length."""
 
     def __init__(self, keywords: DecoderKeywords, count: int) -> None:
         self.keywords = keywords
@@ -136,18 +136,18 @@ class _Stages:
         last = (False,) * (count - 1) + (count > 2,)
         self.bsr = _of_upsamplers("use_bsr_for_lowres_cond", last if bsr is None else bsr, count)
 
-    def config(self, place: int, sizes: tuple[int, ...], *, latent: bool) -> StageConfig:
-        keywords, timesteps, steps = self.keywords, self.timesteps[place], self.sample_timesteps[place]
+    def config(self, index: int, sizes: tuple[int, ...], *, latent: bool) -> StageConfig:
+        keywords, timesteps, steps = self.keywords, self.timesteps[index], self.sample_timesteps[index]
         steps = timesteps if steps is None else steps
-        gamma = self.p2_gamma[place]
+        gamma = self.p2_gamma[index]
         return StageConfig(
-            image_size=sizes[place],
-            lowres=self._lowres(place, sizes),
+            image_size=sizes[index],
+            lowres=self._lowres(index, sizes),
             timesteps=timesteps,
             sample_timesteps=steps,
-            beta_schedule=self.schedule[place],
-            predicts=self._predicts(place, latent),
-            learned_variance=self.learned[place],
+            beta_schedule=self.schedule[index],
+            predicts=self._predicts(index, latent),
+            learned_variance=self.learned[index],
             learned_variance_constrain_frac=keywords.learned_variance_constrain_frac,
             vb_loss_weight=keywords.vb_loss_weight,
             loss_type=keywords.loss_type,
@@ -156,11 +156,11 @@ class _Stages:
             p2_k=keywords.p2_loss_weight_k,
             image_cond_drop_prob=keywords.image_cond_drop_prob,
             text_cond_drop_prob=keywords.text_cond_drop_prob,
-            sampler=self.sampler[place] or ("ddim" if steps < timesteps else "ddpm"),
+            sampler=self.sampler[index] or ("ddim" if steps < timesteps else "ddpm"),
             ddim_sampling_eta=keywords.ddim_sampling_eta,
             thresholding=self._thresholding(),
             dynamic_thres_percentile=keywords.dynamic_thres_percentile,
-            random_crop_size=self.crop[place],
+            random_crop_size=self.crop[index],
         )
 
     def _thresholding(self) -> Literal["static", "dynamic", "none"]:
@@ -168,23 +168,23 @@ class _Stages:
             return "none"
         return "dynamic" if self.keywords.use_dynamic_thres else "static"
 
-    def _predicts(self, place: int, latent: bool) -> Literal["x0", "noise", "v"]:
-        if self.predict_x_start[place] and self.predict_v[place]:
-            raise ConfigError(f"stage {place + 1}: predict_x_start and predict_v exclude each other; choose one")
-        if self.predict_v[place]:
+    def _predicts(self, index: int, latent: bool) -> Literal["x0", "noise", "v"]:
+        if self.predict_x_start[index] and self.predict_v[index]:
+            raise ConfigError(f"stage {index + 1}: predict_x_start and predict_v exclude each other; choose one")
+        if self.predict_v[index]:
             return "v"
-        if self.predict_x_start[place] or (latent and self.keywords.predict_x_start_for_latent_diffusion):
+        if self.predict_x_start[index] or (latent and self.keywords.predict_x_start_for_latent_diffusion):
             return "x0"
         return "noise"
 
-    def _lowres(self, place: int, sizes: tuple[int, ...]) -> LowresConfig | None:
-        if place == 0:
+    def _lowres(self, index: int, sizes: tuple[int, ...]) -> LowresConfig | None:
+        if index == 0:
             return None
         keywords = self.keywords
         return LowresConfig(
-            size=sizes[place - 1],
+            size=sizes[index - 1],
             downsample_first=keywords.lowres_downsample_first,
-            degradation="bsr" if self.bsr[place] else "blur" if self.blurred[place] else "none",
+            degradation="bsr" if self.bsr[index] else "blur" if self.blurred[index] else "none",
             blur_prob=keywords.blur_prob,
             blur_sigma=keywords.blur_sigma,
             blur_kernel_size=keywords.blur_kernel_size,
@@ -201,7 +201,7 @@ def _spread(name: str, value: V | tuple[V, ...], count: int) -> tuple[V, ...]:
 
 
 def _of_upsamplers(name: str, value: bool | tuple[bool, ...], count: int) -> tuple[bool, ...]:
-    """One for each stage, False for the first, which has no smaller image."""
+    """One for each stage, False for the first, which has no low-resolution image."""
     if not isinstance(value, tuple):
         return (False,) + (value,) * (count - 1)
     spread: tuple[bool, ...] = _spread(name, value if len(value) == count else (False, *value), count)
@@ -216,7 +216,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def padded(values: tuple[V, ...], count: int, what: str) -> tuple[V | None, ...]:
-    """With None in place of what is missing at the end. Raises ConfigError if there are too many."""
+    """Padded with None to `count`. Raises ConfigError if there are too many."""
     if len(values) > count:
         raise ConfigError(f"{len(values)} {what} for {count} stages")
     return values + (None,) * (count - len(values))

@@ -18,9 +18,9 @@ DEGRADATIONS = ("blur", "bsr", "none")
 
 @dataclass(frozen=True, slots=True)
 class LowresConfig:
-    """The smaller image that an upsampler starts from.
+    """The low-resolution image that an upsampler starts from.
 
-    size: height and width of the stage before, pixels.
+    size: height and width of the previous stage, pixels.
     downsample_first: in training, make the image that small first, so that it lacks what it will lack in sampling.
     degradation: the corruption in training: "blur", "bsr" (blur, shrinking, noise and JPEG) or "none".
     blur_prob, blur_sigma, blur_kernel_size: share of rows blurred, deviation and kernel in pixels (a number or a
@@ -66,7 +66,7 @@ class StageConfig:
     """The diffusion around one U-Net.
 
     image_size: height and width of what the stage makes, pixels.
-    lowres: the smaller image it starts from; None for the first stage.
+    lowres: the low-resolution image it starts from; None for the first stage.
     timesteps: T of training. sample_timesteps: default steps of sampling; None means 50, or all T where
     there are fewer.
     beta_schedule: how noise grows over the timesteps. zero_terminal_snr: at the last one nothing is left of the image.
@@ -139,7 +139,7 @@ class StageConfig:
 
 
 def stage_from_json(values: dict[str, Any]) -> StageConfig:
-    """What `dataclasses.asdict` made of one, read back."""
+    """A config from the dict that `dataclasses.asdict` made of one."""
     lowres = values.get("lowres")
     nested = None if lowres is None else from_keywords(LowresConfig, "lowres", lowres)
     return from_keywords(StageConfig, "stage", {**values, "lowres": nested})

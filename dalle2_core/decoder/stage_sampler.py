@@ -83,7 +83,7 @@ class Inpainting:
 
 
 class StageSampler:
-    """One stage, ready to be sampled: everything is checked when it is made, before the first step."""
+    """Samples one stage; all settings are checked by the constructor, before the first step."""
 
     def __init__(
         self, stage: DecoderStage, sampling: StageSamplingConfig, on_step: Callable[[], None] | None = None
@@ -103,7 +103,7 @@ class StageSampler:
         self._on_step = on_step
 
     def evaluations(self, known: Inpainting | None) -> int:
-        """Calls of the network for one piece of rows."""
+        """Calls of the network for one chunk of rows."""
         # The last step, to clean data, is never taken again.
         return len(self.timesteps) if known is None else (len(self.timesteps) - 1) * known.resample_times + 1
 

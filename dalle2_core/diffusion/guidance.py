@@ -32,9 +32,9 @@ def branches(conditions: Sequence[C], scales: Sequence[float]) -> tuple[C, tuple
     weight are left out, the full one excepted.
     """
     weights = [scale - before for before, scale in pairwise((0.0, *scales, 1.0))]
-    kept = [place for place, weight in enumerate(weights) if weight != 0.0 or place == 0]
-    joined = reduce(lambda one, other: one.joined(other), (conditions[place] for place in kept))
-    return joined, tuple(weights[place] for place in kept)
+    kept = [index for index, weight in enumerate(weights) if weight != 0.0 or index == 0]
+    joined = reduce(lambda one, other: one.joined(other), (conditions[index] for index in kept))
+    return joined, tuple(weights[index] for index in kept)
 
 
 def guided(denoise: Denoise, weights: Sequence[float]) -> Denoise:

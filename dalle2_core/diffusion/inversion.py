@@ -28,7 +28,7 @@ def ddim_inverse(
 
 
 def _up(denoise: Denoise, schedule: NoiseSchedule, x_s: Tensor, near: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """The x_t that DDIM takes to x_s, if the noise in it is what is estimated at `near`."""
+    """The x_t from which DDIM steps to x_s, with the noise estimated at `near`."""
     estimate = denoise(near, t.expand(len(near)), None)
     noise = (near - schedule.alpha(t) * estimate.x0) / schedule.sigma(t)
     x0 = (x_s - schedule.sigma(s) * noise) / schedule.alpha(s)

@@ -57,7 +57,7 @@ def log_variance_bounds(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> tuple[
     """Logarithms of the smallest and largest variance of a step from t to s: q's posterior, and q's own."""
     between = schedule.variance_between(t, s)
     smallest = between * (schedule.sigma(s) / schedule.sigma(t)) ** 2
-    # The last step's is 0, whose logarithm is no number; the paper takes the one before's.
+    # The last step's is 0, without a logarithm; the paper takes the previous step's.
     one, zero = torch.ones_like(t), torch.zeros_like(t)
     floor = schedule.variance_between(one, zero) * (schedule.sigma(zero) / schedule.sigma(one)) ** 2
     smallest = torch.where(s >= 0, smallest, floor)

@@ -42,7 +42,7 @@ class NoiseSchedule(nn.Module):
             # Lin et al. 2305.08891, algorithm 1: the last alpha becomes 0, the first one stays.
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
             sigmas = (1.0 - alphas**2).sqrt()
-        # One place more than timesteps: place 0 is t = -1, the clean data.
+        # One entry more than timesteps: entry 0 is t = -1, the clean data.
         ends = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         self.name = name
         self.timesteps = timesteps

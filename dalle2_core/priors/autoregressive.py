@@ -28,7 +28,7 @@ from dalle2_core.types import PriorBatch, StepLoss, TextCondition
 
 @dataclass(frozen=True, slots=True)
 class AutoregressiveConfig:
-    """How an image embedding becomes codes, and how they are drawn.
+    """Quantization of image embeddings, and sampling of the codes.
 
     codes: principal components kept (the paper: 319 of 1024). buckets: values of a code (the paper: 1024).
     likeness_buckets: values of the token that says how near image and text are; it is drawn from the upper half.
@@ -78,7 +78,7 @@ class AutoregressivePrior(Prior):
         return cls(network, config)
 
     def fit(self, text_embed: Tensor, image_embed: Tensor) -> AutoregressivePrior:
-        """Components and buckets of the images, scale of the texts, and how near the two of a pair are."""
+        """Components and buckets of the images, scale of the texts, and the likeness of pairs."""
         self.quantizer.fit(image_embed)
         self.text_scaling.fit(text_embed)
         likeness = _likeness(text_embed, image_embed)

@@ -40,7 +40,7 @@ class Prior(nn.Module):
 
     @abstractmethod
     def fit(self: P, text_embed: Tensor, image_embed: Tensor) -> P:
-        """Take from training rows [n, d] what has a closed form: statistics, principal components, a regression."""
+        """Fit the parts in closed form to training rows [n, d]: statistics, principal components, a regression."""
 
     @abstractmethod
     def sample(
@@ -62,12 +62,12 @@ class Prior(nn.Module):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What config.json says besides the kind, as plain JSON values."""
+        """The settings in config.json, besides the kind, as plain JSON values."""
 
     @classmethod
     @abstractmethod
     def from_settings(cls: type[P], settings: Mapping[str, Any]) -> P:
-        """A new prior of what `settings` gave. Raises KeyError, TypeError or ConfigError for others."""
+        """A new prior from what `settings` returned. Raises KeyError, TypeError or ConfigError for others."""
 
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
@@ -83,7 +83,7 @@ class Prior(nn.Module):
         return prior.to(device)
 
     def take_weights(self, folder: Path | str) -> None:
-        """Take the numbers from a folder. Raises CheckpointError if they do not fit."""
+        """Load the weights from a folder. Raises CheckpointError if they do not fit."""
         read_weights(folder, self)
 
 

@@ -26,7 +26,7 @@ C = TypeVar("C", bound="ClosedForm")
 
 
 class ClosedForm(Prior):
-    """What these priors share. A subclass keeps what it fitted as float64 buffers, named in FITTED."""
+    """Base of these priors. A subclass keeps its fitted float64 buffers under the names in FITTED."""
 
     FITTED: ClassVar[tuple[str, ...]] = ()
 
@@ -66,7 +66,7 @@ class ClosedForm(Prior):
         normalize: bool = True,
         generator: RNG = None,
     ) -> Tensor:
-        """Predicted image embeddings [b, d] in the text's dtype. Text tokens and generator are not looked at.
+        """Predicted image embeddings [b, d] in the text's dtype. Text tokens and generator are ignored.
 
         Raises ConfigError before `fit` or for guidance, ShapeError for another width.
         """
@@ -100,7 +100,7 @@ class ClosedForm(Prior):
 
 
 class TextAsImage(ClosedForm):
-    """The text embedding itself: what one has without a prior."""
+    """The text embedding itself: the baseline without a prior."""
 
     KIND = "text-as-image"
 

@@ -72,7 +72,7 @@ class DiffusionPrior(Prior, CompanionModules):
 
     @property
     def clip(self) -> ClipEncoders | None:
-        """What embeds texts and images on the fly, if it was given."""
+        """Embeds texts and images on the fly, or None."""
         return self._clip[0]
 
     def companions(self) -> tuple[object, ...]:
@@ -93,13 +93,13 @@ class DiffusionPrior(Prior, CompanionModules):
         )
 
     def _to_norm_1(self, scaled: Tensor) -> Tensor:
-        """The scaled form of what has the same direction and norm 1."""
+        """Rescaled so that the embedding has norm 1."""
         unscaled: Tensor = self.image_scaling.inverse(scaled)
         rescaled: Tensor = self.image_scaling(F.normalize(unscaled, dim=-1))
         return rescaled
 
     def fit(self, text_embed: Tensor, image_embed: Tensor) -> DiffusionPrior:
-        """Set "data" scaling from training rows [n, d], before training; with "fixed" scaling nothing happens."""
+        """Fit "data" scaling to training rows [n, d], before training; "fixed" scaling stays as it is."""
         if self.config.embed_scaling == "data":
             self.text_scaling.fit(text_embed)
             self.image_scaling.fit(image_embed)
@@ -149,7 +149,7 @@ class DiffusionPrior(Prior, CompanionModules):
         if not self.config.condition_on_text_encodings:
             tokens, mask = None, None
         text = TextCondition.of(self.text_scaling(embed), tokens, mask, keep)
-        # Where the padding stays in its place, its length tells.
+        # The length counts where the padding stays.
         return text if self.net.config.text_padding == "masked" else text.trimmed()
 
     def loss(self, batch: PriorBatch, draws: RNG) -> StepLoss:

@@ -1,4 +1,4 @@
-"""Image embeddings as short sentences of whole numbers: principal components, each cut into buckets."""
+"""Image embeddings as sequences of codes: principal components, each quantized into buckets."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class PCAQuantizer(nn.Module):
         components = vectors.flip(1)[:, : len(self.low)].T
         largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
         components = components * largest.sign()
-        places = (rows - mean) @ components.T
-        low, high = places.amin(dim=0), places.amax(dim=0)
+        coordinates = (rows - mean) @ components.T
+        low, high = coordinates.amin(dim=0), coordinates.amax(dim=0)
         span = high - low
         # A component without variance holds rounding errors alone, which shall not become codes.
         span = span.clamp(min=max(1e-3 * float(span.max()), 1e-12))
@@ -57,11 +57,11 @@ class PCAQuantizer(nn.Module):
         self.kept_variance.copy_(values.flip(0)[: len(low)].sum() / values.sum().clamp(min=1e-30))
 
     def encode(self, rows: Tensor) -> Tensor:
-        """Codes [n, k] int64; what lies outside of the fitted range gets the outermost bucket."""
-        places = (rows - self.mean) @ self.components.T
-        return ((places - self.low) / self.width).floor().long().clamp(0, self.buckets - 1)
+        """Codes [n, k] int64; values outside the fitted range get the outermost bucket."""
+        coordinates = (rows - self.mean) @ self.components.T
+        return ((coordinates - self.low) / self.width).floor().long().clamp(0, self.buckets - 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """[n, d] from the buckets' middles."""
-        places = self.low + (codes + 0.5) * self.width
-        return places @ self.components + self.mean
+        """[n, d] from the centres of the buckets."""
+        coordinates = self.low + (codes + 0.5) * self.width
+        return coordinates @ self.components + self.mean

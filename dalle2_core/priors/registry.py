@@ -1,4 +1,4 @@
-"""Every prior by its name: what `train-prior --prior NAME` can make, and what a run's folder can hold."""
+"""Every prior by its name, for `train-prior --prior NAME` and for loading a run's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between embeddings as they are stored and as a network wants them: about zero mean and unit variance."""
+"""Standardize embeddings for the network: about zero mean and unit variance in each dimension."""
 
 from __future__ import annotations
 
