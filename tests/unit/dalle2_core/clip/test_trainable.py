@@ -242,7 +242,7 @@ def test_a_folder_brings_its_own_configuration(tmp_path):
         load_open_clip(f"local-dir:{tmp_path}", None, quick_gelu=False, std=(0.5,) * 3)
 
 
-OPTIONS = {"--gelu": "quick_gelu", "--mean": "mean", "--std": "std"}
+FIELDS = ("quick_gelu", "mean", "std")
 
 
 @pytest.mark.parametrize("tagged", [False, True])
@@ -263,7 +263,7 @@ def test_files_and_tags_of_all_models_are_used_as_encode_uses_them(tagged, tmp_p
             except ModelError as problem:
                 refused = problem.remedy
             if refused is not None:
-                asked = [key for option, key in OPTIONS.items() if option in refused]
+                asked = [field for field in FIELDS if f"`{field}`" in refused]
                 with pytest.raises(ConfigError, match=f"give {'=, '.join(asked)}=$"):
                     _trained_with(name, weights, {})
                 continue
