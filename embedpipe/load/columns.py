@@ -14,7 +14,7 @@ from .row_index import Index, as_row, as_rows
 
 
 class OpenedShards(Protocol):
-    """What columns ask of a data set. Shards are named by their place among those that hold rows."""
+    """The interface that columns need from a data set. A shard's index counts only shards with rows."""
 
     card: EncoderCard
 
@@ -22,7 +22,7 @@ class OpenedShards(Protocol):
 
     @property
     def stops(self) -> np.ndarray:
-        """The row behind the last of each shard, int64."""
+        """The end row (exclusive) of each shard, int64."""
         ...
 
     def array(self, shard: int, modality: str) -> np.ndarray:
@@ -34,12 +34,12 @@ class OpenedShards(Protocol):
         ...
 
     def norms(self, modality: str) -> Norms | None:
-        """The norms of rows before they were normalised; None where the stored rows were not."""
+        """The norms of rows before normalisation; None if the stored rows are not normalised."""
         ...
 
 
 def by_shard(rows: np.ndarray, stops: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(shard, which of `rows` lie in it, their places in it), shard by shard."""
+    """(shard, which of `rows` are in it, their positions in it), shard by shard."""
     owner = np.searchsorted(stops, rows, side="right")
     for shard in np.unique(owner):
         mine = np.flatnonzero(owner == shard)
@@ -50,7 +50,7 @@ class EmbeddingColumn:
     """One modality's embeddings.
 
     `len(column)`, `column.dim`, `column[i]` → [dim], `column[a:b]` and `column[[3, 1, 2]]` → [n, dim], in the stored
-    dtype. `column.read()` → all of it as float32. `column.raw()` → the same rows before they were normalised.
+    dtype. `column.read()` → all of it as float32. `column.raw()` → the same rows before normalisation.
     """
 
     def __init__(self, shards: OpenedShards, modality: str) -> None:
@@ -87,16 +87,17 @@ class EmbeddingColumn:
         return out
 
     def raw(self) -> RawColumn:
-        """The rows as the tower's projection gave them, float32: a column that is read as this one is.
+        """The rows before normalisation, as the tower's projection gave them, float32: a column with the same
+        interface.
 
-        `column.raw()[7]`, `column.raw()[100:200]`, `column.raw().read()`; whole data sets: `batches(raw=True)`.
-        Raises DatasetError where the data set was written without norms.
+        `column.raw()[7]`, `column.raw()[100:200]`, `column.raw().read()`; whole data sets: `batches(raw=True)`. Raises
+        DatasetError if the data set has no norms.
         """
         return RawColumn(self, self._shards.norms(self._modality))
 
 
 class RaggedColumn:
-    """The states of each caption's tokens: as many rows as the data set, each as long as its caption.
+    """The token states of each caption: one row per row of the data set, each as long as its caption.
 
     `len(column)`, `column.width`, `column[i]` → [length of i, width]; `column[a:b]` and `column[[3, 1, 2]]` → (states
     [n, longest, width] with zeros behind each end, mask [n, longest] bool, True at real tokens), in the stored dtype.
@@ -115,16 +116,16 @@ class RaggedColumn:
         return self._rows(as_rows(index, len(self))).padded()
 
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(states [n, longest, width], mask [n, longest]) of those rows."""
+        """(states [n, longest, width], mask [n, longest]) of the given rows."""
         return self._rows(as_rows(rows, len(self))).padded()
 
     def lengths(self) -> np.ndarray:
-        """Real tokens of every row: int32 [n]."""
+        """The number of real tokens of every row: int32 [n]."""
         parts = [self._shards.token_states(shard).lengths for shard in range(len(self._shards.stops))]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def _rows(self, rows: np.ndarray) -> RaggedRows:
-        """Those rows, copied into memory."""
+        """The given rows, copied into memory."""
         lengths, starts = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int64)
         parts, filled = [np.empty((0, self.width), self._shards.card.dtype)], 0
         for shard, mine, places in by_shard(rows, self._shards.stops):

@@ -32,7 +32,7 @@ from .sequential import sequential
 if TYPE_CHECKING:
     from .torch_datasets import RowDataset, RowStream
 
-# Of arrays that cannot be memory-mapped, as on object stores: shards that are asked for again and again.
+# Cache size for arrays that cannot be memory-mapped, such as those in object stores.
 _HELD_BYTES = 1 << 30
 _ROWS_AT_ONCE = 100_000
 LARGEST_TABLE = 8 << 30
@@ -44,7 +44,7 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Where the rows of a shard lie in the data set: [start, stop)."""
+    """The range of a shard's rows in the data set: [start, stop)."""
 
     manifest: ShardManifest
     start: int
@@ -52,14 +52,14 @@ class ShardRows:
 
 
 class EmbeddingDataset:
-    """A folder (or fsspec URL) of embedding shards: written by `embedpipe encode`, or by others (`foreign` says how).
+    """A folder (or fsspec URL) of embedding shards, from `embedpipe encode` or another tool (described by `foreign`).
 
-    `len(dataset)` rows; `.card` tells what made them (`.card.known` is False where others left no record); `.image` and
-    `.text` are columns (None where the data set has no such side); `.text_tokens` holds the states of each caption's
-    tokens (None where they were not stored); `.metadata["caption"]` is a metadata column; `.image.raw()` are the rows
-    before they were normalised. All are read as they are asked for. `.find(keys)` gives rows by key: a row is
-    identified by (src_shard, key). `.batches(n)` reads from end to end.
-    Raises InputError, DatasetError when it is not there, damaged, or holds rows of two encoders; StorageFailed.
+    `len(dataset)` rows; `.card` is the model card (`.card.known` is False if another tool left no record); `.image` and
+    `.text` are columns (None if the data set lacks that modality); `.text_tokens` has the states of each caption's
+    tokens (None if not stored); `.metadata["caption"]` is a metadata column; `.image.raw()` are the rows before
+    normalisation. All are read lazily. `.find(keys)` returns rows by key: a row is identified by (src_shard, key).
+    `.batches(n)` reads everything in order. Raises InputError, DatasetError if it is missing, damaged, or has rows of
+    two encoders; StorageFailed.
     """
 
     def __init__(self, path: str, foreign: Foreign | None = None) -> None:
@@ -139,19 +139,19 @@ class EmbeddingDataset:
         return RowStream(self, rows, columns) if stream else RowDataset(self, rows, columns)
 
     def require_rows(self) -> None:
-        """Raise DatasetError when there is not a single row."""
+        """Raise DatasetError if there are no rows."""
         if not len(self):
             raise DatasetError(f"{self.path}: no rows in it", "Run `embedpipe encode` first, and look at its rejects")
 
     def require(self, modality: str) -> EmbeddingColumn:
-        """The `image` or `text` column. Raises DatasetError when the data set was encoded without it."""
+        """The `image` or `text` column. Raises DatasetError if the data set was encoded without it."""
         column = {"image": self.image, "text": self.text}[modality]
         if column is None:
             raise DatasetError(f"{self.path}: has no {modality} embeddings", f"Encode it again with its {modality}s")
         return column
 
     def require_text_tokens(self) -> RaggedColumn:
-        """The `text_tokens` column. Raises DatasetError when the data set was encoded without it."""
+        """The `text_tokens` column. Raises DatasetError if the data set was encoded without it."""
         if self.text_tokens is None:
             raise DatasetError(
                 f"{self.path}: has no text tokens", "Encode it again with `embedpipe.encode(text_tokens=True)`"
@@ -159,7 +159,7 @@ class EmbeddingDataset:
         return self.text_tokens
 
     def require_normalised(self, modality: str) -> None:
-        """Raise DatasetError when rows are not of norm 1, by a sample: what others wrote may have any."""
+        """Raise DatasetError if a sample of rows does not have norm 1: other tools' data may have any norms."""
         least, most = self._stored_norms(modality)
         if not of_norm_1(least, most):
             raise DatasetError(
@@ -168,7 +168,7 @@ class EmbeddingDataset:
             )
 
     def _stored_norms(self, modality: str) -> tuple[float, float]:
-        """(least, most) norm of stored rows, of a sample where others wrote them: theirs may have any."""
+        """(least, most) norm of stored rows; from a sample for other tools' data, which may have any."""
         if self.card.normalised or not len(self):
             return 1.0, 1.0
         column, norms = self.require(modality), []
@@ -182,9 +182,9 @@ class EmbeddingDataset:
         return float(found.min()), float(found.max())
 
     def norms(self, modality: str) -> Norms | None:
-        """The norms of that side's rows before they were normalised; None where the stored rows were not.
+        """The norms of that modality's rows before normalisation; None if the stored rows are not normalised.
 
-        Raises DatasetError where they were, and nobody kept the norms.
+        Raises DatasetError if they are, but the norms were not stored.
         """
         self.require(modality)
         least, most = self._stored_norms(modality)
@@ -197,7 +197,7 @@ class EmbeddingDataset:
         return Norms(self.path, name, self.metadata[name].__getitem__)
 
     def array(self, shard: int, modality: str) -> np.ndarray:
-        """The embeddings of the shard at that place in `shards`, memory-mapped where possible: [n, dim]."""
+        """The embeddings of the shard at that index in `shards`, memory-mapped if possible: [n, dim]."""
 
         def read() -> np.ndarray:
             entry = self.shards[shard].manifest
@@ -220,7 +220,7 @@ class EmbeddingDataset:
         return rows
 
     def token_states(self, shard: int) -> RaggedRows:
-        """The token states of the shard at that place in `shards`, memory-mapped where possible."""
+        """The token states of the shard at that index in `shards`, memory-mapped if possible."""
 
         def read() -> RaggedRows:
             entry = self.shards[shard].manifest
@@ -247,10 +247,10 @@ class EmbeddingDataset:
     ) -> Iterator[EmbeddingBatch]:
         """Rows [start, stop) in order, `batch_size` at a time (the last may be smaller), in the stored dtype.
 
-        dtype: float16 or float32 instead. sides: `image`, `text`; None for those there are. reuse: fill the same memory
-        again and again: a batch then holds until the next one is asked for. finite: raise DatasetError, naming file and
-        row, for one with NaN or infinity. raw: float32 rows as the projection gave them, before they were normalised;
-        raises DatasetError where the data set was written without norms.
+        dtype: float16 or float32 instead. sides: `image`, `text`; None for all available. reuse: reuse the memory, so
+        that a batch is valid until the next one is requested. finite: raise DatasetError, naming file and row, for one
+        with NaN or infinity. raw: float32 rows before normalisation, as the projection gave them; raises DatasetError
+        if the data set has no norms.
         """
         wanted = (
             tuple(sides) if sides is not None else tuple(n for n in ("image", "text") if getattr(self, n) is not None)
@@ -268,7 +268,7 @@ class EmbeddingDataset:
         )
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One metadata column, all rows. Raises DatasetError naming the near columns when there is none such."""
+        """One metadata column, all rows. Raises DatasetError with similar names for an unknown column."""
         return self.metadata.column(name)
 
     def _table(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
@@ -279,16 +279,18 @@ class EmbeddingDataset:
         return column_names(self.run.columns)
 
     def rows(self, rows: Sequence[int], columns: tuple[str, ...] | None = None) -> list[dict[str, object]]:
-        """Metadata of some rows, as dicts, in the order asked for."""
+        """Metadata of some rows, as dicts, in the given order."""
         found: list[dict[str, object]] = self.metadata.take(rows, columns).to_pylist()
         return found
 
     def find(self, keys: Sequence[str], src_shard: str | None = None) -> np.ndarray:
-        """int64 [n]: the rows with these keys, for any column. Raises DatasetError for a key that is not there once."""
+        """int64 [n]: the rows with these keys, for indexing any column. Raises DatasetError for a missing or repeated
+        key.
+        """
         return self._keys.find(keys, src_shard)
 
     def shard_of(self, row: int) -> int:
-        """The place in `shards` of the shard that holds `row`."""
+        """The index in `shards` of the shard with `row`."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return int(np.searchsorted(self.stops, row, side="right"))

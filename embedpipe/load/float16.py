@@ -10,7 +10,7 @@ _SHIFT = 13
 _SIGN_AND_NUMBER = np.int32(0x0FFFE000 - (1 << 31))
 _EXPONENT = np.float32(2.0**112)
 
-# Exponents of ones, by sign: infinity, and NaN above it. Floats are ordered as their bits are.
+# An exponent of all ones, per sign: infinity, with NaN above it. Floats sort like their bits.
 _LIMITS = {
     2: (np.int16, np.uint16, 0x7C00, 0xFC00),
     4: (np.int32, np.uint32, 0x7F800000, 0xFF800000),
@@ -18,7 +18,7 @@ _LIMITS = {
 
 
 def all_finite(rows: np.ndarray) -> bool:
-    """Whether no number of a float16 or float32 array in C order is NaN or infinite."""
+    """Whether all numbers of a float16 or float32 array in C order are finite."""
     signed, unsigned, positive, negative = _LIMITS[rows.dtype.itemsize]
     if not rows.size:
         return True
@@ -39,7 +39,7 @@ def float16_to_float32(rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def convert(rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy finite rows into `out`, both in C order, whatever the two dtypes are."""
+    """Copy finite rows into `out`, both in C order, converting between the dtypes."""
     if rows.dtype == np.float16 and out.dtype == np.float32:
         float16_to_float32(rows, out)
     else:

@@ -19,7 +19,7 @@ def _hashes(keys: Iterable[str]) -> np.ndarray:
 
 
 class KeyRows:
-    """Finds rows by key. The keys are read once, when they are first asked for; their hashes stay."""
+    """Finds rows by key. The keys are read once, on first use; only their hashes stay in memory."""
 
     def __init__(self, path: str, metadata: MetadataColumns, shards: int) -> None:
         self._path = path
@@ -28,12 +28,12 @@ class KeyRows:
         self._hash, self._row = np.empty(0, np.uint64), np.empty(0, np.int64)
 
     def find(self, keys: Sequence[str], src_shard: str | None = None) -> np.ndarray:
-        """int64 [n]: the row of each key. Raises DatasetError for one that is not there, or there twice."""
+        """int64 [n]: the row of each key. Raises DatasetError for a missing or repeated key."""
         if not len(self._hash):
             self._index()
         wanted = _hashes(keys)
         low, high = (np.searchsorted(self._hash, wanted, side=side) for side in ("left", "right"))
-        # Different keys may share a hash: what was found is read.
+        # Different keys may share a hash: read the keys of the found rows.
         candidates = np.unique(
             np.concatenate([self._row[a:b] for a, b in zip(low, high, strict=True)] or [self._row[:0]])
         )

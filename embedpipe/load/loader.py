@@ -17,7 +17,7 @@ from .sequential import require_dtype
 from .shuffle import ShuffledOrder, Window
 
 WINDOW_ROWS = 65_536
-# Up to this size rows are read once and held in memory; larger data is read again in every epoch.
+# Up to this size rows are loaded into memory once; larger data is read again in every epoch.
 _HELD_IN_MEMORY_BYTES = 1 << 30
 _BATCHES_AHEAD = 2
 _ROWS_AT_ONCE = 256
@@ -25,9 +25,9 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The rows of a window that this rank wants, as they lie in files.
+    """This rank's rows of a window, in file order.
 
-    order: where in `arrays` the rows of the stream are, one after the other. rows: their numbers in the data set.
+    order: positions in `arrays` of the stream's rows, in sequence. rows: their numbers in the data set.
     """
 
     order: np.ndarray
@@ -38,17 +38,17 @@ class _Loaded:
 class EmbeddingLoader:
     """Shuffled batches of some rows of a data set, in an order that is a function of (seed, epoch) alone.
 
-    `loader.batches(step)` → the batches from that step on, without end. `for batch in loader` goes on from the loader's
-    position, which `state()` gives as three integers (seed, epoch, row) and `load_state()` takes, in O(1) and at any
-    world size: the stream of global batches is the same for every `world`, and rank r gets rows r·b/w to (r+1)·b/w of
-    each. Within an epoch no row is repeated or dropped; batches run on across the border of two epochs.
+    `loader.batches(step)` → the batches from that step on, endlessly. `for batch in loader` continues from the loader's
+    position, which `state()` returns as three integers (seed, epoch, row) and `load_state()` restores, in O(1) and at
+    any world size: the stream of global batches is the same for every `world`, and rank r gets rows r·b/w to (r+1)·b/w
+    of each. Within an epoch no row is repeated or dropped; batches may span two epochs.
 
-    rows: the numbers of the rows to draw from, None for all. batch_size: of the global batch. text_tokens: hand out the
-    states of the captions' tokens, too, padded to the longest of each batch. dtype: float32 or float16. reuse: each
-    batch lies in the memory of the one before it. window_rows: how many rows are mixed at a time; part of what decides
-    the order. Two windows are held, the second being read by a thread while the first is used.
+    rows: the numbers of the rows to draw from, None for all. batch_size: of the global batch. text_tokens: also return
+    the states of the captions' tokens, padded to the longest of each batch. dtype: float32 or float16. reuse: each
+    batch reuses the memory of the previous one. window_rows: the size of the shuffle window; it affects the order. Two
+    windows are in memory, the second being read by a thread while the first is used.
 
-    Raises DatasetError for a side that is not there, and, naming file and row, for a row that is not finite.
+    Raises DatasetError for a missing modality, and, naming file and row, for a row that is not finite.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class EmbeddingLoader:
         self._batch_size = batch_size
         self._seed = seed
         self._share = rank * batch_size // world, (rank + 1) * batch_size // world
-        # Of a window this rank gets its share of every batch, and that of one more which begins in it.
+        # From a window this rank gets its share of every batch, and of one more that starts in it.
         batches = self._order.most_in_window // batch_size + 2
         self._most = min(self._order.most_in_window, batches * (self._share[1] - self._share[0]))
         self._dtype = np.dtype(dtype)
@@ -100,18 +100,18 @@ class EmbeddingLoader:
         return self._from(step * self._batch_size)
 
     def __iter__(self) -> Iterator[EmbeddingBatch]:
-        """Batches from the loader's position on, which moves as they are taken."""
+        """Batches from the loader's position on, which advances with them."""
         for batch in self._from(self._position):
             self._position += self._batch_size
             yield batch
 
     def state(self) -> dict[str, int]:
-        """The position behind the last batch taken by `for batch in loader`: seed, epoch, and row of that epoch."""
+        """The position after the last batch from `for batch in loader`: seed, epoch, and row of that epoch."""
         epoch, row = divmod(self._position, len(self))
         return {"seed": self._seed, "epoch": epoch, "row": row}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go to a position that another loader over the same rows gave. Raises RunMismatch for another seed."""
+        """Restore the position of another loader over the same rows. Raises RunMismatch for another seed."""
         if state["seed"] != self._seed:
             raise RunMismatch(
                 f"a position of seed {state['seed']}, but this loader has seed {self._seed}", "Give the same seed"
@@ -127,7 +127,7 @@ class EmbeddingLoader:
         return prefetch(batches, _BATCHES_AHEAD) if self._tokens is not None and not self._reuse else batches
 
     def _batches(self, position: int) -> Generator[EmbeddingBatch, None, None]:
-        """The stream, cut into batches: some begin in one window and end in another."""
+        """The stream, cut into batches: some start in one window and end in another."""
         size, filled = self._share[1] - self._share[0], 0
         batch, rows = self._room(size), np.empty(size, np.int64)
         for window in prefetch(self._windows(position), 1):
@@ -146,7 +146,7 @@ class EmbeddingLoader:
         return {side: np.empty((size, self._dataset.card.dim), self._dtype) for side in self._sides}
 
     def _take(self, window: _Loaded, some: slice, side: str, out: np.ndarray) -> None:
-        """Some of a window's rows, in the order of the stream: a few at a time, so that they stay in the cache."""
+        """Some of a window's rows, in stream order: a few at a time, so that they stay in the processor's cache."""
         array, order, rows = window.arrays[side], window.order[some], window.rows[some]
         same = array.dtype == out.dtype
         for first in range(0, len(order), _ROWS_AT_ONCE):
@@ -164,7 +164,7 @@ class EmbeddingLoader:
         return not_finite(rows.location, row - self._dataset.shards[shard].start, self._dataset.path, row)
 
     def _windows(self, position: int) -> Generator[_Loaded, None, None]:
-        """Windows with the rows of this rank, in two rooms by turns: one is used while the other is filled."""
+        """Windows with this rank's rows, double-buffered: one buffer is used while the other is filled."""
         rooms: list[dict[str, np.ndarray]] = [{}, {}]
         turn = 0
         with RowReading(self._dataset, finite=False) as reading:
@@ -178,25 +178,25 @@ class EmbeddingLoader:
                     turn = 1 - turn
 
     def _mine(self, window: Window, position: int) -> np.ndarray | slice:
-        """Which rows of a window belong to this rank's share of their global batch."""
+        """The rows of a window that belong to this rank's share of their global batch."""
         first, last = self._share
         inside = (window.positions - position) % self._batch_size
         return np.flatnonzero((inside >= first) & (inside < last)) if last - first < self._batch_size else slice(None)
 
     def _numbers(self, places: np.ndarray) -> np.ndarray:
-        """Row numbers of the data set, of places among the rows drawn from."""
+        """Convert positions among the drawn rows to row numbers of the data set."""
         return places if self._rows is None else self._rows[places]
 
     def _load(
         self, reading: RowReading, places: np.ndarray, rows: np.ndarray, room: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Rows of the data set, which are at `places` among the rows drawn from, in memory that is used again."""
+        """Load rows of the data set, at positions `places` among the drawn rows, into reused memory."""
         found = {}
         for side in self._sides:
             if self._held is not None:
                 found[side] = self._held[side][places]
                 continue
-            if side not in room:  # once, for the largest: new memory costs more than reading into it
+            if side not in room:  # once, for the largest window: allocating costs more than reading
                 room[side] = np.empty((self._most, self._dataset.card.dim), self._dataset.card.dtype)
             found[side] = room[side][: len(rows)]
             reading.pick(rows, side, found[side])
@@ -217,7 +217,7 @@ class EmbeddingLoader:
         return len(self) * card.dim * len(self._sides) * np.dtype(card.dtype).itemsize
 
     def _read_all(self) -> dict[str, np.ndarray]:
-        """All rows drawn from, in the stored dtype."""
+        """All drawn rows, in the stored dtype."""
         card, found = self._dataset.card, {}
         with RowReading(self._dataset) as reading:
             for side in self._sides:
@@ -241,7 +241,7 @@ def _ascending(rows: np.ndarray | None, total: int) -> np.ndarray | None:
 
 
 def _order(positions: np.ndarray) -> np.ndarray:
-    """What sorts some different numbers that lie close together: as argsort, without sorting."""
+    """argsort for distinct, dense integers, without sorting."""
     first = int(positions.min())
     place = np.full(int(positions.max()) - first + 1, -1, np.int64)
     place[positions - first] = np.arange(len(positions))

@@ -16,7 +16,7 @@ from ..store.foreign.reader import open_foreign
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A data set before a row of it is read."""
+    """An opened data set before any row is read."""
 
     run: RunCard
     card: EncoderCard
@@ -25,9 +25,9 @@ class Opened:
 
 
 def open_at(path: str, foreign: Foreign | None) -> Opened:
-    """The data set at `path`; `foreign` says that others wrote it, and how to read it.
+    """Open the data set at `path`; `foreign` describes another tool's data set.
 
-    Raises InputError, DatasetError when it is not there, damaged, or made by two encoders.
+    Raises InputError, DatasetError if it is missing, damaged, or made by two encoders.
     """
     if not files.exists(path):
         raise InputError(f"{path}: no such folder", "Check the path")
@@ -51,7 +51,7 @@ def _ours(path: str) -> Opened:
 
 
 def _require_all(path: str, run: RunCard, manifests: Sequence[ShardManifest]) -> None:
-    """Rows would be numbered anew without a shard that was there when an index, say, was made."""
+    """A missing shard would renumber the rows, and invalidate an index, for example."""
     lost = manifest.lost_numbers(run, (entry.number for entry in manifests))
     if lost:
         raise DatasetError(

@@ -16,10 +16,10 @@ _Kept = TypeVar("_Kept", np.ndarray, RaggedRows, pa.Table)
 
 
 class ByteLRUCache:
-    """What `make` once made is given again until more than `most_bytes` came after it.
+    """Caches results of `make`, evicting the least recently used ones beyond `most_bytes`.
 
-    What is memory-mapped costs nothing and stays. Several threads may ask at once; two that ask for the same thing may
-    both make it. Pickled, it is empty.
+    Memory-mapped arrays count as zero bytes and are never evicted. Thread-safe; concurrent requests for the same key
+    may both call `make`. Pickles as an empty cache.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -32,7 +32,7 @@ class ByteLRUCache:
         return type(self), (self._most_bytes,)
 
     def get(self, key: Hashable, make: Callable[[], _Kept]) -> _Kept:
-        """What is kept under `key`, made if it is not."""
+        """The value cached under `key`, made if missing."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -26,8 +26,8 @@ class MetadataColumns:
     """All metadata columns of a data set; row i is the same sample as row i of everything else.
 
     `metadata["caption"]` → one column; `metadata[7]` → dict; `metadata[a:b]`, `metadata[[3, 1, 2]]` → pyarrow Table;
-    `metadata.take(rows, ("key", "caption"))` → Table of some columns; `metadata(shard)` → a whole shard's table.
-    Only the shards that are asked for are read, and only the columns. Raises DatasetError, IndexError.
+    `metadata.take(rows, ("key", "caption"))` → Table of some columns; `metadata(shard)` → a whole shard's table. Only
+    the requested shards and columns are read. Raises DatasetError, IndexError.
     """
 
     def __init__(self, path: str, names: tuple[str, ...], stops: np.ndarray, read: ReadTable) -> None:
@@ -41,7 +41,7 @@ class MetadataColumns:
         return int(self._stops[-1]) if len(self._stops) else 0
 
     def __call__(self, shard: int, columns: tuple[str, ...] | None = None) -> pa.Table:
-        """The rows of the shard at that place among those that hold rows, of `columns` or all."""
+        """The rows of a shard, by its index among those with rows, of `columns` or all."""
         columns = self._known(columns)
         return self._held.get((shard, columns), lambda: self._read(shard, columns))
 
@@ -56,7 +56,7 @@ class MetadataColumns:
         return self.take(as_rows(index, len(self)))
 
     def take(self, rows: Index, columns: tuple[str, ...] | None = None) -> pa.Table:
-        """`columns` (or all) of some rows, in their order."""
+        """`columns` (or all) of some rows, in the given order."""
         wanted, columns = as_rows(rows, len(self)), self._known(columns)  # type: ignore[arg-type]
         parts, order = [], []
         for shard, mine, places in by_shard(wanted, self._stops):
@@ -67,7 +67,7 @@ class MetadataColumns:
         return pa.concat_tables(parts, promote_options="permissive").take(pa.array(np.argsort(np.concatenate(order))))
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One column, all rows. Raises DatasetError naming the near ones when there is none such."""
+        """One column, all rows. Raises DatasetError with similar names for an unknown column."""
         self._known((name,))
         parts = [self._read(shard, (name,)).column(0).combine_chunks() for shard in range(len(self._stops))]
         return pa.chunked_array(parts) if parts else pa.chunked_array([], pa.string())
@@ -108,7 +108,7 @@ ROWS_AT_ONCE = 100_000
 
 
 def gather(dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
-    """`columns` of the rows with these numbers, in their order."""
+    """`columns` of the rows with these numbers, in the given order."""
     stops = np.array([shard.stop for shard in dataset.shards])
     owner = np.searchsorted(stops, rows, side="right")
     parts, order = [], []
@@ -123,6 +123,6 @@ def gather(dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]
 
 
 def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """`rows` in pieces that `gather` can hold."""
+    """`rows` in chunks that fit in memory for `gather`."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
         yield rows[start : start + ROWS_AT_ONCE]

@@ -20,9 +20,9 @@ _ROWS_AT_ONCE = 65_536
 
 
 class Norms:
-    """The norms of a data set's rows on one side, from their metadata column: `norms(rows)` → float32 [n].
+    """The norms of a data set's rows for one modality, from their metadata column: `norms(rows)` → float32 [n].
 
-    Raises DatasetError for a row that has none.
+    Raises DatasetError for a row without one.
     """
 
     def __init__(self, path: str, name: str, read: Callable[[np.ndarray], pa.Array]) -> None:
@@ -45,12 +45,12 @@ class Norms:
 
 
 def norms_missing(path: str, modality: str, name: str) -> DatasetError:
-    """The error to raise for a data set whose rows are of norm 1 and that has no column `name`."""
+    """The error for a data set with normalised rows but without the column `name`."""
     return DatasetError(f"{path}: was written without norms: it has {modality} embeddings, but no {name}", _WITHOUT)
 
 
 class Unit(Protocol):
-    """What is asked of the column of stored rows."""
+    """The interface that RawColumn needs from the column of stored rows."""
 
     def __len__(self) -> int: ...
 
@@ -63,12 +63,12 @@ class Unit(Protocol):
 
 
 class RawColumn:
-    """One modality's embeddings as the projection gave them, before they were normalised: always float32.
+    """One modality's embeddings before normalisation, as the projection gave them: always float32.
 
     `len(raw)`, `raw.dim`, `raw[i]` → [dim], `raw[a:b]` and `raw[[3, 1, 2]]` → [n, dim], `raw.norms([3, 1, 2])` → [n],
-    `raw.read()` → all of it. They are computed when they are asked for: off by the rounding of the stored dtype
-    (float16: 2⁻¹¹ of each value). Raises DatasetError for rows whose norm is not known: those that `merge` took over
-    from a data set without norms.
+    `raw.read()` → all of it. They are computed lazily, with the rounding error of the stored dtype (float16: 2⁻¹¹ of
+    each value). Raises DatasetError for rows with unknown norm: those that `merge` copied from a data set without
+    norms.
     """
 
     def __init__(self, stored: Unit, norms: Norms | None) -> None:
@@ -90,7 +90,7 @@ class RawColumn:
         return self._rows(as_rows(index, len(self)))
 
     def norms(self, index: slice | list[int] | np.ndarray = slice(None)) -> np.ndarray:
-        """float32 [n]: the norms of those rows, or of all."""
+        """float32 [n]: the norms of the given rows, or of all."""
         rows = as_rows(index, len(self))
         if self._norms is None:
             return np.asarray(np.linalg.norm(self._rows(rows), axis=1))
@@ -110,7 +110,7 @@ class RawColumn:
 
 
 def scaled(batches: Iterator[EmbeddingBatch], start: int, norms: dict[str, Norms | None]) -> Iterator[EmbeddingBatch]:
-    """float32 batches of rows from `start` on, in order, brought to their norms in place."""
+    """Scale float32 batches of rows, from `start` on and in order, by their norms in place."""
     for batch in batches:
         count = 0
         for side, known in norms.items():

@@ -13,17 +13,17 @@ _Item = TypeVar("_Item")
 
 
 class _Ended:
-    """The last thing in the queue: the source is exhausted, or raised `problem`."""
+    """The end marker of the queue: the source is exhausted, or raised `problem`."""
 
     def __init__(self, problem: BaseException | None) -> None:
         self.problem = problem
 
 
 def prefetch(items: Generator[_Item, None, None], depth: int) -> Iterator[_Item]:
-    """The same items, made by a thread of its own; `depth` of them, at most, beside the one that is used.
+    """Yield `items`, produced by a background thread at most `depth` ahead of the one in use.
 
-    The one before is no longer used when the next is asked for. What the source raises is raised here. The thread ends
-    when this generator is exhausted, closed or forgotten.
+    An item must no longer be used once the next is requested. Exceptions of the source are raised here. The thread ends
+    when this generator is exhausted, closed or garbage-collected.
     """
     made: queue.SimpleQueue[_Item | _Ended] = queue.SimpleQueue()
     room = threading.Semaphore(depth)
@@ -38,7 +38,7 @@ def prefetch(items: Generator[_Item, None, None], depth: int) -> Iterator[_Item]
                     made.put(next(items))
         except StopIteration:
             pass
-        except BaseException as raised:  # carried to the thread that asked
+        except BaseException as raised:  # passed to the consuming thread
             problem = raised
         items.close()
         made.put(_Ended(problem))

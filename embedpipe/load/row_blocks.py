@@ -11,20 +11,20 @@ from .. import files
 from ..errors import DatasetError
 from .dataset import EmbeddingDataset
 
-BLOCK_ROWS = 8192  # fixed: numbers that a matrix product gives may depend on its shape
+BLOCK_ROWS = 8192  # fixed: the rounding of a matrix product may depend on its shape
 
 
 def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first row, float32 [m, dim]) through the shard at that place in `dataset.shards`.
+    """(number of the first row, float32 [m, dim]) for each block of the shard at that index in `dataset.shards`.
 
-    Raises DatasetError naming the first row that is not finite. What is mapped of the shard is given back behind it, so
-    that reading a data set larger than memory does not fill it.
+    Raises DatasetError naming the first row that is not finite. Mapped pages are released after use, so that reading a
+    data set larger than memory does not fill it.
     """
     array = dataset.array(shard, modality)
     start = dataset.shards[shard].start
     for first in range(0, len(array), BLOCK_ROWS):
         rows = np.ascontiguousarray(array[first : first + BLOCK_ROWS], np.float32)
-        # A sum is finite where all of its values are, or nearly: only where it is not does it pay to look closer.
+        # The sum of finite values is finite, apart from overflow: check single values only if it is not.
         if not np.isfinite(rows.sum()):
             _require_finite(dataset, modality, np.arange(start + first, start + first + len(rows)), rows)
         yield start + first, rows
@@ -32,7 +32,7 @@ def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tup
 
 
 def take(dataset: EmbeddingDataset, modality: str, rows: np.ndarray) -> np.ndarray:
-    """float32 [n, dim] of those rows of the data set, best in ascending order.
+    """float32 [n, dim] of the given rows of the data set, preferably in ascending order.
 
     Raises DatasetError naming the first row that is not finite.
     """
@@ -42,7 +42,7 @@ def take(dataset: EmbeddingDataset, modality: str, rows: np.ndarray) -> np.ndarr
 
 
 def release(array: object) -> None:
-    """Give back the pages of a memory-mapped array, or of what it is a view of; they are read again when touched."""
+    """Release the pages of a memory-mapped array, or of its base; they are read again when accessed."""
     base: object = array
     while base is not None and not isinstance(base, mmap.mmap):
         base = getattr(base, "base", None)
@@ -51,19 +51,19 @@ def release(array: object) -> None:
 
 
 def can_look_up(dataset: EmbeddingDataset) -> bool:
-    """Whether single rows can be read at once: memory-mapped, on this machine."""
+    """Whether random access to rows is cheap: memory-mapped, on this machine."""
     return files.is_local(dataset.path) and dataset.run.options.get("format", "npy") == "npy"
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """`rows` at length 1: stored as float16 they are so to three digits only, and duplicates are told to six."""
+    """`rows` normalised again: float16 rows have norm 1 to three digits only, while duplicates need six."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     made: np.ndarray = rows / np.maximum(lengths, 1e-12)[:, None]
     return made
 
 
 def _require_finite(dataset: EmbeddingDataset, modality: str, numbers: np.ndarray, rows: np.ndarray) -> None:
-    """Raise DatasetError where a row is not finite; numbers: of the rows, in the data set."""
+    """Raise DatasetError if a row is not finite; numbers: of the rows, in the data set."""
     bad = numbers[~np.isfinite(rows).all(axis=1)]
     if len(bad):
         row = int(bad[0])

@@ -10,7 +10,7 @@ Index = int | slice | Sequence[int] | np.ndarray
 
 
 def as_row(index: int | np.integer, total: int) -> int:
-    """One row by its number (negative: from the end). Raises IndexError."""
+    """One row by its number (negative: from the end) as a non-negative one. Raises IndexError."""
     row = int(index) + total if index < 0 else int(index)
     if not 0 <= row < total:
         raise IndexError(f"row {index} of {total}")

@@ -15,22 +15,22 @@ _MOST_OPEN = 8
 
 
 class ShardArrays(Protocol):
-    """What reading asks of a data set. Shards are named by their place among those that hold rows."""
+    """The interface that reading needs from a data set. A shard's index counts only shards with rows."""
 
     path: str
 
     @property
     def stops(self) -> np.ndarray:
-        """The row behind the last of each shard, int64."""
+        """The end row (exclusive) of each shard, int64."""
         ...
 
     def open_rows(self, shard: int, modality: str) -> Rows:
-        """The rows of one side of a shard, to be read piece by piece and closed."""
+        """Open the rows of one modality of a shard, for reading in pieces; close it after use."""
         ...
 
 
 class RowReading:
-    """Reads rows of one data set; keeps the files used last open. Not for two threads at once.
+    """Reads rows of one data set; keeps recently used files open. Not thread-safe.
 
     finite: raise DatasetError, naming file and row, for a row with NaN or infinity.
     """
@@ -53,7 +53,7 @@ class RowReading:
             self._open.popitem()[1].close()
 
     def in_order(self, start: int, modality: str, out: np.ndarray) -> None:
-        """Fill `out` [m, dim], float16 or float32, with the rows from `start` on, over shards."""
+        """Fill `out` [m, dim], float16 or float32, with the rows from `start` on, across shards."""
         filled = 0
         while filled < len(out):
             shard, first, stop = self._place(start + filled)
@@ -68,7 +68,7 @@ class RowReading:
             filled += count
 
     def pick(self, wanted: np.ndarray, modality: str, out: np.ndarray) -> None:
-        """Fill `out` with the rows `wanted`, ascending numbers, in the stored dtype; those between are passed over."""
+        """Fill `out` with the rows `wanted`, ascending numbers, in the stored dtype."""
         done = 0
         while done < len(wanted):
             begin = int(wanted[done])
@@ -85,7 +85,7 @@ class RowReading:
             done = end
 
     def _place(self, row: int) -> tuple[int, int, int]:
-        """(shard, its first row, the row behind its last) of a row."""
+        """(shard, its first row, its end row) of a row."""
         stops = self._shards.stops
         shard = int(np.searchsorted(stops, row, side="right"))
         return shard, int(stops[shard - 1]) if shard else 0, int(stops[shard])
@@ -129,7 +129,7 @@ class RowReading:
 
 
 def not_finite(location: str, inside: int, path: str, row: int) -> DatasetError:
-    """The error to raise for the row `inside` a file, which is `row` of the data set at `path`."""
+    """The error for the row `inside` a file, which is `row` of the data set at `path`."""
     return DatasetError(
         f"{location}: row {inside} (row {row} of {path}) holds NaN or infinity",
         "Write that file again, or leave the row out (`rows=` of EmbeddingLoader)",

@@ -15,7 +15,7 @@ DTYPES = ("float16", "float32")
 
 
 def require_dtype(dtype: str) -> None:
-    """Raise InputError naming the known ones when batches cannot have that dtype."""
+    """Raise InputError listing the supported ones if batches cannot have that dtype."""
     if dtype not in DTYPES:
         raise InputError(f"no batches of {dtype!r}", did_you_mean(dtype, DTYPES))
 

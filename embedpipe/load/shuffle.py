@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A window mixes rows of at least this many places in the data set, where there are as many.
+# A window mixes rows from at least this many locations in the data set, if it has as many.
 _PIECES_IN_WINDOW = 8
 
 
@@ -22,9 +22,9 @@ def epoch_order(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def batches_from(rows: np.ndarray, batch_size: int, seed: int, step: int) -> Iterator[np.ndarray]:
-    """Row numbers of batch `step`, `step + 1`, … without end: each epoch visits every row once, in its own order.
+    """Row numbers of batch `step`, `step + 1`, … endlessly: each epoch visits every row once, in its own order.
 
-    Batches run on across the border of two epochs, so all have `batch_size` rows.
+    Batches may span two epochs, so all have `batch_size` rows.
     """
     if batch_size < 1 or not len(rows):
         raise ValueError("batch_size must be at least 1 and rows not empty")
@@ -41,10 +41,10 @@ def batches_from(rows: np.ndarray, batch_size: int, seed: int, step: int) -> Ite
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows that follow each other in the endless stream of epochs, told in the order in which they lie in files.
+    """Consecutive rows of the endless stream of epochs, listed in file order.
 
-    places: int64 [n], ascending, among the rows drawn from. positions: int64 [n], where in the stream each of them
-    comes, counted from the beginning of epoch 0; together they are n numbers in a row.
+    places: int64 [n], ascending, among the drawn rows. positions: int64 [n], the position of each in the stream,
+    counted from the start of epoch 0; together they are n consecutive numbers.
     """
 
     places: np.ndarray
@@ -52,9 +52,9 @@ class Window:
 
 
 class ShuffledOrder:
-    """The stream of all epochs over `total` rows that lie in shards: each epoch every place 0 … total-1 once.
+    """The stream of all epochs over `total` rows in shards: each epoch visits every index 0 … total-1 once.
 
-    bounds: place of the first row of each shard, and behind the last one `total`: int64, not descending, from 0.
+    bounds: the index of the first row of each shard, followed by `total`: int64, not decreasing, from 0.
     most_in_window: no window has more rows.
     """
 
@@ -73,7 +73,7 @@ class ShuffledOrder:
         self._sizes = np.diff(np.append(self._starts, self.total))
 
     def windows(self, position: int) -> Iterator[Window]:
-        """The windows from the one that holds `position` on, without end; the first is cut to begin there."""
+        """The windows from the one with `position` on, endlessly; the first is cut to start there."""
         epoch, inside = divmod(position, self.total)
         while True:
             for window in self._epoch(epoch, inside):
@@ -82,14 +82,14 @@ class ShuffledOrder:
             epoch, inside = epoch + 1, 0
 
     def _epoch(self, epoch: int, inside: int) -> Iterator[Window]:
-        """The windows of an epoch, from the one that holds its row `inside` on."""
+        """The windows of an epoch, from the one with its row `inside` on."""
         pieces = np.random.default_rng((self._seed, epoch)).permutation(len(self._starts))
         begins = np.cumsum(self._sizes[pieces]) - self._sizes[pieces]
         cuts = np.flatnonzero(np.diff(begins // self._window_rows, prepend=-1))
         ends = np.append(cuts[1:], len(pieces))
         first = int(np.searchsorted(begins[cuts], inside, side="right")) - 1
         for number in range(first, len(cuts)):
-            chosen = np.sort(pieces[cuts[number] : ends[number]])  # mixed below; files are read from front to back
+            chosen = np.sort(pieces[cuts[number] : ends[number]])  # shuffled below; files are read sequentially
             places = np.concatenate([np.arange(self._starts[p], self._starts[p] + self._sizes[p]) for p in chosen])
             mixed = np.random.default_rng((self._seed, epoch, number)).permutation(len(places))
             yield Window(places, epoch * self.total + int(begins[cuts[number]]) + mixed)

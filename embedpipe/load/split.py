@@ -14,9 +14,9 @@ TRAIN, VALID, TEST = "train", "valid", "test"
 
 
 def hash_split(identity: str, valid_share: float, test_share: float = 0.0) -> str:
-    """`valid` and `test` for a share of all identities each, else `train`: by the identity alone.
+    """Assign `valid` and `test` to a share of all identities each, else `train`: by the identity alone.
 
-    So a row keeps its split as others are added; with a larger `test_share` rows go from train to test alone.
+    So a row keeps its split as others are added; a larger `test_share` only moves rows from train to test.
     """
     place = hash_place(identity)
     if place < valid_share:
@@ -25,14 +25,14 @@ def hash_split(identity: str, valid_share: float, test_share: float = 0.0) -> st
 
 
 def hash_place(identity: str) -> float:
-    """Where an identity falls in [0, 1), evenly and by itself alone."""
+    """A uniform hash of an identity in [0, 1)."""
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
 
 
 def splits(
     dataset: EmbeddingDataset, column: str | None, valid_share: float = 0.05, test_share: float = 0.0
 ) -> np.ndarray:
-    """The split name of each row: the values of `column`, or a hash of (source shard, key). Array of str [n]."""
+    """The split of each row: the value of `column`, or a hash of (source shard, key). Array of str [n]."""
     if column is not None:
         return np.array([str(value) for value in dataset.column(column).to_pylist()], dtype=object)
     shards, keys = dataset.column("src_shard").to_pylist(), dataset.keys()
@@ -41,7 +41,7 @@ def splits(
 
 
 def rows_of_split(names: np.ndarray, wanted: str, where: str) -> np.ndarray:
-    """Row numbers (int64, ascending) whose split is `wanted`. Raises DatasetError when there are none."""
+    """The rows (int64, ascending) of the split `wanted`. Raises DatasetError if there are none."""
     rows = np.flatnonzero(names == wanted).astype(np.int64)
     if not rows.size:
         known: Sequence[str] = sorted(set(names.tolist()))

@@ -37,11 +37,11 @@ _PIXELS, _SAMPLES, _MARKER = "pixels.bin", "samples.parquet", "pictures.json"
 
 @dataclass(frozen=True, slots=True)
 class PictureOptions:
-    """How pictures become rows.
+    """How images become rows.
 
-    preprocess: the model's input. split_column: metadata field that names each row's split; None for a hash of
-    (source shard, key) that holds out `valid_share`. caption_key: the .json field with the caption where no .txt is.
-    input: webdataset, folder or auto. max_pixels: larger pictures are rejected unread. need_caption: pictures without
+    preprocess: to the model's input. split_column: metadata field with each row's split; None for a hash of (source
+    shard, key) that holds out `valid_share`. caption_key: the .json field with the caption if there is no .txt. input:
+    webdataset, folder or auto. max_pixels: larger images are rejected without decoding. need_caption: images without
     one are rejected; else captions are not read, and are empty.
     """
 
@@ -54,7 +54,7 @@ class PictureOptions:
     need_caption: bool = True
 
     def shaping(self) -> dict[str, Any]:
-        """What decides the rows, as plain values. The usual need of captions is absent: older caches go on without."""
+        """Options that determine the rows, as plain values. need_caption is omitted if true, as in older caches."""
         values = dataclasses.asdict(self)
         if self.need_caption:
             del values["need_caption"]
@@ -65,8 +65,8 @@ class PictureOptions:
 class Pictures:
     """Row i of every field is the same sample.
 
-    pixels: uint8 [n, 3, h, w], memory-mapped. splits: str [n]. rejects: counts by error class.
-    fingerprint: hex sha256 of the input's bytes and of the options: the same pictures, wherever they lie.
+    pixels: uint8 [n, 3, h, w], memory-mapped. splits: str [n]. rejects: counts by error class. fingerprint: hex sha256
+    of the input's bytes and of the options: independent of the location.
     """
 
     pixels: np.ndarray
@@ -81,16 +81,16 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class PictureCounts:
-    """splits: pictures of each split. rejects: samples that gave none, by error class."""
+    """splits: images per split. rejects: samples without one, by error class."""
 
     splits: dict[str, int]
     rejects: dict[str, int]
 
 
 def count_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> PictureCounts:
-    """How many pictures `open_pictures` would give: from the cache where it is whole, else by reading every sample.
+    """The number of images `open_pictures` would return: from a complete cache, else by reading every sample.
 
-    None is decoded and nothing is kept: those that do not decode are still among them. Raises InputError, EmptyInput.
+    None is decoded and nothing is cached: undecodable ones are still counted. Raises InputError, EmptyInput.
     """
     reader = _reader(data, options)
     shards = reader.shards(())
@@ -115,10 +115,10 @@ def count_pictures(data: str, cache: str, options: PictureOptions, listener: Lis
 
 
 def open_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> Pictures:
-    """The pictures of image shards or a folder, from the local folder `cache` where they were decoded before.
+    """The decoded images of image shards or a folder, from the local folder `cache` if already decoded.
 
-    They are decoded anew when the input or the options have changed, or a file of the cache is not whole.
-    Raises InputError, EmptyInput, DiskFull.
+    They are decoded again if the input or the options have changed, or the cache is incomplete. Raises InputError,
+    EmptyInput, DiskFull.
     """
     reader = _reader(data, options)
     shards = reader.shards(())
@@ -132,15 +132,15 @@ def open_pictures(data: str, cache: str, options: PictureOptions, listener: List
 
 
 def pictures_are_decoded(data: str, cache: str, options: PictureOptions) -> bool:
-    """Whether `open_pictures` would find them done: for processes that leave the decoding to another."""
+    """Whether `open_pictures` would find them decoded: for processes that leave the decoding to another."""
     marker = _read_marker(cache)
     return marker is not None and marker["identity"] == _identity(_reader(data, options).shards(()), options)
 
 
 def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """An array that is dear to make: read from the .npy file `location`, or made of `parts` (rows in order) and kept.
+    """Cache an expensive array: read from the .npy file `location`, or made from `parts` (rows in order) and stored.
 
-    `location` must name everything the numbers depend on. Returns it memory-mapped, of `shape` and `dtype`.
+    `location` must encode everything the numbers depend on. Returns it memory-mapped, of `shape` and `dtype`.
     """
     if not files.exists(location):
         with files.writing(location) as stream:
@@ -162,7 +162,7 @@ def _reader(data: str, options: PictureOptions) -> Reader:
 
 
 def _identity(shards: list[SourceShard], options: PictureOptions) -> Any:
-    """What must be the same for a cache to be used, as JSON gives it back."""
+    """What must match for a cache to be used, as JSON returns it."""
     identity = {
         "format_version": _FORMAT_VERSION,
         "options": options.shaping(),
@@ -219,7 +219,7 @@ def _nothing(data: str, options: PictureOptions, rejects: Counter[str]) -> Empty
 
 
 def _split(sample: Sample, shard: str, options: PictureOptions) -> str:
-    """Which split a sample is of. Raises InputError where the metadata do not say."""
+    """The split of a sample. Raises InputError if the metadata do not give it."""
     column = options.split_column
     if column is None:
         return hash_split(f"{shard}\0{sample.key}", options.valid_share)
@@ -230,7 +230,7 @@ def _split(sample: Sample, shard: str, options: PictureOptions) -> str:
 
 
 class _Writer:
-    """Puts samples into rows, and counts those that gave none."""
+    """Writes samples as rows, and counts rejects."""
 
     def __init__(self, options: PictureOptions) -> None:
         self._options = options
@@ -238,7 +238,7 @@ class _Writer:
         self.rejects: Counter[str] = Counter()
 
     def take(self, sample: Sample | Reject, shard: str, pixels: BinaryIO) -> bool:
-        """Decode one sample and append its pixels; False when it was rejected."""
+        """Decode one sample and append its pixels; False if it was rejected."""
         if isinstance(sample, Reject):
             self.rejects[sample.error_class] += 1
             return False

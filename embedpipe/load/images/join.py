@@ -30,13 +30,13 @@ _LISTED = pa.schema([("key", pa.string()), ("sha256", pa.string()), ("index", pa
 
 @dataclass(frozen=True, slots=True)
 class JoinCounts:
-    """What became of the rows of the data set, and of the images.
+    """Counts of joined and unmatched rows and images.
 
-    joined: rows with their image. image_missing: without one, and of these shard_missing: whose whole source shard is
-    not there. image_changed: the image under their key is another one than was encoded. row_repeated: of a (source
-    shard, key) that several rows have. Together these are all `rows`.
-    image_repeated: images left out because their key came earlier in the shard, which counts as in `encode`.
-    image_unused: images without a row, as of rejected or filtered samples. shard_unused: shards no row is of.
+    joined: rows with their image. image_missing: without one, and of these shard_missing: their whole source shard is
+    missing. image_changed: the image with their key differs from the encoded one. row_repeated: several rows have the
+    same (source shard, key). These add up to `rows`. image_repeated: images left out because of an earlier one with the
+    same key, as in `encode`. image_unused: images without a row, such as rejected or filtered samples. shard_unused:
+    shards without rows.
     """
 
     rows: int
@@ -52,9 +52,9 @@ class JoinCounts:
 
 @dataclass(frozen=True, slots=True)
 class JoinedShard:
-    """Rows of one source shard that have their image, in the order in which the images lie there.
+    """Rows of one source shard that have their image, in the order of the images.
 
-    rows: int64 [n], numbers in the data set. keys: the key of each. sha256: of the stored image, None where not known.
+    rows: int64 [n], numbers in the data set. keys: the key of each. sha256: of the stored image, None if unknown.
     """
 
     shard: SourceShard
@@ -63,7 +63,7 @@ class JoinedShard:
     sha256: tuple[str | None, ...]
 
     def only(self, wanted: np.ndarray) -> JoinedShard:
-        """Those of the rows `wanted` (ascending)."""
+        """Only the rows in `wanted` (ascending)."""
         kept = np.flatnonzero(np.isin(self.rows, wanted, assume_unique=True))
         return JoinedShard(
             self.shard,
@@ -75,7 +75,7 @@ class JoinedShard:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Image shards and a data set, joined. shards: those with rows, in the order of the data set's."""
+    """Image shards joined with a data set. shards: those with rows, in the order of the data set's."""
 
     reader: Reader
     shards: tuple[JoinedShard, ...]
@@ -83,11 +83,11 @@ class Join:
 
     @property
     def rows(self) -> np.ndarray:
-        """int64, ascending: all rows that have their image."""
+        """int64, ascending: all rows with their image."""
         return np.sort(np.concatenate([shard.rows for shard in self.shards] or [np.empty(0, np.int64)]))
 
     def only(self, rows: np.ndarray) -> Join:
-        """The same with the rows `rows` (ascending) alone."""
+        """The same with only the rows `rows` (ascending)."""
         kept = (shard.only(rows) for shard in self.shards)
         return Join(self.reader, tuple(shard for shard in kept if len(shard.rows)), self.counts)
 
@@ -102,11 +102,11 @@ def join_images(
     drop: bool = False,
     keep: bool = True,
 ) -> Join:
-    """Join the images that `reader` finds at `data` with the rows of `dataset`.
+    """Join the images of `reader` at `data` with the rows of `dataset`.
 
-    cache: folder for what was read. drop: leave rows out that have no image, another one, or a key that is not theirs
-    alone; else they are refused. keep: put into the cache what is read now. Raises DatasetError that counts the rows,
-    InputError where there are no images.
+    cache: folder for the contents of shards. drop: leave out rows with a missing or changed image, or a repeated key;
+    else they are refused. keep: write to the cache. Raises DatasetError with counts of such rows, InputError if there
+    are no images.
     """
     there = {shard.name: shard for shard in reader.shards(())}
     planned = {shard.name: shard for shard in dataset.run.plan}
@@ -145,7 +145,7 @@ def join_images(
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """Keys of a shard, the sha256 of each image and its place in the shard. repeated: images with an earlier's key."""
+    """Keys of a shard, with the sha256 and position of each image. repeated: images with the key of an earlier one."""
 
     keys: list[str]
     sha256: list[str | None]
@@ -155,7 +155,7 @@ class _Listed:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows of the data set that are of one source shard."""
+    """Rows of the data set from one source shard."""
 
     rows: np.ndarray
     keys: list[str]
@@ -167,7 +167,7 @@ class _Rows:
 
 
 def _rows_of(dataset: EmbeddingDataset, place: int) -> dict[str, _Rows]:
-    """The rows of a shard of the data set by the source shard that each says it is of: one, in what `encode` wrote."""
+    """The rows of a shard of the data set by their recorded source shard: a single one, in the output of `encode`."""
     table = dataset.metadata(place, ("src_shard", "key", "sha256", "src_index"))
     names, keys, hashes, index = (table.column(i).to_pylist() for i in range(4))
     first = dataset.shards[place].start
@@ -186,12 +186,12 @@ def _names(dataset: EmbeddingDataset) -> set[str]:
 
 
 def _as_encoded(rows: _Rows) -> _Listed:
-    """What an unchanged shard holds, as far as rows are of it."""
+    """The contents of an unchanged shard, as far as it has rows."""
     return _Listed(rows.keys, rows.sha256, rows.index)
 
 
 def _join_shard(shard: SourceShard, rows: _Rows, listed: _Listed) -> tuple[JoinedShard, dict[str, int]]:
-    """The rows with their images, in the images' order; and what became of the others."""
+    """The rows with their images, in the images' order, and counts of the others."""
     images = {key: (index, sha) for key, index, sha in zip(listed.keys, listed.index, listed.sha256, strict=True)}
     said = {"joined": 0, "image_missing": 0, "image_changed": 0, "row_repeated": 0}
     times: dict[str, int] = {}
@@ -219,7 +219,7 @@ def _join_shard(shard: SourceShard, rows: _Rows, listed: _Listed) -> tuple[Joine
 
 
 def _listed(reader: Reader, shard: SourceShard, cache: str, keep: bool) -> _Listed:
-    """What a shard holds, from the cache or by reading it."""
+    """The contents of a shard, from the cache or by reading it."""
     identity = json.dumps([_FORMAT_VERSION, repr(reader), shard.name, shard.bytes, shard.modified, shard.members])
     location = files.join(cache, f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet")
     if files.exists(location):

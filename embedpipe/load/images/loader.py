@@ -30,10 +30,10 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """How images become pixels. size: height and width, px: the shorter side is resized to it, the centre is cut out.
+    """Image preprocessing. size: height and width, px: the shorter side is resized to it, then the centre cropped.
 
-    threads: that decode. max_pixels: no larger image is decoded. window_rows: how many encoded images are mixed at a
-    time, and held (twice); it decides the order.
+    threads: for decoding. max_pixels: no larger image is decoded. window_rows: the size of the shuffle window of
+    encoded images, two of which are in memory; it affects the order.
     """
 
     size: int
@@ -49,7 +49,7 @@ class ImageOptions:
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """Images, uint8 [b, 3, size, size], and what is stored of them: row i of both is the same sample."""
+    """Images, uint8 [b, 3, size, size], and their stored embeddings: row i of both is the same sample."""
 
     pixels: np.ndarray
     embeddings: EmbeddingBatch
@@ -57,7 +57,7 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """An image as stored, and the row it belongs to."""
+    """An image as stored, and its row."""
 
     row: int
     key: str
@@ -68,12 +68,12 @@ class _Encoded:
 class ImageLoader:
     """Batches of images and embeddings for rank r of w, in an order that is a function of (seed, step) alone.
 
-    `loader.batches(step)` → this rank's share of the global batches `step`, `step + 1`, …, without end. The stream of
-    global batches is the same for every `world`. Every rank decodes its own images; of tars on a local disk it reads no
-    others, of what lies elsewhere all.
+    `loader.batches(step)` → this rank's share of the global batches `step`, `step + 1`, …, endlessly. The stream of
+    global batches is the same for every `world`. Every rank decodes only its own images; it reads only those from tars
+    on a local disk, but all from other sources.
 
-    tokens: hand out the states of the captions' tokens, too. Raises DatasetError for an image that has changed since
-    the join, or does not decode, naming its shard and key.
+    tokens: also return the states of the captions' tokens. Raises DatasetError for an image that has changed since the
+    join, or cannot be decoded, naming its shard and key.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ImageLoader:
         self._order = StreamedOrder(self._bounds, seed, options.window_rows)
 
     def __len__(self) -> int:
-        """Rows of an epoch."""
+        """The number of rows per epoch."""
         return self._order.total
 
     def batches(self, step: int = 0) -> Iterator[ImageBatch]:
@@ -112,14 +112,14 @@ class ImageLoader:
         return prefetch(self._batches(step * self._batch_size), _BATCHES_AHEAD)
 
     def places(self, step: int = 0) -> Iterator[np.ndarray]:
-        """The same rows without their images: of each batch, int64, where they come in the order of `all`."""
+        """The same rows without their images: for each batch, int64, their positions in the order of `all`."""
         position = step * self._batch_size
         ours = (self._ours(window, position) for window in self._order.windows(position))
         for batch in self._in_batches(found[order].tolist() for found, order in ours):
             yield np.array(batch, np.int64)
 
     def embeddings(self, places: np.ndarray) -> EmbeddingBatch:
-        """What is stored of the rows at such places."""
+        """The stored embeddings of the rows at these positions."""
         return self._stored(self._row_at[places])
 
     def rows(self, step: int) -> np.ndarray:
@@ -133,7 +133,7 @@ class ImageLoader:
         return found
 
     def content(self) -> str:
-        """A checksum of which images there are, and in which order `all` gives them."""
+        """A checksum of the images, and of their order in `all`."""
         digest = hashlib.sha256()
         for shard in self._join.shards:
             digest.update(shard.rows.tobytes())
@@ -141,7 +141,7 @@ class ImageLoader:
         return digest.hexdigest()
 
     def all(self) -> Iterator[ImageBatch]:
-        """All rows once, in the order in which they lie, a batch at a time (the last may be smaller)."""
+        """All rows once, in storage order, in batches (the last may be smaller)."""
         everything = np.arange(self._order.total)
         with _Shards(self._join, selective=False) as shards, ThreadPoolExecutor(self._options.threads) as pool:
             for start in range(0, len(everything), self._batch_size):
@@ -155,7 +155,7 @@ class ImageLoader:
                 yield self._decoded(batch, pool)
 
     def _in_batches(self, windows: Iterable[list[_Item]]) -> Iterator[list[_Item]]:
-        """This rank's share of each batch, of what it has of each window."""
+        """This rank's share of each batch, from its rows of each window."""
         size = self._share[1] - self._share[0]
         waiting: list[_Item] = []
         for window in windows:
@@ -168,34 +168,34 @@ class ImageLoader:
         """This rank's images of each window, in the order of the stream."""
         with _Shards(self._join) as shards:
             for window, following in itertools.pairwise(self._order.windows(position)):
-                # Another rank's shards, too: the next window may go on in them.
+                # Another rank's shards, too: the next window may continue in them.
                 shards.keep(set(self._owners(window.places).tolist()))
                 ours, order = self._ours(window, position)
-                # A reader is a little ahead of what it gives.
+                # A reader is slightly ahead of its output.
                 shards.want(self._keys(ours), self._keys(self._ours(following, position)[0]))
                 found = self._read(shards, ours)
                 yield [found[place] for place in order]
 
     def _ours(self, window: Window, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's places in a window, ascending, and the order in which the stream takes them."""
+        """This rank's positions in a window, ascending, and their order in the stream."""
         inside = (window.positions - position) % self._batch_size
         mine = np.flatnonzero((inside >= self._share[0]) & (inside < self._share[1]))
         return window.places[mine], np.argsort(window.positions[mine])
 
     def _keys(self, places: np.ndarray) -> Iterator[tuple[int, str]]:
-        """(number of the shard, key) of each place."""
+        """(shard number, key) of each position."""
         for owner, place in zip(self._owners(places).tolist(), places.tolist(), strict=True):
             yield owner, self._join.shards[owner].keys[place - int(self._bounds[owner])]
 
     def _read(self, shards: _Shards, places: np.ndarray) -> list[_Encoded]:
-        """The images at those places (ascending), as they are stored."""
+        """The images at those positions (ascending), as stored."""
         return [
             shards.image(int(owner), int(place - self._bounds[owner]))
             for owner, place in zip(self._owners(places), places, strict=True)
         ]
 
     def _owners(self, places: np.ndarray) -> np.ndarray:
-        """The number of the shard of each place."""
+        """The shard number of each position."""
         owners: np.ndarray = np.searchsorted(self._bounds, places, side="right") - 1
         return owners
 
@@ -226,10 +226,10 @@ class ImageLoader:
 
 
 class _Shards:
-    """Shards being read from front to back, each by an iterator of its own; one that has to go back begins again."""
+    """Open shards, each read sequentially by its own iterator; seeking backwards restarts it."""
 
     def __init__(self, join: Join, selective: bool = True) -> None:
-        """selective: where the reader can, read only what was said to be wanted."""
+        """selective: read only the wanted samples, if the reader can."""
         self._join = join
         self._selective = selective and isinstance(join.reader, Selective)
         self._open: dict[int, _OpenShard] = {}
@@ -242,22 +242,22 @@ class _Shards:
         self.keep(set())
 
     def keep(self, wanted: set[int]) -> None:
-        """Close all shards but those."""
+        """Close all shards except these."""
         for number in self._open.keys() - wanted:
             self._open.pop(number).close()
 
     def want(self, *keys: Iterable[tuple[int, str]]) -> None:
-        """Say which samples, as (number of a shard, key), will be asked for until this is called again."""
+        """Set the samples, as (shard number, key), that will be requested until the next call."""
         for some in self._wanted.values():
-            some.clear()  # open shards look into them
+            some.clear()  # open shards refer to them
         for number, key in itertools.chain(*keys):
             self._wanted.setdefault(number, set()).add(key)
 
     def image(self, number: int, place: int) -> _Encoded:
-        """The image at a place of a shard. Raises DatasetError if it is no longer there."""
+        """The image at a position of a shard. Raises DatasetError if it no longer exists."""
         shard = self._open.get(number)
         found = None if shard is None or place < shard.next_place else shard.image(place)
-        if found is None:  # its place is passed, or its bytes were, before anyone wanted them
+        if found is None:  # the iterator is past it, or skipped its bytes before they were wanted
             found = self._opened(number).image(place)
         if found is None:
             joined = self._join.shards[number]
@@ -269,7 +269,7 @@ class _Shards:
         return found
 
     def _opened(self, number: int) -> _OpenShard:
-        """A shard, from its beginning."""
+        """Open a shard at its start."""
         if number in self._open:
             self._open.pop(number).close()
         wanted = self._wanted.setdefault(number, set()) if self._selective else None
@@ -278,10 +278,10 @@ class _Shards:
 
 
 class _OpenShard:
-    """One shard, read as far as `next_place` of its joined rows."""
+    """One shard, read up to `next_place` of its joined rows."""
 
     def __init__(self, join: Join, shard: JoinedShard, wanted: set[str] | None) -> None:
-        """wanted: keys of the samples whose bytes are to be read; None for all."""
+        """wanted: keys of the samples to read; None for all."""
         self._shard = shard
         reader = join.reader
         if wanted is not None and isinstance(reader, Selective):
@@ -297,7 +297,7 @@ class _OpenShard:
             close()
 
     def image(self, place: int) -> _Encoded | None:
-        """Read on to the image at `place`; None if it does not come, or is another one."""
+        """Advance to the image at `place`; None if it is missing or differs."""
         shard, key, sha256 = self._shard, self._shard.keys[place], self._shard.sha256[place]
         self.next_place = place + 1
         for sample in self._samples:

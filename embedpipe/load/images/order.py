@@ -15,10 +15,10 @@ from ..shuffle import Window
 
 
 class StreamedOrder:
-    """The endless stream of epochs over rows that lie in shards one after the other.
+    """The endless stream of epochs over rows stored in consecutive shards.
 
-    bounds: place of the first row of each shard, and behind the last one their number: int64, rising, from 0.
-    window_rows: rows mixed at a time, about. shards_at_once: read side by side.
+    bounds: the position of the first row of each shard, followed by the total: int64, increasing, from 0. window_rows:
+    the approximate size of the shuffle window. shards_at_once: read in parallel.
     """
 
     def __init__(self, bounds: np.ndarray, seed: int, window_rows: int, shards_at_once: int = 8) -> None:
@@ -31,7 +31,7 @@ class StreamedOrder:
         self._shards_at_once = shards_at_once
 
     def windows(self, position: int) -> Iterator[Window]:
-        """The windows from the one that holds `position` on, without end; the first is cut to begin there."""
+        """The windows from the one with `position` on, endlessly; the first is cut to start there."""
         epoch, inside = divmod(position, self.total)
         while True:
             begins = 0
@@ -46,7 +46,7 @@ class StreamedOrder:
             epoch, inside = epoch + 1, 0
 
     def _epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        """The places of each window of an epoch, ascending."""
+        """The positions of each window of an epoch, ascending."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._bounds) - 1)
         for first in range(0, len(order), self._shards_at_once):
             group = np.sort(order[first : first + self._shards_at_once])

@@ -15,17 +15,17 @@ from ..dataset import EmbeddingDataset
 
 
 def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bool = False) -> Reader | None:
-    """A reader of what `dataset` was made of, at `data` or where it was made; None where it is no longer there.
+    """A reader for the input of `dataset`, at `data` or its recorded location; None if it no longer exists.
 
-    captions: read them as they were read then; else they are left out. Raises InputError when there is nothing at
-    `data`, if that is given.
+    captions: read them with the recorded options; else they are left out. Raises InputError if `data` is given but
+    missing.
     """
     return _open(data or dataset.run.source, dataset.run.options, data is not None, captions)
 
 
 def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
     if not place:
-        return None  # others do not say where their pictures were
+        return None  # other tools do not record the location of their images
     rules = SampleRules(
         caption_key=str(made.get("caption_key", "caption")),
         need_caption=captions and bool(made.get("texts", True)),
@@ -45,9 +45,9 @@ def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool =
 def source_images(
     dataset: EmbeddingDataset, wanted: Sequence[tuple[str, str]], data: str | None = None
 ) -> dict[tuple[str, str], bytes]:
-    """Encoded image bytes by (source shard, key), from `data` or from where the data set was made; others left out.
+    """Encoded image bytes by (source shard, key), from `data` or the recorded location; missing ones are left out.
 
-    Raises InputError when there are none at `data`, if that is given.
+    Raises InputError if `data` is given but has none.
     """
     if data is None and dataset.run.merged:
         return dict(_of_parts(dataset.run.merged, "", dataset.run.plan, wanted))
@@ -58,7 +58,7 @@ def source_images(
 def _of_parts(
     parts: Sequence[MergedPart], prefix: str, plan: Sequence[SourceShard], wanted: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[tuple[str, str], bytes]]:
-    """The pictures of a data set that was merged of others, from where each of those was made."""
+    """The images of a merged data set, from the recorded location of each of its inputs."""
     for part in parts:
         before = prefix + part.prefix
         if part.merged:
