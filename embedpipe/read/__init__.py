@@ -22,9 +22,9 @@ __all__ = ["READERS", "Reader", "SampleRules", "open_reader"]
 
 
 def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_shard: int = 10_000) -> Reader:
-    """The reader for `data`. `auto` looks at the names: tars, else parquet tables, else a folder of loose files.
+    """The reader for `data`. `auto` decides by file names: tars, else parquet tables, else a folder of loose files.
 
-    Raises InputError for an unknown kind or when `data` is not there.
+    Raises InputError for an unknown kind or if `data` does not exist.
     """
     if kind == "auto":
         kind = _guess(data)
@@ -41,7 +41,7 @@ def _guess(data: str) -> str:
     names = files.names(data)
     if any(name.lower().endswith(TAR_SUFFIXES) for name in names) or "embedpipe.json" in names:
         return "webdataset"
-    # A table beside loose images, or beside a folder of its name (as img2dataset leaves them), describes those.
+    # A table beside loose images, or beside a folder of its name (as in img2dataset's output), describes those.
     loose = any(name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)) for name in names)
     tables = any(name.lower().endswith(TABLE_SUFFIXES) and PurePosixPath(name).stem not in names for name in names)
     return "table" if tables and not loose else "folder"

@@ -9,44 +9,44 @@ from ..types import Reject, Sample, SourceShard
 
 
 class Digest(Protocol):
-    """The part of hashlib's objects a reader feeds."""
+    """The part of hashlib's interface that readers use."""
 
     def update(self, data: bytes, /) -> None: ...
 
 
 class NoDigest:
-    """Where nobody asks for the hash of a shard's bytes."""
+    """A no-op digest, for when no hash is needed."""
 
     def update(self, data: bytes, /) -> None:
         """Nothing."""
 
 
 class Reader(Protocol):
-    """Samples from shards. A reader is a small picklable value: workers get a copy."""
+    """Reads samples from shards. A reader is a small picklable value: workers get a copy."""
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
-        """The shards there are now, as they are now: those of `known` under the same name, new ones besides.
+        """The current shards: those of `known` under the same name, plus new ones.
 
-        Raises InputError when the input is not there at all.
+        Raises InputError if the input does not exist.
         """
         ...
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
         """The samples of one shard in order, damaged ones as rejects.
 
-        When the iterator is exhausted, `digest` has been fed every byte of the shard. Raises InputError when the shard
-        is gone.
+        When the iterator is exhausted, `digest` has received every byte of the shard. Raises InputError if the shard is
+        gone.
         """
         ...
 
 
 @runtime_checkable
 class Selective(Protocol):
-    """A reader that can pass over the bytes of samples that nobody wants."""
+    """A reader that can skip the bytes of unwanted samples."""
 
     def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
-        """As `Reader.read`; samples without one of `keys`, which may change meanwhile, come as rejects.
+        """As `Reader.read`; samples with other keys than `keys`, which may change meanwhile, are returned as rejects.
 
-        Samples are looked at a little before they are given.
+        Samples are inspected slightly ahead of being returned.
         """
         ...

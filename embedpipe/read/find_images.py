@@ -14,7 +14,7 @@ from .base import Reader
 def find_images(
     reader: Reader, plan: Iterable[SourceShard], wanted: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], bytes]:
-    """Encoded image bytes by (source shard, key), from the shards of `plan`; what is no longer there is left out."""
+    """Encoded image bytes by (source shard, key), from the shards of `plan`; missing ones are left out."""
     keys_of: dict[str, set[str]] = {}
     for name, key in wanted:
         keys_of.setdefault(name, set()).add(key)
@@ -28,9 +28,9 @@ def find_images(
 
 
 def images_in(reader: Reader, shard: SourceShard, keys: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(key, encoded image) of the samples of one shard that have one of `keys`, each once, one at a time.
+    """(key, encoded image) for the samples of one shard with one of `keys`, each once, lazily.
 
-    Raises InputError when the shard is gone.
+    Raises InputError if the shard is gone.
     """
     left = set(keys)
     for sample in reader.read(shard, hashlib.sha256()) if left else ():

@@ -19,14 +19,14 @@ _RUN_FILE = "embedpipe.json"
 
 @dataclass(frozen=True, slots=True)
 class FolderReader:
-    """Reads the loose files below `data`, cut into numbered shards of `samples_per_shard` keys in path order."""
+    """Reads the loose files below `data`, divided into numbered shards of `samples_per_shard` keys in path order."""
 
     data: str
     rules: SampleRules
     samples_per_shard: int = 10_000
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
-        """Known shards as they are now (files of a known key belong to its shard), new keys in shards behind them."""
+        """The current state of known shards (files with a known key belong to its shard), then new shards."""
         stats = self._list()
         by_key: dict[str, list[str]] = {}
         for path in sorted(stats, key=lambda p: (_key(p), p)):
@@ -56,17 +56,17 @@ class FolderReader:
             if wanted(relative, split_at_last_dot):
                 mark = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
                 found[relative] = files.FileStat(int(info["size"]), str(mark))
-        # An output of ours below the input (`encode photos photos/emb`) is not part of it.
+        # Exclude embedpipe's own outputs below the input (`encode photos photos/emb`).
         ours = tuple(path.removesuffix(_RUN_FILE) for path in found if path.endswith(f"/{_RUN_FILE}"))
         return {path: stat for path, stat in found.items() if not path.startswith(ours)} if ours else found
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
-        """The samples of one shard, from the files it is made of."""
+        """The samples of one shard, from its files."""
         return samples(_LooseMembers(self.data, shard, digest), self.rules)
 
 
 class _LooseMembers:
-    """The files of one shard, in order. Loose files are never torn: one that is gone raises InputError."""
+    """The files of one shard, in order. Loose files are never torn: a missing one raises InputError."""
 
     def __init__(self, folder: str, shard: SourceShard, digest: Digest) -> None:
         self._folder = folder

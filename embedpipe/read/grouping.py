@@ -21,14 +21,14 @@ MAX_NESTING = 64
 _KINDS = {**dict.fromkeys(IMAGE_EXTENSIONS, "image"), "txt": "caption", "json": "metadata"}
 
 
-# A member's path → its key and lower-case extension, or None when it belongs to no sample.
+# A member's path → its key and lower-case extension, or None if it belongs to no sample.
 Split = Callable[[str], tuple[str, str] | None]
 
 
 class Members(Protocol):
-    """The files of a shard, in order, as (path, bytes); None in place of bytes that are too large or not wanted.
+    """The files of a shard, in order, as (path, bytes); None instead of bytes that are too large or unwanted.
 
-    After iteration `torn` says how the shard was damaged, or is None. `split` finds the key in a path.
+    After iteration `torn` describes damage of the shard, or is None. `split` extracts the key from a path.
     """
 
     torn: str | None
@@ -39,10 +39,10 @@ class Members(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SampleRules:
-    """What makes a sample.
+    """How samples are assembled.
 
-    caption_key: the .json field that holds the caption where there is no .txt, or the column of a table. image_column
-    and key_column: of a table; None stands for `image`, and for `key` where there is one, else the row's number.
+    caption_key: the .json field with the caption if there is no .txt, or the column of a table. image_column and
+    key_column: of a table; None stands for `image`, and for `key` if there is one, else the row's number.
     """
 
     caption_key: str = "caption"
@@ -74,7 +74,7 @@ def printable(path: str) -> str:
 
 
 def wanted(path: str, split: Split) -> bool:
-    """Whether a member belongs to a sample: a reader need not read the others."""
+    """Whether a member belongs to a sample: readers need not read others."""
     place = split(path)
     return place is not None and place[1] in _KINDS
 
@@ -86,7 +86,7 @@ def readable(path: str, size: int) -> bool:
 
 @dataclass(slots=True)
 class _Draft:
-    """The members of one key, gathered until the next key begins."""
+    """The members of one key, collected until the next key starts."""
 
     key: str
     index: int
@@ -96,8 +96,8 @@ class _Draft:
 def samples(members: Members, rules: SampleRules) -> Iterator[Sample | Reject]:
     """Group members into samples, in order, each a Sample or a Reject with its reason.
 
-    In a torn shard the sample at the tear is only kept when it has every kind of member the one before it had: half a
-    sample would pass for a whole one. The tear itself is the last reject.
+    In a torn shard the sample at the tear is only kept if it has every kind of member of the previous one: half a
+    sample could pass for a complete one. The tear itself is the last reject.
     """
     seen: set[str] = set()
     before: _Draft | None = None
@@ -133,8 +133,8 @@ def _drafts(members: Members) -> Iterator[_Draft]:
         if place is None or place[1] not in _KINDS:
             continue
         key, kind = printable(place[0]), _KINDS[place[1]]
-        # The same kind of file twice under one key begins another sample, which is then a duplicate;
-        # of several images under one key the first counts.
+        # A second file of the same kind under one key starts another sample, which is then a duplicate; of several
+        # images under one key the first counts.
         if draft is None or key != draft.key or (kind in draft.parts and kind != "image"):
             if draft is not None:
                 yield draft
@@ -145,7 +145,7 @@ def _drafts(members: Members) -> Iterator[_Draft]:
 
 
 def _nested_deeper(value: Any, raw: bytes, limit: int) -> bool:
-    """Whether containers lie deeper than `limit` in each other: what parses may still be too deep to be written."""
+    """Whether containers are nested deeper than `limit`: JSON that parses may still be too deep to be written."""
     if raw.count(b"{") + raw.count(b"[") <= limit:
         return False
     level = [value]
@@ -177,7 +177,7 @@ def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
             if raw_caption is None:
                 return reject("caption_too_large", f"the .txt member is larger than {MAX_CAPTION_BYTES} bytes")
             try:
-                caption = raw_caption.decode("utf-8-sig").rstrip("\r\n")  # an editor's, not the caption's
+                caption = raw_caption.decode("utf-8-sig").rstrip("\r\n")  # added by editors, not part of the caption
             except UnicodeDecodeError as problem:
                 return reject("caption_encoding", f"the caption is not UTF-8: {problem.reason} at {problem.start}")
         else:

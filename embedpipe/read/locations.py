@@ -14,12 +14,12 @@ _MANY = 16
 
 
 def is_pattern(data: str) -> bool:
-    """Whether `data` names files by wildcards. A folder may well be called `photos [2020]`."""
+    """Whether `data` is a wildcard pattern. A folder may be called `photos [2020]`."""
     return files.has_wildcard(data) and not files.exists(data)
 
 
 def root(data: str) -> str:
-    """The folder that shard names are relative to: the part of `data` that holds no wildcard."""
+    """The folder that shard names are relative to: the part of `data` before any wildcard."""
     if is_pattern(data):
         return files.fixed_folder(data)
     if files.is_folder(data) or not files.exists(data):
@@ -29,9 +29,9 @@ def root(data: str) -> str:
 
 
 def locations(data: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files `data` names, sorted; of a folder those that end in one of `suffixes`.
+    """The files of `data`, sorted; in a folder those that end in one of `suffixes`.
 
-    Raises InputError when `data` is neither a pattern nor there.
+    Raises InputError if `data` is neither a pattern nor exists.
     """
     if is_pattern(data):
         patterns = list(braceexpand.braceexpand(data))
@@ -44,7 +44,7 @@ def locations(data: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def as_shards(data: str, found: list[str], suffix: str) -> list[SourceShard]:
-    """Each file as an input shard, named by its path below `root(data)`. Raises EmptyInput when there is none."""
+    """Each file as an input shard, named by its path relative to `root(data)`. Raises EmptyInput if there is none."""
     if not found:
         raise EmptyInput(
             f"{data}: no {suffix} files", f"Give a {suffix} file, a folder of them or a pattern that matches some"
@@ -58,7 +58,7 @@ def as_shards(data: str, found: list[str], suffix: str) -> list[SourceShard]:
 
 
 def _stats(found: list[str]) -> list[files.FileStat]:
-    """Of each file, from one listing of each folder where many lie: far away, a request for each takes minutes."""
+    """File stats, from one listing per folder if there are many: remote, one request per file would take minutes."""
     in_folder = Counter(location.rpartition("/")[0] for location in found)
     listed = {folder: files.stats(folder) for folder, count in in_folder.items() if folder and count > _MANY}
     split = (location.rpartition("/") for location in found)

@@ -31,28 +31,28 @@ _HASH_CHUNK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class TableReader:
-    """Reads `data`, a location or pattern of parquet files, each of which is one shard.
+    """Reads `data`, a location or pattern of parquet files, each of them a shard.
 
-    A column of images holds bytes, or structs with a field `bytes` (as Hugging Face's datasets have them). Columns that
-    are neither image, caption nor key become metadata, but for those of bytes.
+    An image column has bytes, or structs with a field `bytes` (as in Hugging Face datasets). Columns other than image,
+    caption and key become metadata, except for binary ones.
     """
 
     data: str
     rules: SampleRules
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
-        """The tables `data` names, sorted by name."""
+        """The tables of `data`, sorted by name."""
         return locations.as_shards(self.data, locations.locations(self.data, TABLE_SUFFIXES), ".parquet")
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
-        """The rows of one table, a few at a time: memory holds a row group, never the table.
+        """The rows of one table in small batches: memory use is a row group, never the table.
 
-        Raises InputError when the table is damaged or lacks a column it must have.
+        Raises InputError if the table is damaged or lacks a required column.
         """
         location = files.join(locations.root(self.data), shard.name)
         with files.reading(location) as stream:
             with _damage_told(location):
-                # Reading ahead would hold all row groups that are already asked for.
+                # Pre-buffering would keep all requested row groups in memory.
                 table = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
             columns = _choose(location, table.schema_arrow, self.rules)
             seen: set[str] = set()
@@ -61,7 +61,7 @@ class TableReader:
                 for row in _rows(batch, columns, first):
                     yield _finish(row, self.rules, seen)
                 first += batch.num_rows
-            # Parquet is read out of order, its end first; its bytes are hashed in order, afterwards.
+            # Parquet is read out of order, its footer first; the bytes are hashed in order, afterwards.
             stream.seek(0)
             while chunk := stream.read(_HASH_CHUNK):
                 digest.update(chunk)
@@ -79,7 +79,7 @@ def _damage_told(location: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Which column is what; None for what is not there or not asked for. `passed` become metadata."""
+    """The role of each column; None if missing or not requested. `passed` become metadata."""
 
     image: str | None
     caption: str | None
@@ -92,7 +92,7 @@ class _Columns:
 
 
 def _choose(location: str, schema: pa.Schema, rules: SampleRules) -> _Columns:
-    """Find the columns a sample is made of. Raises InputError for one that is missing or of a type of no use."""
+    """Choose the columns of a sample. Raises InputError for a missing one or an unsuitable type."""
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise InputError(f"{location}: more than one column {twice[0]!r}", "Columns need names of their own")
@@ -195,13 +195,15 @@ def _rows(batch: pa.RecordBatch, columns: _Columns, first: int) -> Iterator[_Row
 
 def _images(column: pa.Array) -> list[bytes | None]:
     if kinds.is_struct(column.type):
-        column = column.flatten()[column.type.get_field_index("bytes")]  # nulls of the struct are nulls of its fields
+        column = column.flatten()[
+            column.type.get_field_index("bytes")
+        ]  # nulls of the struct become nulls of its fields
     found: list[bytes | None] = column.to_pylist()
     return found
 
 
 def _text_bytes(column: pa.Array) -> list[bytes | None]:
-    # Not as str: a column of text may hold bytes that are not UTF-8, which is one sample's fault, not the table's.
+    # Not as str: a text column may contain invalid UTF-8, which affects one sample, not the table.
     if kinds.is_dictionary(column.type):
         column = column.dictionary_decode()
     found: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
@@ -219,11 +221,11 @@ def _text(raw: bytes) -> str:
 
 
 def _plain_values(column: pa.Array) -> list[Any]:
-    """Values that JSON knows: what metadata may hold."""
+    """Values that JSON can represent, for metadata."""
     if _holds_text(column.type):
         return [None if raw is None else _text(raw) for raw in _text_bytes(column)]
     if kinds.is_timestamp(column.type) or kinds.is_duration(column.type):
-        # Python's datetimes end at microseconds; and a zone's local time is ambiguous twice a year.
+        # Python's datetimes are limited to microseconds, and local times are ambiguous at clock changes.
         utc = pa.timestamp(column.type.unit, "UTC") if getattr(column.type, "tz", None) else column.type
         return list(column.cast(utc).cast(pa.string()).to_pylist())
     return [_plain(value) for value in column.to_pylist()]

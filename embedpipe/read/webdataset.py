@@ -22,13 +22,13 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class WebdatasetReader:
-    """Reads `data`, a location or pattern. Shard names are paths below the part of `data` that holds no wildcard."""
+    """Reads `data`, a location or pattern. Shard names are paths relative to the part of `data` before any wildcard."""
 
     data: str
     rules: SampleRules
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
-        """The tars `data` names, sorted by name; in a folder written by `fetch`, the committed ones."""
+        """The tars of `data`, sorted by name; in a folder written by `fetch`, the committed ones."""
         return locations.as_shards(self.data, self._locations(), ".tar")
 
     def _locations(self) -> list[str]:
@@ -40,24 +40,24 @@ class WebdatasetReader:
         return locations.locations(self.data, TAR_SUFFIXES)
 
     def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
-        """The samples of one tar. A tear ends it with a `shard_truncated` reject; what came before is kept."""
+        """The samples of one tar. A torn tar ends with a `shard_truncated` reject; earlier samples are kept."""
         with files.reading(files.join(locations.root(self.data), shard.name)) as raw:
             yield from samples(_TarMembers(_HashedStream(raw, digest)), self.rules)
 
     def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
-        """See `Selective`. Of a tar on a local disk that is not packed the other members are not read."""
+        """See `Selective`. In an uncompressed tar on a local disk, other members are not read."""
         location = files.join(locations.root(self.data), shard.name)
         with files.reading(location) as raw:
-            # Of a remote one they are: a request for what is behind each gap takes longer.
+            # In a remote one they are: a request after each gap would take longer.
             stored = _SeekingStream(raw, NoDigest()) if files.is_local(location) else _HashedStream(raw, NoDigest())
             yield from samples(_TarMembers(stored, keys), self.rules)
 
 
 class _TarMembers:
-    """The files of a tar, in order; damage ends them and is told in `torn`."""
+    """The files of a tar, in order; damage ends them and is reported in `torn`."""
 
     def __init__(self, stored: _HashedStream, keys: Container[str] | None = None) -> None:
-        """keys: of the samples whose members are wanted; None for all."""
+        """keys: of the wanted samples; None for all."""
         self._stored = stored
         self._keys = keys
         self.torn: str | None = None
@@ -80,7 +80,7 @@ class _TarMembers:
 
 
 class _HashedStream:
-    """The stored bytes of a shard; feeds all that is read to a digest."""
+    """A stream of a shard's stored bytes that updates a digest with everything read."""
 
     def __init__(self, raw: BinaryIO, digest: Digest) -> None:
         self._raw = raw
@@ -88,7 +88,7 @@ class _HashedStream:
         self._ahead = b""
 
     def peek(self, size: int) -> bytes:
-        """The first `size` bytes, which the next `read` returns again."""
+        """Peek at the first `size` bytes, which the next `read` returns again."""
         self._ahead = self.read(size)
         return self._ahead
 
@@ -108,10 +108,10 @@ class _HashedStream:
 
 
 class _SeekingStream(_HashedStream):
-    """One that nobody hashes: what is not wanted is not read."""
+    """A stream without a digest: unwanted bytes are not read."""
 
     def pass_over(self, size: int) -> None:
-        """Go on behind the next `size` bytes; at the end of the file nothing follows."""
+        """Skip the next `size` bytes, up to the end of the file."""
         known = min(len(self._ahead), size)
         self._ahead = self._ahead[known:]
         self._raw.seek(size - known, os.SEEK_CUR)

@@ -11,9 +11,9 @@ from .base import Contents, ShardPaths, ShardReader, ShardWriter
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A storage format: how shards are written and read, and which files they have.
+    """A storage format: its writer, its reader, and the files of a shard.
 
-    own_columns: names that no metadata column may have, since the format keeps embeddings under them.
+    own_columns: names reserved for embeddings, not allowed for metadata columns.
     """
 
     write: ShardWriter
@@ -31,7 +31,7 @@ __all__ = ["FORMATS", "Contents", "Format", "ShardPaths", "ShardReader", "ShardW
 
 
 def open_format(name: str) -> Format:
-    """The format called `name`. Raises DatasetError naming the known ones."""
+    """The format `name`. Raises DatasetError listing the known ones."""
     if name not in FORMATS:
         raise DatasetError(f"no storage format {name!r}", did_you_mean(name, FORMATS))
     return FORMATS[name]

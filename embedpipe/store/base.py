@@ -17,47 +17,47 @@ from .rows import Rows
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What each sample has beside its metadata. modalities: of image and text, those that were encoded."""
+    """The stored contents besides metadata. modalities: the encoded ones of image and text."""
 
     modalities: tuple[str, ...]
     text_tokens: bool
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Contents:
-        """As the options of a run say."""
+        """From the options of a run."""
         sides = (("images", "image"), ("texts", "text"))
         return cls(tuple(name for option, name in sides if options.get(option, True)), bool(options.get("text_tokens")))
 
 
 class ShardPaths(Protocol):
-    """Says which files a shard with rows has, its rejects' excepted, by their paths inside the output."""
+    """The files of a shard with rows, except for its rejects, as paths inside the output."""
 
     def __call__(self, number: int, digits: int, contents: Contents) -> set[str]: ...
 
 
 class ShardWriter(Protocol):
-    """Writes the files of one shard, each whole; the manifest is the caller's to write, last."""
+    """Writes the files of one shard, each atomically; the caller writes the manifest last."""
 
     def __call__(
         self, root: str, shard: EmbeddingShard, source: str, columns: Mapping[str, str], digits: int
     ) -> tuple[FileRecord, ...]:
-        """Write `shard`, made from the input shard named `source`; returns what was written, in a fixed order."""
+        """Write `shard`, from the input shard named `source`; returns the records of the files, in a fixed order."""
         ...
 
 
 class ShardReader(Protocol):
-    """Reads one committed shard. Arrays are memory-mapped where the file system allows it."""
+    """Reads one committed shard. Arrays are memory-mapped if the file system allows it."""
 
     def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
-        """[n, dim] in the stored dtype, or None where the data set has no such modality."""
+        """[n, dim] in the stored dtype, or None if the data set lacks that modality."""
         ...
 
     def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
-        """The same rows, to be read piece by piece."""
+        """The same rows, for reading in pieces."""
         ...
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
-        """The states of each caption's tokens, or None where they were not stored."""
+        """The states of each caption's tokens, or None if not stored."""
         ...
 
     def metadata(

@@ -10,7 +10,7 @@ from . import layout
 
 
 def sweep_dataset_temporaries(out: str, holds: Callable[[int], bool] | None = None) -> None:
-    """Remove half-written files. Call it only while holding the lock of `out`, or of the part whose numbers `holds`."""
+    """Remove partially written files. Call it only with `out` locked, or the part whose numbers `holds`."""
     for folder in (out, *(files.join(out, name) for name in layout.FOLDERS)):
         if holds is None:
             files.sweep_temporaries(folder)
@@ -19,11 +19,11 @@ def sweep_dataset_temporaries(out: str, holds: Callable[[int], bool] | None = No
 
 
 def sweep_leftovers(out: str, digits: int, numbers: Iterable[int]) -> None:
-    """Remove data files of shards that are not committed: a reader that pairs files by position would take them."""
+    """Remove data files of uncommitted shards, which a reader that pairs files by position would use."""
     gone = set(numbers)
     for folder in layout.FOLDERS if gone else ():
         for name in files.names(files.join(out, folder)):
             number = layout.number_of(name)
-            # Of these names, and no others: a manifest is none, nor is a file that somebody put there.
+            # Only files with these names: neither manifests nor foreign files.
             if number in gone and posixpath.join(folder, name) in layout.data_paths(number, digits):
                 files.remove(files.join(out, folder, name))

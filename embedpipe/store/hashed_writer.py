@@ -22,7 +22,7 @@ _END_BYTES = 1 << 16
 
 
 class _HashingStream(io.RawIOBase):
-    """Passes bytes on and hashes them on the way; keeps the first and the last 64 KiB."""
+    """Forwards bytes and hashes them; keeps the first and the last 64 KiB."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
@@ -39,7 +39,7 @@ class _HashingStream(io.RawIOBase):
         if view.nbytes < _WORTH_A_THREAD_BYTES:
             self.digest.update(view)
             self._target.write(view)
-        else:  # hashing takes as long as writing, and neither needs the interpreter
+        else:  # hashing takes as long as writing, and both release the GIL
             hashing = threading.Thread(target=self.digest.update, args=(view,), name="hashing")
             hashing.start()
             try:
@@ -53,7 +53,7 @@ class _HashingStream(io.RawIOBase):
         return int(view.nbytes)
 
     def record(self, path: str) -> FileRecord:
-        """What was written, as a manifest keeps it."""
+        """The manifest record of the written file."""
         return FileRecord(path, self.bytes, self.digest.hexdigest(), _ends_sha256(self._head, self._tail))
 
 
@@ -62,7 +62,7 @@ def _ends_sha256(head: bytes, tail: bytes) -> str:
 
 
 def write_hashed(root: str, path: str, save: Callable[[BinaryIO], None]) -> FileRecord:
-    """Write the file `path` below `root`, whole, with what `save` puts into a stream."""
+    """Write the file `path` below `root` atomically; `save` writes its contents to a stream."""
     with files.writing(files.join(root, path)) as target:
         stream = _HashingStream(target)
         save(stream)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def write_npy(root: str, path: str, array: np.ndarray) -> FileRecord:
 
 
 def write_parquet(root: str, path: str, table: pa.Table) -> FileRecord:
-    """Write a table of metadata as parquet, with the compression that every reader knows."""
+    """Write a table of metadata as parquet, with a universally supported compression."""
 
     def save(stream: BinaryIO) -> None:
         pq.write_table(table, stream, compression="snappy", write_page_checksum=True)
@@ -84,9 +84,9 @@ def write_parquet(root: str, path: str, table: pa.Table) -> FileRecord:
 
 
 def require_written(root: str, record: FileRecord) -> None:
-    """Raise DatasetError unless the file has the size and the ends it was written with: cheap, readers do it always.
+    """Raise DatasetError unless the file's size and ends match its record: cheap, and done on every read.
 
-    What is changed between the ends is found by `embedpipe verify --deep`, and by checksums inside the file.
+    Changes between the ends are detected by `embedpipe verify --deep`, and by checksums inside the file.
     """
     location = files.join(root, record.path)
     try:

@@ -24,7 +24,7 @@ def text_tokens(number: int, digits: int) -> tuple[str, str]:
 
 
 def metadata_path(number: int, digits: int) -> str:
-    """`embeddings/embeddings_00000.parquet`: all of a shard in the parquet format."""
+    """`embeddings/embeddings_00000.parquet`: a whole shard in the parquet format."""
     return f"{TABLE}/{TABLE}_{shard_name(number, digits)}.parquet"
 
 
@@ -42,13 +42,13 @@ FOLDERS = ("img_emb", "text_emb", TEXT_TOKENS, TABLE, METADATA, ERRORS, "manifes
 
 
 def number_of(name: str) -> int | None:
-    """The number of the shard that a file of this name (in one of FOLDERS) belongs to; None where there is none."""
+    """The shard number of a file with this name (in one of FOLDERS); None if it has none."""
     digits = name.partition(".")[0].rpartition("_")[2]
     return int(digits) if digits.isdecimal() else None
 
 
 def data_paths(number: int, digits: int) -> tuple[str, ...]:
-    """Every file that a shard of that number may have, its manifest excepted, in an order that is always the same."""
+    """Every file that the shard with that number may have, except for its manifest, in a fixed order."""
     return (
         *(embeddings(modality, number, digits) for modality in MODALITIES),
         *text_tokens(number, digits),

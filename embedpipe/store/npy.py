@@ -27,7 +27,7 @@ from .rows import HEADERS, NpyRows, Rows
 def write(
     root: str, shard: EmbeddingShard, source: str, columns: Mapping[str, str], digits: int
 ) -> tuple[FileRecord, ...]:
-    """Write a shard's files; a shard without rows gets none but its errors (readers stumble over empty .npy files)."""
+    """Write a shard's files; a shard without rows only gets its errors (empty .npy files break readers)."""
     written = []
     if len(shard):
         for modality, array in (("image", shard.image), ("text", shard.text)):
@@ -44,7 +44,7 @@ def write(
 
 
 def _ragged_saver(rows: RaggedRows) -> Callable[[BinaryIO], None]:
-    """Saves [sum of lengths, w], row behind row, without a copy of the whole."""
+    """Saves [sum of lengths, w], row after row, without copying the whole array."""
 
     def save(stream: BinaryIO) -> None:
         descr = np.lib.format.dtype_to_descr(rows.values.dtype)
@@ -60,12 +60,12 @@ class NpyReader:
     """Reads shards written by `write`."""
 
     def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
-        """[n, dim], memory-mapped when `root` is local. Raises DatasetError when it is not what the manifest says."""
+        """[n, dim], memory-mapped if `root` is local. Raises DatasetError if it contradicts the manifest."""
         record = manifest.file(layout.embeddings(modality, manifest.number, digits))
         return _load(root, record, (manifest.rows_out, manifest.dim)) if record is not None else None
 
     def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
-        """The same rows, to be read piece by piece. Raises DatasetError when they are not what the manifest says."""
+        """The same rows, for reading in pieces. Raises DatasetError if they contradict the manifest."""
         record = manifest.file(layout.embeddings(modality, manifest.number, digits))
         if record is None:
             return None
@@ -79,7 +79,7 @@ class NpyReader:
         return rows
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
-        """The states of each caption's tokens. Raises DatasetError when lengths and states do not fit each other."""
+        """The states of each caption's tokens. Raises DatasetError if lengths and states are inconsistent."""
         states, lengths = (manifest.file(path) for path in layout.text_tokens(manifest.number, digits))
         if states is None or lengths is None:
             return None
@@ -94,7 +94,7 @@ class NpyReader:
     def metadata(
         self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
     ) -> pa.Table:
-        """The metadata rows. Raises DatasetError when they are not what the manifest says."""
+        """The metadata rows. Raises DatasetError if they contradict the manifest."""
         record = manifest.file(layout.metadata(manifest.number, digits))
         if record is None:
             raise DatasetError(f"{root}: the manifest of shard {manifest.number} lists no metadata", REMEDY)
@@ -114,9 +114,9 @@ class NpyReader:
 
 
 def _load(root: str, record: FileRecord, shape: tuple[int | None, ...]) -> np.ndarray:
-    """An .npy of that shape, memory-mapped when it is local. Raises DatasetError when it is no such thing.
+    """An .npy of that shape, memory-mapped if it is local. Raises DatasetError if it is anything else.
 
-    Of a local file its size and its ends are looked at, of any other one, which is read as a whole, its checksum.
+    For a local file, the size and ends are checked; for a remote one, which is read completely, the checksum.
     """
     location = files.join(root, record.path)
     array: np.ndarray
@@ -139,7 +139,7 @@ def _load(root: str, record: FileRecord, shape: tuple[int | None, ...]) -> np.nd
 
 
 def paths(number: int, digits: int, contents: Contents) -> set[str]:
-    """The files that a shard with rows has, its rejects' excepted."""
+    """The files of a shard with rows, except for its rejects."""
     found = {layout.metadata(number, digits)}
     found |= {layout.embeddings(modality, number, digits) for modality in contents.modalities}
     return found | set(layout.text_tokens(number, digits)) if contents.text_tokens else found

@@ -34,14 +34,14 @@ EMBEDDINGS = {"image": "image_embedding", "text": "text_embedding"}
 TEXT_TOKENS = "text_tokens"
 OWN_COLUMNS = (*EMBEDDINGS.values(), TEXT_TOKENS)
 
-# Written and decoded group by group, so that no column is held twice as a whole.
+# Written and decoded by row group, so that no column is in memory twice.
 _ROWS_IN_GROUP = 1000
 
 
 def write(
     root: str, shard: EmbeddingShard, source: str, columns: Mapping[str, str], digits: int
 ) -> tuple[FileRecord, ...]:
-    """Write a shard's file, and that of its rejects; a shard without rows has no file but its rejects'."""
+    """Write a shard's file, and that of its rejects; a shard without rows only has the latter."""
     rejects = write_rejects(root, shard, source, digits)
     if not len(shard):
         return rejects
@@ -57,9 +57,9 @@ def save(
     metadata: pa.Table,
     text_tokens: RaggedRows | None = None,
 ) -> None:
-    """Write rows as a parquet file: arrays [n, dim] as lists under their names, token states, and the metadata.
+    """Write rows as a parquet file: arrays [n, dim] as list columns under their names, token states, and metadata.
 
-    What is None gets no column. No metadata column may be called like one of the others.
+    None values get no column. No metadata column may have the name of another column.
     """
     about = metadata.schema
     options = {"use_dictionary": about.names, "write_statistics": about.names, "write_page_checksum": True}
@@ -73,7 +73,7 @@ def save(
 def _group(
     arrays: Mapping[str, np.ndarray | None], metadata: pa.Table, text_tokens: RaggedRows | None, start: int
 ) -> pa.Table:
-    """The rows of one row group: only so many token states are copied at once."""
+    """The rows of one row group, which limits the token states copied at a time."""
     rows = slice(start, start + _ROWS_IN_GROUP)
     found = {name: as_lists(array[rows]) for name, array in arrays.items() if array is not None}
     if text_tokens is not None:
@@ -98,10 +98,10 @@ def _ragged_lists(rows: RaggedRows) -> pa.Array:
 
 
 class ParquetReader:
-    """Reads shards written by `write`: a column as a whole, and no column that is not asked for."""
+    """Reads shards written by `write`: whole columns, and only requested ones."""
 
     def embeddings(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> np.ndarray | None:
-        """[n, dim] in memory. Raises DatasetError when it is not what the manifest says."""
+        """[n, dim] in memory. Raises DatasetError if it contradicts the manifest."""
         name = EMBEDDINGS[modality]
         with _opened(root, manifest, digits) as (location, file):
             if file is None or name not in file.schema_arrow.names:
@@ -114,7 +114,7 @@ class ParquetReader:
         return out
 
     def open_rows(self, root: str, manifest: ShardManifest, modality: str, digits: int) -> Rows | None:
-        """The same rows, to be read piece by piece. Raises DatasetError when they are not what the manifest says."""
+        """The same rows, for reading in pieces. Raises DatasetError if they contradict the manifest."""
         name = EMBEDDINGS[modality]
         with _opened(root, manifest, digits) as (location, file):
             if file is None or name not in file.schema_arrow.names:
@@ -126,7 +126,7 @@ class ParquetReader:
         return rows
 
     def text_tokens(self, root: str, manifest: ShardManifest, digits: int) -> RaggedRows | None:
-        """The states of each caption's tokens, in memory. Raises DatasetError when they are not what is said."""
+        """The states of each caption's tokens, in memory. Raises DatasetError if they contradict the manifest."""
         with _opened(root, manifest, digits) as (location, file):
             if file is None or TEXT_TOKENS not in file.schema_arrow.names:
                 return None
@@ -150,7 +150,7 @@ class ParquetReader:
     def metadata(
         self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
     ) -> pa.Table:
-        """The metadata rows, without the embeddings. Raises DatasetError when there is no file."""
+        """The metadata rows, without the embeddings. Raises DatasetError if there is no file."""
         with _opened(root, manifest, digits) as (location, file):
             if file is None:
                 raise DatasetError(f"{location}: not listed in its manifest", REMEDY)
@@ -163,7 +163,7 @@ class ParquetReader:
 
 @contextlib.contextmanager
 def _opened(root: str, manifest: ShardManifest, digits: int) -> Iterator[tuple[str, pq.ParquetFile | None]]:
-    """(where a shard's file is, the file; None where the manifest lists none). What goes wrong is a DatasetError."""
+    """(the path of a shard's file, the open file; None if the manifest lists none). Errors become DatasetError."""
     path = layout.metadata_path(manifest.number, digits)
     location = files.join(root, path)
     record = manifest.file(path)
@@ -184,7 +184,7 @@ def _opened(root: str, manifest: ShardManifest, digits: int) -> Iterator[tuple[s
 
 
 def _groups(file: pq.ParquetFile, name: str, location: str) -> Iterator[pa.Array]:
-    """One column, row group by row group."""
+    """One column, by row group."""
     for group in range(file.num_row_groups):
         for chunk in file.read_row_group(group, columns=[name]).column(0).chunks:
             if chunk.null_count:
@@ -193,7 +193,7 @@ def _groups(file: pq.ParquetFile, name: str, location: str) -> Iterator[pa.Array
 
 
 def _room(kind: pa.DataType | None, rows: int | None, width: int | None, what: str) -> np.ndarray:
-    """An array for `rows` lists of that type. Raises DatasetError when they are not as wide as the manifest says."""
+    """An array for `rows` lists of that type. Raises DatasetError if their width contradicts the manifest."""
     if rows is None or kind is None or not pa.types.is_fixed_size_list(kind) or kind.list_size != width:
         raise DatasetError(f"{what}: of type {kind}, but its manifest says {rows} rows, {width} wide", REMEDY)
     return np.empty((rows, kind.list_size), kind.value_type.to_pandas_dtype())
@@ -209,5 +209,5 @@ def _numbers(lists: pa.FixedSizeListArray, location: str) -> np.ndarray:
 
 
 def paths(number: int, digits: int, contents: Contents) -> set[str]:
-    """The files that a shard with rows has, its rejects' excepted."""
+    """The files of a shard with rows, except for its rejects."""
     return {layout.metadata_path(number, digits)}

@@ -25,7 +25,7 @@ _SCHEMA = pa.schema(
 
 
 def write_rejects(root: str, shard: EmbeddingShard, source: str, digits: int) -> tuple[FileRecord, ...]:
-    """Write them in input order; nothing where there are none."""
+    """Write them in input order; no file if there are none."""
     if not shard.rejects:
         return ()
     rejects = sorted(shard.rejects, key=lambda reject: reject.index)
@@ -35,7 +35,7 @@ def write_rejects(root: str, shard: EmbeddingShard, source: str, digits: int) ->
 
 
 def read_rejects(root: str, manifest: ShardManifest, digits: int) -> pa.Table:
-    """The rejects of a shard, in input order. Raises DatasetError when they are not what the manifest says."""
+    """The rejects of a shard, in input order. Raises DatasetError if they contradict the manifest."""
     record = manifest.file(layout.errors(manifest.number, digits))
     if record is None:
         return _SCHEMA.empty_table()

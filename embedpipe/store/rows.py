@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from .. import files
 from ..errors import DatasetError, InputError
 
-# A request to an object store costs as long as many bytes; a local read should stay in the processor's cache.
+# A request to an object store takes as long as many bytes; a local read should fit in the processor's cache.
 _LOCAL_BYTES_AT_ONCE = 1 << 20
 _REMOTE_BYTES_AT_ONCE = 16 << 20
 _NPY_HEADER_BYTES = 4096
 _DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
-# numpy reads headers with ast.literal_eval, which in two threads at once may end in a SystemError (CPython gh-106905).
+# numpy parses headers with ast.literal_eval, which may raise SystemError in concurrent threads (CPython gh-106905).
 HEADERS = threading.Lock()
 _NOT_WHOLE = "Fetch or write the file again"
 
@@ -37,20 +37,20 @@ class Rows(Protocol):
     location: str
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    rows_at_once: int  # as many as should be asked for in one call
+    rows_at_once: int  # the recommended number of rows per read
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out`, C order [m, dim] in this dtype, with the rows from `start` on. Raises DatasetError."""
         ...
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NpyHeader:
-    """What stands before the numbers of an .npy file: their shape and dtype, and the byte at which they begin."""
+    """The header of an .npy file: shape, dtype, and the byte offset of the data."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -65,9 +65,9 @@ def whole(rows: Rows) -> np.ndarray:
 
 
 def npy_header(location: str) -> NpyHeader:
-    """The header of an .npy file of embeddings, held against the file's size.
+    """The header of an .npy file of embeddings, checked against the file's size.
 
-    Raises DatasetError when it is no .npy, is torn, or holds anything but float16 or float32 rows in C order.
+    Raises DatasetError if it is not an .npy, is truncated, or has anything but float16 or float32 rows in C order.
     """
     try:
         header = _parse(files.read_range(location, 0, _NPY_HEADER_BYTES))
@@ -84,7 +84,7 @@ def npy_header(location: str) -> NpyHeader:
 
 
 def _parse(start: bytes) -> NpyHeader:
-    """The header that a file begins with. Raises ValueError."""
+    """Parse the header at the start of a file. Raises ValueError."""
     with HEADERS:
         return _parse_alone(io.BytesIO(start))
 
@@ -119,7 +119,7 @@ def _require_there(rows: Rows, start: int, out: np.ndarray) -> None:
 
 
 class NpyRows:
-    """Rows of an .npy file, straight into the caller's buffer; of a remote one, ranges of bytes."""
+    """Rows of an .npy file, read directly into the caller's buffer; from a remote file, by byte ranges."""
 
     def __init__(self, location: str, header: NpyHeader | None = None) -> None:
         self.location = location
@@ -165,7 +165,7 @@ class NpyRows:
 
 
 def npz_headers(location: str) -> dict[str, NpyHeader]:
-    """The arrays of an .npz file by name. Raises DatasetError when it is no such file, or torn."""
+    """The arrays of an .npz file by name. Raises DatasetError if it is not an .npz, or truncated."""
     try:
         with files.reading(location) as stream, zipfile.ZipFile(stream) as archive:
             found = {}
@@ -178,7 +178,7 @@ def npz_headers(location: str) -> dict[str, NpyHeader]:
 
 
 class NpzRows:
-    """Rows of one array of an .npz file, which is unpacked as a whole when it is first read."""
+    """Rows of one array of an .npz file, which is decompressed completely on first read."""
 
     def __init__(self, location: str, name: str, header: NpyHeader) -> None:
         self.location = location
@@ -206,10 +206,10 @@ class NpzRows:
 
 
 class ParquetRows:
-    """Rows of one column of lists in a parquet file, decoded as they are asked for.
+    """Rows of a list column in a parquet file, decoded lazily.
 
-    Going on where the last call ended costs nothing; a jump decodes its row group from the beginning. Lists of float64
-    are read as float32. Whether all are as wide as `dim` is seen as they are read.
+    Sequential reads are cheap; a jump decodes its row group from the start. Lists of float64 are read as float32.
+    Widths are checked against `dim` while reading.
     """
 
     def __init__(self, location: str, column: str, dim: int | None = None) -> None:
@@ -227,7 +227,10 @@ class ParquetRows:
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._pieces: Iterator[np.ndarray] = iter(())
-        self._piece, self._place = np.empty((0, 0), self.dtype), -1  # the rows decoded last, the row they begin at
+        self._piece, self._place = (
+            np.empty((0, 0), self.dtype),
+            -1,
+        )  # the last decoded rows, and the number of the first
         self.shape = (int(about.num_rows), dim if dim is not None else 0)
         if dim is None:
             self.shape = (self.shape[0], self._width())
@@ -264,7 +267,7 @@ class ParquetRows:
             filled += len(some)
 
     def _decode(self, row: int) -> None:
-        """Decode until the rows that were decoded last hold `row`."""
+        """Decode until the last decoded rows include `row`."""
         if self._place < 0 or row != self._place + len(self._piece):
             group = int(np.searchsorted(self._bounds, row, side="right")) - 1
             self._pieces = self._decoded(range(group, self._file.num_row_groups))
@@ -296,7 +299,7 @@ def _dtype(kind: pa.DataType, what: str) -> np.dtype[Any]:
 
 
 def lists_as_rows(lists: pa.Array, width: int, what: str) -> np.ndarray:
-    """float16 or float32 [n, width] of n lists, a view into Arrow's memory where that can be."""
+    """float16 or float32 [n, width] of n lists, a view into Arrow's memory if possible."""
     if lists.null_count:
         raise DatasetError(f"{what}: {lists.null_count} rows are null", "Leave them out where the file is written")
     numbers = lists.flatten()
@@ -313,7 +316,7 @@ def lists_as_rows(lists: pa.Array, width: int, what: str) -> np.ndarray:
 
 
 class Normalised:
-    """Rows brought to unit length as they are read; one of zeros stays as it is."""
+    """Rows normalised while reading; rows of zeros are unchanged."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows

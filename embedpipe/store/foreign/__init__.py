@@ -18,13 +18,13 @@ LAYOUTS: dict[str, Layout] = {
     "datacomp": datacomp,
 }
 
-_INDEX = "index/"  # what `embedpipe index` puts beside the data, arrays among it
+_INDEX = "index/"  # the output of `embedpipe index` beside the data, which includes arrays
 
 __all__ = ["LAYOUTS", "NOTE", "Foreign", "ForeignShard", "Layout", "find_shards"]
 
 
 def find_shards(path: str, how: Foreign) -> tuple[str, list[ForeignShard]]:
-    """(layout, shards) of the data set at `path`. Raises DatasetError when it is of none that is known."""
+    """(layout, shards) of the data set at `path`. Raises DatasetError if it has no known layout."""
     names = [name for name in files.walk(path) if not name.startswith(_INDEX)]
     layout = how.layout or _guess(path, how, names)
     if layout not in LAYOUTS:
@@ -41,7 +41,7 @@ def _guess(path: str, how: Foreign, names: Sequence[str]) -> str:
     if below is not None:
         inside = files.join(path, below.removesuffix("/embedpipe.json"))
         raise DatasetError(f"{path}: no embedpipe.json in it, but in a folder of it", f"Give {inside}")
-    # A data set of ours whose card was removed first and whose shards are still to follow is nobody's.
+    # A data set of embedpipe that is being removed, its card first, is not another tool's.
     if not suffixes & {"npy", "npz", "parquet"} or any(name.startswith("manifest/") for name in names):
         raise DatasetError(
             f"{path}: no embedpipe.json in it, and no .npy, .npz or .parquet of others",

@@ -22,7 +22,7 @@ _REMEDY = "Fetch what is missing, or remove what has no partner"
 
 
 def clip_retrieval(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignShard]:
-    """Shards of numbered files: arrays of one or two sides, and tables."""
+    """Shards of numbered files: arrays of one or two modalities, and tables."""
     arrays = [name for name in names if name.endswith(".npy")]
     sides = {
         side: _numbered(root, _inside(arrays, folder) if folder else [name for name in arrays if _is(name, pattern)])
@@ -58,14 +58,14 @@ def _partner(groups: dict[str, dict[int, str]], number: int) -> str:
 
 
 def npy(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignShard]:
-    """Shards of one array each, in the order of their names."""
+    """Shards of one array each, sorted by name."""
     side, folder = _one_side(root, how)
     arrays = _inside([name for name in names if name.endswith(".npy")], folder)
     return [ForeignShard(_stem(name), {side or _side(name): source(root, name, NpyRows)}) for name in arrays]
 
 
 def parquet_npy(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignShard]:
-    """Shards of one array and one table each, the n-th of the sorted names of both."""
+    """Shards of one array and one table each, paired by position in the sorted names."""
     shards, tables = npy(root, how, names), _tables(root, how, names, None)
     if len(shards) != len(tables):
         arrays = [next(iter(shard.sides.values())).path for shard in shards]
@@ -80,7 +80,7 @@ def parquet_npy(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignSh
 
 
 def _one_side(root: str, how: Foreign) -> tuple[str | None, str | None]:
-    """(the side that was named, or None; its folder, or None for all of them)."""
+    """(the given modality, or None; its folder, or None for all)."""
     if how.image is not None and how.text is not None:
         raise DatasetError(
             f"{root}: this layout has one side", "Name a folder for image or for text, or clip-retrieval"
@@ -90,7 +90,7 @@ def _one_side(root: str, how: Foreign) -> tuple[str | None, str | None]:
 
 
 def _tables(root: str, how: Foreign, names: Iterable[str], pattern: re.Pattern[str] | None) -> list[str]:
-    """Paths of the tables, absolute where their folder is not below `root`."""
+    """Paths of the tables, absolute if their folder is not below `root`."""
     if how.metadata is not None and not any(name.startswith(f"{how.metadata.rstrip('/')}/") for name in names):
         elsewhere = "://" in how.metadata or how.metadata.startswith("/")
         folder = how.metadata if elsewhere else files.join(root, how.metadata)
@@ -109,7 +109,7 @@ def _inside(names: Iterable[str], folder: str | None) -> list[str]:
 
 
 def _is(name: str, pattern: re.Pattern[str]) -> bool:
-    """Whether a file is called so, or else the folder it lies in."""
+    """Whether a file, or else its folder, has this name."""
     folder, base = posixpath.split(name)
     return bool(pattern.match(base) or (pattern.search(posixpath.basename(folder)) and not _sided(base)))
 
@@ -127,7 +127,7 @@ def _stem(name: str) -> str:
 
 
 def _numbered(root: str, names: Iterable[str]) -> dict[int, str]:
-    """Files by the number that ends their name. Raises DatasetError when two have the same, or one has none."""
+    """Files by the number at the end of their name. Raises DatasetError if two have the same, or one has none."""
     found: dict[int, str] = {}
     for name in names:
         number = _NUMBER.search(_stem(name))

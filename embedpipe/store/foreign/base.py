@@ -20,11 +20,11 @@ NOTE = "embedpipe-foreign.json"
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """How to read a data set that embedpipe did not write. What is None is found out from names.
+    """How to read another tool's data set. None values are inferred from names.
 
-    layout: a name in LAYOUTS. image, text: where that side's rows are: a folder (clip-retrieval, npy, parquet_npy), a
-    column (parquet), an array (datacomp). metadata: the folder of the tables, from the data set, where it is not in it.
-    normalise: bring rows to unit length as they are read. model: which model made the rows, if somebody knows.
+    layout: a name in LAYOUTS. image, text: the source of that modality's rows: a folder (clip-retrieval, npy,
+    parquet_npy), a column (parquet), an array (datacomp). metadata: the folder of the tables, relative to the data set,
+    if it is elsewhere. normalise: normalise rows when reading. model: the model that made the rows, if known.
     """
 
     layout: str | None = None
@@ -36,7 +36,7 @@ class Foreign:
 
 
 def read_note(path: str) -> Foreign:
-    """What `embedpipe-foreign.json` in a data set says; all defaults where there is none. Raises DatasetError."""
+    """Read `embedpipe-foreign.json` of a data set; all defaults if there is none. Raises DatasetError."""
     location = files.join(path, NOTE)
     if not files.exists(location):
         return Foreign()
@@ -58,7 +58,7 @@ def read_note(path: str) -> Foreign:
 
 @dataclass(frozen=True, slots=True)
 class ForeignFiles:
-    """Where the rows of one side of a shard are: a file, and how it is opened. `path` is as the user knows it."""
+    """The source of one modality's rows in a shard: a file, and how to open it. `path` is for error messages."""
 
     path: str
     location: str
@@ -67,9 +67,9 @@ class ForeignFiles:
 
 @dataclass(frozen=True, slots=True)
 class ForeignShard:
-    """Files that belong together, none of them looked into yet. table: a parquet file of metadata, or None.
+    """The files of a shard, not yet opened. table: a parquet file of metadata, or None.
 
-    own_columns: columns of the table that hold embeddings, no metadata.
+    own_columns: columns of the table with embeddings instead of metadata.
     """
 
     name: str
@@ -83,12 +83,12 @@ Layout = Callable[[str, Foreign, Sequence[str]], list[ForeignShard]]
 
 
 def source(root: str, path: str, opener: Callable[..., Rows], *arguments: str) -> ForeignFiles:
-    """The file `path` of the data set `root`, opened with `opener(location, *arguments)`."""
+    """A source for the file `path` of the data set `root`, opened with `opener(location, *arguments)`."""
     location = files.join(root, path)
     return ForeignFiles(path, location, partial(opener, location, *arguments))
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of some names, and how many more there are."""
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

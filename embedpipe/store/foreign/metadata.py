@@ -14,7 +14,7 @@ from ... import files
 from ...columns import EXTRA, FIXED, arrow_type
 from ...errors import DatasetError, InputError
 
-# Of each of our columns, what others call it, the best first. A key that none of them has is made of the row number.
+# Other tools' names for each of embedpipe's columns, best first. Without a key column, keys are made from row numbers.
 _CALLED = {
     "key": ("key", "uid", "image_path", "__key__", "id"),
     "image_path": ("image_path", "key", "uid"),
@@ -30,9 +30,9 @@ _REMEDY = "Fetch or write the file again"
 
 
 def metadata_types(schemas: Sequence[pa.Schema], own_columns: Sequence[str]) -> dict[str, str]:
-    """Type names of the tables' columns beside ours, in the order first seen, as a run card has them.
+    """Type names, as in a run card, of the tables' additional columns, in order of first appearance.
 
-    Where one table has only nulls, another says the type. What is no plain value becomes a string of JSON.
+    If one table has only nulls, another determines the type. Nested values become JSON strings.
     """
     found: dict[str, str | None] = {}
     for schema in schemas:
@@ -59,7 +59,7 @@ def _kind(kind: pa.DataType) -> str | None:
 def read_metadata(
     location: str | None, shard: str, rows: int, others: dict[str, str], columns: tuple[str, ...] | None
 ) -> pa.Table:
-    """Some columns (or all) of a shard's table, under our names. Raises DatasetError when it cannot be read."""
+    """Some columns (or all) of a shard's table, under embedpipe's names. Raises DatasetError if it cannot be read."""
     wanted = columns if columns is not None else (*FIXED, *others, EXTRA)
     sources = {name: _CALLED.get(name, (name,)) for name in wanted}
     table = _read(location, rows, {name for names in sources.values() for name in names})
@@ -98,7 +98,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, what: str) -> pa.ChunkedAr
     if column.type == kind:
         return column
     if pa.types.is_floating(column.type) and pa.types.is_integer(kind):
-        column = pc.if_else(pc.is_finite(column), column, None)  # pandas has no other way to say "not known"
+        column = pc.if_else(pc.is_finite(column), column, None)  # pandas' representation of missing values
     plain = (
         pa.types.is_primitive(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     )

@@ -29,7 +29,7 @@ _REMEDY = "These files do not belong together: fetch or write them again"
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """A shard whose files were looked at. arrays: (path, rows, width, dtype) of each side."""
+    """An inspected shard. arrays: (path, rows, width, dtype) of each modality."""
 
     shard: ForeignShard
     arrays: dict[str, tuple[str, int, int, str]]
@@ -43,7 +43,7 @@ class _Looked:
 
 
 def open_foreign(path: str, how: Foreign) -> tuple[RunCard, tuple[ShardManifest, ...], ForeignReader]:
-    """What stands for run card and manifests, and the reader. Raises DatasetError naming files that do not fit."""
+    """A synthetic run card and manifests, and the reader. Raises DatasetError naming inconsistent files."""
     layout, shards = find_shards(path, how)
     with ThreadPoolExecutor(_LOOKING_AT_ONCE) as pool:
         looked = list(pool.map(_look, shards))
@@ -92,7 +92,7 @@ def _table(location: str) -> tuple[int, pa.Schema]:
 
 
 def _record(location: str) -> FileRecord:
-    """Nobody has hashed the bytes: the file system's mark of change stands where a checksum would."""
+    """The bytes have not been hashed: the file system's change mark replaces the checksum."""
     stat = files.stat(location)
     return FileRecord(location, stat.bytes, f"not hashed, {stat.modified}")
 
@@ -111,7 +111,7 @@ def _require_equal_counts(path: str, looked: Sequence[_Looked]) -> None:
 
 
 def _require_one_kind(path: str, looked: Sequence[_Looked]) -> None:
-    """Raise DatasetError naming two files when sides, widths or number formats differ."""
+    """Raise DatasetError naming two files if modalities, widths or dtypes differ."""
     first = looked[0]
     name, _, width, dtype = next(iter(first.arrays.values()))
     for entry in looked:
@@ -132,7 +132,7 @@ def _card(how: Foreign, first: _Looked) -> EncoderCard:
     if how.model != UNKNOWN:
         identity = how.model
     else:
-        # Nothing else tells two unknown models apart, and a data set keeps its first row wherever it is moved.
+        # The first row is all that distinguishes unknown models, and it does not change when the data set is moved.
         rows = next(iter(first.shard.sides.values())).open()
         row = np.empty((1, width), dtype)
         rows.read(0, row)
@@ -162,7 +162,7 @@ def _manifest(number: int, entry: _Looked, card: EncoderCard) -> ShardManifest:
 
 
 class ForeignReader:
-    """Reads shards that others wrote, by their number. Has no text tokens."""
+    """Reads other tools' shards by number. Has no text tokens."""
 
     def __init__(self, shards: Sequence[ForeignShard], columns: dict[str, str], normalise: bool) -> None:
         self._shards = shards
@@ -203,6 +203,6 @@ class ForeignReader:
     def metadata(
         self, root: str, manifest: ShardManifest, digits: int, columns: tuple[str, ...] | None = None
     ) -> pa.Table:
-        """See `ShardReader`: the columns that every shard of ours has, from what is there, and the others."""
+        """See `ShardReader`: the standard columns, mapped from the available ones, and the others."""
         shard = self._shards[manifest.number]
         return read_metadata(shard.table, shard.name, manifest.rows_out, self._columns, columns)

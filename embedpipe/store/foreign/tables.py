@@ -12,14 +12,14 @@ from ...errors import DatasetError, InputError, did_you_mean
 from ..rows import NpzRows, ParquetRows, npz_headers
 from .base import Foreign, ForeignShard, some, source
 
-# embedding-reader's default comes last: it does not say which side it is.
+# embedding-reader's default comes last: it does not name a modality.
 _COLUMNS = {"image": ("image_embedding", "img_emb", "embedding"), "text": ("text_embedding", "text_emb")}
 _SIDES = {"image": "_img", "text": "_txt"}
 _BEST_TOWER = "l14"
 
 
 def parquet(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignShard]:
-    """Shards of one table each, which holds embeddings as lists, and metadata."""
+    """Shards of one table each, with embeddings as lists, and metadata."""
     tables = [name for name in names if name.endswith(".parquet")]
     if not tables:
         raise DatasetError(f"{root}: no .parquet files in it", "Check the path")
@@ -56,7 +56,7 @@ def _is_lists(kind: pa.DataType) -> bool:
 
 
 def datacomp(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignShard]:
-    """Shards of one table and one .npz each, of the same name, as DataComp's metadata comes."""
+    """Shards of one table and one .npz of the same name, as in DataComp's metadata."""
     tables = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
     archives = {name.removesuffix(".npz") for name in names if name.endswith(".npz")}
     alone = [f"{stem}.parquet" for stem in sorted(tables - archives)]
@@ -76,7 +76,7 @@ def datacomp(root: str, how: Foreign, names: Sequence[str]) -> list[ForeignShard
 
 
 def _arrays(root: str, how: Foreign, archive: str) -> dict[str, str]:
-    """The array of each side: those asked for, or those of the larger of OpenAI's towers."""
+    """The array of each modality: the requested ones, or those of the larger OpenAI model."""
     asked = {side: name for side, name in (("image", how.image), ("text", how.text)) if name is not None}
     if asked:
         return asked
