@@ -19,7 +19,7 @@ from ..types import SourceShard
 
 @dataclass(frozen=True, slots=True)
 class MergeInput:
-    """One of the data sets: its run card, the manifests of its committed shards, and the prefix of their new names."""
+    """One input data set: its run card, the manifests of its committed shards, and the prefix of their new names."""
 
     path: str
     run: RunCard
@@ -27,17 +27,17 @@ class MergeInput:
     prefix: str = ""
 
     def shards(self) -> Iterator[tuple[SourceShard, ShardManifest]]:
-        """Each committed shard as the plan of the merged data set names it."""
+        """Each committed shard, named as in the plan of the merged data set."""
         for entry in self.manifests:
             yield replace(entry.source, name=self.prefix + entry.source.name), entry
 
     def record(self) -> MergedPart:
-        """What the merged data set remembers of it."""
+        """Its record in the merged data set's run card."""
         return MergedPart(self.path, self.prefix, self.run.source, self.run.options, self.run.merged)
 
 
 def open_inputs(paths: Sequence[str], trust_old_card: bool = False) -> tuple[MergeInput, ...]:
-    """The data sets at `paths`. Raises InputError, DatasetError, and RunMismatch if they cannot be merged."""
+    """Open the data sets at `paths`. Raises InputError, DatasetError, and RunMismatch if they cannot be merged."""
     paths = [files.absolute(path).rstrip("/") for path in paths]
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
@@ -45,7 +45,7 @@ def open_inputs(paths: Sequence[str], trust_old_card: bool = False) -> tuple[Mer
     parts = [_open(path) for path in paths]
     for other in parts[1:]:
         _require_same(parts[0], other, trust_old_card)
-    # Two may agree with a third, of another age, that does not tell them apart.
+    # Compare all pairs: two different ones may both match a third, older one that records less.
     for dated in (False, True):
         alike = [part for part in parts if part.run.encoder is not None and part.run.encoder.dated == dated]
         for other in alike[1:]:
@@ -73,7 +73,7 @@ def _open(path: str) -> MergeInput:
 
 
 def common_card(parts: Sequence[MergeInput]) -> EncoderCard:
-    """The card of the first of the parts, or, where version 0.1 wrote any, of the first of those: it records less."""
+    """The card of the first part, or of the first one written by version 0.1, if any, which records less."""
     cards = [part.run.encoder for part in parts if part.run.encoder is not None]
     return next((card for card in cards if card.dated), cards[0])
 
@@ -103,7 +103,7 @@ def _card_facts(run: RunCard) -> dict[str, Any]:
 
 
 def _option_facts(run: RunCard) -> dict[str, Any]:
-    """What decides which files a shard has."""
+    """The options that determine the files of a shard."""
     contents = Contents.of(run.options)
     return {
         "format": run.options.get("format", "npy"),
@@ -122,9 +122,9 @@ def merged_options(part: MergeInput) -> dict[str, Any]:
 
 
 def _prefixes(parts: Sequence[MergeInput]) -> list[str]:
-    """Nothing as long as all input shards have names of their own; else as much of each path's end as tells them apart.
+    """Empty if all input shard names are unique; else as much of each path's end as distinguishes them.
 
-    All shards are looked at, also those that are not made yet: what is added later must not change names.
+    All planned shards are considered, even uncommitted ones: later additions must not change names.
     """
     names = [shard.name for part in parts for shard in part.run.plan]
     if len(set(names)) == len(names):
@@ -138,9 +138,9 @@ def _prefixes(parts: Sequence[MergeInput]) -> list[str]:
 
 
 def unified_columns(parts: Sequence[MergeInput]) -> dict[str, str]:
-    """The passed-through columns of all parts, in the order they are first seen, each of a type that all values fit.
+    """The passed-through columns of all parts, in the order they are first seen, each with a type that fits all values.
 
-    Types mix as those of values within one data set do: see `columns.join_kinds`.
+    Types mix as within one data set: see `columns.join_kinds`.
     """
     kinds: dict[str, set[str]] = {}
     for part in parts:
@@ -150,7 +150,7 @@ def unified_columns(parts: Sequence[MergeInput]) -> dict[str, str]:
 
 
 def changed_columns(parts: Sequence[MergeInput], columns: dict[str, str]) -> dict[str, str]:
-    """What happens to columns that are not the same everywhere, in words, by name."""
+    """What happens to columns that differ between parts, described by name."""
     told = {}
     for name, kind in columns.items():
         apart = [(part.path, part.run.columns.get(name)) for part in parts if part.run.columns.get(name) != kind]

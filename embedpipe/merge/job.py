@@ -25,9 +25,9 @@ _ANOTHER = "Merge into another folder"
 
 @dataclass(frozen=True, slots=True)
 class MergeConfig:
-    """Everything `merge` can be told. workers: processes that take shards over.
+    """The options of `merge`. workers: processes that copy shards.
 
-    trust_old_card: merge what version 0.1 wrote with what was written later, where all that it recorded agrees.
+    trust_old_card: merge data sets of version 0.1 with later ones if all fields that it recorded agree.
     """
 
     workers: int = 1
@@ -37,10 +37,10 @@ class MergeConfig:
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """What a merge comes to: the run card of the merged data set, and the shards to take over.
+    """The plan of a merge: the run card of the merged data set, and the shards to copy.
 
-    prefixes: what the names of each data set's shards begin with, by its path. columns: what becomes of metadata
-    columns that are not the same everywhere. unfinished: data sets that have planned shards which are not made yet.
+    prefixes: of the shard names of each data set, by its path. columns: what happens to metadata columns that differ.
+    unfinished: data sets with planned but uncommitted shards.
     """
 
     run: RunCard
@@ -52,9 +52,9 @@ class MergePlan:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What a run of `merge` did. See `MergePlan`; already: shards that were there before; report: what this run added.
+    """The result of a run of `merge`. See `MergePlan`; already: shards from earlier runs; report: what this run added.
 
-    redone: shards that were there with files missing or cut. failed_tasks: shards that could not be taken over.
+    redone: shards that had missing or truncated files. failed_tasks: shards that could not be copied.
     """
 
     planned: int
@@ -71,14 +71,14 @@ class MergeReport:
 
 
 def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, listen: Listener = silent) -> MergeReport:
-    """Put the embedding data sets `paths` together into `out`, shard by shard; run again, it goes on.
+    """Merge the embedding data sets `paths` into `out`, shard by shard; a repeated run resumes.
 
-    Raises InputError, DatasetError (a shard is damaged: it is never taken over), RunMismatch (they do not belong
-    together, or `out` was made in another way), OutputBusy, OutputUnwritable, DiskFull.
+    Raises InputError, DatasetError (a shard is damaged: it is never copied), RunMismatch (they are incompatible, or
+    `out` was made from other inputs or options), OutputBusy, OutputUnwritable, DiskFull.
     """
     config = config or MergeConfig()
     begun = time.perf_counter()
-    plan_merge(paths, out, config.trust_old_card)  # what cannot be is refused before a folder is made
+    plan_merge(paths, out, config.trust_old_card)  # refuse invalid merges before creating a folder
     with exclusive(out):
         found = plan_merge(paths, out, config.trust_old_card)
         redone = _retract_damaged(out, found.run.shard_digits)
@@ -108,7 +108,7 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
 
 
 def plan_merge(paths: Sequence[str], out: str, trust_old_card: bool = False) -> MergePlan:
-    """What `merge` would do, without doing it. Raises as `merge` does."""
+    """What `merge` would do, without writing anything. Raises as `merge` does."""
     if len(paths) < 2:
         raise InputError(
             "merge needs two data sets or more", "Name them all, and the folder for what comes of them last"
@@ -154,7 +154,7 @@ def _previous(out: str) -> RunCard | None:
 
 
 def _continued(out: str, previous: RunCard, parts: Sequence[MergeInput]) -> tuple[MergeInput, ...]:
-    """The parts in the order of before, new ones behind. Raises RunMismatch where this is not the same merge, grown."""
+    """The parts in their previous order, then new ones. Raises RunMismatch unless this extends the previous merge."""
     now = {part.path: part for part in parts}
     for before in previous.merged:
         if before.path not in now:
@@ -201,7 +201,7 @@ def _run_card(
 
 
 def _require_unchanged(out: str, digits: int, tasks: Sequence[Task]) -> None:
-    """Raise RunMismatch where a data set holds another shard under a name that was taken over before."""
+    """Raise RunMismatch if a data set has a different shard with the name of a copied one."""
     committed = set(manifest.committed_numbers(out))
     for task in tasks:
         if task.number in committed:
@@ -212,7 +212,7 @@ def _require_unchanged(out: str, digits: int, tasks: Sequence[Task]) -> None:
 
 
 def _retract_damaged(out: str, digits: int) -> tuple[str, ...]:
-    """Forget shards whose files are gone or of another size; their names."""
+    """Retract shards with missing or resized files; returns their names."""
     bad = [entry for entry in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, entry)]
     for entry in bad:
         manifest.retract(out, entry.number, digits)

@@ -27,9 +27,9 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A shard to take over: where its data set is, how that one numbers files and types columns, and its manifest.
+    """A shard to copy: its data set's location, that one's format and column types, and its manifest.
 
-    source: the input shard, as the merged data set names it.
+    source: the input shard, named as in the merged data set.
     """
 
     path: str
@@ -41,13 +41,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class MergeWork:
-    """The recipe of a merge worker, picklable."""
+    """Picklable factory of merge workers."""
 
     out: str
     run: RunCard
 
     def start(self, worker: int) -> WorkerLoop:
-        """Nothing to get ready."""
+        """Nothing to prepare."""
         return one_by_one(self._take)
 
     def _take(self, task: Task, listen: Listener) -> TaskReport:
@@ -71,7 +71,7 @@ class MergeWork:
         return TaskReport(1, entry.rows_out, entry.rows_rejected, entry.rejects, committed.bytes())
 
     def _copy(self, number: int, taken: Taken) -> tuple[FileRecord, ...]:
-        """The files as they are, under the new number, each checked against its checksum on the way."""
+        """Copy the files unchanged, under the new number, verifying each checksum on the way."""
         before = layout.data_paths(taken.entry.number, taken.digits)
         renamed = dict(zip(before, layout.data_paths(number, self.run.shard_digits), strict=True))
         written = []
@@ -86,7 +86,7 @@ class MergeWork:
         return tuple(written)
 
     def _rewrite(self, number: int, taken: Taken) -> tuple[FileRecord, ...]:
-        """The same numbers beside metadata that names another input shard, or has other columns."""
+        """Rewrite the same embeddings with metadata that names another input shard, or has other columns."""
         entry = taken.entry
         for record in entry.files:
             if files.sha256(files.join(taken.path, record.path)) != record.sha256:
@@ -121,7 +121,7 @@ def _damaged(path: str, record: FileRecord) -> DatasetError:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """Puts a file into a stream; raises at its end, and so keeps the copy from appearing, if it is damaged."""
+    """Copies a file to a stream; if it is damaged, raises at the end, so that the copy never appears."""
 
     path: str
     record: FileRecord
@@ -137,16 +137,16 @@ class _Copy:
 
 
 def _metadata(table: pa.Table, taken: Taken, columns: Mapping[str, str]) -> dict[str, list[Any]]:
-    """The rows' metadata under the new name of their input shard, as `encode` would put them into `columns`."""
+    """The rows' metadata with the new name of their input shard, converted to `columns` as in `encode`."""
     if dict(columns) == taken.columns:
         found: dict[str, list[Any]] = table.to_pydict()
         return {**found, "src_shard": [taken.source.name] * table.num_rows}
     rows: dict[str, list[Any]] = {name: [] for name in column_names(columns)}
     ours, kept = passed_through(columns), measured(columns)
-    # What was measured there, and is somebody else's column of another type here, is passed on like theirs.
+    # A measured column there that is an input column of another type here is passed through like the latter.
     theirs = [name for name in taken.columns if name not in kept]
     for row in table.to_pylist():
-        # Null where that data set was written without: its rows are not measured anew.
+        # Null if that data set lacks it: its rows are not measured again.
         stored = {name: row.get(name) for name in (*FIXED, *kept)} | {"src_shard": taken.source.name}
         passed = {name: row[name] for name in theirs if row[name] is not None}
         passed |= json.loads(row[EXTRA]) if row[EXTRA] else {}

@@ -32,52 +32,52 @@ _FILES: pydantic.TypeAdapter[dict[str, Written]] = pydantic.TypeAdapter(dict[str
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The files of a piece of work after its `number`th commit, by their path below the output."""
+    """The files of a job after its `number`th commit, by path relative to the output."""
 
     number: int
     files: Mapping[str, Written]
 
     def encoded(self) -> bytes:
-        """The bytes that are kept of it."""
+        """The commit as stored bytes."""
         entries = {path: dataclasses.asdict(self.files[path]) for path in sorted(self.files)}
         return (json.dumps({"format_version": _FORMAT_VERSION, "files": entries}, indent=1) + "\n").encode()
 
     def mark(self) -> str:
-        """Number and content in one word, to tell it from any other."""
+        """A unique identifier from its number and content."""
         return f"{self.number}:{hashlib.sha256(self.encoded()).hexdigest()}"
 
 
 def newest(url: str, name: str) -> Commit | None:
-    """The last commit of the work `name` in the store; None before the first. Raises DatasetError if it is damaged."""
+    """The last commit of the job `name` in the store; None before the first. Raises DatasetError if it is damaged."""
     while numbers := _numbers(url, name):
         data = files.read_if_there(_location(url, name, numbers[-1]))
-        if data is not None:  # else it was just replaced by the next one
+        if data is not None:  # else it has just been replaced by the next one
             return _decoded(_location(url, name, numbers[-1]), numbers[-1], data)
     return None
 
 
 def add(url: str, name: str, commit: Commit) -> bool:
-    """Write a commit; False where another writer was first with that number, or is further already."""
+    """Write a commit; returns False if another writer has taken that number, or a later one."""
     if not files.create(_location(url, name, commit.number), commit.encoded()):
         return False
     return _numbers(url, name)[-1:] == [commit.number]
 
 
 def forget_before(url: str, name: str, number: int) -> None:
-    """Remove the commits that another one took the place of."""
+    """Remove superseded commits."""
     for older in _numbers(url, name):
         if older < number:
             files.remove(_location(url, name, older))
 
 
 def waiting(url: str, name: str) -> dict[str, int]:
-    """Checksums and sizes of the files that have not come to their places."""
+    """Checksums and sizes of the files not yet at their final path."""
     found = files.sizes(files.join(url, FOLDER)).items()
     return {it.removeprefix(name): size for it, size in found if re.fullmatch(rf"{re.escape(name)}[0-9a-f]{{64}}", it)}
 
 
 def waits_at(url: str, name: str, checksum: str) -> str:
-    """Where the bytes of a file wait until they come to their place."""
+    """The location of a file's bytes before they are copied to their final path."""
     return files.join(url, FOLDER, f"{name}{checksum}")
 
 

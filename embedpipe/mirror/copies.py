@@ -15,10 +15,10 @@ _NOT_OF_THE_MODEL = ("checkpoints", "cache", "join", "samples", "reconstructions
 
 
 def local_file(location: str, wanted: Written) -> str:
-    """A local copy of a remote file whose size and checksum are known; the location itself where that is local.
+    """A local copy of a remote file with known size and checksum; a local location is returned unchanged.
 
-    Kept by its content, so that the same bytes are fetched once. Raises InputError, StorageFailed (it is something
-    else), DiskFull, OutputUnwritable.
+    Stored by content, so that the same bytes are downloaded once. Raises InputError, StorageFailed (its content
+    differs), DiskFull, OutputUnwritable.
     """
     if files.is_local(location):
         return location
@@ -29,9 +29,9 @@ def local_file(location: str, wanted: Written) -> str:
 
 
 def local_copy(folder: str, leave: tuple[str, ...] = _NOT_OF_THE_MODEL) -> str:
-    """A local copy of a remote run folder, brought up to date; the folder itself where that is local.
+    """An up-to-date local copy of a remote run folder; a local folder is returned unchanged.
 
-    leave: names of folders in it that are not needed. Raises InputError when there is nothing.
+    leave: names of folders in it to skip. Raises InputError if there is nothing.
     """
     if files.is_local(folder):
         return folder
@@ -39,7 +39,7 @@ def local_copy(folder: str, leave: tuple[str, ...] = _NOT_OF_THE_MODEL) -> str:
     there = [path for path in files.walk(folder) if _wanted(path, leave)]
     if not there:
         raise InputError(f"{folder}: no such folder", "Check the path")
-    with planning(copy):  # of processes that want the same copy one fetches it
+    with planning(copy):  # one process downloads a copy, others wait for it
         place = files.join(copy, _KNOWN)
         known = json.loads(files.read_if_there(place) or b"{}")
         stats = files.each(folder, lambda path: files.stat(files.join(folder, path)), there)

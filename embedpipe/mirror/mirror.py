@@ -27,18 +27,17 @@ from .commits import Commit
 
 logger = logging.getLogger(__name__)
 
-# What says that other files are there goes after them: documents, the outermost last of all.
+# Files that refer to others are written after them: documents, the outermost last.
 _LAST = (".json", ".manifest")
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which files of a folder belong to a piece of work, by their first name below it (patterns as of a shell).
+    """Which files of a folder belong to a job, by the first component of their path (shell patterns).
 
-    own: nobody else writes these, so that what a killed upload left of them is removed, and what lies there of them
-    before the first commit is taken over. leave: stay on this machine. rest: whether all other files go along, too.
-    name: tells the commits of several works apart that share a folder. Hidden files stay on this machine, except for a
-    folder that is named in `own`.
+    own: nobody else writes these, so leftovers of a killed upload are removed, and those that exist before the first
+    commit are adopted. leave: not uploaded. rest: whether to include all other files. name: distinguishes the commits
+    of several jobs that share a folder. Hidden files are not uploaded, except for a folder named in `own`.
     """
 
     own: tuple[str, ...]
@@ -47,11 +46,11 @@ class Scope:
     name: str = ""
 
     def owns(self, path: str) -> bool:
-        """Whether nobody else writes that file."""
+        """Whether only this job writes that file."""
         return _matches(path, self.own)
 
     def holds(self, path: str) -> bool:
-        """Whether that file is one of this work."""
+        """Whether that file belongs to this job."""
         owned = self.owns(path)
         hidden = any(part.startswith(".") for part in path.split("/")[owned:])
         return (owned or self.rest) and not hidden and not _matches(path, self.leave)
@@ -62,7 +61,7 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 class Mirror:
-    """One local folder and the url it belongs to. Hold the lock of the folder."""
+    """A local folder and its url. Use it with the folder locked."""
 
     def __init__(self, url: str, folder: str, scope: Scope) -> None:
         self.url = url.rstrip("/")
@@ -74,9 +73,10 @@ class Mirror:
         self._swept = False
 
     def begin(self) -> None:
-        """Make the folder hold at least what is committed: after this, work goes on from there.
+        """Bring the folder at least to the last commit, to continue from there.
 
-        Raises OutputBusy (another machine begins at this moment), DatasetError (a damaged commit), StorageFailed.
+        Raises OutputBusy (another machine is starting at the same moment), DatasetError (a damaged commit),
+        StorageFailed.
         """
         last = commits.newest(self.url, self._name)
         if last is None:
@@ -89,15 +89,15 @@ class Mirror:
         self._kept.note([last.mark()])
 
     def commit(self) -> None:
-        """Upload what is new in the folder, and remove from the store what is gone; nothing to do where they are alike.
+        """Upload new files of the folder, and remove deleted ones from the store; a no-op if nothing has changed.
 
-        Raises OutputBusy when another machine has committed since, StorageFailed, OutputUnwritable. The folder stays as
-        it is then.
+        Raises OutputBusy if another machine has committed since, StorageFailed, OutputUnwritable. The folder is left
+        unchanged in these cases.
         """
         now = Commit(self._last.number + 1, self._here())
         if now.files != self._last.files:
             self._upload(now)
-            # Both, since it may be written and the answer not heard.
+            # Both, since the write may succeed although the response is lost.
             self._kept.note([self._last.mark(), now.mark()])
             if not commits.add(self.url, self._name, now):
                 raise self._overtaken()
@@ -112,7 +112,7 @@ class Mirror:
             self._sweep()
 
     def _upload(self, now: Commit) -> None:
-        """Upload the bytes that are new in a commit, unless another one came in between."""
+        """Upload the new bytes of a commit, unless another commit intervened."""
         last = commits.newest(self.url, self._name)
         if last is None or last.mark() != self._last.mark():
             raise self._overtaken()
@@ -123,13 +123,13 @@ class Mirror:
                 there[written.sha256] = written.bytes
 
     def _put_in_place(self, last: Commit) -> None:
-        """Give files of the last commit their places, where that was not done yet."""
+        """Copy files of the last commit to their final paths, if not yet done."""
         there = commits.waiting(self.url, self._name)
         for path in sorted((path for path, it in last.files.items() if it.sha256 in there), key=_turn):
             place = files.join(self.url, path)
             try:
                 files.copy(self._waits_at(last.files[path].sha256), place)
-            except InputError:  # another process was quicker
+            except InputError:  # another process was faster
                 if not files.has_size(place, last.files[path].bytes):
                     raise
         for written in last.files.values():
@@ -137,7 +137,7 @@ class Mirror:
                 files.remove(self._waits_at(written.sha256))
 
     def _sweep(self) -> None:
-        """Remove what killed commands left in the store. Others that work there now are at this commit, or refused."""
+        """Remove leftovers of killed commands from the store. Concurrent ones are at this commit, or refused."""
         commits.forget_before(self.url, self._name, self._last.number)
         strays = [path for path in self._owned_there() if path not in self._last.files]
         waiting = commits.waiting(self.url, self._name)
@@ -154,14 +154,14 @@ class Mirror:
         return commits.waits_at(self.url, self._name, checksum)
 
     def _here(self) -> dict[str, Written]:
-        """The files of this work in the folder."""
+        """The files of this job in the folder."""
         return {path: self._kept.hashed(self.folder, path) for path in self._paths()}
 
     def _paths(self) -> list[str]:
         return [path for path in files.walk(self.folder) if self.scope.holds(path)]
 
     def _adopt(self) -> Commit:
-        """The first commit: of what lies in the store already, such as a run that was copied there."""
+        """The first commit, made from files already in the store, such as a run copied there."""
         there: list[str] = []
         if self._owned_there():
             there = [path for path in files.walk(self.url) if self.scope.holds(path)]
@@ -175,7 +175,7 @@ class Mirror:
         return first
 
     def _take_over(self, last: Commit) -> None:
-        """Make the folder like that commit."""
+        """Make the folder match that commit."""
         here = self._here()
         self._let_go()
         self._remove_here(here.keys() - last.files.keys())
@@ -184,7 +184,7 @@ class Mirror:
                 files.download(files.join(self.url, path), files.join(self.folder, path), written)
 
     def _let_go(self) -> None:
-        """Before the folder is made like the store: until that is done, it goes on from no commit."""
+        """Called before the folder is reset to the store: until that is done, it is based on no commit."""
         if self._kept.marks and self._paths():
             logger.warning(
                 "%s: was changed from elsewhere since this machine last wrote to it; work goes on from what is there",
@@ -193,15 +193,15 @@ class Mirror:
         self._kept.note([])
 
     def _remove_here(self, paths: Iterable[str]) -> None:
-        """Remove files, and the folders that are empty then."""
+        """Remove files, and folders that become empty."""
         for path in list(paths):
             place = Path(self.folder) / path
             place.unlink()
-            with contextlib.suppress(OSError):  # one that is not empty
+            with contextlib.suppress(OSError):  # not empty
                 os.removedirs(place.parent)
 
     def _owned_there(self) -> list[str]:
-        """What lies in the store of the files that nobody else writes."""
+        """The files in the store that only this job writes."""
         found: list[str] = []
         for name in filter(self.scope.owns, files.names(self.url)):
             below = files.walk(files.join(self.url, name))
@@ -220,12 +220,14 @@ class Mirror:
 
 
 def _turn(path: str) -> tuple[bool, int, str]:
-    """In which order files come to their places, and in reverse go, so that none is announced that is not there."""
+    """The order in which files reach their final paths, and in reverse are removed, so that no file refers to a missing
+    one.
+    """
     return (path.endswith(_LAST), -path.count("/"), path)
 
 
 class _Kept:
-    """What a folder remembers of its mirror. marks: of the commits that it may go on from."""
+    """The state of a folder's mirror. marks: of the commits that it may be based on."""
 
     def __init__(self, place: str, url: str) -> None:
         self._place = place
@@ -239,13 +241,13 @@ class _Kept:
         self._seen: dict[str, list[Any]] = content.get("seen", {})
 
     def note(self, marks: list[str]) -> None:
-        """Remember these commits, durably."""
+        """Record these commits durably."""
         self.marks = marks
         content = {"url": self._url, "marks": marks, "seen": self._seen}
         files.write_bytes(self._place, (json.dumps(content) + "\n").encode())
 
     def hashed(self, folder: str, path: str) -> Written:
-        """Size and checksum of a file, which is read again only where it has changed."""
+        """Size and checksum of a file, which is only read again if it has changed."""
         place = files.join(folder, path)
         stat = files.stat(place)
         seen = self._seen.get(path)

@@ -17,18 +17,18 @@ _VARIABLE = "EMBEDPIPE_CACHE"
 
 
 def cache_root() -> str:
-    """The folder in which all of it lies. It may be removed whenever no command runs."""
+    """The root of all local copies. It may be deleted whenever no command is running."""
     said = os.environ.get(_VARIABLE)
     usual = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return said or files.join(usual, "embedpipe")
 
 
 def working_folder(out: str) -> str:
-    """The local folder in which work for `out` is done: `out` itself where that is local."""
+    """The local working folder for `out`: `out` itself if that is local."""
     return str(files.local_path(out)) if files.is_local(out) else folder_for(out, "work")
 
 
 def folder_for(url: str, use: str) -> str:
-    """The local folder of that use which belongs to a url; its name ends as the url does."""
+    """The local folder for a url, by use; its name ends with that of the url."""
     url = url.rstrip("/")
     return files.join(cache_root(), use, hashlib.sha256(url.encode()).hexdigest()[:16], url.rpartition("/")[2])

@@ -13,12 +13,12 @@ from .paths import working_folder
 
 
 def _nothing() -> None:
-    """A local output is committed by being written."""
+    """No-op: a local output is committed by being written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """folder: local, to work in. commit: makes the output hold what is in it now."""
+    """folder: the local working folder. commit: update the output to its current contents."""
 
     folder: str
     commit: Callable[[], None] = _nothing
@@ -26,9 +26,9 @@ class Place:
 
 @contextlib.contextmanager
 def at_work(out: str, scope: Scope) -> Iterator[Place]:
-    """The place to work in for `out`, any fsspec url, held for this process; committed when the block ends well.
+    """A locked working folder for `out`, any fsspec url; committed if the block ends without an exception.
 
-    It holds what is in `out` already, whoever put it there. Raises OutputBusy (another process or machine works on it),
+    It contains the existing files of `out`, whoever wrote them. Raises OutputBusy (another process or machine uses it),
     StorageFailed, OutputUnwritable, DiskFull.
     """
     folder = working_folder(out)
