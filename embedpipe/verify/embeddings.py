@@ -19,14 +19,14 @@ from ..store.rejects import read_rejects
 
 _ROWS_AT_ONCE = 8192
 
-# How far a row's length may be from 1, and a similarity from the dot product of what is stored. Rounding to float16
-# changes each number by at most 2⁻¹¹ of it, hence a length by at most 4.9e-4 and a dot product by twice that.
+# Tolerances of a row's norm, and of a similarity against the dot product of the stored rows. Rounding to float16
+# changes each number by at most 2⁻¹¹ of it, hence a norm by at most 4.9e-4 and a dot product by twice that.
 _LENGTH_TOLERANCE = {"float16": 1e-3, "float32": 1e-5}
 _SIMILARITY_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
 
 
 def embedding_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
-    """What is wrong with a shard whose files are, to the byte, those that its manifest lists."""
+    """Faults in a shard whose files match its manifest byte for byte."""
     try:
         rejects = read_rejects(path, entry, run.shard_digits)
         yield from _reject_faults(entry, rejects)
@@ -64,10 +64,10 @@ def embedding_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[
 
 
 def _is_input(run: RunCard) -> bool:
-    """Whether `src_index` counts the samples of the shards that the manifests count.
+    """Whether `src_index` refers to the samples counted by the manifests.
 
-    It does not where rows were predicted from another data set (whose rejects it counts, too), or chosen from a data
-    set of others, which says what it likes; neither does that one know of similarities.
+    It does not if rows were predicted from another data set (whose rejects it counts, too), or selected from another
+    tool's data set, where it is arbitrary, and similarities are missing.
     """
     predicted = run.encoder is not None and run.encoder.predicted_by is not None
     return not predicted and "read_as" not in run.options
@@ -102,7 +102,7 @@ def _metadata_faults(entry: ShardManifest, table: pa.Table) -> Iterator[str]:
 
 
 def _place_faults(entry: ShardManifest, rows: pa.Array, rejects: pa.Array) -> Iterator[str]:
-    """Every sample of the input shard is a row, a reject or dropped, once, and rows are in its order."""
+    """Every sample of the input shard is exactly one of row, reject or dropped, and rows are in its order."""
     if rows.null_count or rejects.null_count:
         yield "src_index: rows without one"
         return
@@ -126,9 +126,9 @@ def _number_faults(run: RunCard, arrays: Mapping[str, np.ndarray]) -> Iterator[s
 
 
 def _measure_faults(run: RunCard, entry: ShardManifest, contents: Contents, table: pa.Table) -> Iterator[str]:
-    """Norms are there, finite and above 0, where their embeddings are; tokens cut add up to what the manifest says.
+    """Norms exist, finite and above 0, for all embeddings; truncated tokens add up to the manifest's count.
 
-    A merged data set may hold rows without, and those of others may know of them or not.
+    A merged data set may have rows without them, and other tools' data may or may not have them.
     """
     may_lack = bool(run.merged) or "read_as" in run.options
     there = measured(run.columns)
@@ -192,7 +192,7 @@ def _token_faults(run: RunCard, entry: ShardManifest, tokens: RaggedRows | None)
 
 
 def _blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, float32 [m, dim]) through an array that may be larger than memory."""
+    """(first row, float32 [m, dim]) for each block of an array that may be larger than memory."""
     for start in range(0, len(array), _ROWS_AT_ONCE):
         yield start, np.asarray(array[start : start + _ROWS_AT_ONCE], np.float32)
 

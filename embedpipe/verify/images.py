@@ -18,12 +18,12 @@ _COLUMNS = ("key", "caption", "status", "error_class", "sha256", "bytes", "offse
 
 
 def image_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]:
-    """What is wrong with a shard whose files are, to the byte, those that its manifest lists."""
+    """Faults in a shard whose files match its manifest byte for byte."""
     name = shard_name(entry.number, run.shard_digits)
     try:
         with files.reading(files.join(path, f"{name}.parquet")) as stream:
             rows = pq.read_table(stream, columns=list(_COLUMNS)).to_pylist()
-        # Rows that were chosen from a data set are in its order, which is that of their own input.
+        # Rows selected from a data set keep its order, which is that of their own input.
         yield from _row_faults(entry, rows, in_order="selection" not in run.options)
         stored = [row for row in rows if row["status"] == "success"]
         with (
@@ -50,7 +50,7 @@ def _row_faults(entry: ShardManifest, rows: list[dict[str, Any]], in_order: bool
 
 
 def _tar_faults(name: str, archive: tarfile.TarFile, stored: list[dict[str, Any]]) -> Iterator[str]:
-    """The tar against the rows that say they are in it, in one pass. The first member out of place ends it."""
+    """The tar against the rows that refer to it, in one pass, which ends at the first mismatch."""
     for row in stored:
         wanted = ["metadata", *(["caption"] if row["caption"] is not None else [])]
         wanted += ["image"] if row["bytes"] is not None else []
@@ -76,7 +76,7 @@ def _tar_faults(name: str, archive: tarfile.TarFile, stored: list[dict[str, Any]
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     found = archive.next()
-    archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all it saw
+    archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member
     return found
 
 

@@ -23,11 +23,11 @@ KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards"}
 
 @dataclass(frozen=True, slots=True)
 class VerifyConfig:
-    """Everything `verify` can be told.
+    """The options of `verify`.
 
-    deep: read everything and check every checksum, number and row. repair: drop the shards that are bad, so that the
-    command which made them makes them again. workers: processes that check shards. executor: a name in EXECUTORS or
-    auto; cluster: which one, for ray.
+    deep: read everything and check every checksum, number and row. repair: drop damaged shards, so that the command
+    that made them makes them again. workers: processes that check shards. executor: a name in EXECUTORS or auto;
+    cluster: which one, for ray.
     """
 
     deep: bool = False
@@ -39,9 +39,9 @@ class VerifyConfig:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something wrong with one shard (or, number None, with the output as a whole).
+    """A fault in one shard (or, with number None, in the output as a whole).
 
-    proven: whether the file is damaged for sure; one that cannot be read may be whole, and is never dropped.
+    proven: whether the file is certainly damaged; an unreadable one may be intact, and is never dropped.
     """
 
     number: int | None
@@ -52,11 +52,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` found.
+    """The result of `verify`.
 
-    missing: planned shards that are not committed yet (not a fault: the run may still go on). leftovers: files that
-    belong to no committed shard (no fault: a killed run leaves such). dropped: shards that `repair` dropped.
-    dated: version 0.1 wrote the data set, before the activation was recorded (no fault).
+    missing: planned shards that are not committed yet (not a fault: the run may be unfinished). leftovers: files that
+    belong to no committed shard (not a fault: a killed run leaves them). dropped: shards dropped by `repair`. dated:
+    version 0.1 wrote the data set, before the activation was recorded (not a fault).
     """
 
     path: str
@@ -75,16 +75,16 @@ class VerifyReport:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing was wrong with what is committed, before any repair."""
+        """Whether the committed shards had no faults, before any repair."""
         return not self.faults
 
 
 def verify(path: str, config: VerifyConfig | None = None, listen: Listener = silent) -> VerifyReport:
     """Check an output of `encode`, `merge` or `fetch`.
 
-    Raises InputError or DatasetError when it is no such thing or its embedpipe.json is damaged; then nothing can be
-    said of its shards, and nothing is dropped. Raises StorageFailed when a remote file system fails on the way, and
-    with `repair` OutputBusy and OutputUnwritable.
+    Raises InputError or DatasetError if it is not such an output or its embedpipe.json is damaged; then its shards
+    cannot be checked, and nothing is dropped. Raises StorageFailed if a remote file system fails, and with `repair`
+    OutputBusy and OutputUnwritable.
     """
     config = config or VerifyConfig()
     run = _require_run(path)
@@ -142,7 +142,7 @@ def _name(run: RunCard, number: int) -> str:
 
 
 def _take(there: dict[str, int], run: RunCard, number: int) -> Mapping[str, int]:
-    """The files that lie where the shard has its own, its manifest left out; all are taken out of `there`."""
+    """The existing files of the shard, except for its manifest; removes them all from `there`."""
     mine = {path: there.pop(path) for path in shard_paths(run, number) if path in there}
     return {path: size for path, size in mine.items() if not path.startswith("manifest/")}
 
@@ -156,7 +156,7 @@ def _shard_faults(run: RunCard, outcome: Outcome) -> Iterator[Fault]:
 
 
 def _run_faults(path: str, run: RunCard, lost: Iterable[int], deep: bool) -> Iterator[Fault]:
-    """What is wrong with the output as a whole, and shards of which not even a manifest is left."""
+    """Faults in the output as a whole, and shards whose manifest is missing."""
     names = [shard.name for shard in run.plan]
     if len(set(names)) < len(names):
         yield Fault(None, "", "the plan in embedpipe.json names an input shard twice")
@@ -171,7 +171,7 @@ def _run_faults(path: str, run: RunCard, lost: Iterable[int], deep: bool) -> Ite
 
 
 def _retry_faults(path: str, run: RunCard) -> Iterator[Fault]:
-    """The lists of failed rows that rounds of retries took: part of the input, and kept in the output."""
+    """Check the lists of failed rows for rounds of retries: part of the input, stored in the output."""
     for entry in run.options.get("inputs", ()):
         if not isinstance(entry, dict) or not isinstance(entry.get("retry"), int) or not entry["retry"]:
             continue
@@ -182,7 +182,7 @@ def _retry_faults(path: str, run: RunCard) -> Iterator[Fault]:
 
 
 def _index_faults(path: str) -> Iterator[Fault]:
-    """Indexes that lie beside the shards: each card `index/X.json` with a checksum, and the file that it names."""
+    """Check the indexes beside the shards: each card `index/X.json` with a checksum, and its index file."""
     there = files.sizes(files.join(path, "index"))
     for name in sorted(name for name in there if name.endswith(".json")):
         try:
@@ -206,7 +206,7 @@ def _checksum_fault(path: str, name: str, checksum: str, remark: str) -> Iterato
 
 
 def _repair(path: str, run: RunCard, report: VerifyReport) -> VerifyReport:
-    """Drop the shards that are proven to be damaged. They become pending first, so that none is missed as lost."""
+    """Drop the shards proven to be damaged. They become pending first, so that none is reported as lost."""
     numbers = sorted({fault.number for fault in report.faults if fault.number is not None and fault.proven})
     planned = {number for number in numbers if number < len(run.plan)}
     noted = manifest.with_pending(path, run)

@@ -11,7 +11,7 @@ from ..store import layout
 
 
 def stored_files(path: str, run: RunCard) -> dict[str, int]:
-    """Path inside the output → bytes of everything that lies where shards have their files, manifests among them."""
+    """Path inside the output → bytes, for all files in the folders of shards, including manifests."""
     if run.format == IMAGE_SHARDS:
         in_root = files.sizes(path)
         found = {name: size for name, size in in_root.items() if _of_a_shard(name)}
@@ -29,7 +29,7 @@ def _of_a_shard(name: str) -> bool:
 
 
 def shard_paths(run: RunCard, number: int) -> set[str]:
-    """Every file that a shard of that number may have, its manifest among them."""
+    """Every file that the shard with that number may have, including its manifest."""
     name = shard_name(number, run.shard_digits)
     if run.format == IMAGE_SHARDS:
         return {f"{name}.tar", f"{name}.parquet", f"manifest/{name}.json"}

@@ -9,7 +9,7 @@ from ..store import Contents, layout, open_format
 
 
 def disagreements(run: RunCard, entry: ShardManifest, there: Mapping[str, int]) -> Iterator[str]:
-    """What is wrong by counts, names and sizes alone. there: path → bytes of the files that lie there."""
+    """Faults in counts, names and sizes. there: path → bytes of the existing files."""
     yield from _plan_faults(run, entry)
     if entry.rows_in != entry.rows_out + entry.rows_rejected + entry.rows_dropped:
         dropped = f", {entry.rows_dropped} dropped" if entry.rows_dropped else ""
@@ -57,7 +57,7 @@ def _file_faults(run: RunCard, entry: ShardManifest, there: Mapping[str, int]) -
 
 
 def _wanted(run: RunCard, entry: ShardManifest) -> set[str]:
-    """The files that a shard with such counts has."""
+    """The files of a shard with these counts."""
     if run.format != EMBEDDINGS:
         name = shard_name(entry.number, run.shard_digits)
         return {f"{name}.tar", f"{name}.parquet"}

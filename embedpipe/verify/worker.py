@@ -14,20 +14,20 @@ from ..progress import Listener, Note, TaskReport
 from . import embeddings, images
 from .shard import disagreements
 
-# Kinds of notes. What cannot be read may be whole: a disk or a network that fails says nothing of a file.
+# Kinds of notes. An unreadable file may be intact: a disk or network failure says nothing about it.
 FAULT, UNREAD, LEFTOVER = "fault", "unread", "leftover"
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyWork:
-    """The recipe of a verify worker, picklable."""
+    """Picklable factory of verify workers."""
 
     path: str
     run: RunCard
     deep: bool
 
     def start(self, worker: int) -> WorkerLoop:
-        """Nothing to get ready; but where nothing of the output is seen, all of it would seem to be lost."""
+        """Nothing to prepare, but check that the output is visible: otherwise all of it would seem to be lost."""
         if not manifest.is_begun(self.path):
             raise StorageFailed(
                 f"{self.path}: {socket.gethostname()} does not see it",
@@ -49,7 +49,7 @@ class VerifyWork:
         return TaskReport(
             tasks=1,
             rows=entry.rows_out,
-            rejected=entry.rows_rejected - sum(entry.retried.values()),  # those have a row in a later shard
+            rejected=entry.rows_rejected - sum(entry.retried.values()),  # those are counted in a later shard
             bytes=entry.bytes(),
             notes=tuple(notes),
         )
