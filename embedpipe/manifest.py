@@ -35,9 +35,9 @@ _MANIFESTS = "manifest"
 
 @dataclass(frozen=True, slots=True)
 class MergedPart:
-    """A data set that was merged into another one: where it was, and what the names of its shards begin with now.
+    """A data set that was merged into another one: its location, and the prefix of its shards' new names.
 
-    Of the run that made it: where its input was, with which options, and of what it was merged in its turn.
+    From its own run card: the location of its input, its options, and the data sets merged into it, if any.
     """
 
     path: str
@@ -49,14 +49,13 @@ class MergedPart:
 
 @dataclass(frozen=True, slots=True)
 class RunCard:
-    """`embedpipe.json`: `options` are those that shape the data; `plan[i]` is the input of shard i and only grows.
+    """`embedpipe.json`: `options` determine the data; `plan[i]` is the input of shard i and only grows.
 
-    `columns` maps each metadata column to its Arrow type name, fixed when the output is begun so that all shards agree.
-    `source` is where the input was, for commands that want to look at it again; nothing depends on it.
-    `token_width` is that of the stored token states, None where there are none. `pending`: the planned shards that may
-    have no manifest, those that were not committed when this was last written; None where that is not known (written by
-    an older version). A manifest that is missing and not pending was lost. `merged`: of which data sets this one was
-    put together, where it was.
+    `columns` maps each metadata column to its Arrow type name, fixed when the output is created so that all shards
+    agree. `source` is the location of the input, for commands that read it again; nothing depends on it. `token_width`
+    is that of the stored token states, None if there are none. `pending`: the planned shards that were not committed
+    when this was last written, and so may lack a manifest; None if unknown (written by an older version). A manifest
+    that is missing and not pending was lost. `merged`: the data sets merged into this one, if any.
     """
 
     format: str
@@ -82,8 +81,8 @@ class RunCard:
 class FileRecord:
     """One file of a shard: its path inside the output, size and hex sha256.
 
-    `ends_sha256` hashes its first and its last 64 KiB, for readers that cannot hash all of it each time: enough to see
-    that it is the file that was written, and not another one. Empty where it was not taken down.
+    `ends_sha256` hashes its first and last 64 KiB, for readers that cannot hash the whole file each time: enough to
+    detect that it is not the file that was written. Empty if not recorded.
     """
 
     path: str
@@ -96,15 +95,13 @@ class FileRecord:
 class ShardManifest:
     """The commit record of one shard.
 
-    rows_in = rows_out + rows_rejected + rows_dropped: a dropped row passed, and `filter` or `dedup` left it out of the
-    data set they made. `rejects` counts by error class. `retried` (image shards): of rows that failed
-    in an earlier shard and are tried again in this one, how many had failed by which class. `source_sha256` hashes the
-    input shard's bytes.
-    `fingerprint` is the encoder card's (embeddings) or empty. `tokens` and `token_width`: how many token states there
-    are in all rows together, and how wide each is; None where they are not stored. `captions_cut` and `tokens_cut`: how
-    many rows have a caption that is longer than the model's context, and how many tokens of these were not read; None
-    where there are no captions, where the tokenizer cannot tell, or where version 0.1 did not count. `timing_s` is the
-    one field that differs between two runs over the same input.
+    rows_in = rows_out + rows_rejected + rows_dropped: a dropped row is a valid one that `filter` or `dedup` left out of
+    its output. `rejects` counts by error class. `retried` (image shards): rows that failed in an earlier shard and are
+    retried in this one, counted by the class of the earlier failure. `source_sha256` hashes the input shard's bytes.
+    `fingerprint` is the encoder card's (embeddings) or empty. `tokens` and `token_width`: the total number of token
+    states, and their width; None if not stored. `captions_cut` and `tokens_cut`: the number of captions longer than the
+    model's context, and of their tokens that were not read; None without captions, if the tokenizer cannot tell, or in
+    output of version 0.1. `timing_s` is the one field that differs between two runs over the same input.
     """
 
     number: int
@@ -132,13 +129,13 @@ class ShardManifest:
         return sum(record.bytes for record in self.files)
 
     def cut(self) -> CutCaptions:
-        """The captions that were cut, of those rows of which it is known."""
+        """The truncated captions, among the rows where it is known."""
         if self.captions_cut is None or self.tokens_cut is None:
             return CutCaptions()
         return CutCaptions(self.rows_out, self.captions_cut, self.tokens_cut)
 
     def file(self, path: str) -> FileRecord | None:
-        """The record of the file at that path inside the output, None where the shard has none."""
+        """The record of the file at that path inside the output, None if the shard has none."""
         return next((record for record in self.files if record.path == path), None)
 
 
@@ -153,7 +150,7 @@ _ADAPTERS: dict[type[Any], pydantic.TypeAdapter[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts over shards, each row once: one that failed and was tried again counts as it ended last."""
+    """Totals over shards, with each row counted once: a retried row counts by its last outcome."""
 
     rows: int
     succeeded: int
@@ -176,7 +173,7 @@ def totals(manifests: Iterable[ShardManifest]) -> Totals:
 
 
 def _dump(value: RunCard | ShardManifest) -> bytes:
-    # Not sorted: the order of `columns` is that of the metadata files.
+    # Keys are not sorted: the order of `columns` is that of the metadata files.
     return dump(dataclasses.asdict(value))
 
 
@@ -206,14 +203,14 @@ _REMEDIES: dict[type[Any], str] = {
 
 
 def read_run(root: str) -> RunCard | None:
-    """The run card of an output, or None where there is none. Raises DatasetError when it is damaged."""
+    """The run card of an output, or None if there is none. Raises DatasetError if it is damaged."""
     location = files.join(root, _RUN_FILE)
     data = files.read_if_there(location)
     return _load(RunCard, location, data) if data is not None else None
 
 
 def require_run(root: str, format: str) -> RunCard:
-    """The run card of an output of the given format; a clear error when `root` holds no such thing."""
+    """The run card of an output of the given format; a clear error if `root` has none."""
     if not files.exists(root):
         raise InputError(f"{root}: no such folder", "Check the path")
     run = read_run(root)
@@ -226,23 +223,23 @@ def require_run(root: str, format: str) -> RunCard:
 
 
 def with_pending(root: str, run: RunCard) -> RunCard:
-    """`run` as it is to be written now: `pending` are the planned shards that have no manifest."""
+    """`run` with `pending` updated to the planned shards without a manifest."""
     committed = committed_numbers(root)
     return dataclasses.replace(run, pending=tuple(sorted(set(range(len(run.plan))).difference(committed))))
 
 
 def is_begun(root: str) -> bool:
-    """Whether there is a run card, whatever it says."""
+    """Whether there is a run card, valid or not."""
     return files.exists(files.join(root, _RUN_FILE))
 
 
 def begin_run(root: str, run: RunCard) -> bool:
-    """Write `embedpipe.json` where there is none; False where another process was faster."""
+    """Write `embedpipe.json` if there is none; returns False if another process was faster."""
     return files.create(files.join(root, _RUN_FILE), _dump(run))
 
 
 def settle(root: str) -> None:
-    """Bring `pending` up to date at the end of a run, so that from now on a manifest that vanishes is missed."""
+    """Update `pending` at the end of a run, so that the later loss of a manifest is detected."""
     run = read_run(root)
     if run is not None and (settled := with_pending(root, run)) != run:
         write_run(root, settled)
@@ -256,17 +253,17 @@ def lost_numbers(run: RunCard, committed: Iterable[int]) -> list[int]:
 
 
 def write_run(root: str, run: RunCard) -> None:
-    """Write or replace `embedpipe.json`, whole."""
+    """Write or replace `embedpipe.json` atomically."""
     files.write_bytes(files.join(root, _RUN_FILE), _dump(run))
 
 
 def retract_run(root: str) -> None:
-    """Remove `embedpipe.json`: the folder is no output any more. Its shards must be retracted before."""
+    """Remove `embedpipe.json`, so that the folder is no longer an output. Its shards must be retracted first."""
     files.remove(files.join(root, _RUN_FILE))
 
 
 def shard_name(number: int, digits: int) -> str:
-    """The zero-padded number that all files of a shard carry."""
+    """The zero-padded number in all file names of a shard."""
     return f"{number:0{digits}d}"
 
 
@@ -275,12 +272,12 @@ def _manifest_path(root: str, name: str) -> str:
 
 
 def commit(root: str, manifest: ShardManifest, digits: int) -> None:
-    """Make a shard exist: all its files are in place, its manifest is written last."""
+    """Commit a shard by writing its manifest, after all its other files."""
     files.write_bytes(_manifest_path(root, shard_name(manifest.number, digits)), _dump(manifest))
 
 
 def retract(root: str, number: int, digits: int) -> None:
-    """Make a shard not exist: the manifest goes first, data files may be swept later."""
+    """Retract a shard by removing its manifest; data files may be removed later."""
     files.remove(_manifest_path(root, shard_name(number, digits)))
 
 
@@ -300,12 +297,12 @@ def read_manifest(root: str, number: int, digits: int) -> ShardManifest:
 
 
 def files_are_there(root: str, manifest: ShardManifest) -> bool:
-    """Whether all files of a shard lie there with the sizes they should have."""
+    """Whether all files of a shard exist with the recorded sizes."""
     return all(files.has_size(files.join(root, record.path), record.bytes) for record in manifest.files)
 
 
 def read_manifests(root: str, digits: int, numbers: Iterable[int] | None = None) -> Iterator[ShardManifest]:
-    """All committed manifests in ascending order, or those of `numbers` in theirs."""
+    """All committed manifests in ascending order, or those of `numbers` in the given order."""
     wanted = committed_numbers(root) if numbers is None else numbers
     yield from files.each(root, lambda number: read_manifest(root, number, digits), wanted)
 
@@ -317,7 +314,7 @@ def refuse_difference(
     what: str,
     remedy: str = "Give the same as before, or another output folder",
 ) -> None:
-    """Raise RunMismatch naming each entry in which two (nested) dicts differ; return when they are equal."""
+    """Raise RunMismatch naming each entry in which two (nested) dicts differ; return if they are equal."""
     found = [f"{name} was {before}, now {now}" for name, before, now in differences(old, new)]
     if found:
         raise RunMismatch(f"{root}: was made with another {what}: {'; '.join(found)}", remedy)
@@ -333,7 +330,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, 
 
 
 def _plain(value: Any) -> Any:
-    # JSON has no tuples: what was read back compares equal to what was written.
+    # JSON has no tuples: convert them so that values read back compare equal to those written.
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 

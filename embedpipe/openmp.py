@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterator, MutableMapping
 
 SPIN_COUNT = "1000"
-# Whoever sets one of these has made a choice of their own.
+# If one of these is set, the user has made a choice.
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set `environment` so that OpenMP, when it is loaded, spins briefly; leave it alone where a choice was made.
+    """Set `environment` so that OpenMP, once loaded, spins only briefly; a choice of the user is left alone.
 
-    OpenMP reads its variables once, when the first library that uses it is loaded: later calls change nothing in this
-    process, only in those it starts.
+    OpenMP reads its variables once, when the first library that uses it is loaded: later calls only affect child
+    processes.
     """
     if not any(name in environment for name in _CHOICES):
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
@@ -30,7 +30,7 @@ def bound_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
 
 @contextlib.contextmanager
 def bounded_in_children() -> Iterator[None]:
-    """While the block runs, processes started by this one are told to spin briefly; its own environment is kept."""
+    """Within the block, child processes spin only briefly; this process's own environment is restored."""
     before = {name: os.environ.get(name) for name in _CHOICES}
     bound_spinning()
     try:

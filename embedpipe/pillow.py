@@ -6,5 +6,5 @@ import warnings
 
 
 def ignore_metadata_warnings() -> None:
-    """Show none of them from now on: they are about odd metadata, and the pixels are what counts."""
+    """Suppress Pillow's warnings from now on: they are about odd metadata, and only the pixels matter."""
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 shard`, `1,914 shards`: an English noun whose plural takes an s, after its number."""
+    """`1 shard`, `1,914 shards`: a count and a regular English noun."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def in_full(values: Sequence[float]) -> str:
-    """Numbers as they can be typed again, with commas between: rounded ones would name another model."""
+    """Numbers at full precision, separated by commas, to be typed again: rounded ones would mean another model."""
     return ",".join(repr(float(value)).removesuffix(".0") for value in values)

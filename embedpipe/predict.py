@@ -37,19 +37,19 @@ class Predictor(Protocol):
     """Image embeddings for the texts of one shard."""
 
     def __call__(self, shard: str, text: np.ndarray, tokens: RaggedRows | None, listen: Listener) -> np.ndarray:
-        """float32 [n, dim], not normalised, for text embeddings [n, dim] as stored; a function of its arguments.
+        """float32 [n, dim], not normalised, for text embeddings [n, dim] as stored; deterministic.
 
-        shard: the name of the input shard. tokens: the states of the captions' tokens, where they are stored. listen:
-        is told of rows as they are done.
+        shard: the name of the input shard. tokens: the states of the captions' tokens, if stored. listen: receives
+        progress.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PredictReport:
-    """What a run of `predict_images` did. already: shards committed before. rows: in the whole output.
+    """The result of a run of `predict_images`. already: shards committed before. rows: in the whole output.
 
-    cut: captions of the data set that were longer than the encoder's context_length when they were encoded.
+    cut: captions that were truncated to the encoder's context_length when the data set was encoded.
     """
 
     shards: int
@@ -68,12 +68,12 @@ def predict_images(
     devices: Sequence[str] = ("cpu",),
     listen: Listener = silent,
 ) -> PredictReport:
-    """Write the data set `out`: the rows of `emb`, image embeddings predicted. Run again, it goes on.
+    """Write the data set `out`: the rows of `emb` with predicted image embeddings. A repeated run resumes.
 
-    load: makes a predictor on a device, once for each worker; picklable where there are several devices.
+    load: creates a predictor on a device, once per worker; picklable if there are several devices.
 
     Raises DatasetError (`emb` has no text embeddings), RunMismatch (`out` was made from other data, by another prior or
-    sampled in another way), OutputBusy, DiskFull.
+    with other sampler options), OutputBusy, DiskFull.
     """
     begun = time.perf_counter()
     source = _opened(emb)
@@ -107,7 +107,7 @@ def predict_images(
 
 
 def plan_predict(emb: str, out: str, predicted_by: PredictionCard) -> list[int]:
-    """The numbers of the shards that `predict_images` would predict, without doing it. Raises as it does."""
+    """The numbers of the shards that `predict_images` would predict. Raises as `predict_images` does."""
     source = _opened(emb)
     run = _run_card(out, source, predicted_by)
     whole, _ = _committed(out, run, source)
@@ -123,7 +123,7 @@ def _opened(emb: str) -> EmbeddingDataset:
 
 
 class PredictWork:
-    """The recipe of a worker, picklable where `load` is."""
+    """A worker factory, picklable if `load` is."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class PredictWork:
 
     def start(self, worker: int) -> WorkerLoop:
         """Load the predictor on this worker's device and open the data set."""
-        # One worker works in the caller's process, on as many threads as the caller has.
+        # A single worker runs in the caller's process, with the caller's number of threads.
         threads = self._threads if len(self._devices) > 1 else torch.get_num_threads()
         with torch_threads(threads):
             predict = self._load(self._devices[worker])
@@ -161,7 +161,7 @@ class PredictWork:
         place = {shard.manifest.number: i for i, shard in enumerate(source.shards)}.get(number)
         entry = next(it for it in source.manifests if it.number == number)
         begun = time.perf_counter()
-        if place is None:  # all of it was rejected
+        if place is None:  # all rows were rejected
             written: tuple[manifest.FileRecord, ...] = ()
         else:
             shard = self._shard(source, predict, place, listen)
@@ -205,7 +205,7 @@ class PredictWork:
 
 
 def _run_card(out: str, source: EmbeddingDataset, predicted_by: PredictionCard) -> RunCard:
-    """What `out` says of itself. Raises RunMismatch where it was begun in another way."""
+    """The run card of `out`. Raises RunMismatch if it was started with other inputs or options."""
     card = replace(source.card, predicted_by=predicted_by)
     options = {"images": True, "texts": True, "format": source.run.options.get("format", "npy")}
     before = manifest.read_run(out)
@@ -233,7 +233,7 @@ def _run_card(out: str, source: EmbeddingDataset, predicted_by: PredictionCard) 
 
 
 def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> tuple[set[int], set[int]]:
-    """(shards that need not be predicted, those whose files are missing or cut: they are to be made again)."""
+    """(committed shards, damaged shards with missing or truncated files, to be predicted again)."""
     there = {entry.number: entry for entry in source.manifests}
     committed: set[int] = set()
     broken: set[int] = set()
@@ -251,7 +251,7 @@ def _committed(out: str, run: RunCard, source: EmbeddingDataset) -> tuple[set[in
 
 
 def _digest(entry: ShardManifest) -> str:
-    """Hex sha256 of what a shard's manifest says of its files: the shard's content, without reading it."""
+    """Hex sha256 of the file records in a shard's manifest: identifies its contents without reading them."""
     digest = hashlib.sha256()
     for record in entry.files:
         digest.update(f"{record.path}\0{record.sha256}\n".encode())

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 from .plural import plural
 
 if TYPE_CHECKING:
-    from numpy import ndarray  # whoever shows progress has no other use for numpy
+    from numpy import ndarray  # listeners do not need numpy otherwise
 
 SAMPLES_TO_JUDGE_BY = 1000
 
 
 def add_counts(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
-    """Counts by name, added."""
+    """Add counts by name."""
     return {name: left.get(name, 0) + right.get(name, 0) for name in sorted(left.keys() | right.keys())}
 
 
 def add_seconds(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:
-    """Seconds by name, added."""
+    """Add seconds by name."""
     return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in sorted(left.keys() | right.keys())}
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something a task has to say, beyond numbers, to whoever began the run. `kind` is a name they agreed upon."""
+    """A message from a task to the code that started the run. `kind` is a name known to both."""
 
     number: int
     kind: str
@@ -36,9 +36,9 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class CutCaptions:
-    """Captions that are longer than their model's context, counted. `a + b` is what both together hold.
+    """Counts of captions longer than the model's context. `a + b` adds them up.
 
-    rows: that were looked at. captions: of these, how many were cut. tokens: that were not read, of all of them.
+    rows: counted rows. captions: those with a truncated caption. tokens: the total number of tokens not read.
     """
 
     rows: int = 0
@@ -47,7 +47,7 @@ class CutCaptions:
 
     @classmethod
     def of(cls, tokens_cut: ndarray | None) -> CutCaptions:
-        """int32 [n], tokens cut off of each row's caption; None counts as no rows."""
+        """int32 [n], truncated tokens of each row's caption; None counts as no rows."""
         if tokens_cut is None:
             return cls()
         return cls(len(tokens_cut), int((tokens_cut > 0).sum()), int(tokens_cut.sum(dtype="int64")))
@@ -69,7 +69,7 @@ class CutCaptions:
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """What one finished task (one shard) did. `a + b` is what both did."""
+    """The counts of one finished task (one shard). `a + b` adds them up."""
 
     tasks: int = 0
     rows: int = 0
@@ -95,7 +95,7 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A finished task: which worker did it, what came of it, and how long it took by the clock (s)."""
+    """A finished task: its worker, its report, and its wall-clock time (s)."""
 
     worker: int
     task: str
@@ -105,11 +105,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A step forward: rows done and rejected, tasks finished, and where the time went (s), all since the last one.
+    """A progress report: rows done and rejected, tasks finished, and timings (s), all since the last one.
 
-    planned: how many tasks there are in all, said once when it is known; planned_rows: rows, where they are known.
-    doing: what goes on before there are rows to count, such as loading a model. finished: the task that this step ends.
-    rejects: `rejected` by error class, where it is told. bytes: that came in.
+    planned: the total number of tasks, reported once; planned_rows: rows, if known. doing: the current activity before
+    there are rows to count, such as loading a model. finished: the task that this step ends. rejects: `rejected` by
+    error class, if known. bytes: received bytes.
     """
 
     rows: int = 0
@@ -125,7 +125,7 @@ class Progress:
 
 
 class Tally:
-    """What a worker has said so far of the task in hand, so that its steps add up to what it did, whatever happens."""
+    """The running total of a worker's current task, so that its steps add up to its report, whatever happens."""
 
     def __init__(self, worker: int, task: str) -> None:
         self._worker = worker
@@ -134,7 +134,7 @@ class Tally:
         self._said = Progress()
 
     def hear(self, step: Progress) -> Progress:
-        """Note a step; returns it."""
+        """Record a step; returns it."""
         self._said = Progress(
             rows=self._said.rows + step.rows,
             rejected=self._said.rejected + step.rejected,
@@ -143,12 +143,12 @@ class Tally:
         return step
 
     def finish(self, report: TaskReport) -> Progress:
-        """The step that ends the task and says what had not been said."""
+        """The step that ends the task, with the counts not yet reported."""
         finished = Finished(self._worker, self._task, report, time.perf_counter() - self._begun)
         return self._rest(report, tasks=1, finished=finished)
 
     def give_up(self, tasks: int = 0) -> Progress:
-        """The step that takes back what was said of a task which came to nothing; `tasks` is 1 if for good."""
+        """The step that reverts the counts of a failed task; `tasks` is 1 if it will not be retried."""
         return self._rest(TaskReport(), tasks, None)
 
     def _rest(self, report: TaskReport, tasks: int, finished: Finished | None) -> Progress:
@@ -164,17 +164,17 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class RejectLimit:
-    """How many samples may be rejected: `most` of them, or `most` percent of all. Calling it says if it is exceeded."""
+    """The reject limit: `most` samples, or `most` percent of all. Calling it returns whether it is exceeded."""
 
     most: float
     percent: bool = False
 
     def __call__(self, rejected: int, total: int) -> bool:
-        """Whether that many rejects of that many samples are too many."""
+        """Whether that many rejects among that many samples exceed the limit."""
         return rejected > (total * self.most / 100 if self.percent else self.most)
 
     def hopeless(self, rejected: int, total: int) -> bool:
-        """Whether to stop before the end: a count is exceeded, or a share is by more than twice in 1,000 samples."""
+        """Whether to stop early: a count is exceeded, or a share by more than twice after 1,000 samples."""
         if not self.percent:
             return self(rejected, total)
         return total >= SAMPLES_TO_JUDGE_BY and rejected > 2 * total * self.most / 100

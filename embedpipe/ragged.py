@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Values copied at once when rows are put in order: small beside a shard, large beside the cost of a call.
+# Values copied per step when reordering rows: small compared with a shard, large compared with the call overhead.
 _VALUES_AT_ONCE = 1 << 22
 
 
@@ -24,7 +24,7 @@ class RaggedRows:
 
     @classmethod
     def packed(cls, values: np.ndarray, lengths: np.ndarray) -> RaggedRows:
-        """Rows that lie one behind the other in `values`."""
+        """Rows stored consecutively in `values`."""
         ends = np.cumsum(lengths, dtype=np.int64)
         return cls(values, ends - lengths, lengths.astype(np.int32, copy=False))
 
@@ -38,7 +38,7 @@ class RaggedRows:
 
     @property
     def width(self) -> int:
-        """Numbers in one value."""
+        """The width w of a value."""
         return int(self.values.shape[1])
 
     @property
@@ -47,7 +47,7 @@ class RaggedRows:
         return int(self.lengths.sum(dtype=np.int64))
 
     def take(self, rows: np.ndarray) -> RaggedRows:
-        """Those rows, in that order (numbers or a mask); no value is copied."""
+        """The given rows, in that order (numbers or a mask), without copying values."""
         return RaggedRows(self.values, self.starts[rows], self.lengths[rows])
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -67,7 +67,7 @@ class RaggedRows:
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), self.values.dtype)
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n, longest, w], zeros behind the end of a row, and [n, longest] bool, True at what is there."""
+        """[n, longest, w], padded with zeros, and a mask [n, longest] bool, True at real values."""
         longest = int(self.lengths.max(initial=0))
         mask = np.arange(longest) < self.lengths[:, None]
         out = np.zeros((len(self), longest, self.width), self.values.dtype)
@@ -75,7 +75,7 @@ class RaggedRows:
         return out, mask
 
     def finite(self) -> np.ndarray:
-        """bool [n]: whether all of a row is finite."""
+        """bool [n]: whether all values of a row are finite."""
         bad = np.zeros(len(self.values) + 1, np.int64)
         step = max(1, _VALUES_AT_ONCE // max(1, self.width))
         for first in range(0, len(self.values), step):
@@ -85,6 +85,6 @@ class RaggedRows:
 
 
 def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Where the values of rows lie, one row behind the other: int64 [sum of lengths]."""
+    """The indices of the rows' values, row after row: int64 [sum of lengths]."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.asarray(np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths))

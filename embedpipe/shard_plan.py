@@ -10,10 +10,10 @@ from .types import SourceShard
 
 @dataclass(frozen=True, slots=True)
 class PlanChange:
-    """What became of a plan when it met the input as it is now.
+    """The result of updating a plan for the current input.
 
-    shards: the plan, grown. added: how many shards are new. vanished: numbers whose input is no longer there.
-    changed: numbers whose input differs from what was planned in size or change mark.
+    shards: the grown plan. added: the number of new shards. vanished: numbers of shards whose input no longer exists.
+    changed: numbers of shards whose input differs in size or change mark.
     """
 
     shards: tuple[SourceShard, ...]
@@ -23,7 +23,7 @@ class PlanChange:
 
 
 def grow(planned: Sequence[SourceShard], found: Sequence[SourceShard]) -> PlanChange:
-    """Append the shards of `found` that `planned` does not know by name, whatever their names sort like."""
+    """Append the shards of `found` with names not in `planned`, whatever their sort order."""
     now = {shard.name: shard for shard in found}
     known = {shard.name for shard in planned}
     fresh = [shard for shard in found if shard.name not in known]

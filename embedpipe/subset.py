@@ -30,9 +30,9 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class FoundRows:
-    """What became of the keys of a subset. rows: int64, ascending, each once. missing: some that the data set has not.
+    """The result of looking up a subset. rows: int64, ascending, unique. missing: some keys not in the data set.
 
-    asked: how many different keys there were; absent: how many of them the data set has not.
+    asked: the number of distinct keys; absent: how many of them are not in the data set.
     """
 
     rows: np.ndarray
@@ -42,9 +42,9 @@ class FoundRows:
 
 
 def read_subset(dataset: EmbeddingDataset, path: str) -> np.ndarray:
-    """The rows (int64, ascending) that the subset file `path` names, or the kept.parquet of the folder `path`.
+    """The rows (int64, ascending) in the subset file `path`, or in the kept.parquet of the folder `path`.
 
-    Raises InputError when it cannot be read, or names keys that the data set has not, or has in several source shards.
+    Raises InputError if it cannot be read, or if keys are missing from the data set or in several of its source shards.
     """
     found = find_subset(dataset, path)
     if found.absent:
@@ -57,7 +57,7 @@ def read_subset(dataset: EmbeddingDataset, path: str) -> np.ndarray:
 
 
 def find_subset(dataset: EmbeddingDataset, path: str) -> FoundRows:
-    """As `read_subset`, but keys that the data set has not are counted and named instead of refused."""
+    """As `read_subset`, but missing keys are counted and listed instead of refused."""
     location = files.join(path, KEPT) if files.is_folder(path) else path
     if location.endswith(".npy"):
         return _by_uid(dataset, _read_uids(location))
@@ -78,7 +78,7 @@ def write_subset(dataset: EmbeddingDataset, location: str, rows: np.ndarray) -> 
 
 
 def write_uids(dataset: EmbeddingDataset, location: str, rows: np.ndarray, column: str = "uid") -> None:
-    """Write the uids of `rows` as DataComp's subset file. Raises InputError for a value of not 32 hex digits."""
+    """Write the uids of `rows` as DataComp's subset file. Raises InputError for a value other than 32 hex digits."""
     parts = [
         _as_uids(table[column], f"{dataset.path}: column {column}") for _, table in _pieces(dataset, rows, (column,))
     ]
@@ -91,7 +91,7 @@ def write_uids(dataset: EmbeddingDataset, location: str, rows: np.ndarray, colum
 def _pieces(
     dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """(some of `rows`, their metadata), in order; small shards come together, so that row groups are not tiny."""
+    """(some of `rows`, their metadata), in order; small shards are combined, so that row groups are not tiny."""
     held: list[pa.Table] = []
     first = last = 0
     for number, shard in enumerate(dataset.shards):
@@ -107,7 +107,7 @@ def _pieces(
 
 
 def _read_keys(location: str) -> pa.Table:
-    """A table with `key`, and `src_shard` where the file has it; both strings."""
+    """A table with `key`, and `src_shard` if the file has it; both strings."""
     if not location.endswith(".parquet"):
         try:
             lines = files.read_bytes(location).decode("utf-8-sig").splitlines()
@@ -149,7 +149,7 @@ def _by_shard_and_key(dataset: EmbeddingDataset, table: pa.Table) -> FoundRows:
 
 
 def _keys_by_shard(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
-    """The different keys of each source shard that `table` names."""
+    """The distinct keys in `table`, by source shard."""
     named = table["src_shard"].combine_chunks().dictionary_encode(null_encoding="encode")
     codes = named.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
@@ -176,7 +176,7 @@ def _by_key(dataset: EmbeddingDataset, location: str, keys: pa.Array) -> FoundRo
 
 
 def _by_uid(dataset: EmbeddingDataset, uids: np.ndarray) -> FoundRows:
-    """All rows of each uid: rows of one uid are the same pair."""
+    """All rows of each uid: rows with the same uid are the same pair."""
     uids = np.unique(uids)
 
     def places(number: int) -> np.ndarray:
@@ -193,9 +193,9 @@ def _by_uid(dataset: EmbeddingDataset, uids: np.ndarray) -> FoundRows:
 def _places(
     dataset: EmbeddingDataset, places: Callable[[int], np.ndarray], asked: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Rows that are among the `asked` keys, shard by shard, and how often each key was met, [asked].
+    """Rows with one of the `asked` keys, shard by shard, and how often each key occurred, [asked].
 
-    places: by a shard's place in the data set, each of its rows' place among the keys, or -1.
+    places: for a shard's index in the data set, the index among the keys of each of its rows, or -1.
     """
     met = np.zeros(asked, np.int64)
     rows = []

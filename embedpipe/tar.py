@@ -17,9 +17,9 @@ from .files import Written
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _CHUNK = 1 << 20
-# Whatever a damaged header claims, no more than this is asked for at once.
+# Maximum size of a read, whatever a damaged header claims.
 _READ_AT_ONCE = 1 << 24
-_LARGEST_HEADER = 1 << 20  # of a pax or long-name header; real ones hold a few hundred bytes
+_LARGEST_HEADER = 1 << 20  # of a pax or long-name header; real ones have a few hundred bytes
 
 _REGULAR = frozenset(b"0\x007")
 _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"xXgLKS"
@@ -27,18 +27,18 @@ _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: whatever
 
 
 class TarDamaged(Exception):
-    """The bytes are no tar from some point on."""
+    """The bytes are not a valid tar from some point on."""
 
 
 @runtime_checkable
 class Passing(Protocol):
-    """A stream that can go on behind bytes without reading them; whether they are there is seen after them."""
+    """A stream that can skip bytes without reading them; truncation is only detected afterwards."""
 
     def pass_over(self, size: int) -> None: ...
 
 
 class Readable(Protocol):
-    """A stream that is read once, front to back."""
+    """A stream that is read once, sequentially."""
 
     def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes, none at the end."""
@@ -47,7 +47,7 @@ class Readable(Protocol):
 
 @dataclass(slots=True)
 class _Extended:
-    """What headers before a member's own say of it."""
+    """Values from the extended headers before a member's own."""
 
     path: str | None = None
     size: int | None = None
@@ -55,10 +55,10 @@ class _Extended:
 
 
 def regular_files(stream: Readable, take: Callable[[str, int], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """(path, contents) of each regular file, in order; None for the contents where `take(path, size)` is false.
+    """(path, contents) of each regular file, in order; contents are None if `take(path, size)` is false.
 
-    Bytes of a path that are not UTF-8 come as lone surrogates. The stream is read to its end. Raises TarDamaged where
-    the archive is torn or no tar; what was yielded before is sound.
+    Bytes of a path that are not UTF-8 become lone surrogates. The stream is read to its end. Raises TarDamaged if the
+    archive is truncated or not a tar; files yielded before are intact.
     """
     everywhere = _Extended()
     following = _Extended()
@@ -98,7 +98,7 @@ def regular_files(stream: Readable, take: Callable[[str, int], bool]) -> Iterato
 
 
 def _read(stream: Readable, size: int) -> bytes:
-    """`size` bytes, or what there is."""
+    """`size` bytes, or as many as there are."""
     data = stream.read(size) if size <= _READ_AT_ONCE else b""
     if len(data) == size:
         return data
@@ -140,7 +140,7 @@ def _expect_zeros(stream: Readable) -> None:
 
 
 def _checked(header: bytes) -> tuple[int, int]:
-    """Kind and size of a member, once the header's checksum is found right."""
+    """Kind and size of a member, after checking the header's checksum."""
     if len(header) < _BLOCK:
         raise TarDamaged("it ends within a header")
     claimed = _number(header[148:156])
@@ -154,13 +154,13 @@ def _checked(header: bytes) -> tuple[int, int]:
 
 
 def _signed_sum(header: bytes) -> int:
-    # Some old tars added bytes as signed characters.
+    # Some old tars computed the checksum with signed bytes.
     fields = header[:148] + header[156:]
     return sum(fields) - 256 * sum(byte > 127 for byte in fields) + 8 * ord(" ")
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or GNU's base 256 for numbers that do not fit."""
+    """Parse octal digits, or GNU's base 256 for larger numbers."""
     if field[0] in (0x80, 0xFF):
         value = int.from_bytes(field[1:], "big")
         return value if field[0] == 0x80 else value - 256 ** (len(field) - 1)
@@ -208,7 +208,7 @@ def _take_pax(records: bytes, into: _Extended) -> None:
 
 
 def _skip_sparse_map(stream: Readable, header: bytes) -> None:
-    """The map of an old GNU sparse file goes on in blocks behind its header."""
+    """The map of an old GNU sparse file continues in blocks after its header."""
     more = header[482]
     while more:
         block = _read(stream, _BLOCK)
@@ -218,11 +218,11 @@ def _skip_sparse_map(stream: Readable, header: bytes) -> None:
 
 
 _BLOCK = 512
-_RECORD = 10_240  # tar's habit: the file's length is a multiple of twenty blocks
+_RECORD = 10_240  # tar's convention: the file's length is a multiple of twenty blocks
 
 
 class TarWriter:
-    """Writes members in the order given to `stream`, hashing on the way."""
+    """Writes members to `stream` in the given order, hashing all bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -230,7 +230,7 @@ class TarWriter:
         self.bytes = 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Append one file; where its bytes begin."""
+        """Append one file; returns the offset of its bytes."""
         info = tarfile.TarInfo(name)  # mtime 0, uid and gid 0, no names, mode 0644
         info.size = len(data)
         self._put(info.tobuf(tarfile.GNU_FORMAT))

@@ -9,7 +9,7 @@ import numpy as np
 
 from .ragged import RaggedRows
 
-# Scalars a metadata column may hold once it has passed the reader.
+# Scalar types of metadata columns after reading.
 Scalar = bool | int | float | str | None
 
 
@@ -17,7 +17,7 @@ Scalar = bool | int | float | str | None
 class Sample:
     """One image and/or its caption as read, not decoded.
 
-    `key` is unique in its shard; `index` is its position there (0-based, rejects counted too).
+    `key` is unique in its shard; `index` is its position there (0-based, including rejects).
     """
 
     key: str
@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One sample that did not pass, kept as a row with its reason.
+    """One rejected sample, stored as a row with its reason.
 
     `stage` is read, decode or encode; `error_class` comes from `REJECT_CLASSES`.
     """
@@ -61,9 +61,9 @@ REJECT_CLASSES = {
 class SourceShard:
     """One input shard: the unit of work, of commit and of resume.
 
-    `name` identifies it within its data set and never changes; `bytes` and `modified` (whatever the file system
-    offers to notice a change: mtime in ns, an etag) are for a cheap check, contents are hashed while they are read.
-    `members` names the files of a shard that was cut from a folder; a tar has none.
+    `name` identifies it within its data set and never changes; `bytes` and `modified` (the file system's change mark:
+    mtime in ns, an etag) allow a cheap check; contents are hashed while they are read. `members` lists the files of a
+    shard cut from a folder; a tar has none.
     """
 
     name: str
@@ -74,11 +74,11 @@ class SourceShard:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingBatch:
-    """What an encoder made of some samples, row i of each field being the same sample.
+    """Embeddings of some samples. Row i of every field is the same sample.
 
-    image, text: float32 [b, d], L2-normalised, or None when that side was not asked for. text_tokens: float32
-    [b, longest, w] states of the captions' tokens, and text_mask: bool [b, longest], True at real ones; None likewise.
-    rows: int64 [b], their numbers in the data set they were loaded from; None where they come from an encoder.
+    image, text: float32 [b, d], L2-normalised, or None if that modality was not requested. text_tokens: float32 [b,
+    longest, w] states of the captions' tokens, and text_mask: bool [b, longest], True at real ones; None likewise.
+    rows: int64 [b], their row numbers in the data set they were loaded from; None if they come from an encoder.
     """
 
     image: np.ndarray | None
@@ -92,9 +92,9 @@ class EmbeddingBatch:
 class EmbeddingShard:
     """All rows of one shard, ready to be written. Row i of every field is the same sample.
 
-    image, text: float16 or float32 [n, d], or None. `metadata` maps column name to a list of n values.
-    text_tokens: last hidden states of each caption's real tokens, or None where they were not asked for. tokens_cut:
-    int32 [n], tokens of each caption that the model did not read, None where that is not known.
+    image, text: float16 or float32 [n, d], or None. `metadata` maps column name to a list of n values. text_tokens:
+    last hidden states of each caption's real tokens, or None if not requested. tokens_cut: int32 [n], tokens of each
+    caption that the model did not read, None if unknown.
     """
 
     number: int
