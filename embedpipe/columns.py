@@ -78,7 +78,7 @@ def measured(columns: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def passed_through(columns: Mapping[str, str]) -> dict[str, str]:
-    """Those of `columns` that come from the input."""
+    """The columns in `columns` that come from the input."""
     return {name: kind for name, kind in columns.items() if name not in measured(columns)}
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 
 
 class EmbedpipeError(Exception):
-    """Base of all errors raised on purpose. `str()` is one line: what, where, what to do."""
+    """Base of all deliberate errors. `str()` is one line: the problem, its location, the remedy."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         self.what = " ".join(what.split())

@@ -68,7 +68,7 @@ def find_subset(dataset: EmbeddingDataset, path: str) -> FoundRows:
 
 
 def write_subset(dataset: EmbeddingDataset, location: str, rows: np.ndarray) -> None:
-    """Write `rows` (ascending) as a parquet file: row, src_shard, key and, where there is one, uid."""
+    """Write `rows` (ascending) as a parquet file: row, src_shard, key and, if there is one, uid."""
     names = ("src_shard", "key", *(("uid",) if "uid" in dataset.column_names() else ()))
     schema = pa.schema([("row", pa.int64()), *((name, pa.string()) for name in names)])
     with files.writing(location) as stream, pq.ParquetWriter(stream, schema) as writer:

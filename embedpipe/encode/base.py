@@ -28,7 +28,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedTexts:
-    """What a text tower made of n captions.
+    """Embeddings of n captions from a text tower.
 
     rows, norms: see `Embedded`. tokens_cut: int32 [n], how many tokens of each caption exceed the model's context and
     were not read; None if the tokenizer cannot tell.
@@ -46,7 +46,7 @@ class EmbeddedTexts:
 
 @dataclass(frozen=True, slots=True)
 class TextStates:
-    """What a text tower made of n captions.
+    """Embeddings and token states of n captions from a text tower.
 
     embeddings: of the captions. tokens: for each caption the last hidden states of its real tokens (the output of the
     tower's final layer norm, not normalised further), in the dtype of the card.

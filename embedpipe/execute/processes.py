@@ -70,7 +70,7 @@ class _PipeDesk:
 
 def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> None:
     """The main function of a worker process: prepare, then run tasks until there are no more or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, _end)
     ignore_metadata_warnings()
     desk = _PipeDesk(connection, parent, lambda: os._exit(1))
@@ -86,7 +86,7 @@ def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> 
 
 
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signum)  # not at once, so that a half-written file is removed on the way out
+    raise SystemExit(128 + signum)  # not os._exit, so that partially written files are removed
 
 
 @dataclass(slots=True)
@@ -164,7 +164,7 @@ class _Crew:
             seat = self.seats[ready]
             try:
                 message = seat.connection.recv()
-            except (EOFError, OSError):  # gone, perhaps in the middle of a message
+            except (EOFError, OSError):  # dead, perhaps in the middle of a message
                 self._gone(seat)
                 continue
             self._ledger.hear(seat.hands, message)

@@ -131,7 +131,7 @@ class _Crew:
         self._ray = library()
         self._work = self._ray.put(
             _InFolder(self._ray.cloudpickle.dumps(work), str(Path.cwd()))
-        )  # once, however many workers there are
+        )  # once for all workers
         self._ledger = ledger
         self._cluster = cluster
         self._room = room

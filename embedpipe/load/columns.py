@@ -100,7 +100,7 @@ class RaggedColumn:
     """The token states of each caption: one row per row of the data set, each as long as its caption.
 
     `len(column)`, `column.width`, `column[i]` → [length of i, width]; `column[a:b]` and `column[[3, 1, 2]]` → (states
-    [n, longest, width] with zeros behind each end, mask [n, longest] bool, True at real tokens), in the stored dtype.
+    [n, longest, width] padded with zeros, mask [n, longest] bool, True at real tokens), in the stored dtype.
     """
 
     def __init__(self, shards: OpenedShards, width: int) -> None:

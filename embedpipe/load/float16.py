@@ -39,7 +39,7 @@ def float16_to_float32(rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def convert(rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy finite rows into `out`, both in C order, converting between the dtypes."""
+    """Copy finite rows into `out`, both in C order, converting between dtypes."""
     if rows.dtype == np.float16 and out.dtype == np.float32:
         float16_to_float32(rows, out)
     else:

@@ -45,7 +45,7 @@ class Selective(Protocol):
     """A reader that can skip the bytes of unwanted samples."""
 
     def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
-        """As `Reader.read`; samples with other keys than `keys`, which may change meanwhile, are returned as rejects.
+        """As `Reader.read`; samples with keys outside `keys`, which may change meanwhile, are returned as rejects.
 
         Samples are inspected slightly ahead of being returned.
         """

@@ -67,7 +67,7 @@ class HostScheduler:
             self._enqueue(job, now)
 
     def take(self) -> Job | None:
-        """The next job, once one is due; None when there is nothing left to wait for."""
+        """The next job, once one is due; None if there are no more."""
         with self.changed:
             while True:
                 if self.closed or not self.unfinished:
