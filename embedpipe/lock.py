@@ -67,8 +67,7 @@ class Part:
 
 @contextlib.contextmanager
 def exclusive(root: str) -> Iterator[None]:
-    """Lock all of `root` for this process. Raises OutputBusy, naming the owner, if another process has locked it or a
-    part.
+    """Lock all of `root` for this process. Raises OutputBusy, naming the owner, if another has locked it or a part.
 
     The kernel releases the lock with the process, so a killed run leaves no stale lock.
     """

@@ -1,0 +1,1 @@
+"""Model cards and specs: what determines the outputs of a CLIP model, without loading it."""

@@ -125,16 +125,12 @@ class EncoderCard:
 
     @property
     def fingerprint_version(self) -> int:
-        """1 for the fields of version 0.1, 2 if the activation and everything else that determines the outputs is
-        recorded.
-        """
+        """1 for the fields of version 0.1, 2 if the activation and all else that determines the outputs is recorded."""
         return 1 if any(getattr(self, name) is None for name in _SINCE_V2) else 2
 
     @property
     def dated(self) -> bool:
-        """Whether version 0.1 wrote the card, `BEFORE_ACTIVATION`. False for other tools' data sets, where nothing is
-        known.
-        """
+        """Whether version 0.1 wrote the card (`BEFORE_ACTIVATION`). False for other tools' data: nothing is known."""
         return self.known and self.fingerprint_version == 1
 
     def fingerprint(self) -> str:

@@ -1,0 +1,1 @@
+"""The demo data set: emoji rendered with captions, served on loopback."""

@@ -21,9 +21,7 @@ _CLIPS_TOKENS = 3
 
 
 def cut_counter(tokenizer: Any) -> CutCounter | None:
-    """The counting function for an open_clip tokenizer; None for one that is unknown, or samples tokens instead of
-    truncating.
-    """
+    """The counting function for an open_clip tokenizer; None if unknown, or if it samples instead of truncating."""
     length_of = _whole_length(tokenizer)
     if length_of is None:
         return None

@@ -126,9 +126,7 @@ def _bpe_tokenizer(get: Callable[[str], Any], model: str, *options: Any) -> Any:
 
 
 def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:
-    """The model as version 0.1 built it: with the activation of the bare architecture, whatever the tag was trained
-    with.
-    """
+    """The model as version 0.1 built it: with the bare architecture's activation, whatever the tag was trained with."""
     random = config.pretrained == RANDOM
     model = open_clip.create_model(
         name,

@@ -79,8 +79,7 @@ def text_tower(model: Any) -> Any:
 
 
 def activations(tower: torch.nn.Module) -> str:
-    """The canonical names of the activations in a tower, in alphabetical order, joined by `+`; `none` if there are
-    none.
+    """Canonical names of the activations in a tower, in alphabetical order, joined by `+`; `none` without any.
 
     Functional activations, called without a module, are not detected.
     """

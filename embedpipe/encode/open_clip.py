@@ -90,9 +90,7 @@ class OpenClipEncoder:
 
     @torch.inference_mode()
     def text_states(self, captions: Sequence[str]) -> TextStates:
-        """Captions → their embeddings and the states of their tokens. Raises ModelError if the tower does not expose
-        them.
-        """
+        """Captions → their embeddings and token states. Raises ModelError if the tower does not expose them."""
         if not self._texts.has_states:
             raise ModelError(
                 f"{self._card.model}: its text tower gives no hidden states of tokens, since it is not open_clip's",
@@ -119,9 +117,7 @@ def _filled_up(pictures: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def is_convolutional(model: Any) -> bool:
-    """Whether the image tower is a convolutional network, twice as fast in channels-last format; a ViT has one
-    convolution.
-    """
+    """Whether the image tower is convolutional, and so twice as fast with channels last; a ViT has one convolution."""
     return sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules()) > 4
 
 

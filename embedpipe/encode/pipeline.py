@@ -29,8 +29,7 @@ _BATCHES_ON_DEVICE = 2
 def encode_shards(
     desk: TaskContext, reader: Reader, encoder: Encoder, config: BatchingConfig, finish: Callable[[ShardBuffer], None]
 ) -> None:
-    """Encode the input shards from the task context until there are no more; `finish` receives each on a background
-    thread.
+    """Encode input shards from the task context until there are no more; a background thread passes each to `finish`.
 
     Rows are in input order; they depend on the input and the options alone. Faults of single samples become rejects; an
     unreadable shard is refused.

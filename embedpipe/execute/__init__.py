@@ -66,8 +66,7 @@ def open_places(
 ) -> Iterator[tuple[Executor, Allocation]]:
     """The executor `name`, ready within the block, and the allocation of its workers. See `open_executor`.
 
-    Raises InputError for an unknown executor, an address without a cluster, or a request beyond the available
-    resources.
+    Raises InputError for an unknown executor, an address without a cluster, or insufficient resources.
     """
     cluster = cluster or Cluster()
     refuse_address_beside(name, cluster)

@@ -105,8 +105,7 @@ class TaskTracker:
         return 0 < self.left <= empty
 
     def gone(self, hands: InFlight, how: str, others: Iterable[InFlight]) -> bool:
-        """Handle the end of a worker: normal if all is done, else its tasks go back to the front. Returns whether to
-        replace it.
+        """Handle the end of a worker: if tasks are left, requeue its own at the front. Returns whether to replace it.
 
         how: the reason, in words that follow "the last one". Raises WorkerDied if workers cannot even start.
         """

@@ -21,8 +21,7 @@ from .parts import plan_parts, read_export_part
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """The result of an export. rows, parts, files, bytes: in the whole output. already: parts written by an earlier
-    run.
+    """The result of an export. rows, parts, files, bytes: in the whole output. already: parts of an earlier run.
 
     opened_by: a line of Python that opens the output.
     """

@@ -33,9 +33,7 @@ class DownloadWork:
     log: str
 
     def start(self, worker: int) -> WorkerLoop:
-        """Check that the parts, and the images of a folder, are visible from this machine; then start a download
-        process.
-        """
+        """Check that parts, and the images of a folder, are visible from here; then start a download process."""
         resizers.choose_resizer(self.settings.resizer)
         if not self.parts.is_dir():
             raise OutputUnwritable(

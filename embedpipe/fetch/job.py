@@ -181,9 +181,7 @@ class _Staging:
 
 @contextlib.contextmanager
 def _staging(out: str) -> Iterator[_Staging]:
-    """Hidden in a local output, so that the output's own disk is used and a killed run leaves nothing elsewhere;
-    temporary otherwise.
-    """
+    """Hidden in a local output, to use its disk and leave nothing elsewhere after a kill; temporary otherwise."""
     if not files.is_local(out):
         with tempfile.TemporaryDirectory(prefix="embedpipe-fetch-") as temporary:
             yield _Staging(Path(temporary), Path(temporary), files.join(temporary, _LOG))

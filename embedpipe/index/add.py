@@ -27,9 +27,7 @@ _TASKS_EACH = 4  # per worker at least, so that none waits long for the last
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The trained index file for encoding rows. digest: of its bytes. full: it contains rows, which are removed on
-    opening.
-    """
+    """The trained index for encoding rows. digest: of its bytes. full: it has rows, which are removed on opening."""
 
     location: str
     digest: str
@@ -58,9 +56,7 @@ class AddWork:
     opened: EmbeddingDataset | None = None
 
     def start(self, worker: int) -> WorkerLoop:
-        """Open the data set and the trained index; refuses to start if the build folder is not visible from this
-        machine.
-        """
+        """Open the data set and the trained index; refuses to start if the build folder is not visible from here."""
         if not files.exists(files.join(self.building, PLAN)):
             raise OutputUnwritable(
                 f"{self.building}: {socket.gethostname()} does not see the build that was begun there",
@@ -127,8 +123,7 @@ def add_parts(
 def _groups(
     shards: tuple[IndexedShard, ...], parts: Sequence[ListPart], made_with: str, most_rows: int
 ) -> Iterator[tuple[IndexedShard, ...]]:
-    """Groups of neighbouring shards with about that many rows, at least one shard each; existing parts keep their
-    groups.
+    """Neighbouring shards with about that many rows, at least one shard per group; existing parts keep their groups.
 
     Always neighbours, so that the rows of a list are in shard order, whichever part was finished first.
     """

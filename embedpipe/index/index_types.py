@@ -92,9 +92,7 @@ def _fitting(kind: IndexType, name: str, rows: int, dim: int, memory_bytes: int)
 
 
 def _lists(rows: int, dim: int, memory_bytes: int) -> tuple[int, int]:
-    """(inverted lists, training rows): about the square root of the rows, limited by the memory for the training
-    sample.
-    """
+    """(inverted lists, training rows): about the square root of the rows, limited by memory for the training sample."""
     lists = 1 << max(0, round(math.log2(max(1, math.sqrt(rows)))))
     room = memory_bytes // 4 // (dim * 4)  # a quarter of the budget: for the sample, and k-means' own copies
     lists = max(1, min(lists, _MOST_LISTS, room // _FEWEST_PER_CENTROID))

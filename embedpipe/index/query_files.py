@@ -19,8 +19,7 @@ _KNOWN = (".txt", ".csv", ".tsv", ".parquet", ".npy")
 
 
 def read_queries(location: str, column: str | None = None) -> list[str] | np.ndarray:
-    """Texts, or float32 [n, dim], from a .txt (one per line; empty lines are skipped), .csv, .tsv, .parquet or .npy
-    file.
+    """Texts, or float32 [n, dim], from a .txt (by line, skipping empty ones), .csv, .tsv, .parquet or .npy file.
 
     column: of a table; by default the first of COLUMNS or EMBEDDING_COLUMNS in it, or its only one. Raises InputError.
     """

@@ -49,8 +49,7 @@ def encoder_of(
 
     For a version 0.1 card the model is built as version 0.1 did, to match the stored embeddings.
 
-    options: activation and preprocessing of a checkpoint file; only needed for other tools' embeddings, since
-    embedpipe's card records them.
+    options: activation and preprocessing of a checkpoint file; only for other tools' data, as our card records them.
 
     Raises RunMismatch if the loaded model is not the one that made the embeddings, InputError if that one is unknown.
     """

@@ -90,7 +90,7 @@ class EmbeddingColumn:
         """The rows before normalisation, as the tower's projection gave them, float32: a column with the same
         interface.
 
-        `column.raw()[7]`, `column.raw()[100:200]`, `column.raw().read()`; whole data sets: `batches(raw=True)`. Raises
+        `column.raw()[7]`, `column.raw()[100:200]`, `column.raw().read()`; all rows: `batches(raw=True)`. Raises
         DatasetError if the data set has no norms.
         """
         return RawColumn(self, self._shards.norms(self._modality))

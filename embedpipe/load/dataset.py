@@ -284,9 +284,7 @@ class EmbeddingDataset:
         return found
 
     def find(self, keys: Sequence[str], src_shard: str | None = None) -> np.ndarray:
-        """int64 [n]: the rows with these keys, for indexing any column. Raises DatasetError for a missing or repeated
-        key.
-        """
+        """int64 [n]: the rows with these keys, to index columns. Raises DatasetError for a missing or repeated key."""
         return self._keys.find(keys, src_shard)
 
     def shard_of(self, row: int) -> int:

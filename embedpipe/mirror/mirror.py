@@ -75,8 +75,7 @@ class Mirror:
     def begin(self) -> None:
         """Bring the folder at least to the last commit, to continue from there.
 
-        Raises OutputBusy (another machine is starting at the same moment), DatasetError (a damaged commit),
-        StorageFailed.
+        Raises OutputBusy (another machine starts at that moment), DatasetError (a damaged commit), StorageFailed.
         """
         last = commits.newest(self.url, self._name)
         if last is None:
@@ -220,9 +219,7 @@ class Mirror:
 
 
 def _turn(path: str) -> tuple[bool, int, str]:
-    """The order in which files reach their final paths, and in reverse are removed, so that no file refers to a missing
-    one.
-    """
+    """The order of copying files to their final paths, and in reverse of removal: none refers to a missing file."""
     return (path.endswith(_LAST), -path.count("/"), path)
 
 

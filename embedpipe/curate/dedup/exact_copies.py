@@ -25,8 +25,7 @@ class SameContent:
 def same_content(dataset: EmbeddingDataset, priority: np.ndarray) -> SameContent:
     """Compare the column sha256 of all rows; a row without one matches no other.
 
-    priority: float32 [n]; of the rows with the same file, the one with the smallest value is kept, the first of equal
-    ones.
+    priority: float32 [n]; of rows with the same file the one with the smallest value is kept, or the first such.
     """
     rows = _met_twice(dataset)
     hashes = _hashes(dataset, rows)

@@ -38,9 +38,7 @@ def nearest_before(
 
 
 def _enter(product: np.ndarray, first: int, floor: float, cosine: np.ndarray, position: np.ndarray) -> None:
-    """Insert the largest values of each row of `product`, whose columns are the positions from `first` on, one per
-    round.
-    """
+    """Insert the largest values of each row of `product`, one per round; its columns are positions from `first` on."""
     rows = np.arange(len(product))
     for _ in range(cosine.shape[1]):
         best = product.argmax(axis=1)

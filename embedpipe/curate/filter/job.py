@@ -79,9 +79,8 @@ class FilterConfig:
 
 @dataclass(frozen=True, slots=True)
 class ConditionReport:
-    """One condition by itself. drops: how many rows do not meet it; unknown: of these, those where its result is
-    unknown, such as for a null; only: how many rows only this one drops, which meet all others. missing: keys not in
-    the data.
+    """One condition by itself. drops: rows that do not meet it; unknown: of these, those with an unknown result, as for
+    a null; only: of the dropped, those that meet all other conditions. missing: keys not in the data.
     """
 
     condition: str
@@ -103,9 +102,7 @@ class FilterReport:
 
 @dataclass(frozen=True, slots=True)
 class _Condition:
-    """met: bool [n]. unknown: the number of rows with an unknown result. column, cut: the column it compares, and the
-    threshold.
-    """
+    """met: bool [n]. unknown: rows with an unknown result. column, cut: the compared column, and the threshold."""
 
     name: str
     met: np.ndarray

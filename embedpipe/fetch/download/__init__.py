@@ -1,0 +1,1 @@
+"""Download processes: scheduling, threads, and the conversion of responses to stored images."""

@@ -1,9 +1,8 @@
 """Response body → stored image, or the reason for its failure.
 
 The header is checked first: an image that is too small, too large or too elongated is never decoded. A resizer
-(`resizers`) does the resizing. OpenCV, which every resizer uses, reads plain JPEG, PNG and WebP like other decoders,
-but ignores orientation, colour profiles, CMYK, 16-bit channels and transparency: Pillow first converts such images to
-plain ones.
+(`resizers`) does the resizing. All use OpenCV, which reads plain JPEG, PNG and WebP like other decoders, but ignores
+orientation, colour profiles, CMYK, 16-bit channels and transparency: Pillow converts such images first.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""HTTP: a client with deadlines, an SSRF guard, robots.txt and opt-out headers."""

@@ -98,9 +98,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def _following(self, url: str, deadline: Deadline, rules: RobotsCache | None) -> Iterator[http.client.HTTPResponse]:
-        """The response for `url` after redirects. Every redirect is guarded like the first url, and checked by `rules`
-        if any.
-        """
+        """The response for `url` after redirects, each guarded like the first url, and checked by `rules` if any."""
         for step in range(MAX_REDIRECTS + 1):
             if (failure := ssrf_guard.refusal(url, self.connections.allow_hosts)) is not None:
                 shown = f"redirect to {url[:200]}: " if step else ""

@@ -21,8 +21,6 @@ class Deadline:
         return min(left_s, self.step_s)
 
     def shorter(self, total_s: float) -> Deadline:
-        """A deadline of at most `total_s` that ends no later than this one. Raises TimeoutError once this one has
-        passed.
-        """
+        """A deadline of at most `total_s` that ends no later than this one. Raises TimeoutError once that is over."""
         self.wait_s()
         return Deadline(min(total_s, self.until - time.monotonic()), self.step_s)

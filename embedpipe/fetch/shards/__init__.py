@@ -1,0 +1,1 @@
+"""Image shards: assembly, commit and duplicate handling."""

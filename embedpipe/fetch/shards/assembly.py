@@ -27,9 +27,7 @@ SMALLEST_PART = 200  # rows; below that, another process costs more than it gain
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """The inputs of a run. contents: the index of stored contents, if duplicates are dropped. parts: the folder for
-    unfinished parts.
-    """
+    """The inputs of a run. contents: an index of stored contents, to drop duplicates. parts: for unfinished parts."""
 
     plan: FetchPlan
     out: str

@@ -31,9 +31,7 @@ def _unpacked(at: int) -> Place:
 
 
 class RepeatedUrls:
-    """Rows that repeat the url of an earlier row: a sorted, memory-mapped file of pairs (location, location of the
-    first).
-    """
+    """Rows that repeat an earlier row's url: a sorted, memory-mapped file of pairs (location, first location)."""
 
     def __init__(self, file: Path) -> None:
         self.pairs = np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None)
@@ -47,8 +45,7 @@ class RepeatedUrls:
 def index_urls(urls: Iterable[tuple[Place, str]], rows: int, file: Path) -> None:
     """Find the repeats among about `rows` urls and write them to `file`.
 
-    Memory is bounded except for 16 bytes per repeat: entries go to buckets on disk by hash, and each bucket is sorted
-    separately.
+    Memory is bounded except for 16 bytes per repeat: entries are hashed to buckets on disk, each sorted separately.
     """
     with tempfile.TemporaryDirectory(dir=file.parent, prefix="urls-") as folder:
         buckets = [Path(folder) / f"{i}" for i in range(rows // _PER_BUCKET + 1)]

@@ -1,0 +1,1 @@
+"""Readers of url tables and image folders."""

@@ -1,0 +1,1 @@
+"""Training images: joined with embeddings by key, shuffled, decoded and batched."""
