@@ -78,7 +78,7 @@ class FetchPlan:
 class _Input:
     """One file as recorded in the run card. `identity` is a sha256 or an object store's etag.
 
-    retry: see `ShardRange`; the file is then one of ours, in the output.
+    retry: see `ShardRange`; the file is then one that embedpipe wrote to the output.
     """
 
     name: str

@@ -208,7 +208,7 @@ class EmbeddingDataset:
         return found
 
     def open_rows(self, shard: int, modality: str) -> Rows:
-        """The same embeddings, to be read piece by piece and closed."""
+        """The same embeddings, for reading in pieces; close them after use."""
         entry = self.shards[shard].manifest
         found = self._reader.open_rows(self.path, entry, modality, self.run.shard_digits)
         rows = self._there(found, entry, f"{modality} embeddings")

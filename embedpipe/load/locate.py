@@ -51,7 +51,7 @@ def _ours(path: str) -> Opened:
 
 
 def _require_all(path: str, run: RunCard, manifests: Sequence[ShardManifest]) -> None:
-    """A missing shard would renumber the rows, and invalidate an index, for example."""
+    """Raise DatasetError if a committed shard is lost: renumbered rows would invalidate an index, for example."""
     lost = manifest.lost_numbers(run, (entry.number for entry in manifests))
     if lost:
         raise DatasetError(

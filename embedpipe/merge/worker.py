@@ -143,7 +143,7 @@ def _metadata(table: pa.Table, taken: Taken, columns: Mapping[str, str]) -> dict
         return {**found, "src_shard": [taken.source.name] * table.num_rows}
     rows: dict[str, list[Any]] = {name: [] for name in column_names(columns)}
     ours, kept = passed_through(columns), measured(columns)
-    # A measured column there that is an input column of another type here is passed through like the latter.
+    # A measured column there that is an input column of another type here is treated as an input column.
     theirs = [name for name in taken.columns if name not in kept]
     for row in table.to_pylist():
         # Null if that data set lacks it: its rows are not measured again.
