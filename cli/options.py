@@ -222,7 +222,7 @@ def said_of_model(options: dict[str, Any]) -> ModelOptions:
     return ModelOptions(**{name: options.pop(name) for name in _MODEL_OPTIONS})
 
 
-class Setting(click.ParamType):
+class RecipeValue(click.ParamType):
     """One of a recipe's values, optim.lr=1e-4: a pair of its dotted name and what is JSON, or else a bare word."""
 
     name = "KEY=VALUE"
@@ -247,7 +247,7 @@ def config_options(command: _Command) -> _Command:
     command = click.option(
         "--set",
         "settings",
-        type=Setting(),
+        type=RecipeValue(),
         multiple=True,
         callback=_as_mapping,
         metavar="KEY=VALUE",

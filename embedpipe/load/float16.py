@@ -38,8 +38,8 @@ def float16_to_float32(rows: np.ndarray, out: np.ndarray) -> None:
         np.multiply(room.view(np.float32), _EXPONENT, out=target[first : first + _VALUES_AT_ONCE])
 
 
-def convert(rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy finite rows into `out`, both in C order, converting between dtypes."""
+def convert_into(rows: np.ndarray, out: np.ndarray) -> None:
+    """Copy finite rows into `out`, both in C order, whatever the two dtypes are."""
     if rows.dtype == np.float16 and out.dtype == np.float32:
         float16_to_float32(rows, out)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import DatasetError, InputError, RunMismatch
 from ..types import EmbeddingBatch
 from .dataset import EmbeddingDataset
-from .float16 import all_finite, convert
+from .float16 import all_finite, convert_into
 from .prefetch import prefetch
 from .row_reader import RowReading, not_finite
 from .sequential import require_dtype
@@ -155,7 +155,7 @@ class EmbeddingLoader:
             if not all_finite(found):
                 raise self._not_finite(side, int(rows[few][~np.isfinite(found).all(axis=1)][0]))
             if not same:
-                convert(found, out[few])
+                convert_into(found, out[few])
 
     def _not_finite(self, side: str, row: int) -> DatasetError:
         shard = self._dataset.shard_of(row)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..store.rows import Rows
-from .float16 import all_finite, convert
+from .float16 import all_finite, convert_into
 
 _MOST_OPEN = 8
 
@@ -111,7 +111,7 @@ class RowReading:
             room = self._scratch(rows, len(out))
             self._read(rows, start, room, first)
             if self._finite or all_finite(room):
-                convert(room, out)
+                convert_into(room, out)
             else:
                 np.copyto(out, room, casting="same_kind")
 

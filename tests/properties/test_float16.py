@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedpipe.load import float16
-from embedpipe.load.float16 import all_finite, convert, float16_to_float32
+from embedpipe.load.float16 import all_finite, convert_into, float16_to_float32
 
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 FINITE = EVERY[np.isfinite(EVERY)]
@@ -62,10 +62,10 @@ def test_the_largest_numbers_are_finite_and_what_follows_is_not(dtype):
 def test_rows_are_converted_between_any_two_types(source, target):
     rows = np.random.default_rng(0).standard_normal((5, 3)).astype(source)
     out = np.empty((5, 3), target)
-    convert(rows, out)
+    convert_into(rows, out)
     assert np.array_equal(out, rows.astype(target))
 
 
 def test_numbers_are_not_made_whole():
     with pytest.raises(TypeError, match="same_kind"):
-        convert(np.ones((2, 2), np.float32), np.empty((2, 2), np.int32))
+        convert_into(np.ones((2, 2), np.float32), np.empty((2, 2), np.int32))

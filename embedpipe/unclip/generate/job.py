@@ -16,7 +16,7 @@ from ..calls import call_of
 from ..device import default_device
 from .held_out import HeldOut, open_held_out
 from .models import Models
-from .pipeline import make_images, plan_images, write_images
+from .pipeline import make_images, plan_request, write_images
 from .request import Made, Request, Watching
 
 
@@ -139,7 +139,7 @@ def run_generation(job: GenerationJob) -> Made:
 
 def plan_generation_of(job: GenerationJob) -> dict[str, Any]:
     """What `generate` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
-    plan = plan_images(job.request, job.models, job.config, job.watching)
+    plan = plan_request(job.request, job.models, job.config, job.watching)
     return plan | {"settings": dataclasses.asdict(job.config), "out": job.out}
 
 

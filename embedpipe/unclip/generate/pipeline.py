@@ -31,7 +31,7 @@ from .outputs import enlarged, known_of, picture_of, png, write_pictures
 from .request import Made, Request, Watching, check_request
 
 
-def plan_images(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> dict[str, Any]:
+def plan_request(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> dict[str, Any]:
     """What `make_images` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
     parts = open_models(models, watching.on_doing)
     texts = request.all_texts()

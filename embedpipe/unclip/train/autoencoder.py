@@ -22,7 +22,6 @@ from dalle2_core.training.vqgan_trainer import train_vae as train_vqgan
 from embedpipe.clip_model.encoder_card import PreprocessSpec
 from embedpipe.errors import OptionError
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
-from embedpipe.load import rows_of_split
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
@@ -33,8 +32,8 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
-from .plan import SplitConfig, TrainingPlan, counts, picture_cache, plan_with_pictures, refuse_few
-from .settings import Values, resolve_config, train_settings
+from .plan import PictureSource, SplitConfig, TrainingPlan, picture_cache, picture_rows, plan_with_pictures
+from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
 VAE_RUN = "vae"
@@ -44,23 +43,18 @@ _LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class VaeSource:
-    """How DATA is read: see `PictureOptions`. vgg: file of VGG16's weights for a perceptual loss, or None."""
-
-    input: str
-    max_pixels: int
-    vgg: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class VaeJob:
-    """What to train, on what, where to. data: pictures; out: the autoencoder's folder."""
+    """What to train, on what, where to. data: pictures; out: the autoencoder's folder.
+
+    vgg: file of VGG16's weights for a perceptual loss, or None.
+    """
 
     data: str
     out: str
     recipe: VaeRecipe
     split: SplitConfig
-    source: VaeSource
+    source: PictureSource
+    vgg: str | None = None
     device: str | None = None
     view: TrainingView = field(default_factory=TrainingView)
 
@@ -72,10 +66,7 @@ class VaeJob:
             )
         size = self.recipe.vae.image_size
         spec = PreprocessSpec((size, size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
-        split, source = self.split, self.source
-        return PictureOptions(
-            spec, split.column, split.valid_share, input=source.input, max_pixels=source.max_pixels, need_caption=False
-        )
+        return self.source.options(spec, self.split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +112,16 @@ def vae_job(
 
     preset: tiny, base, or a recipe. config, settings: values to put into it, see `resolve_config`: {"optim.lr": 1e-4,
     "train.batch_size": 64}. steps, seed, loggers: short for those of `train`. split_column, valid_share: see
-    `SplitConfig`. vgg, input_format, max_pixels: see `VaeSource`. device: None for the first GPU, or the CPU.
-    on_step, listen: see `TrainingView.of`; view: in their place.
+    `SplitConfig`. vgg: see `VaeJob`. input_format, max_pixels: see `PictureOptions`. device: None for the first GPU, or
+    the CPU. on_step, listen: see `TrainingView.of`; view: in their place.
     """
-    recipe = vae_preset(preset) if isinstance(preset, str) else preset
     return VaeJob(
         data,
         out,
-        resolve_config(recipe, config, train_settings(settings, loggers, steps=steps, seed=seed)),
+        recipe_of(preset, vae_preset, config, train_settings(settings, loggers, steps=steps, seed=seed)),
         SplitConfig(split_column, valid_share),
-        VaeSource(input_format, max_pixels, vgg),
+        PictureSource(input_format, max_pixels),
+        vgg,
         device,
         view or TrainingView.of(on_step, listen),
     )
@@ -153,10 +144,9 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
     together, device, view = join_training(job.device, job.view)
     with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
-        vae = VQGanVAE.from_config(recipe.vae, job.source.vgg).to(device)
+        vae = VQGanVAE.from_config(recipe.vae, job.vgg).to(device)
         pictures = _decoded(job, options, view, together)
-        rows = {name: rows_of_split(pictures.splits, name, job.data) for name in (TRAIN, VALID)}
-        refuse_few(job.data, counts(rows), recipe.train.batch_size)
+        rows = picture_rows(pictures, job.data, recipe.train.batch_size)
         facts = _facts(job, pictures)
         run = Run(Path(place.folder), _describes(facts), place.commit)
         trained = _learn(vae, pictures, rows, run, recipe, view, together)
@@ -221,7 +211,7 @@ def _facts(job: VaeJob, pictures: Pictures) -> dict[str, Any]:
         "recipe": dataclasses.asdict(job.recipe),
         "split": dataclasses.asdict(job.split),
         "data": job.data,
-        "vgg_sha256": None if job.source.vgg is None else sha256(Path(job.source.vgg)),
+        "vgg_sha256": None if job.vgg is None else sha256(Path(job.vgg)),
         "pictures": pictures.fingerprint,
     }
 

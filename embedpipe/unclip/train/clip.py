@@ -19,7 +19,6 @@ from dalle2_core.training import Run, load_trained, train
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import PreprocessSpec
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
-from embedpipe.load import rows_of_split
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, cached_rows, open_pictures
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID
@@ -32,8 +31,8 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import TRAINING
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
-from .plan import SplitConfig, TrainingPlan, counts, picture_cache, plan_with_pictures, refuse_few
-from .settings import Values, resolve_config, train_settings
+from .plan import PictureSource, SplitConfig, TrainingPlan, picture_cache, picture_rows, plan_with_pictures
+from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView
 
 CLIP_RUN = "clip"
@@ -43,15 +42,6 @@ _MOST_ROWS_TO_SCORE = 1000
 _ROWS_AT_ONCE = 128
 # What fits a core's cache: a trunk takes twice as long for each picture of a batch of 128.
 _PICTURES_AT_ONCE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PictureSource:
-    """How DATA is read: see `PictureOptions`."""
-
-    caption_key: str
-    input: str
-    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +67,7 @@ class ClipJob:
             resize_mode=made["resize_mode"],
             fill_color=made["fill_color"],
         )
-        split, source = self.split, self.source
-        return PictureOptions(
-            spec, split.column, split.valid_share, source.caption_key, source.input, max_pixels=source.max_pixels
-        )
+        return self.source.options(spec, self.split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +120,12 @@ def clip_job(
     valid_share: see `SplitConfig`. caption_key, input_format, max_pixels: see `PictureOptions`. device: None for the
     first GPU, or the CPU. on_step, listen: see `TrainingView.of`; view: in their place.
     """
-    recipe = clip_preset(preset) if isinstance(preset, str) else preset
     return ClipJob(
         data,
         out,
-        resolve_config(recipe, config, train_settings(settings, loggers, steps=steps, seed=seed)),
+        recipe_of(preset, clip_preset, config, train_settings(settings, loggers, steps=steps, seed=seed)),
         SplitConfig(split_column, valid_share),
-        PictureSource(caption_key, input_format, max_pixels),
+        PictureSource(input_format, max_pixels, caption_key),
         device,
         view or TrainingView.of(on_step, listen),
     )
@@ -161,8 +147,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
         model = TrainableClip(recipe.clip).to(device)
         with view.preparing("decode") as listener:
             pictures = open_pictures(job.data, picture_cache(job.out), job.pictures(), listener)
-        rows = {name: rows_of_split(pictures.splits, name, job.data) for name in (TRAIN, VALID)}
-        refuse_few(job.data, counts(rows), recipe.train.batch_size)
+        rows = picture_rows(pictures, job.data, recipe.train.batch_size)
         tokens = tokenize(pictures.captions, recipe.clip)
         with view.preparing("image features") as listener:
             pairs = _Pairs(_image_rows(model, pictures, picture_cache(job.out), device, listener), tokens, device)

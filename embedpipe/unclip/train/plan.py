@@ -11,9 +11,10 @@ import numpy as np
 from dalle2_core.training import TrainConfig
 from dalle2_core.training.checkpoint import steps_named
 from embedpipe import files
+from embedpipe.clip_model.encoder_card import PreprocessSpec
 from embedpipe.errors import InputError
 from embedpipe.load import EmbeddingDataset, rows_of_split, splits
-from embedpipe.load.images.decoded_cache import PictureOptions, count_pictures
+from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, count_pictures
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import working_folder
 
@@ -35,6 +36,27 @@ class SplitConfig:
 
     column: str | None = None
     valid_share: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSource:
+    """How DATA is read: see `PictureOptions`. caption_key: None where captions are not needed."""
+
+    input: str
+    max_pixels: int
+    caption_key: str | None = None
+
+    def options(self, spec: PreprocessSpec, split: SplitConfig) -> PictureOptions:
+        """How DATA becomes what a model takes."""
+        return PictureOptions(
+            spec,
+            split.column,
+            split.valid_share,
+            self.caption_key or "caption",
+            self.input,
+            max_pixels=self.max_pixels,
+            need_caption=self.caption_key is not None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +138,13 @@ def refuse_few(
 def counts(rows: Mapping[str, Sized]) -> dict[str, int]:
     """How many rows each split has."""
     return {name: len(some) for name, some in rows.items()}
+
+
+def picture_rows(pictures: Pictures, data: str, batch_size: int) -> dict[str, np.ndarray]:
+    """The training and the held-out rows. Raises InputError for fewer than a batch, or none held out."""
+    rows = {name: rows_of_split(pictures.splits, name, data) for name in (TRAIN, VALID)}
+    refuse_few(data, counts(rows), batch_size)
+    return rows
 
 
 def picture_cache(out: str) -> str:

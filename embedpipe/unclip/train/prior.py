@@ -32,7 +32,7 @@ from ..runs.record import RUN_FILE, write_run_record
 from ..runs.resume import refuse_finished, refusing_another
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, SplitConfig, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
-from .settings import Values, resolve_config, train_settings
+from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
 _MOST_ROWS_TO_WATCH = 1000
@@ -102,12 +102,11 @@ def prior_job(
     split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for the first
     GPU, or the CPU. on_step, listen: see `TrainingView.of`; view: in their place.
     """
-    recipe = prior_preset(preset) if isinstance(preset, str) else preset
     short = train_settings(settings, loggers, steps=steps, seed=seed, parallel=parallel)
     return PriorJob(
         emb,
         out,
-        resolve_config(recipe, config, short | ({} if prior is None else {"prior": prior})),
+        recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior})),
         SplitConfig(split_column, valid_share),
         RowPolicy(normalise, drop_nonfinite),
         device,

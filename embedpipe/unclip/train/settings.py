@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,13 @@ def resolve_config(preset: _Config, config: str | Path | Values | None, settings
         where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise OptionError(f"{where}: {message}" if where else message) from problem
+
+
+def recipe_of(
+    preset: str | _Config, named: Callable[[str], _Config], config: str | Path | Values | None, settings: Values
+) -> _Config:
+    """`resolve_config` of a preset by its name, or of a recipe."""
+    return resolve_config(named(preset) if isinstance(preset, str) else preset, config, settings)
 
 
 def train_settings(settings: Values | None, loggers: Sequence[str] = (), **short: Any) -> dict[str, Any]:
