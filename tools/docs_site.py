@@ -4,6 +4,8 @@ The README is the front page; the change log, the page for contributors and the 
 each public name, by its docstring. A public name without one ends the build, as a broken link does.
 """
 
+import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -25,7 +27,7 @@ def write_pages() -> None:
     shutil.copytree(results, PAGES / "results", ignore=shutil.ignore_patterns("*.json"))
     (PAGES / "index.md").write_text(_inward((ROOT / "README.md").read_text()))
     for name in ("CHANGELOG", "CONTRIBUTING"):
-        (PAGES / f"{name.lower()}.md").write_text((ROOT / f"{name}.md").read_text())
+        (PAGES / f"{name.lower()}.md").write_text(_inward((ROOT / f"{name}.md").read_text()))
     (PAGES / "decisions" / "index.md").write_text(_contents("Decisions", ROOT / "docs" / "decisions"))
     (PAGES / "results" / "index.md").write_text(_contents("Results of the benchmarks", results))
     (PAGES / "api").mkdir()
@@ -44,7 +46,7 @@ def _within(markdown: str, up: str) -> str:
 
 
 def _inward(readme: str) -> str:
-    """The README's links as they are seen from docs/."""
+    """Links of a page at the top of the repository, as they are seen from docs/."""
     readme = re.sub(r"\]\(docs/(?=[^)]*\))", "](", readme)
     readme = re.sub(r"\]\((CHANGELOG|CONTRIBUTING)\.md\)", lambda found: f"]({found[1].lower()}.md)", readme)
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#|[\w/-]+\.md|pictures/)[^)]*\)", r"\1", readme)
@@ -63,11 +65,14 @@ def _title(path: Path) -> str:
 def _api(library: str) -> str:
     """A page of all public names of a library. Ends the program where one lacks a docstring."""
     loaded = griffe.load(library, search_paths=[ROOT], resolve_aliases=True)
-    names = sorted(str(name) for name in loaded.exports or ())
-    missing = []
-    for name in names:
+    parts, missing = [f"# {library}\n"], []
+    for name in sorted(str(name) for name in loaded.exports or ()):
         found = loaded[name]
         target = found.final_target if found.is_alias else found
+        if target.is_attribute:
+            parts.append(_made(library, name))
+            continue
+        parts.append(f"::: {library}.{name}\n")
         missing += [f"{library}.{name}"] * (not target.has_docstring)
         missing += [
             f"{library}.{name}.{member.name}"
@@ -76,7 +81,17 @@ def _api(library: str) -> str:
         ]
     if missing:
         sys.exit(f"public names without a docstring: {', '.join(missing)}")
-    return "\n".join([f"# {library}", "", *(f"::: {library}.{name}\n" for name in names)])
+    return "\n".join(parts)
+
+
+def _made(library: str, name: str) -> str:
+    """A function that is put together when its module is loaded: its source does not show signature and docstring."""
+    function = getattr(importlib.import_module(library), name)
+    text = inspect.getdoc(function)
+    if not text:
+        sys.exit(f"public names without a docstring: {library}.{name}")
+    arguments = ",\n    ".join(str(it).replace("'", "") for it in inspect.signature(function).parameters.values())
+    return f"## `{library}.{name}`\n\n```python\n{name}(\n    {arguments},\n)\n```\n\n{text}\n"
 
 
 def main() -> int:
