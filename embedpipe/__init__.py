@@ -16,6 +16,7 @@ itself is cheap. `fetch`, `encode`, `index` and others are callable packages, se
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -218,7 +219,13 @@ __all__ = [
 ]
 
 
+_RENAMED = {"StageConfig": "BatchingConfig"}  # names of version 0.1
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"embedpipe.{name} is called {_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:

@@ -148,3 +148,8 @@ def test_importing_embedpipe_loads_nothing():
     code = "import sys, embedpipe, embedpipe.unclip; print(sorted({'numpy', 'torch', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_of_version_0_1_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="BatchingConfig"):
+        assert embedpipe.StageConfig is embedpipe.BatchingConfig
