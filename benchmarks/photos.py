@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from resvg_py import svg_to_bytes
 
-from embedpipe.demo.concepts import STYLES, drawings, list_concepts
+from embedpipe.demo.concepts import STYLES, emoji_drawings, list_concepts
 
 SMALLEST_BYTES, LARGEST_BYTES = 30_000, 150_000
 _MEGAPIXELS = (0.3, 1.0)
@@ -161,7 +161,7 @@ def _texture(number: int, seed: int) -> np.ndarray:
 def _drawing(style: str, concept: int) -> tuple[str, Image.Image]:
     """What is drawn, and the drawing with a transparent background."""
     shown = _concepts()[concept]
-    svg = drawings(style)[shown.code].read_text(encoding="utf-8")
+    svg = emoji_drawings(style)[shown.code].read_text(encoding="utf-8")
     png = svg_to_bytes(svg_string=svg, width=_DRAWING_PX, height=_DRAWING_PX, skip_system_fonts=True)
     return shown.phrase, Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 

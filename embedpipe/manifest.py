@@ -315,16 +315,16 @@ def refuse_difference(
     remedy: str = "Give the same as before, or another output folder",
 ) -> None:
     """Raise RunMismatch naming each entry in which two (nested) dicts differ; return if they are equal."""
-    found = [f"{name} was {before}, now {now}" for name, before, now in differences(old, new)]
+    found = [f"{name} was {before}, now {now}" for name, before, now in run_differences(old, new)]
     if found:
         raise RunMismatch(f"{root}: was made with another {what}: {'; '.join(found)}", remedy)
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+def run_differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """(name, value in `old`, value in `new`) of each entry in which two (nested) dicts differ, as short texts."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            yield from differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+            yield from run_differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
     elif _plain(old) != _plain(new):
         yield path, _short(old), _short(new)
 

@@ -22,7 +22,7 @@ class PlanChange:
     changed: tuple[int, ...]
 
 
-def grow(planned: Sequence[SourceShard], found: Sequence[SourceShard]) -> PlanChange:
+def grow_plan(planned: Sequence[SourceShard], found: Sequence[SourceShard]) -> PlanChange:
     """Append the shards of `found` with names not in `planned`, whatever their sort order."""
     now = {shard.name: shard for shard in found}
     known = {shard.name for shard in planned}

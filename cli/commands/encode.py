@@ -147,13 +147,13 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """
     from embedpipe import manifest
-    from embedpipe.clip_model.name import model_folder, refuse_unknown
+    from embedpipe.clip_model.name import model_folder, refuse_unknown_model
     from embedpipe.clip_model.open_clip_tables import known_name
     from embedpipe.clip_model.spec import resolve_spec
 
     said = said_of_model(options)
     if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
-        refuse_unknown(options["model"])
+        refuse_unknown_model(options["model"])
         in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
         before = None if options["overwrite"] else manifest.read_run(out)
         # What version 0.1 began goes on in its own way, or not at all: `encode` says which.

@@ -41,8 +41,10 @@ def command(name: str | None, tag: str | None, as_json: bool) -> None:
         _show(model, tag, as_json)
         return
     if tag is not None:
-        raise InputError(f"no model {name!r}", did_you_mean(str(name), open_clip_tables.configs()))
-    known = {model: list(open_clip_tables.tags().get(model, {})) for model in open_clip_tables.configs()}
+        raise InputError(f"no model {name!r}", did_you_mean(str(name), open_clip_tables.model_configs()))
+    known = {
+        model: list(open_clip_tables.pretrained_tags().get(model, {})) for model in open_clip_tables.model_configs()
+    }
     found = {model: tags for model, tags in known.items() if name is None or name.lower() in model.lower()}
     if not found:
         assert name is not None
@@ -61,7 +63,7 @@ def _show(model: str, tag: str | None, as_json: bool) -> None:
 
     from .. import display
 
-    tags = list(open_clip_tables.tags().get(model, {}))
+    tags = list(open_clip_tables.pretrained_tags().get(model, {}))
     if tag is not None and open_clip_tables.tag_of(model, tag) is None:
         raise ModelError(f"{model}: no pretrained tag {tag!r}", did_you_mean(tag, tags) if tags else "It has none")
     chosen = [tag.lower().replace("-", "_")] if tag is not None else tags
@@ -87,7 +89,7 @@ def _show(model: str, tag: str | None, as_json: bool) -> None:
     columns = [column for column in _COLUMNS if column not in shared]
     if columns:
         display.print_table(["tag", *columns], list(zip(found, *(cells[column] for column in columns), strict=True)))
-    if other := open_clip_tables.sibling(model):
+    if other := open_clip_tables.sibling_model(model):
         click.echo(f"see also {other}: the same architecture with the other activation")
 
 

@@ -31,7 +31,7 @@ from dalle2_core.images import as_floats
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.codebook import Codebook, Quantized
-from dalle2_core.networks.vqgan import Discriminator, decoder, encoder
+from dalle2_core.networks.vqgan import Discriminator, vqgan_decoder, vqgan_encoder
 from dalle2_core.networks.vqgan_config import VaeConfig
 from dalle2_core.rng import RNG, uniform
 from dalle2_core.serialization import read_settings, read_weights, settings_of, write_model
@@ -113,7 +113,7 @@ class VQGanVAE(CompanionModules):
             raise ConfigError("vgg is given, but use_vgg_and_gan is False; choose one")
         self.config = config
         self.latent_channels, self.downsampling = config.vq_codebook_dim, config.downsampling
-        self.encoder, self.decoder = encoder(config), decoder(config)
+        self.encoder, self.decoder = vqgan_encoder(config), vqgan_decoder(config)
         self.codebook = Codebook(
             config.vq_codebook_size,
             config.vq_codebook_dim,

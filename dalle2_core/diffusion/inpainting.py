@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dalle2_core.diffusion.posterior import Denoise
-from dalle2_core.diffusion.samplers import Step, pairs
+from dalle2_core.diffusion.samplers import Step, timestep_pairs
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.rng import RNG, normal
 
@@ -28,7 +28,7 @@ def repaint(
     agree with the known one.
     """
     x, x0 = x_T, None
-    for t, s in pairs(timesteps):
+    for t, s in timestep_pairs(timesteps):
         for attempt in reversed(range(resample_times)):
             # The network sees the known part at its own noise level, never a mixture of two.
             x = torch.where(mask, noised(known, schedule, t, draws), x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dalle2_core.diffusion.posterior import Denoise
-from dalle2_core.diffusion.samplers import pairs
+from dalle2_core.diffusion.samplers import timestep_pairs
 from dalle2_core.diffusion.schedules import NoiseSchedule
 
 
@@ -19,7 +19,7 @@ def ddim_inverse(
     before; each costs one more estimate and reduces the error.
     """
     x = x0
-    for t, s in reversed(list(pairs(timesteps))):
+    for t, s in reversed(list(timestep_pairs(timesteps))):
         found = x
         for _ in range(1 + refinements):
             found = _up(denoise, schedule, x, found, s, t)

@@ -60,7 +60,7 @@ def ddpm(
     With t and s any distance apart, as in Kingma et al. 2107.00630, appendix A.
     """
     x, x0 = x_T, None
-    for t, s in pairs(timesteps):
+    for t, s in timestep_pairs(timesteps):
         given = denoise(x, t.expand(len(x)), x0)
         x, x0 = ddpm_step(x, given, schedule, t, s, generator), given.x0
     return x
@@ -80,7 +80,7 @@ def ddim(
     On the "flow" schedule, eta 0 is Euler's method along the straight paths.
     """
     x, x0 = x_T, None
-    for t, s in pairs(timesteps):
+    for t, s in timestep_pairs(timesteps):
         given = denoise(x, t.expand(len(x)), x0)
         x, x0 = ddim_step(x, given, schedule, t, s, generator, eta=eta), given.x0
     return x
@@ -101,7 +101,7 @@ def dpm_solver(
     x = x_T
     x0: Tensor | None = None
     h_before: Tensor | None = None
-    for step, (t, s) in enumerate(pairs(timesteps), start=1):
+    for step, (t, s) in enumerate(timestep_pairs(timesteps), start=1):
         before, x0 = x0, denoise(x, t.expand(len(x)), x0).x0
         alpha_s, sigma_s, sigma_t = schedule.alpha(s), schedule.sigma(s), schedule.sigma(t)
         # How far the step goes, in half the logarithm of the signal-to-noise ratio.
@@ -143,7 +143,7 @@ def ddim_step(
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}
 
 
-def pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def timestep_pairs(timesteps: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Each timestep and the next less noisy one; -1, the clean data, after the last."""
     clean = timesteps.new_full((1,), -1)
     return zip(timesteps, torch.cat((timesteps[1:], clean)), strict=True)

@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def encoder(config: VaeConfig) -> nn.Sequential:
+def vqgan_encoder(config: VaeConfig) -> nn.Sequential:
     """Images → latents of `vq_codebook_dim` channels, sides `downsampling` times smaller."""
     kernel = config.first_conv_kernel_size
     parts: list[nn.Module] = [nn.Conv2d(config.channels, config.dim, kernel, padding=kernel // 2)]
@@ -36,7 +36,7 @@ def encoder(config: VaeConfig) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Conv2d(config.widths[-1], config.vq_codebook_dim, 1))
 
 
-def decoder(config: VaeConfig) -> nn.Sequential:
+def vqgan_decoder(config: VaeConfig) -> nn.Sequential:
     """Latents → images. Its last convolution is [-1]."""
     parts: list[nn.Module] = [nn.Conv2d(config.vq_codebook_dim, config.widths[-1], 1)]
     for layer, (dim, dim_out) in reversed(list(enumerate(pairwise(config.widths)))):

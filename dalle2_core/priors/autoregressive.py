@@ -19,7 +19,7 @@ from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import evaluating
 from dalle2_core.networks.autoregressive_prior import AutoregressiveNetwork
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
-from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest
+from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest_to_text
 from dalle2_core.priors.pca_codes import PCAQuantizer
 from dalle2_core.priors.standardize import Standardizer
 from dalle2_core.rng import RNG, integers, uniform
@@ -133,7 +133,7 @@ class AutoregressivePrior(Prior):
         with evaluating(self):
             codes = self.net.generate(likeness.repeat(times), text, choose)[:rows]
         candidates = self.quantizer.decode(codes)
-        return nearest(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
+        return nearest_to_text(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
 
     def _condition(
         self, embed: Tensor, tokens: Tensor | None, mask: Tensor | None, keep: Tensor | None = None

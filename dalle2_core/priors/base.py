@@ -110,7 +110,7 @@ def check_candidates(num_samples_per_batch: int) -> None:
         raise ConfigError(f"num_samples_per_batch is {num_samples_per_batch}; it must be 1 or more")
 
 
-def nearest(text_embed: Tensor, candidates: Tensor) -> Tensor:
+def nearest_to_text(text_embed: Tensor, candidates: Tensor) -> Tensor:
     """Of n candidates for each text, [b * n, d], the one whose direction is nearest to the text embedding: [b, d]."""
     candidates = candidates.view(len(text_embed), -1, text_embed.shape[1])
     likeness = (F.normalize(candidates, dim=-1) * text_embed[:, None]).sum(dim=-1)

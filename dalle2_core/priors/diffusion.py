@@ -23,7 +23,7 @@ from dalle2_core.keywords import chosen, from_keywords
 from dalle2_core.modules import CompanionModules, evaluating
 from dalle2_core.networks.causal_transformer import Memory, PriorNetworkConfig
 from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
-from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest
+from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest_to_text
 from dalle2_core.priors.config import PriorConfig, published
 from dalle2_core.priors.standardize import Standardizer
 from dalle2_core.rng import RNG, integers, normal, uniform
@@ -227,7 +227,7 @@ class DiffusionPrior(Prior, CompanionModules):
             )
         candidates = self.image_scaling.inverse(x)
         normalize = normalize or self.config.sampling_final_clamp_l2norm
-        return nearest(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
+        return nearest_to_text(text_embed, F.normalize(candidates, dim=-1) if normalize else candidates)
 
     def _denoise(self, text: TextCondition, cond_scale: float) -> Denoise:
         """The denoiser of these texts, guided and clamped as the config says. They are read once for all steps."""

@@ -21,7 +21,7 @@ from dalle2_core.training.curves import plot_curves
 from dalle2_core.training.distributed import Processes, join_processes
 from dalle2_core.training.metrics_log import Logs, open_logs
 from dalle2_core.training.optim import OptimConfig, learning_rate, make_optimizer
-from dalle2_core.training.parallel import Replicated, Sharded, place
+from dalle2_core.training.parallel import Replicated, Sharded, place_model
 from dalle2_core.training.seeding import seeded_layers
 from dalle2_core.training.state import Best, MetricTotals, TrainState
 from dalle2_core.training.step import refuse_to_cut, take_step
@@ -76,7 +76,7 @@ def train(
     device = next(model.parameters()).device
     together = processes or join_processes(device)
     refuse_to_cut(model, config, together)
-    placed = place(model, config, together)
+    placed = place_model(model, config, together)
     state = TrainState(placed.model, make_optimizer(placed.model, optim), placed.ema)
     # What the first process does decides: the others may know nothing to judge by.
     judges, shows = together.gather((evaluate is not None, show is not None))[0]

@@ -105,7 +105,7 @@ class Sharded:
             own.data = own.data.new_empty(0)
 
 
-def place(model: nn.Module, config: TrainConfig, together: Processes) -> Replicated | Sharded:
+def place_model(model: nn.Module, config: TrainConfig, together: Processes) -> Replicated | Sharded:
     """Lay `model`, and its moving average, over the processes. Raises ConfigError for one that cannot be sharded."""
     if config.parallel == "ddp" or together.world == 1:
         return Replicated(model, together, config.ema_decay)

@@ -45,7 +45,7 @@ def _refuse_other_names(one: tuple[str, EncoderCard], other: tuple[str, EncoderC
 def activation_of_version_0_1(card: EncoderCard) -> bool | None:
     """Whether version 0.1 computed QuickGELU: decided by the model's name for all tags; None for an unknown name."""
     name = open_clip_tables.known_name(card.model)
-    return None if name is None else bool(open_clip_tables.configs()[name].get("quick_gelu", False))
+    return None if name is None else bool(open_clip_tables.model_configs()[name].get("quick_gelu", False))
 
 
 def computes_quick_gelu(card: EncoderCard) -> bool | None:

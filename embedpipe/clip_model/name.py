@@ -25,9 +25,9 @@ def model_folder(model: str) -> Path | None:
     return None
 
 
-def refuse_unknown(model: str) -> None:
+def refuse_unknown_model(model: str) -> None:
     """Raise ModelError for a folder without a model, or a name without an open_clip configuration file."""
     if model_folder(model) is not None or model.startswith("hf-hub:"):
         return
     if open_clip_tables.known_name(model) is None:
-        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.configs()))
+        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.model_configs()))

@@ -33,12 +33,12 @@ INTERPOLATIONS = ("bicubic", "bilinear", "random")
 RESIZE_MODES = ("shortest", "longest", "squash")
 
 
-def configs() -> Tables:
+def model_configs() -> Tables:
     """Model name → its configuration (embed_dim, vision_cfg, text_cfg …), in open_clip's order."""
     return _asked(*_CONFIGS) if _CONFIGS[0] in sys.modules else _config_files()
 
 
-def tags() -> Tables:
+def pretrained_tags() -> Tables:
     """Model name → tag → its entry in open_clip (url, hf_hub, mean, std …, and quick_gelu if true)."""
     return _asked(*_TAGS) if _TAGS[0] in sys.modules else _table_of_tags()
 
@@ -61,21 +61,21 @@ def _asked(module: str, table: str) -> Tables:
 
 def known_name(model: str) -> str | None:
     """`model` as spelled in open_clip's tables (`ViT-B/32` is `ViT-B-32` there), None for an unknown name."""
-    return next((name for name in (model, model.replace("/", "-")) if name in configs()), None)
+    return next((name for name in (model, model.replace("/", "-")) if name in model_configs()), None)
 
 
 def tag_of(model: str, tag: str) -> Mapping[str, Any] | None:
     """The table's entry for a tag of a model, in any spelling that open_clip accepts; None for an unknown tag."""
-    found: Mapping[str, Any] | None = tags().get(model, {}).get(tag.lower().replace("-", "_"))
+    found: Mapping[str, Any] | None = pretrained_tags().get(model, {}).get(tag.lower().replace("-", "_"))
     return found
 
 
-def sibling(model: str) -> str | None:
+def sibling_model(model: str) -> str | None:
     """The same model with the other activation: `ViT-B-32-quickgelu` for `ViT-B-32` and vice versa, if any."""
     other = (
         model.removesuffix(QUICK_GELU_SUFFIX) if model.endswith(QUICK_GELU_SUFFIX) else f"{model}{QUICK_GELU_SUFFIX}"
     )
-    return other if other in configs() else None
+    return other if other in model_configs() else None
 
 
 @functools.cache

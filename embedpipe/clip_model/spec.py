@@ -66,7 +66,7 @@ def resolve_spec(model: str, pretrained: str, options: ModelOptions | None = Non
     """
     options = options or ModelOptions()
     name = require_weights(model, pretrained)
-    config = open_clip_tables.configs()[name]
+    config = open_clip_tables.model_configs()[name]
     named = f"{model} {pretrained}"
     if pretrained == RANDOM:
         values = _completed(named, name, options, _by_bare(name, config))
@@ -86,7 +86,7 @@ def tag_values(name: str, tag: str) -> dict[str, Any]:
     """
     said = open_clip_tables.tag_of(name, tag)
     assert said is not None
-    bare = _bare(open_clip_tables.configs()[name])
+    bare = _bare(open_clip_tables.model_configs()[name])
     return {field: _plain(said.get(field, bare[field])) for field in _FIELDS}
 
 
@@ -105,14 +105,14 @@ _ByValue = dict[str, dict[Any, list[str]]]
 def _by_value(name: str) -> _ByValue:
     """The values of a model's tags and its QuickGELU sibling's tags; empty if it has none."""
     found: _ByValue = {}
-    siblings = [name] if name.endswith(QUICK_GELU_SUFFIX) else [name, open_clip_tables.sibling(name)]
+    siblings = [name] if name.endswith(QUICK_GELU_SUFFIX) else [name, open_clip_tables.sibling_model(name)]
     for model in filter(None, siblings):
-        for tag in open_clip_tables.tags().get(model, {}):
+        for tag in open_clip_tables.pretrained_tags().get(model, {}):
             for field, value in tag_values(model, tag).items():
                 tags = found.setdefault(field, {}).setdefault(value, [])
                 if tag not in tags:
                     tags.append(tag)
-    if found and not takes_quick_gelu(open_clip_tables.configs()[name]):
+    if found and not takes_quick_gelu(open_clip_tables.model_configs()[name]):
         found["quick_gelu"] = {False: [name]}  # other libraries decide: the tags' value has no effect
     return found
 
@@ -149,12 +149,12 @@ def _completed(named: str, name: str, options: ModelOptions, by_value: _ByValue)
 
 
 def _like(named: str, name: str, tag: str) -> dict[str, Any]:
-    for model in filter(None, (name, open_clip_tables.sibling(name))):
+    for model in filter(None, (name, open_clip_tables.sibling_model(name))):
         if open_clip_tables.tag_of(model, tag) is not None:
             return tag_values(model, tag)
     known = [
-        *open_clip_tables.tags().get(name, {}),
-        *open_clip_tables.tags().get(open_clip_tables.sibling(name) or "", {}),
+        *open_clip_tables.pretrained_tags().get(name, {}),
+        *open_clip_tables.pretrained_tags().get(open_clip_tables.sibling_model(name) or "", {}),
     ]
     raise ModelError(f"{named}: the model has no tag {tag!r} for `like_tag`", did_you_mean(tag, set(known)))
 
@@ -188,14 +188,14 @@ def require_weights(model: str, pretrained: str) -> str:
     """open_clip's name of a model in its tables. Raises ModelError if the name, tag or file does not exist."""
     name = open_clip_tables.known_name(model)
     if name is None:
-        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.configs()))
-    tags = list(open_clip_tables.tags().get(name, {}))
+        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.model_configs()))
+    tags = list(open_clip_tables.pretrained_tags().get(name, {}))
     if not pretrained:
         known = f"a tag ({', '.join(tags[:4])} …)" if tags else "a checkpoint file"
         raise ModelError(f"{model}: no weights given", f"Give `pretrained`: {known}, a file, or `random`")
     if pretrained == RANDOM or open_clip_tables.tag_of(name, pretrained) is not None or Path(pretrained).is_file():
         return name
-    other = open_clip_tables.sibling(name)
+    other = open_clip_tables.sibling_model(name)
     if other is not None and open_clip_tables.tag_of(other, pretrained) is not None:
         trained = "QuickGELU" if tag_values(other, pretrained)["quick_gelu"] else "GELU"
         raise ModelError(
@@ -236,7 +236,7 @@ def is_checkpoint(model: str, pretrained: str) -> bool:
 def has_quick_gelu(model: str) -> bool:
     """Whether `quick_gelu` changes anything in a model of open_clip's tables."""
     name = open_clip_tables.known_name(model)
-    return name is not None and takes_quick_gelu(open_clip_tables.configs()[name])
+    return name is not None and takes_quick_gelu(open_clip_tables.model_configs()[name])
 
 
 def _word(field: str) -> str:

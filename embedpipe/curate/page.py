@@ -41,7 +41,7 @@ class Section:
     heads: Sequence[str] = ()
 
 
-def page(title: str, sections: Sequence[Section]) -> bytes:
+def pairs_page(title: str, sections: Sequence[Section]) -> bytes:
     """The page with embedded images: one file, no scripts. Dropped rows are on red."""
     return document(title, "".join(map(_section, sections)), _STYLE)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..load import EmbeddingDataset
 from ..load.images.source import source_images
-from ..load.metadata import gather
+from ..load.metadata import gather_metadata
 from .page import RowCard
 
 _CHARACTERS = 200
@@ -18,7 +18,7 @@ def row_cards(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -
     Raises InputError if there are none at `images`.
     """
     different = np.unique(rows)
-    about = gather(dataset, different, ("src_shard", "key", "caption")).to_pylist()
+    about = gather_metadata(dataset, different, ("src_shard", "key", "caption")).to_pylist()
     pictures = source_images(dataset, [(row["src_shard"], row["key"]) for row in about], images)
     return {
         int(number): RowCard(

@@ -18,7 +18,7 @@ from .materialise import materialise, refuse_other_output, selection_run
 REPORT = "report.json"
 
 
-def begin(dataset: EmbeddingDataset, out: str) -> None:
+def begin_selection(dataset: EmbeddingDataset, out: str) -> None:
     """Prepare `out` for writing, with its lock held. Raises RunMismatch if it contains something else."""
     refuse_other_output(dataset, out)
     files.sweep_temporaries(out)
@@ -55,6 +55,6 @@ def write_selected(
         materialise(dataset, rows, out, run, threads, listen)
 
 
-def end(out: str, report: dict[str, Any]) -> None:
+def end_selection(out: str, report: dict[str, Any]) -> None:
     """Write report.json, last."""
     files.write_bytes(files.join(out, REPORT), (json.dumps(report, indent=1) + "\n").encode())

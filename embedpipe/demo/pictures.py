@@ -15,7 +15,7 @@ from PIL import Image
 from embedpipe.files import unwritable, write_bytes
 
 from .captions import caption
-from .concepts import STYLES, Concept, Style, drawings, list_concepts, missing_demo_extra, split_of
+from .concepts import STYLES, Concept, Style, emoji_drawings, list_concepts, missing_demo_extra, split_of
 
 TABLE_NAME = "pictures.csv"
 ATTRIBUTION_NAME = "ATTRIBUTION.md"
@@ -121,7 +121,7 @@ def _is_complete(folder: Path, marker: bytes) -> bool:
 
 def _draw_style(folder: Path, style: Style, concepts: list[Concept], size: int) -> None:
     (folder / style).mkdir(parents=True, exist_ok=True)
-    files = drawings(style)
+    files = emoji_drawings(style)
     for concept in concepts:
         (folder / style / f"{concept.code}.png").write_bytes(_draw(files[concept.code], size))
 

@@ -26,7 +26,7 @@ from . import load_encoder
 from .base import Encoder, EncoderConfig
 from .batching import BatchingConfig
 from .disk_space import with_need
-from .overwrite import discard
+from .overwrite import discard_output
 from .planning import plan_input, refuse_other_options, run_card
 from .reject_limit import RejectLimitListener
 from .resume import CommittedTotals, scan_committed
@@ -236,7 +236,7 @@ def _begin(
     run = dataclasses.replace(run_card(out, before, change, facts, config.shaping(), reader), source=source)
     if config.part is None:
         if found is not None and config.overwrite:
-            discard(out, found)  # not earlier: a wrong model name must not delete a data set
+            discard_output(out, found)  # not earlier: a wrong model name must not delete a data set
         return run, change
     with planning(out):
         now = manifest.read_run(out)

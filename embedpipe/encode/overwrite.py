@@ -13,7 +13,7 @@ from ..store import layout
 from ..store.cleanup import sweep_leftovers
 
 
-def discard(out: str, run: RunCard) -> None:
+def discard_output(out: str, run: RunCard) -> None:
     """Remove the data set that `run` describes. Call it with `out` locked.
 
     Manifests go first, the files they list next, the run card last: killed at any moment, it leaves an unfinished data

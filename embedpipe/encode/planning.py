@@ -18,7 +18,7 @@ from ..errors import EmptyInput, InputError, RunMismatch
 from ..manifest import EMBEDDINGS, RunCard
 from ..plural import plural
 from ..read import Reader
-from ..shard_plan import PlanChange, grow
+from ..shard_plan import PlanChange, grow_plan
 from ..store import open_format
 from ..types import Sample, SourceShard
 
@@ -33,14 +33,14 @@ def plan_input(
     if before is None:
         if manifest.committed_numbers(out):
             raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
-        return grow((), reader.shards(()))
+        return grow_plan((), reader.shards(()))
     if before.format != EMBEDDINGS:
         raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
     if overwrite:
-        return grow((), reader.shards(()))
+        return grow_plan((), reader.shards(()))
     refuse_other_options(out, before, shaping)
     found = reader.shards(before.plan)
-    change = grow(before.plan, found)
+    change = grow_plan(before.plan, found)
     if not change.changed:
         return change
     committed = set(manifest.committed_numbers(out))

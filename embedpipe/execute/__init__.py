@@ -10,7 +10,7 @@ from .base import Executor, FailedTask, Outcome, Task, TaskContext, Tasks, Worke
 from .inline import InlineExecutor
 from .processes import ProcessExecutor
 from .ray import RayExecutor
-from .ray_cluster import Cluster, WorkerResources, joined
+from .ray_cluster import Cluster, WorkerResources, joined_cluster
 from .resources import Allocation, ResourceRequest, places_here, places_on_cluster
 from .threads import in_order, one_ahead, several_at_once, torch_threads
 
@@ -76,6 +76,6 @@ def open_places(
         yield executor, places
         return
     cores = demand.workers * (demand.threads or 1) if demand.gpus == 0 else 1
-    with joined(cluster, cores):
+    with joined_cluster(cluster, cores):
         places = places_on_cluster(demand)
         yield RayExecutor(len(places.devices), cluster, WorkerResources(places.threads, places.gpus_each)), places

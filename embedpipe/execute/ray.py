@@ -24,7 +24,7 @@ from ..progress import Listener
 from .actor import BEAT_S, Left, WorkerActor
 from .base import Outcome, Tasks, WorkerFactory, WorkerLoop
 from .messages import RemoteTraceback
-from .ray_cluster import Cluster, WorkerResources, joined, library, require_resources
+from .ray_cluster import Cluster, WorkerResources, joined_cluster, ray_library, require_resources
 from .task_tracker import InFlight, TaskReply, TaskTracker
 
 _Made = TypeVar("_Made")
@@ -40,12 +40,12 @@ class RayExecutor:
 
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """See `Executor.ready`."""
-        return joined(self.cluster, self.workers * self.room.cpus)
+        return joined_cluster(self.cluster, self.workers * self.room.cpus)
 
     def call(self, function: Callable[..., _Made], *arguments: Any) -> _Made:
         """See `Executor.call`."""
         with self.ready():
-            ray = library()
+            ray = ray_library()
             require_resources(1, self.room)
             remote = ray.remote(**_options(self.room), max_retries=0)(_in_folder)
             try:
@@ -128,7 +128,7 @@ class _Crew:
     """The actors of one run."""
 
     def __init__(self, work: WorkerFactory, ledger: TaskTracker, cluster: Cluster, room: WorkerResources) -> None:
-        self._ray = library()
+        self._ray = ray_library()
         self._work = self._ray.put(
             _InFolder(self._ray.cloudpickle.dumps(work), str(Path.cwd()))
         )  # once for all workers

@@ -51,7 +51,7 @@ class WorkerResources:
         return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{' and 1 GPU' * self.gpus}"
 
 
-def library() -> Any:
+def ray_library() -> Any:
     """The module `ray`. Raises MissingExtra."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)  # before the import, which reads them
@@ -64,7 +64,7 @@ def library() -> Any:
 
 
 @contextlib.contextmanager
-def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
+def joined_cluster(cluster: Cluster, cpus: int) -> Iterator[None]:
     """Connect to the cluster within the block; a nested block does nothing.
 
     cpus: the minimum number of cores of a cluster started here, since more workers than cores may be requested on this
@@ -78,7 +78,7 @@ def joined(cluster: Cluster, cpus: int) -> Iterator[None]:
             f"{address}: Ray's client protocol is not spoken here",
             "Run it on a machine of the cluster, with `address=host:port`",
         )
-    ray = library()
+    ray = ray_library()
     if ray.is_initialized():
         yield
         return
@@ -161,7 +161,7 @@ def require_resources(workers: int, room: WorkerResources) -> None:
 
 
 def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in library().nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray_library().nodes() if node["Alive"]]
 
 
 def _places(room: WorkerResources) -> int:
@@ -171,7 +171,7 @@ def _places(room: WorkerResources) -> int:
 
 def _free(room: WorkerResources) -> int:
     """An upper bound on how many fit now: Ray reports free resources only as a total over all nodes."""
-    return _fit(library().available_resources(), room)
+    return _fit(ray_library().available_resources(), room)
 
 
 def _fit(resources: dict[str, float], room: WorkerResources) -> int:

@@ -45,7 +45,7 @@ def _front_matter(schema: pa.Schema, splits: Sequence[Split]) -> Iterator[str]:
     yield "dataset_info:"
     yield "  features:"
     for field in schema:
-        yield f"  - name: {quoted(field.name)}"
+        yield f"  - name: {yaml_quoted(field.name)}"
         yield from _feature(field.type, "    ")
     yield "  splits:"
     for split in splits:
@@ -76,7 +76,7 @@ def _feature(kind: pa.DataType, indent: str) -> Iterator[str]:
         yield f"{indent}dtype: {_NAMES.get(str(kind), str(kind))}"
 
 
-def quoted(text: str) -> str:
+def yaml_quoted(text: str) -> str:
     """`text` as a YAML scalar in double quotes."""
     plain = json.dumps(text, ensure_ascii=False)
     return _NOT_PRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", plain)

@@ -88,7 +88,7 @@ def plan_export(emb: str, out: str, config: ExportConfig) -> ExportPlan:
     """What `export` would do, without writing anything. Raises as `export` does."""
     job = _prepare(emb, config)
     journal.refuse_other_export(out, job.card)
-    done = len(journal.committed(out))
+    done = len(journal.committed_parts(out))
     return ExportPlan(
         config.to, sum(part.rows for part in job.plan), len(job.plan), len(job.plan) - done, job.card.options
     )
@@ -112,7 +112,7 @@ def _prepare(emb: str, config: ExportConfig) -> _Job:
     dtype = config.dtype or kind.dtype or dataset.card.dtype
     exporter = kind.make(dataset, plan, config)
     options = {"to": config.to, "dtype": dtype, "text_tokens": config.text_tokens, **exporter.options}
-    return _Job(dataset, plan, dtype, exporter, journal.card(dataset, plan, options))
+    return _Job(dataset, plan, dtype, exporter, journal.export_card(dataset, plan, options))
 
 
 def _report(

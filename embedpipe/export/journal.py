@@ -25,7 +25,7 @@ def state(out: str) -> str:
     return files.join(out, FOLDER)
 
 
-def card(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], options: dict[str, Any]) -> RunCard:
+def export_card(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], options: dict[str, Any]) -> RunCard:
     """The run card of an export: `plan` is its parts."""
     return RunCard(
         EXPORT,
@@ -70,14 +70,14 @@ def resume(out: str, wanted: RunCard, folders: Sequence[str]) -> dict[int, Shard
     for folder in (FOLDER, f"{FOLDER}/manifest", *folders):
         files.sweep_temporaries(files.join(out, folder) if folder else out)
     manifest.write_run(state(out), wanted)
-    whole = committed(out)
+    whole = committed_parts(out)
     for number in manifest.committed_numbers(state(out)):
         if number not in whole:
             manifest.retract(state(out), number, _DIGITS)
     return whole
 
 
-def committed(out: str) -> dict[int, ShardManifest]:
+def committed_parts(out: str) -> dict[int, ShardManifest]:
     """The parts whose files exist with the recorded sizes, by number."""
     entries = manifest.read_manifests(state(out), _DIGITS)
     return {entry.number: entry for entry in entries if manifest.files_are_there(out, entry)}

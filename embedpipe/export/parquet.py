@@ -40,4 +40,4 @@ def write_table(out: str, path: str, part: ExportPart) -> FileRecord:
     """Write a part as one parquet file."""
     arrays = {parquet.EMBEDDINGS["image"]: part.image, parquet.EMBEDDINGS["text"]: part.text}
     metadata = avoid_name_clash(part.metadata, parquet.OWN_COLUMNS)
-    return write_hashed(out, path, lambda stream: parquet.save(stream, arrays, metadata, part.text_tokens))
+    return write_hashed(out, path, lambda stream: parquet.save_table(stream, arrays, metadata, part.text_tokens))

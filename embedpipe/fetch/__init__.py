@@ -2,7 +2,7 @@
 
 from ..callable_package import callable_as
 from .config import RESIZE_MODES, FetchConfig, FetchReport
-from .job import fetch, log_file, plan_fetch, remaining
+from .job import fetch, log_file, plan_fetch, remaining_shards
 from .outcome import ERROR_CLASSES
 from .plan import FetchPlan, make_plan
 
@@ -16,7 +16,7 @@ __all__ = [
     "log_file",
     "make_plan",
     "plan_fetch",
-    "remaining",
+    "remaining_shards",
 ]
 
 callable_as(__name__, ":fetch")

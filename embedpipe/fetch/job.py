@@ -40,10 +40,10 @@ _DEADLINE_PER_TIMEOUT = 3
 def plan_fetch(urls: str, out: str, config: FetchConfig | None = None) -> tuple[FetchPlan, list[int]]:
     """What `fetch` would do: its plan, and the numbers of the shards that are not there yet. Raises as it does."""
     plan = make_plan(urls, out, config or FetchConfig())
-    return plan, [shard.number for shard in remaining(plan, out)]
+    return plan, [shard.number for shard in remaining_shards(plan, out)]
 
 
-def remaining(plan: FetchPlan, out: str) -> list[ShardRange]:
+def remaining_shards(plan: FetchPlan, out: str) -> list[ShardRange]:
     """The planned shards that are not yet committed."""
     committed = set(manifest.committed_numbers(out))
     return [shard for shard in plan.shards if shard.number not in committed]
@@ -76,7 +76,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listen
         if manifest.read_run(out) != plan.previous:  # another run changed it in between
             plan = make_plan(urls, out, config)
         redone = _retract_damaged(out, plan.run.shard_digits)
-        todo = remaining(plan, out)
+        todo = remaining_shards(plan, out)
         begun = manifest.with_pending(out, plan.run)
         if begun != plan.previous:
             manifest.write_run(out, begun)
@@ -107,7 +107,7 @@ def _fetch_planned(plan: FetchPlan, todo: list[ShardRange], out: str, config: Fe
     if grown is None:
         return len(todo)
     manifest.write_run(out, manifest.with_pending(out, grown.run))
-    again = remaining(grown, out)
+    again = remaining_shards(grown, out)
     both = todo + again
     run(Progress(planned=len(both), planned_rows=sum(shard.rows for shard in both)))
     _fetch_shards(grown, again, out, config, run)

@@ -103,7 +103,7 @@ def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
 
 
 def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
-    found = table.locate(urls)
+    found = table.locate_tables(urls)
     before = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
     known = {entry.name: entry for entry in before if not entry.retry}
     _require_unchanged(out, found, known)

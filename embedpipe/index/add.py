@@ -13,7 +13,7 @@ from .. import files
 from ..errors import OutputUnwritable
 from ..execute import InlineExecutor, ResourceRequest, Task, WorkerLoop, in_order, one_by_one, open_places
 from ..load import EmbeddingDataset
-from ..load.row_blocks import blocks
+from ..load.row_blocks import row_blocks
 from ..progress import Listener, Progress, TaskReport
 from .card import IndexedShard
 from .ids import ids_of
@@ -74,7 +74,7 @@ class AddWork:
         def rows_of(shards: Sequence[IndexedShard]) -> Iterator[tuple[int, int, np.ndarray]]:
             for shard in shards:
                 place = place_of[shard.number]
-                for row, rows in blocks(dataset, place, self.modality):
+                for row, rows in row_blocks(dataset, place, self.modality):
                     yield shard.number, row - dataset.shards[place].start, rows
 
         def make_part(task: Task, listen: Listener) -> TaskReport:

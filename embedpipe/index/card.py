@@ -94,7 +94,7 @@ def build_command(path: str, modality: str, rebuild: bool = False) -> str:
     return f"Run `embedpipe.build_index({path!r}{side}{', rebuild=True' * rebuild})`"
 
 
-def indexed(manifest: ShardManifest) -> IndexedShard:
+def indexed_shard(manifest: ShardManifest) -> IndexedShard:
     """The record of a shard in an index."""
     digest = hashlib.sha256()
     for record in manifest.files:
@@ -104,7 +104,7 @@ def indexed(manifest: ShardManifest) -> IndexedShard:
 
 def indexed_shards(dataset: EmbeddingDataset) -> tuple[IndexedShard, ...]:
     """The records of all shards of `dataset` in a complete index."""
-    return tuple(indexed(shard.manifest) for shard in dataset.shards)
+    return tuple(indexed_shard(shard.manifest) for shard in dataset.shards)
 
 
 def data_digest(dataset: EmbeddingDataset) -> str:

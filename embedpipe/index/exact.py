@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..load import EmbeddingDataset
-from ..load.row_blocks import blocks
+from ..load.row_blocks import row_blocks
 from ..progress import Listener, Progress, silent
 from .ids import NONE, ids_of
 
@@ -56,7 +56,7 @@ def exact_nearest(
     for shard in range(len(dataset.shards)) if shards is None else shards:
         opened = dataset.shards[shard]
         number = opened.manifest.number
-        for row, rows in blocks(dataset, shard, modality):
+        for row, rows in row_blocks(dataset, shard, modality):
             start = row - opened.start
             found = _with_block(found, queries @ rows.T, ids_of(number, start, start + len(rows)), k)
             listen(Progress(rows=len(rows)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import files
 from ..load import EmbeddingDataset
-from ..load.row_blocks import blocks
+from ..load.row_blocks import row_blocks
 from ..progress import Listener, Progress
 from ..store.hashed_writer import write_hashed
 from .card import index_path
@@ -42,7 +42,7 @@ def add_whole(
             listen(Progress(rows=shard.rows))
             continue
         place = place_of[shard.number]
-        for row, rows in blocks(dataset, place, modality):
+        for row, rows in row_blocks(dataset, place, modality):
             start = row - dataset.shards[place].start
             index.add_with_ids(rows, ids_of(shard.number, start, start + len(rows)))
             listen(Progress(rows=len(rows)))

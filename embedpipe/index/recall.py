@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..load import EmbeddingDataset
-from ..load.row_blocks import release, take
+from ..load.row_blocks import release_pages, take_rows
 from ..progress import Listener, silent
 from .exact import NearestRows, exact_nearest
 from .ids import NONE, ids_of_rows
@@ -57,7 +57,7 @@ def draw(dataset: EmbeddingDataset, modality: str) -> tuple[Queries, ...]:
     for side, column in (("image", dataset.image), ("text", dataset.text)):
         if column is not None:
             own = ids_of_rows(dataset, rows) if side == modality else np.full(len(rows), NONE)
-            drawn.append(Queries(side, take(dataset, side, rows), own, NearestRows.none(len(rows))))
+            drawn.append(Queries(side, take_rows(dataset, side, rows), own, NearestRows.none(len(rows))))
     return tuple(drawn)
 
 
@@ -127,7 +127,7 @@ def _shares(
     if look_up:
         good = _as_near(dataset, modality, queries, found)
         for shard in range(len(dataset.shards)):
-            release(dataset.array(shard, modality))
+            release_pages(dataset.array(shard, modality))
     else:
         good = (found.ids[:, :, None] == queries.truth.ids[:, None, :]).any(axis=2) & (found.ids != NONE)
     wanted = np.maximum(1, real.sum(axis=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..load import EmbeddingDataset
-from ..load.row_blocks import take
+from ..load.row_blocks import take_rows
 from .exact import NearestRows
 from .ids import NONE, rows_of_ids
 
@@ -30,7 +30,7 @@ def exact_scores(dataset: EmbeddingDataset, modality: str, queries: np.ndarray, 
         rows = rows_of_ids(dataset, ids[block])
         there = rows != NONE
         wanted, back = np.unique(rows[there], return_inverse=True)
-        stored = take(dataset, modality, wanted)
+        stored = take_rows(dataset, modality, wanted)
         stops = np.cumsum(there.sum(axis=1))
         for query, mine, stop in zip(range(start, start + len(rows)), there, stops, strict=True):
             scores[query][mine] = stored[back[stop - mine.sum() : stop]] @ queries[query]

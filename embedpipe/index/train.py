@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..load import EmbeddingDataset
-from ..load.row_blocks import release, take
+from ..load.row_blocks import release_pages, take_rows
 from .index_types import ID_BYTES, ROWS_PER_CENTROID, IndexType
 from .inverted_lists import code_bytes, require_lists
 
@@ -52,17 +52,17 @@ def trained_index(kind: IndexType, dataset: EmbeddingDataset, modality: str) -> 
     """An empty index, trained on `kind.training_rows` rows spread over the data set."""
     index = new_index(kind, dataset.card.dim)
     if not index.is_trained:
-        index.train(sample(dataset, modality, kind.training_rows))
+        index.train(training_sample(dataset, modality, kind.training_rows))
     return index
 
 
-def sample(dataset: EmbeddingDataset, modality: str, count: int) -> np.ndarray:
+def training_sample(dataset: EmbeddingDataset, modality: str, count: int) -> np.ndarray:
     """float32 [count, dim]: uniformly sampled rows, always the same ones."""
     rows = np.random.default_rng(_SEED).choice(len(dataset), min(count, len(dataset)), replace=False)
     rows.sort()
     owner = np.searchsorted(dataset.stops, rows, side="right")
     parts = []
     for shard in np.unique(owner).tolist():
-        parts.append(take(dataset, modality, rows[owner == shard]))
-        release(dataset.array(shard, modality))  # scattered rows map nearly all pages
+        parts.append(take_rows(dataset, modality, rows[owner == shard]))
+        release_pages(dataset.array(shard, modality))  # scattered rows map nearly all pages
     return np.concatenate(parts)

@@ -33,7 +33,7 @@ class GalleryItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class GalleryReject:
     """One rejected sample, or one url that failed. what: its key or its url."""
 
     shard: str
@@ -46,7 +46,7 @@ class Gallery:
     """samples: by heading. rejects: some per error class."""
 
     samples: dict[str, tuple[GalleryItem, ...]] = field(default_factory=dict)
-    rejects: dict[str, tuple[Rejected, ...]] = field(default_factory=dict)
+    rejects: dict[str, tuple[GalleryReject, ...]] = field(default_factory=dict)
 
 
 def look_at(path: str, count: int = 12, images: str | None = None) -> Gallery:
@@ -110,21 +110,21 @@ def _table(path: str, name: str, columns: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _rejects(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict[str, tuple[Rejected, ...]]:
-    found: dict[str, list[Rejected]] = {}
+def _rejects(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict[str, tuple[GalleryReject, ...]]:
+    found: dict[str, list[GalleryReject]] = {}
     for entry in _with_rejects(entries):
         for row in read_rejects(path, entry, run.shard_digits).to_pylist():
-            _add(found, row["error_class"], Rejected(row["src_shard"], row["key"], row["message"] or ""))
+            _add(found, row["error_class"], GalleryReject(row["src_shard"], row["key"], row["message"] or ""))
     return {name: tuple(some) for name, some in found.items()}
 
 
-def _failures(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict[str, tuple[Rejected, ...]]:
-    found: dict[str, list[Rejected]] = {}
+def _failures(path: str, run: RunCard, entries: Sequence[ShardManifest]) -> dict[str, tuple[GalleryReject, ...]]:
+    found: dict[str, list[GalleryReject]] = {}
     for entry in _with_rejects(entries):
         name = manifest.shard_name(entry.number, run.shard_digits)
         for row in _table(path, f"{name}.parquet", ["url", "status", "error_class", "error_message"]):
             if row["status"] == "failed":
-                _add(found, row["error_class"], Rejected(name, row["url"] or "", row["error_message"] or ""))
+                _add(found, row["error_class"], GalleryReject(name, row["url"] or "", row["error_message"] or ""))
     return {name: tuple(some) for name, some in found.items()}
 
 
@@ -139,7 +139,7 @@ def _with_rejects(entries: Sequence[ShardManifest]) -> Sequence[ShardManifest]:
     return chosen[:_SHARDS_WITH_REJECTS]
 
 
-def _add(found: dict[str, list[Rejected]], name: str, example: Rejected) -> None:
+def _add(found: dict[str, list[GalleryReject]], name: str, example: GalleryReject) -> None:
     examples = found.setdefault(name, [])
     if len(examples) < _EXAMPLES_OF_A_CLASS:
         examples.append(example)

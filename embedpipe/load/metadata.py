@@ -107,7 +107,7 @@ class MetadataColumn:
 ROWS_AT_ONCE = 100_000
 
 
-def gather(dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
+def gather_metadata(dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
     """`columns` of the rows with these numbers, in the given order."""
     stops = np.array([shard.stop for shard in dataset.shards])
     owner = np.searchsorted(stops, rows, side="right")
@@ -122,7 +122,7 @@ def gather(dataset: EmbeddingDataset, rows: np.ndarray, columns: tuple[str, ...]
     return pa.concat_tables(parts).take(pa.array(back))
 
 
-def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """`rows` in chunks that fit in memory for `gather`."""
+def row_chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows` in chunks that fit in memory for `gather_metadata`."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
         yield rows[start : start + ROWS_AT_ONCE]

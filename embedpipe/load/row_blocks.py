@@ -14,7 +14,7 @@ from .dataset import EmbeddingDataset
 BLOCK_ROWS = 8192  # fixed: the rounding of a matrix product may depend on its shape
 
 
-def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tuple[int, np.ndarray]]:
+def row_blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the first row, float32 [m, dim]) for each block of the shard at that index in `dataset.shards`.
 
     Raises DatasetError naming the first row that is not finite. Mapped pages are released after use, so that reading a
@@ -28,10 +28,10 @@ def blocks(dataset: EmbeddingDataset, shard: int, modality: str) -> Iterator[tup
         if not np.isfinite(rows.sum()):
             _require_finite(dataset, modality, np.arange(start + first, start + first + len(rows)), rows)
         yield start + first, rows
-    release(array)
+    release_pages(array)
 
 
-def take(dataset: EmbeddingDataset, modality: str, rows: np.ndarray) -> np.ndarray:
+def take_rows(dataset: EmbeddingDataset, modality: str, rows: np.ndarray) -> np.ndarray:
     """float32 [n, dim] of the given rows of the data set, preferably in ascending order.
 
     Raises DatasetError naming the first row that is not finite.
@@ -41,7 +41,7 @@ def take(dataset: EmbeddingDataset, modality: str, rows: np.ndarray) -> np.ndarr
     return found
 
 
-def release(array: object) -> None:
+def release_pages(array: object) -> None:
     """Release the pages of a memory-mapped array, or of its base; they are read again when accessed."""
     base: object = array
     while base is not None and not isinstance(base, mmap.mmap):
@@ -55,7 +55,7 @@ def can_look_up(dataset: EmbeddingDataset) -> bool:
     return files.is_local(dataset.path) and dataset.run.options.get("format", "npy") == "npy"
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
     """`rows` normalised again: float16 rows have norm 1 to three digits only, while duplicates need six."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     made: np.ndarray = rows / np.maximum(lengths, 1e-12)[:, None]

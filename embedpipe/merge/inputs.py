@@ -88,7 +88,7 @@ def _require_same(first: MergeInput, other: MergeInput, trust_old_card: bool) ->
             continue
         found = [
             f"{name} is {there}, not {here}"
-            for name, here, there in manifest.differences(facts(first.run), facts(other.run))
+            for name, here, there in manifest.run_differences(facts(first.run), facts(other.run))
         ]
         if found:
             raise RunMismatch(

@@ -14,7 +14,7 @@ from ..execute import FailedTask, Task, open_executor
 from ..lock import exclusive
 from ..manifest import EMBEDDINGS, RunCard
 from ..progress import Listener, Progress, TaskReport, silent
-from ..shard_plan import grow
+from ..shard_plan import grow_plan
 from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
 from ..types import SourceShard
 from .inputs import MergeInput, changed_columns, common_card, merged_options, open_inputs, unified_columns
@@ -120,7 +120,7 @@ def plan_merge(paths: Sequence[str], out: str, trust_old_card: bool = False) -> 
     if previous is not None:
         parts = _continued(out, previous, parts)
     shards = [(part, source, entry) for part in parts for source, entry in part.shards()]
-    change = grow(previous.plan if previous is not None else (), [source for _, source, _ in shards])
+    change = grow_plan(previous.plan if previous is not None else (), [source for _, source, _ in shards])
     columns = previous.columns if previous is not None else unified_columns(parts)
     number_of = {shard.name: number for number, shard in enumerate(change.shards)}
     tasks = [

@@ -47,7 +47,7 @@ class Commit:
         return f"{self.number}:{hashlib.sha256(self.encoded()).hexdigest()}"
 
 
-def newest(url: str, name: str) -> Commit | None:
+def newest_commit(url: str, name: str) -> Commit | None:
     """The last commit of the job `name` in the store; None before the first. Raises DatasetError if it is damaged."""
     while numbers := _numbers(url, name):
         data = files.read_if_there(_location(url, name, numbers[-1]))
@@ -56,7 +56,7 @@ def newest(url: str, name: str) -> Commit | None:
     return None
 
 
-def add(url: str, name: str, commit: Commit) -> bool:
+def add_commit(url: str, name: str, commit: Commit) -> bool:
     """Write a commit; returns False if another writer has taken that number, or a later one."""
     if not files.create(_location(url, name, commit.number), commit.encoded()):
         return False
@@ -70,7 +70,7 @@ def forget_before(url: str, name: str, number: int) -> None:
             files.remove(_location(url, name, older))
 
 
-def waiting(url: str, name: str) -> dict[str, int]:
+def waiting_commits(url: str, name: str) -> dict[str, int]:
     """Checksums and sizes of the files not yet at their final path."""
     found = files.sizes(files.join(url, FOLDER)).items()
     return {it.removeprefix(name): size for it, size in found if re.fullmatch(rf"{re.escape(name)}[0-9a-f]{{64}}", it)}

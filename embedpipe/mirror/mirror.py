@@ -77,7 +77,7 @@ class Mirror:
 
         Raises OutputBusy (another machine starts at that moment), DatasetError (a damaged commit), StorageFailed.
         """
-        last = commits.newest(self.url, self._name)
+        last = commits.newest_commit(self.url, self._name)
         if last is None:
             last = self._adopt()
         else:
@@ -98,7 +98,7 @@ class Mirror:
             self._upload(now)
             # Both, since the write may succeed although the response is lost.
             self._kept.note([self._last.mark(), now.mark()])
-            if not commits.add(self.url, self._name, now):
+            if not commits.add_commit(self.url, self._name, now):
                 raise self._overtaken()
             self._kept.note([now.mark()])
             gone = self._last.files.keys() - now.files.keys()
@@ -112,10 +112,10 @@ class Mirror:
 
     def _upload(self, now: Commit) -> None:
         """Upload the new bytes of a commit, unless another commit intervened."""
-        last = commits.newest(self.url, self._name)
+        last = commits.newest_commit(self.url, self._name)
         if last is None or last.mark() != self._last.mark():
             raise self._overtaken()
-        there = commits.waiting(self.url, self._name)
+        there = commits.waiting_commits(self.url, self._name)
         for path, written in now.files.items():
             if self._last.files.get(path) != written and there.get(written.sha256) != written.bytes:
                 files.upload(files.join(self.folder, path), self._waits_at(written.sha256))
@@ -123,7 +123,7 @@ class Mirror:
 
     def _put_in_place(self, last: Commit) -> None:
         """Copy files of the last commit to their final paths, if not yet done."""
-        there = commits.waiting(self.url, self._name)
+        there = commits.waiting_commits(self.url, self._name)
         for path in sorted((path for path, it in last.files.items() if it.sha256 in there), key=_turn):
             place = files.join(self.url, path)
             try:
@@ -139,10 +139,10 @@ class Mirror:
         """Remove leftovers of killed commands from the store. Concurrent ones are at this commit, or refused."""
         commits.forget_before(self.url, self._name, self._last.number)
         strays = [path for path in self._owned_there() if path not in self._last.files]
-        waiting = commits.waiting(self.url, self._name)
+        waiting = commits.waiting_commits(self.url, self._name)
         if not strays and not waiting:
             return
-        last = commits.newest(self.url, self._name)
+        last = commits.newest_commit(self.url, self._name)
         if last is None or last.mark() != self._last.mark():
             return
         self._remove_there(strays)
@@ -169,7 +169,7 @@ class Mirror:
             files.download(files.join(self.url, path), files.join(self.folder, path))
         self._remove_here(path for path in self._paths() if path not in set(there))
         first = Commit(0, self._here())
-        if not commits.add(self.url, self._name, first):
+        if not commits.add_commit(self.url, self._name, first):
             raise self._overtaken()
         return first
 

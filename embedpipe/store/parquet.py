@@ -48,10 +48,10 @@ def write(
     path = layout.metadata_path(shard.number, digits)
     metadata = pa.table(shard.metadata, schema=schema(columns))
     arrays = {EMBEDDINGS["image"]: shard.image, EMBEDDINGS["text"]: shard.text}
-    return (write_hashed(root, path, lambda stream: save(stream, arrays, metadata, shard.text_tokens)), *rejects)
+    return (write_hashed(root, path, lambda stream: save_table(stream, arrays, metadata, shard.text_tokens)), *rejects)
 
 
-def save(
+def save_table(
     stream: BinaryIO,
     arrays: Mapping[str, np.ndarray | None],
     metadata: pa.Table,

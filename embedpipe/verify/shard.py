@@ -8,7 +8,7 @@ from ..manifest import EMBEDDINGS, RunCard, ShardManifest, shard_name
 from ..store import Contents, layout, open_format
 
 
-def disagreements(run: RunCard, entry: ShardManifest, there: Mapping[str, int]) -> Iterator[str]:
+def shard_disagreements(run: RunCard, entry: ShardManifest, there: Mapping[str, int]) -> Iterator[str]:
     """Faults in counts, names and sizes. there: path → bytes of the existing files."""
     yield from _plan_faults(run, entry)
     if entry.rows_in != entry.rows_out + entry.rows_rejected + entry.rows_dropped:

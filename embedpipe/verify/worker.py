@@ -12,7 +12,7 @@ from ..execute import Task, WorkerLoop, one_by_one
 from ..manifest import EMBEDDINGS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Note, TaskReport
 from . import embeddings, images
-from .shard import disagreements
+from .shard import shard_disagreements
 
 # Kinds of notes. An unreadable file may be intact: a disk or network failure says nothing about it.
 FAULT, UNREAD, LEFTOVER = "fault", "unread", "leftover"
@@ -55,7 +55,7 @@ class VerifyWork:
         )
 
     def _notes(self, entry: ShardManifest, there: Mapping[str, int]) -> list[Note]:
-        found = [Note(entry.number, FAULT, what) for what in disagreements(self.run, entry, there)]
+        found = [Note(entry.number, FAULT, what) for what in shard_disagreements(self.run, entry, there)]
         if found or not self.deep:
             return found
         found = [note for record in entry.files for note in self._checksum(entry.number, record)]

@@ -22,7 +22,7 @@ from embedpipe.curate.dedup import clusters as assign
 from embedpipe.encode.job import encode
 from embedpipe.execute import Cluster, Task
 from embedpipe.execute.ray import RayExecutor
-from embedpipe.execute.ray_cluster import joined
+from embedpipe.execute.ray_cluster import joined_cluster
 from embedpipe.fetch import FetchConfig, fetch
 from embedpipe.index import IndexConfig, build_index
 from embedpipe.progress import silent
@@ -246,7 +246,7 @@ def test_a_driver_that_is_killed_is_run_again_for_what_is_left(source, alone, on
     driver.communicate()
     written = {number: (out / "manifest" / f"{number:05d}.json").stat().st_mtime_ns for number in done}
     # Workers end with their driver: they may commit what they have in hand until the cluster has noticed.
-    with joined(on.cluster, 1):
+    with joined_cluster(on.cluster, 1):
         import ray
 
         while ray.available_resources().get("CPU") != 2.0:

@@ -11,7 +11,7 @@ from resvg_py import svg_to_bytes
 from dalle2_core.clip.packaged_weights import PACKAGED_TRUNKS, _locate
 from dalle2_core.clip.trainable import TrainableClip
 from dalle2_core.presets.clip import clip_preset
-from embedpipe.demo.concepts import drawings
+from embedpipe.demo.concepts import emoji_drawings
 
 # Code point → ImageNet class.
 PICTURES = {
@@ -34,7 +34,7 @@ def model():
 def test_the_right_class_is_among_the_five_best_of_a_thousand(model):
     classifier = torch.load(_locate(PACKAGED_TRUNKS["efficientnet-lite0"]), weights_only=True)
     for code, (style, true_class) in PICTURES.items():
-        svg = drawings(style)[code].read_text()
+        svg = emoji_drawings(style)[code].read_text()
         png = svg_to_bytes(svg_string=svg, width=96, height=96, background="white", skip_system_fonts=True)
         pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(bytes(png))).convert("RGB"))).permute(2, 0, 1)[None]
         logits = model.trunk_features(pixels)[0] @ classifier["_fc.weight"].T + classifier["_fc.bias"]

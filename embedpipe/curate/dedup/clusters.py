@@ -23,7 +23,7 @@ from ...execute import (
 from ...execute.threads import one_thread_each
 from ...index.kmeans import centroids, sample_size
 from ...load import EmbeddingDataset
-from ...load.row_blocks import blocks, release, unit
+from ...load.row_blocks import release_pages, row_blocks, unit_rows
 from ...progress import Listener, Progress, TaskReport
 from .workspace import Kept, Workspace
 
@@ -59,9 +59,9 @@ def centers_of(dataset: EmbeddingDataset, modality: str, seed: int) -> np.ndarra
     if clusters == 1:
         total = np.zeros(dataset.card.dim)
         for shard in range(len(dataset.shards)):
-            for _, rows in blocks(dataset, shard, modality):
+            for _, rows in row_blocks(dataset, shard, modality):
                 total += rows.sum(axis=0, dtype=np.float64)
-        return unit(total[None].astype(np.float32))
+        return unit_rows(total[None].astype(np.float32))
     most = max(clusters, _SAMPLE_BYTES // (dataset.card.dim * 4))
     count = min(len(dataset), sample_size(clusters), most)
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False, shuffle=False))
@@ -70,16 +70,16 @@ def centers_of(dataset: EmbeddingDataset, modality: str, seed: int) -> np.ndarra
         here = slice(*np.searchsorted(chosen, (place.start, place.stop)))
         array = dataset.array(number, modality)
         sample[here] = array[chosen[here] - place.start]
-        release(array)
+        release_pages(array)
     return centroids(sample, clusters, seed)
 
 
-def assign(dataset: EmbeddingDataset, shard: int, modality: str, centers: np.ndarray) -> np.ndarray:
+def assign_clusters(dataset: EmbeddingDataset, shard: int, modality: str, centers: np.ndarray) -> np.ndarray:
     """The ASSIGNED of each row of the shard at that index in `dataset.shards`."""
     start = dataset.shards[shard].start
     out = np.empty(dataset.shards[shard].stop - start, ASSIGNED)
-    for first, rows in blocks(dataset, shard, modality):
-        number, cosine = _nearest_two(unit(rows), centers)
+    for first, rows in row_blocks(dataset, shard, modality):
+        number, cosine = _nearest_two(unit_rows(rows), centers)
         part = out[first - start : first - start + len(rows)]
         part["cluster"], part["other"] = number[:, 0], number[:, 1]
         part["to_center"], part["gap"] = cosine[:, 0], cosine[:, 0] - cosine[:, 1]
@@ -158,7 +158,7 @@ class AssignWork:
 
         def one_shard(task: Task, listen: Listener) -> TaskReport:
             try:
-                kept.keep(task.name, assign(dataset, place_of[task.payload], self.modality, centers))
+                kept.keep(task.name, assign_clusters(dataset, place_of[task.payload], self.modality, centers))
             except OSError as problem:
                 raise files.unwritable(str(self.folder), problem) from problem
             return TaskReport(tasks=1)
@@ -174,7 +174,8 @@ def assign_all(
     dataset: EmbeddingDataset, modality: str, workspace: Workspace, workers: Workers, listen: Listener
 ) -> np.ndarray:
     """The ASSIGNED of each row, for the centers in the workspace. Shards with stored results there are not recomputed.
-    The result does not depend on the workers. Raises WorkerDied, OutputUnwritable, and as `assign` and `open_places`.
+    The result does not depend on the workers. Raises WorkerDied, OutputUnwritable, and what `assign_clusters` and
+    `open_places` raise.
     """
     tasks = [
         Task(place, f"assigned-{workspace.key}-{place:06d}", shard.manifest.number)

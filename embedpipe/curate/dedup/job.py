@@ -16,13 +16,13 @@ from ... import files
 from ...errors import OptionError, did_you_mean
 from ...execute import Cluster
 from ...load import EmbeddingDataset
-from ...load.metadata import chunks, gather
+from ...load.metadata import gather_metadata, row_chunks
 from ...lock import exclusive
 from ...mirror import working_folder
 from ...progress import Listener, Progress, silent
 from .. import selection
 from ..materialise import refuse_other_output
-from ..page import page
+from ..page import pairs_page
 from .clusters import Workers, cluster_count
 from .compare_images import picture_differences
 from .decision import (
@@ -154,7 +154,7 @@ def dedup(path: str, out: str, config: DedupConfig | None = None, listen: Listen
         search = dataclasses.replace(search, most=CANDIDATES, floor=min(threshold, CANDIDATES_FROM))
     place = Path(working_folder(out))
     with exclusive(str(place)):
-        selection.begin(dataset, out)
+        selection.begin_selection(dataset, out)
         difference = None
         try:
             first, then = _in_turn(listen)
@@ -212,7 +212,7 @@ def _write(dataset: EmbeddingDataset, out: str, config: DedupConfig, found: Foun
     same_content = _write_dropped(dataset, out, np.flatnonzero(~kept), verdict)
     most = None if found.difference is None else config.difference
     around = pairs_around(dataset, verdict, found.threshold, most, config.pairs, config.images)
-    files.write_bytes(files.join(out, "pairs.html"), page(f"Duplicates in {dataset.path}", [around]))
+    files.write_bytes(files.join(out, "pairs.html"), pairs_page(f"Duplicates in {dataset.path}", [around]))
     report = DedupReport(
         rows=len(dataset),
         kept=int(kept.sum()),
@@ -228,7 +228,7 @@ def _write(dataset: EmbeddingDataset, out: str, config: DedupConfig, found: Foun
         not_compared=0 if found.difference is None else int(np.isnan(found.difference).sum()),
     )
     told = {"data": files.absolute(dataset.path), "config": dataclasses.asdict(config)}
-    selection.end(out, {**told, **dataclasses.asdict(report)})
+    selection.end_selection(out, {**told, **dataclasses.asdict(report)})
     return report
 
 
@@ -268,9 +268,9 @@ def _write_dropped(dataset: EmbeddingDataset, out: str, rows: np.ndarray, verdic
 
 
 def _dropped(dataset: EmbeddingDataset, rows: np.ndarray, verdict: Verdict) -> Iterator[pa.Table]:
-    for some in chunks(rows):
+    for some in row_chunks(rows):
         of = verdict.row[some]
-        gone, stays = (gather(dataset, which, ("src_shard", "key", "sha256")) for which in (some, of))
+        gone, stays = (gather_metadata(dataset, which, ("src_shard", "key", "sha256")) for which in (some, of))
         yield pa.table(
             {
                 "row": some,

@@ -18,7 +18,7 @@ from ...execute import in_order
 from ...execute.threads import one_thread_each
 from ...index.card import data_digest
 from ...load import EmbeddingDataset
-from ...load.row_blocks import blocks, unit
+from ...load.row_blocks import row_blocks, unit_rows
 from ...progress import Listener, Progress
 from .clusters import BORDER, CENTERS, MOST_TWICE, Workers, assign_all, centers_of, near_border
 from .exact_copies import SameContent, same_content
@@ -157,7 +157,7 @@ def _priority(dataset: EmbeddingDataset, keep: str, to_center: np.ndarray) -> np
 def _sort(dataset: EmbeddingDataset, modality: str, stored: ScratchRows, order: Order, listen: Listener) -> None:
     places = Positions(order, len(dataset))
     for shard in range(len(dataset.shards)):
-        for first, rows in blocks(dataset, shard, modality):
+        for first, rows in row_blocks(dataset, shard, modality):
             offsets, where = places.of(first, first + len(rows))
             stored.write(rows[offsets], where)
         listen(Progress(tasks=1))
@@ -169,7 +169,7 @@ def _compare(stored: ScratchRows, group: Sequence[Stretch], search: Search) -> n
 
     def one(part: Stretch) -> tuple[np.ndarray, np.ndarray]:
         def rows(start: int, stop: int) -> np.ndarray:
-            return unit(stored.read(part.first + start, part.first + stop))
+            return unit_rows(stored.read(part.first + start, part.first + stop))
 
         return nearest_before(rows, part.start - part.first, part.stop - part.first, max(1, search.most), search.floor)
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ...columns import schema
 from ...load import EmbeddingDataset
-from ...load.row_blocks import blocks, unit
+from ...load.row_blocks import row_blocks, unit_rows
 from .score_head import Head
 
 SCORE = "score"
@@ -56,6 +56,6 @@ def values(
     for name in derived:
         found[name] = DERIVED[name][2](table).combine_chunks()
     if scored and head is not None:
-        parts = [head.score(unit(rows)) for _, rows in blocks(dataset, shard, modality)]
+        parts = [head.score(unit_rows(rows)) for _, rows in row_blocks(dataset, shard, modality)]
         found[SCORE] = pa.array(np.concatenate(parts), pa.float32())
     return found

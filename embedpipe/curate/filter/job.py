@@ -19,7 +19,7 @@ from ...progress import Listener, Progress, silent
 from ...subset import find_subset
 from .. import selection
 from ..materialise import refuse_other_output
-from ..page import Line, Section, page
+from ..page import Line, Section, pairs_page
 from ..row_cards import row_cards
 from .columns import SCORE, column_types, values
 from .expression import parse_condition
@@ -129,16 +129,18 @@ def filter(path: str, out: str, config: FilterConfig, listen: Listener = silent)
     """
     dataset, head = _opened(path, config)
     with exclusive(out):
-        selection.begin(dataset, out)
+        selection.begin_selection(dataset, out)
         conditions, numbers = _conditions(dataset, config, head, listen)
         kept = np.logical_and.reduce([condition.met for condition in conditions])
         rows = np.flatnonzero(kept)
         selection.write_selected(dataset, rows, out, "filter", config.materialise, config.threads, listen)
         sections = _sections(dataset, conditions, numbers, config)
-        files.write_bytes(files.join(out, "examples.html"), page(f"What the filter keeps of {dataset.path}", sections))
+        files.write_bytes(
+            files.join(out, "examples.html"), pairs_page(f"What the filter keeps of {dataset.path}", sections)
+        )
         report = _report(dataset, conditions, kept)
         told = {"data": files.absolute(dataset.path), "config": dataclasses.asdict(config)}
-        selection.end(out, {**told, **dataclasses.asdict(report)})
+        selection.end_selection(out, {**told, **dataclasses.asdict(report)})
     return report
 
 

@@ -87,7 +87,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        resizer = resizers.make(resizers.choose_resizer(settings.resizer), settings.pictures, settings.quality)
+        resizer = resizers.make_resizer(resizers.choose_resizer(settings.resizer), settings.pictures, settings.quality)
         self.pictures = PictureMaker(settings.pictures, resizer)
         self.transport = HttpClient(
             Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),

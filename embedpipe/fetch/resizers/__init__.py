@@ -33,7 +33,7 @@ def choose_resizer(name: str) -> str:
     return name
 
 
-def make(name: str, rules: PictureRules, quality: int) -> Resizer:
+def make_resizer(name: str, rules: PictureRules, quality: int) -> Resizer:
     """Create the resizer of that name, which must be installed."""
     return RESIZERS[name].make(rules, quality)
 

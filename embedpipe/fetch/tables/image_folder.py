@@ -60,7 +60,7 @@ def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCa
     """
     known = [shard for shard in previous.plan if shard.members] if previous is not None else []
     found = FolderReader(location, _RULES, samples_per_shard).shards(known)
-    change = growth.grow(known, found)
+    change = growth.grow_plan(known, found)
     for number in (*change.changed, *change.vanished):
         first, last = known[number].members[0], known[number].members[-1]
         raise RunMismatch(
@@ -99,7 +99,7 @@ class _Beside:
                 yield path, data if readable(path, len(data)) else None
 
 
-def rows(location: str, shard: SourceShard) -> pa.Table:
+def folder_rows(location: str, shard: SourceShard) -> pa.Table:
     """The rows of a shard: relative paths as urls, and a refusal if the caption or the fields are damaged."""
     schema = LAYOUT.for_folder().schema
     found = [_row(location, list(paths)) for _, paths in groupby(shard.members, _stem)]

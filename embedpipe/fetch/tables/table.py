@@ -69,7 +69,7 @@ FORMATS = {
 TEXTUAL = frozenset({"csv", "tsv", "txt", "json", "jsonl"})
 
 
-def locate(urls: str) -> list[TableFile]:
+def locate_tables(urls: str) -> list[TableFile]:
     """The files of a table: one file, those of a folder, or those that match a glob; sorted by name.
 
     Raises InputError if there are none, or a folder has tables of several formats.

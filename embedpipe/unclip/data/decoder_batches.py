@@ -91,7 +91,7 @@ def open_embeddings(emb: str, recipe: DecoderRecipe) -> tuple[EmbeddingDataset, 
     return dataset, _token_width(dataset, recipe) if wanted else None
 
 
-def open_images(
+def open_joined_images(
     data: str,
     dataset: EmbeddingDataset,
     source: ImageSource,

@@ -29,7 +29,7 @@ from embedpipe.mirror import local_copy, working_folder
 from embedpipe.progress import Listener, silent
 
 from ..calls import call_of
-from ..data.decoder_batches import DecoderRows, ImageSource, open_embeddings, open_images
+from ..data.decoder_batches import DecoderRows, ImageSource, open_embeddings, open_joined_images
 from ..data.latents import keep_latents
 from ..data.row_policy import RowPolicy
 from ..evaluate.decoder_stage import StageJudge
@@ -41,17 +41,17 @@ from ..runs.resume import refusing_another
 from .decoder_config import DecoderJob, DecoderOutcome, JudgeConfig, StageOutcome
 from .decoder_run import (
     STAGE_RUN,
-    finished,
     identity_of,
     keep_autoencoder,
     option_names,
     refuse_another_run,
     refuse_neighbours,
     run_record,
+    stage_is_finished,
     stage_of,
 )
 from .nonfinite import report_rows
-from .plan import NOT_FINITE, SplitConfig, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
+from .plan import NOT_FINITE, SplitConfig, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
 from .settings import Values, resolve_config, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -138,7 +138,7 @@ def plan_decoder(job: DecoderJob) -> TrainingPlan:
     Raises as `train_decoder` does before its first step.
     """
     dataset, stages = _open(job, "cpu", weights=False)
-    seen = open_images(job.data, dataset, job.source, _cache(job), keep=False)
+    seen = open_joined_images(job.data, dataset, job.source, _cache(job), keep=False)
     rows, dropped = _rows(job, seen)
     runs = {}
     for number, stage in stages.items():
@@ -146,7 +146,7 @@ def plan_decoder(job: DecoderJob) -> TrainingPlan:
         refuse_another_run(folder, run_record(job, number, stage, seen, rows))
         runs[folder] = steps_left(folder, job.recipe.part(number).train)
     joined = dataclasses.asdict(seen.join.counts)
-    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, job.recipe, joined, job.numbers())
+    return TrainingPlan(rows_per_split(rows), {NOT_FINITE: dropped}, runs, job.recipe, joined, job.numbers())
 
 
 def run_decoder(job: DecoderJob) -> DecoderOutcome | None:
@@ -174,7 +174,7 @@ def run_decoder(job: DecoderJob) -> DecoderOutcome | None:
         return None
     return DecoderOutcome(
         out=job.out,
-        complete=finished(job.out, len(job.recipe.stages)),
+        complete=stage_is_finished(job.out, len(job.recipe.stages)),
         train_rows=len(rows[TRAIN]),
         valid_rows=len(rows[VALID]),
         dropped=dropped,
@@ -217,7 +217,7 @@ def _rows(job: DecoderJob, seen: DecoderRows) -> tuple[dict[str, np.ndarray], in
     rows, dropped = rows_by_split(seen.dataset, job.split, job.source.rows, ("image",), among=seen.join.rows)
     for number in job.numbers():
         batch_size = job.recipe.part(number).train.batch_size
-        refuse_few(job.emb, counts(rows), batch_size, f"stages.{number}.train.batch_size", held_out=2)
+        refuse_few(job.emb, rows_per_split(rows), batch_size, f"stages.{number}.train.batch_size", held_out=2)
     return rows, dropped
 
 
@@ -230,9 +230,9 @@ def _join(job: DecoderJob, dataset: EmbeddingDataset, together: Processes, view:
     """Images and rows; the first process reads what must be read, the others take it from the cache."""
     if not together.is_first:
         together.wait()
-        return open_images(job.data, dataset, job.source, _cache(job))
+        return open_joined_images(job.data, dataset, job.source, _cache(job))
     with view.preparing("join") as listener:
-        seen = open_images(job.data, dataset, job.source, _cache(job), listener)
+        seen = open_joined_images(job.data, dataset, job.source, _cache(job), listener)
     together.wait()
     return seen
 

@@ -37,7 +37,7 @@ def stage_of(out: str, number: int) -> str:
     return files.join(out, str(stage_folder(Path(), number)))
 
 
-def finished(out: str, stages: int) -> bool:
+def stage_is_finished(out: str, stages: int) -> bool:
     """`finish_decoder` for an output that may be in an object store."""
     if files.is_local(out):
         return finish_decoder(files.local_path(out), stages)

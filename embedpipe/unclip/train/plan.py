@@ -135,7 +135,7 @@ def refuse_few(
         )
 
 
-def counts(rows: Mapping[str, Sized]) -> dict[str, int]:
+def rows_per_split(rows: Mapping[str, Sized]) -> dict[str, int]:
     """How many rows each split has."""
     return {name: len(some) for name, some in rows.items()}
 
@@ -143,7 +143,7 @@ def counts(rows: Mapping[str, Sized]) -> dict[str, int]:
 def picture_rows(pictures: Pictures, data: str, batch_size: int) -> dict[str, np.ndarray]:
     """The training and the held-out rows. Raises InputError for fewer than a batch, or none held out."""
     rows = {name: rows_of_split(pictures.splits, name, data) for name in (TRAIN, VALID)}
-    refuse_few(data, counts(rows), batch_size)
+    refuse_few(data, rows_per_split(rows), batch_size)
     return rows
 
 

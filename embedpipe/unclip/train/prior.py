@@ -31,7 +31,7 @@ from ..runs.folder import run_folder
 from ..runs.record import RUN_FILE, write_run_record
 from ..runs.resume import refuse_finished, refusing_another
 from .nonfinite import report_rows
-from .plan import NOT_FINITE, SplitConfig, TrainingPlan, counts, refuse_few, rows_by_split, steps_left
+from .plan import NOT_FINITE, SplitConfig, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -119,7 +119,7 @@ def plan_prior(job: PriorJob) -> TrainingPlan:
     seen, rows, dropped = _open(job)
     _refuse_another_run(job, _facts(job, seen, rows))
     runs = {job.out: steps_left(job.out, job.recipe.train)} if job.is_trained else {}
-    return TrainingPlan(counts(rows), {NOT_FINITE: dropped}, runs, job.recipe)
+    return TrainingPlan(rows_per_split(rows), {NOT_FINITE: dropped}, runs, job.recipe)
 
 
 def run_prior(job: PriorJob) -> PriorOutcome | None:
@@ -204,7 +204,7 @@ def _open(
     """The data, the rows of each split, and how many were left out. device, speaks: see `open_rows`."""
     seen = open_rows(job.emb, job.recipe, job.policy, device, speaks)
     rows, dropped = rows_by_split(seen.dataset, job.split, job.policy, ("text", "image"))
-    refuse_few(job.emb, counts(rows), job.recipe.train.batch_size if job.is_trained else None, held_out=2)
+    refuse_few(job.emb, rows_per_split(rows), job.recipe.train.batch_size if job.is_trained else None, held_out=2)
     return seen, rows, dropped
 
 

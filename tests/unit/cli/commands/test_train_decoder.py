@@ -155,7 +155,7 @@ def test_a_stage_trained_alone_is_the_one_of_the_whole_and_plugs_in(decoder, enc
 def test_shards_with_shuffled_members_train_on_the_same_pairs(encoded_once, tmp_path):
     """And a run that was begun with one order of images is not continued with another."""
     from dalle2_core.presets.decoder import decoder_preset
-    from embedpipe.unclip.data.decoder_batches import ImageSource, open_embeddings, open_images
+    from embedpipe.unclip.data.decoder_batches import ImageSource, open_embeddings, open_joined_images
 
     source, emb = encoded_once
     for number in range(3):
@@ -165,7 +165,7 @@ def test_shards_with_shuffled_members_train_on_the_same_pairs(encoded_once, tmp_
     found = []
     for data in (source, tmp_path / "shards"):
         dataset, _ = open_embeddings(emb, decoder_preset("tiny"))
-        seen = open_images(str(data), dataset, ImageSource(), str(tmp_path / "cache"))
+        seen = open_joined_images(str(data), dataset, ImageSource(), str(tmp_path / "cache"))
         pairs = {}
         for batch in seen.in_order(np.arange(21), 8, 5, tokens=False):
             for image, embed in zip(batch.images, batch.image_embed, strict=True):

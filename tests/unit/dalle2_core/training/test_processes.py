@@ -152,14 +152,14 @@ def test_accelerate_must_not_change_the_numbers():
 def test_what_cannot_be_sharded_is_refused():
     from types import SimpleNamespace
 
-    from dalle2_core.training.parallel import place
+    from dalle2_core.training.parallel import place_model
 
     class Moving(torch.nn.Linear):
         def after_step(self, together):
             pass
 
     with pytest.raises(ConfigError, match=r"a Moving learns by more than gradients.*train\.parallel=ddp"):
-        place(Moving(2, 2), replace(CONFIG, parallel="fsdp"), SimpleNamespace(world=2))
+        place_model(Moving(2, 2), replace(CONFIG, parallel="fsdp"), SimpleNamespace(world=2))
     with pytest.raises(ConfigError, match="known: ddp, fsdp"):
         replace(CONFIG, parallel="fsdp2")
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from embedpipe.demo.concepts import STYLES, UNSEEN_CONCEPTS, drawings, list_concepts, split_of
+from embedpipe.demo.concepts import STYLES, UNSEEN_CONCEPTS, emoji_drawings, list_concepts, split_of
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def test_each_concept_is_there_once_without_skin_tones(concepts):
 def test_drawings_are_matched_exactly():
     # A look-up that falls back to the nearest name gives a family a single person's picture.
     family = "1f468-200d-1f469-200d-1f467-200d-1f466"
-    assert drawings("flat")[family].name == f"{family}.svg"
-    assert drawings("outlined")[family].name == f"{family.upper()}.svg"
+    assert emoji_drawings("flat")[family].name == f"{family}.svg"
+    assert emoji_drawings("outlined")[family].name == f"{family.upper()}.svg"
 
 
 def test_only_countries_are_called_flags(concepts):

@@ -19,7 +19,7 @@ from embedpipe.execute.actor import Left, WorkerActor
 from embedpipe.execute.messages import Asks, Done, RemoteTraceback
 from embedpipe.execute.processes import ProcessExecutor, _PipeDesk
 from embedpipe.execute.ray import RayExecutor
-from embedpipe.execute.ray_cluster import WorkerResources, joined
+from embedpipe.execute.ray_cluster import WorkerResources, joined_cluster
 from embedpipe.execute.task_tracker import InFlight, TaskReply, TaskTracker
 from embedpipe.progress import Progress, TaskReport, silent
 from tests import raycluster
@@ -56,7 +56,7 @@ def executor(request):
 def cluster():
     """A Ray cluster of one node that this process has joined."""
     pytest.importorskip("ray")
-    with raycluster.start(1, cpus=2) as running, joined(Cluster(running.address), 1):
+    with raycluster.start(1, cpus=2) as running, joined_cluster(Cluster(running.address), 1):
         yield running
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from embedpipe.errors import InputError
-from embedpipe.execute.ray_cluster import Cluster, joined
+from embedpipe.execute.ray_cluster import Cluster, joined_cluster
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
@@ -13,7 +13,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(address):
         pytest.raises(
             InputError, match=f"{address}: no Ray cluster there that can be joined: .*Start its head node .see `ray st"
         ),
-        joined(Cluster(address), 1),
+        joined_cluster(Cluster(address), 1),
     ):
         pass
 
@@ -22,6 +22,6 @@ def test_rays_client_protocol_is_refused():
     pytest.importorskip("ray")
     with (
         pytest.raises(InputError, match="ray://head:10001: Ray's client protocol is not spoken"),
-        joined(Cluster("ray://head:10001"), 1),
+        joined_cluster(Cluster("ray://head:10001"), 1),
     ):
         pass

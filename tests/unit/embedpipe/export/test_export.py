@@ -26,7 +26,7 @@ from embedpipe.errors import (
 )
 from embedpipe.export import EXPORTS, ExportConfig, journal
 from embedpipe.export.datacomp import short_name
-from embedpipe.export.dataset_card import quoted
+from embedpipe.export.dataset_card import yaml_quoted
 from embedpipe.export.hf import parse_shares
 from embedpipe.export.job import plan_export
 from embedpipe.load import EmbeddingDataset
@@ -100,7 +100,7 @@ def test_a_file_that_vanished_or_was_cut_is_written_again_and_leftovers_go(tmp_p
     out = tmp_path / "out"
     embedpipe.export(emb, str(out), config(to))
     wanted = contents(str(out), to)
-    entries = list(journal.committed(str(out)).values())
+    entries = list(journal.committed_parts(str(out)).values())
     gone, cut = (out / entries[i].files[0].path for i in (1, 2))
     gone.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
@@ -169,7 +169,7 @@ def test_a_torn_missing_or_nonfinite_array_is_named(tmp_path, to):
     shards.record_anew(place, 3, place / "text_emb" / "text_emb_00003.npy")
     with pytest.raises(DatasetError, match=r"00003.tar, row 3 \(key 000026\): its text embedding .*not finite.*`keys`"):
         embedpipe.export(emb, str(tmp_path / "again"), config(to))
-    assert len(journal.committed(str(tmp_path / "again"))) == 3
+    assert len(journal.committed_parts(str(tmp_path / "again"))) == 3
 
 
 @pytest.mark.parametrize("to", EXPORTS)
@@ -300,7 +300,7 @@ def test_the_card_of_a_local_model_does_not_tell_its_path(tmp_path, encoded_once
     "name", ["plain", 'q"uote', "tab\there", "line\nbreak", "ü 😀", "\x7f\x85\x00", "a: b #c", "-"]
 )
 def test_any_column_name_survives_yaml(name):
-    assert yaml.safe_load(f"- name: {quoted(name)}") == [{"name": name}]
+    assert yaml.safe_load(f"- name: {yaml_quoted(name)}") == [{"name": name}]
 
 
 @pytest.mark.parametrize("text", ["valid", "valid=0", "valid=1", "train=0.5", "a b=0.1", "a=0.6,b=0.5", "a=0.1,a=0.1"])

@@ -30,7 +30,7 @@ def both(name, data, image_format, quality, **rules):
         **{"image_size": 64, "min_image_size": 0, "max_aspect_ratio": 0.0, "orient": True, **rules},
         image_format=image_format,
     )
-    return [resizers.make(it, chosen, quality)(io.BytesIO(data), None) for it in ("img2dataset", name)]
+    return [resizers.make_resizer(it, chosen, quality)(io.BytesIO(data), None) for it in ("img2dataset", name)]
 
 
 @pytest.mark.parametrize("only_if_bigger", [True, False])

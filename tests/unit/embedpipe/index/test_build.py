@@ -281,13 +281,13 @@ def test_an_index_that_is_held_in_memory_goes_on_too(root, kind, monkeypatch):
     monkeypatch.setattr(in_memory, "CHECKPOINT_EVERY_S", 0.0)
     config = IndexConfig(kind=kind)
     with monkeypatch.context() as patched:
-        interrupt(patched, in_memory, "blocks", 2)
+        interrupt(patched, in_memory, "row_blocks", 2)
         with pytest.raises(Interrupted):
             build_index(root, config)
     with monkeypatch.context() as patched:
         read = []
-        real = in_memory.blocks
-        patched.setattr(in_memory, "blocks", lambda *arguments: read.append(arguments[1]) or real(*arguments))
+        real = in_memory.row_blocks
+        patched.setattr(in_memory, "row_blocks", lambda *arguments: read.append(arguments[1]) or real(*arguments))
         build_index(root, config)
     assert read == [2]
     assert share_found(root, queries()) >= (1 if kind == "flat" else 0.9)

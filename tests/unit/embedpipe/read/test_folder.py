@@ -10,7 +10,7 @@ from embedpipe import files
 from embedpipe.errors import EmptyInput, InputError
 from embedpipe.read import SampleRules, open_reader
 from embedpipe.read.folder import FolderReader
-from embedpipe.shard_plan import grow
+from embedpipe.shard_plan import grow_plan
 from tests import shards
 
 RULES = SampleRules()
@@ -68,31 +68,31 @@ def test_a_folder_in_memory():
 
 def test_numbers_stay_as_the_folder_grows(folder):
     found = reader(folder)
-    plan = grow((), found.shards(())).shards
+    plan = grow_plan((), found.shards(())).shards
     shards.write_files(folder, shards.sample(50, key="00000a"))
     shards.write_files(folder, shards.sample(51, key="aaa"))
-    change = grow(plan, found.shards(plan))
+    change = grow_plan(plan, found.shards(plan))
     assert change.shards[:3] == plan
     assert (change.added, change.changed, change.vanished) == (1, (), ())
     assert [keys(found, shard) for shard in change.shards[3:]] == [["00000a", "aaa"]]
     shards.write_files(folder, shards.sample(52, key="bbb"))
-    grown = grow(change.shards, found.shards(change.shards))
+    grown = grow_plan(change.shards, found.shards(change.shards))
     assert grown.shards[:4] == change.shards
     assert keys(found, grown.shards[4]) == ["bbb"]
 
 
 def test_a_change_is_noticed_in_the_shard_it_belongs_to(folder):
     found = reader(folder)
-    plan = grow((), found.shards(())).shards
+    plan = grow_plan((), found.shards(())).shards
     (folder / "00004.txt").write_bytes(b"another caption, another length")
-    assert grow(plan, found.shards(plan)).changed == (1,)
+    assert grow_plan(plan, found.shards(plan)).changed == (1,)
     shards.write_files(folder, [("00000.png", shards.png(1))])
-    assert grow(plan, found.shards(plan)).changed == (0, 1)
+    assert grow_plan(plan, found.shards(plan)).changed == (0, 1)
     (folder / "00003.jpg").unlink()
     (folder / "00006.jpg").unlink()
     (folder / "00006.json").unlink()
     (folder / "00006.txt").unlink()
-    change = grow(plan, found.shards(plan))
+    change = grow_plan(plan, found.shards(plan))
     assert change.changed == (0, 1)
     assert change.vanished == (2,)
 

@@ -21,7 +21,7 @@ from tests import bodies, shards
 def maker(image_format="png", quality=1, **rules):
     defaults = {"image_size": 64, "resize_mode": "no", "only_if_bigger": True, "min_image_size": 0}
     chosen = PictureRules(**{**defaults, "max_aspect_ratio": 0.0, "orient": True, **rules}, image_format=image_format)
-    return PictureMaker(chosen, resizers.make("img2dataset", chosen, quality))
+    return PictureMaker(chosen, resizers.make_resizer("img2dataset", chosen, quality))
 
 
 def encoded(image, format="PNG", **options):

@@ -13,7 +13,7 @@ from embedpipe.errors import EmptyInput, InputError
 from embedpipe.fetch import FetchConfig, make_plan
 from embedpipe.fetch.planned_rows import shard_rows
 from embedpipe.fetch.tables import delimited, json_table
-from embedpipe.fetch.tables.table import locate
+from embedpipe.fetch.tables.table import locate_tables
 
 URLS = ["http://example.org/a,b.jpg", "http://example.org/c.jpg"]
 CSV = 'url,caption,zip,n,score,ok\n"http://example.org/a,b.jpg","a ""b""\nc",007,1,0.5,true\nhttp://example.org/c.jpg,,12,,2,\n'
@@ -129,7 +129,7 @@ def test_a_folder_is_read_in_the_order_of_names_and_its_types_are_joined(tmp_pat
 def test_a_glob_names_files_below_its_fixed_part(tmp_path):
     (tmp_path / "x").mkdir()
     written(tmp_path / "x", "a.txt", "http://a/")
-    assert [file.name for file in locate(f"{tmp_path}/*/a.txt")] == ["x/a.txt"]
+    assert [file.name for file in locate_tables(f"{tmp_path}/*/a.txt")] == ["x/a.txt"]
 
 
 def test_shards_are_cut_in_order_and_never_span_files(tmp_path):
