@@ -30,7 +30,7 @@ def _module() -> ModuleType:
     # Load only the needed file of the package. The package itself imports torch, ray and wandb: seconds per download
     # process, and hundreds of megabytes.
     package = importlib.util.find_spec("img2dataset")
-    assert package is not None, "`choose` looked for it"
+    assert package is not None, "chosen only where it is installed"
     spec = importlib.machinery.PathFinder.find_spec("img2dataset.resizer", package.submodule_search_locations)
     assert spec is not None
     assert spec.loader is not None

@@ -81,7 +81,7 @@ def test_misuse_is_exit_code_2(embedpipe, arguments, said):
     result = embedpipe(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
-    assert "\nerror: " in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in result.stderr
 
 
