@@ -142,7 +142,7 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
     embedpipe encode shards emb --model clip-run --gpus 0 --workers 2
     embedpipe encode shards emb --model ViT-B-32 --pretrained laion.pt --like-tag laion2b_s34b_b79k
-    embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \
+    embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \\
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
     """

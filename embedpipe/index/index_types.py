@@ -113,7 +113,9 @@ def _product_quantized(
 def _named(name: str, rows: int, dim: int, memory_bytes: int, look_up: bool) -> IndexType:
     """A type from a faiss factory string, such as IVF4096,SQ8 or HNSW16."""
     if not _FACTORY_NAME.fullmatch(name) or not any(character.isupper() for character in name):
-        raise OptionError(f"`kind={name!r}`: no such index type", f"{did_you_mean(name, KINDS)} Or faiss' name of one")
+        raise OptionError(
+            f"`kind={name!r}`: no such index type", f"A factory string of faiss works, too. {did_you_mean(name, KINDS)}"
+        )
     found = re.search(r"IVF(\d+)", name)
     if found is None:
         # Only faiss knows the size of such an index: HNSW and Flat store four bytes per value.

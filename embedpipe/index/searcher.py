@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..clip_model.encoder_card import BEFORE_ACTIVATION
-from ..errors import DatasetError, InputError
+from ..errors import DatasetError, InputError, OptionError
 from ..load import EmbeddingDataset
 from ..progress import Listener, silent
 from .card import IndexCard, build_command, indexed_shards
@@ -65,6 +65,7 @@ class Searcher:
 
     def nearest(self, queries: np.ndarray, k: int, listen: Listener = silent) -> NearestRows:
         """The best `k` rows for each of float32 [q, dim], with row numbers of the data set as ids."""
+        _require_k(k)
         k = min(k, len(self.dataset))
         if self._index is None or self.card is None:
             found = exact_nearest(self.dataset, self.modality, queries, k, listen=listen)
@@ -84,12 +85,18 @@ class Searcher:
 
         Queries are normalised. Raises InputError for zero or non-finite ones.
         """
+        _require_k(k)
         queries = _unit(queries, self.dataset.card.dim)
         at_once = max(1, min(QUERIES_AT_ONCE, _RESULTS_AT_ONCE // k))
         for start in range(0, len(queries), at_once):
             found = self.nearest(queries[start : start + at_once], k, listen)
             keep = (found.ids != NONE) & (found.scores >= (-np.inf if min_score is None else min_score))
             yield from _hits(self.dataset, found, keep, columns)
+
+
+def _require_k(k: int) -> None:
+    if k < 1:
+        raise OptionError(f"`k={k}`: must be at least 1")
 
 
 def _through(index: OpenIndex, card: IndexCard, dataset: EmbeddingDataset, queries: np.ndarray, k: int) -> NearestRows:

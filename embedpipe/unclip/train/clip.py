@@ -133,7 +133,7 @@ def clip_job(
 
 def plan_clip(job: ClipJob) -> TrainingPlan:
     """What `train_clip` would do. Raises as it does."""
-    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe, job.view)
+    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe, job.view, held_out=2)
 
 
 def run_clip(job: ClipJob) -> ClipOutcome:
@@ -147,7 +147,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
         model = TrainableClip(recipe.clip).to(device)
         with view.preparing("decode") as listener:
             pictures = open_pictures(job.data, picture_cache(job.out), job.pictures(), listener)
-        rows = picture_rows(pictures, job.data, recipe.train.batch_size)
+        rows = picture_rows(pictures, job.data, recipe.train.batch_size, held_out=2)
         tokens = tokenize(pictures.captions, recipe.clip)
         with view.preparing("image features") as listener:
             pairs = _Pairs(_image_rows(model, pictures, picture_cache(job.out), device, listener), tokens, device)

@@ -140,10 +140,10 @@ def rows_per_split(rows: Mapping[str, Sized]) -> dict[str, int]:
     return {name: len(some) for name, some in rows.items()}
 
 
-def picture_rows(pictures: Pictures, data: str, batch_size: int) -> dict[str, np.ndarray]:
-    """The training and the held-out rows. Raises InputError for fewer than a batch, or none held out."""
+def picture_rows(pictures: Pictures, data: str, batch_size: int, held_out: int = 1) -> dict[str, np.ndarray]:
+    """The training and the held-out rows. Raises InputError for fewer than a batch, or than `held_out`."""
     rows = {name: rows_of_split(pictures.splits, name, data) for name in (TRAIN, VALID)}
-    refuse_few(data, rows_per_split(rows), batch_size)
+    refuse_few(data, rows_per_split(rows), batch_size, held_out=held_out)
     return rows
 
 
@@ -153,12 +153,17 @@ def picture_cache(out: str) -> str:
 
 
 def plan_with_pictures(
-    data: str, out: str, options: PictureOptions, recipe: ClipRecipe | VaeRecipe, view: TrainingView
+    data: str,
+    out: str,
+    options: PictureOptions,
+    recipe: ClipRecipe | VaeRecipe,
+    view: TrainingView,
+    held_out: int = 1,
 ) -> TrainingPlan:
     """Of a training on pictures: they are counted, none is decoded. Raises InputError, EmptyInput, DatasetError."""
     with view.preparing("count") as listener:
         found = count_pictures(data, picture_cache(out), options, listener)
     for name in (TRAIN, VALID):
         rows_of_split(np.array(list(found.splits), dtype=object), name, data)
-    refuse_few(data, found.splits, recipe.train.batch_size)
+    refuse_few(data, found.splits, recipe.train.batch_size, held_out=held_out)
     return TrainingPlan(found.splits, found.rejects, {out: steps_left(out, recipe.train)}, recipe)

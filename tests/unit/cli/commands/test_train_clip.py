@@ -163,3 +163,9 @@ def test_into_an_object_store_it_trains_the_same(data, clip):
     result_of("train-clip", data, "memory://clip", *TINY)
     name = "open_clip_model.safetensors"
     assert files.read_bytes(f"memory://clip/{name}") == (clip[0] / name).read_bytes()
+
+
+def test_too_few_held_out_rows_are_refused(data, tmp_path):
+    """Retrieval among one is no score."""
+    few = run("train-clip", data, tmp_path / "out", "--preset", "vit-tiny", *SMALL, "--valid-share", "0.001")
+    assert "held-out rows; 2 or more are needed" in str(few.exception) or "no rows of the split" in str(few.exception)

@@ -222,7 +222,7 @@ t.go(folder, on_step=die)
 def test_killed_with_sigkill_and_resumed_is_bitwise_undisturbed(tmp_path, undisturbed):
     """Between two saves, then in the middle of one; the third sitting ends."""
     script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(folders=[str(Path(__file__).parents[up]) for up in (0, 3)]))
+    script.write_text(KILLED.format(folders=[str(Path(__file__).parents[up]) for up in (0, 4)]))
     run = tmp_path / "run"
     for at, where in (("9", "step"), ("15", "save")):
         killed = subprocess.run(

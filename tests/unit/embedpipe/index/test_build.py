@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedpipe import files
-from embedpipe.errors import DatasetError, InputError, OutputBusy, OutputUnwritable
+from embedpipe.errors import DatasetError, InputError, OptionError, OutputBusy, OutputUnwritable
 from embedpipe.index import (
     IndexConfig,
     Searcher,
@@ -461,3 +461,10 @@ def test_copies_of_a_row_do_not_count_against_recall(tmp_path):
     record_anew(root, 0, Path(root) / "img_emb" / "img_emb_00000.npy")
     card = build_index(root, IVF)
     assert min(card.recall.values()) >= 0.95
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_no_results_cannot_be_asked_for(root, exact):
+    build_index(root, IndexConfig(kind="flat"))
+    with pytest.raises(OptionError, match="`k=0`: must be at least 1"):
+        next(Searcher(EmbeddingDataset(root), exact=exact).hits(queries(1), k=0))
