@@ -301,6 +301,7 @@ def paper() -> DecoderRecipe:
     )
 
 
+IN_LATENTS = {"tiny-latent"}  # made for an autoencoder's latents; in pixels they are the wrong network
 DECODER_PRESETS = {"tiny": tiny, "tiny-latent": tiny_latent, "base": base, "paper": paper}
 
 

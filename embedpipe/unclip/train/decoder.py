@@ -16,7 +16,7 @@ from dalle2_core.autoencoders.base import Autoencoder
 from dalle2_core.autoencoders.registry import load_autoencoder
 from dalle2_core.conditioning import DecoderBatch
 from dalle2_core.decoder.stage import DecoderStage
-from dalle2_core.presets.decoder import DecoderRecipe, decoder_preset
+from dalle2_core.presets.decoder import IN_LATENTS, DecoderRecipe, decoder_preset
 from dalle2_core.training import Processes, Run, load_trained, train
 from dalle2_core.training.stage_samples import check_stage_guidance
 from embedpipe import files
@@ -109,6 +109,8 @@ def decoder_job(
     on_step, listen: see `TrainingView.of`; view: in their place.
     """
     recipe = decoder_preset(preset) if isinstance(preset, str) else preset
+    if isinstance(preset, str) and preset in IN_LATENTS and not vaes:
+        raise OptionError(f"`preset={preset!r}` works in the latents of an autoencoder", "Give `vaes`")
     recipe = recipe.changed(sizes=sizes, dims=dims, timesteps=timesteps, objectives=objectives)
     changes = dict(settings or {}) | ({"stages.1.text_tokens": True} if text_tokens else {})
     train = {"steps": steps, "batch_size": batch_size, "seed": seed, "parallel": parallel, "show_every": sample_every}

@@ -412,3 +412,9 @@ def test_latents_stay_on_the_machine_where_the_output_is_in_a_store(encoded_once
     assert "stage-1/model.safetensors" in there
     assert [path for path in there if "latents" in path] == []
     assert len(list((tmp_path / "cache").rglob("latents-*.npy"))) == 1
+
+
+def test_a_preset_in_latents_is_refused_without_an_autoencoder(encoded_once, tmp_path):
+    said = str(run("train-decoder", *encoded_once, tmp_path / "out", "--preset", "tiny-latent").exception)
+    assert said == "`preset='tiny-latent'` works in the latents of an autoencoder. Give `vaes`"
+    assert not (tmp_path / "out").exists()
