@@ -25,7 +25,7 @@ from embedpipe.clip_model import open_clip_tables as tables
 from embedpipe.clip_model.spec import resolve_spec
 spec = resolve_spec("ViT-B-32", "openai")
 assert spec.quick_gelu
-print(len(tables.configs()), sum(map(len, tables.tags().values())))
+print(len(tables.model_configs()), sum(map(len, tables.pretrained_tags().values())))
 print(sorted({"torch", "open_clip", "transformers", "safetensors"} & set(sys.modules)))
 """
 

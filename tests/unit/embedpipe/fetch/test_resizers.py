@@ -60,7 +60,7 @@ def test_it_loads_none_of_what_the_resizer_does_not_need():
     """Each download process makes one."""
     program = (
         "import sys; from embedpipe.fetch import resizers; from embedpipe.fetch.download.image import PictureRules\n"
-        "resizers.make('img2dataset', PictureRules(64, 'border', True, 0, 0.0, True, 'jpg'), 95)\n"
+        "resizers.make_resizer('img2dataset', PictureRules(64, 'border', True, 0, 0.0, True, 'jpg'), 95)\n"
         "print({'torch', 'ray', 'wandb', 'pandas'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
