@@ -107,7 +107,9 @@ def test_a_prior_that_is_killed_is_continued_by_others_as_if_undisturbed(emb, un
         psutil.wait_procs(workers)  # torchrun ends the other, and starts two that import for seconds before they train
         shutil.copytree(out, left)
         said, _ = process.communicate()
-    assert "exitcode: -9" in said
+    # torchrun names whichever it saw first: the killed one, or the other, whose connection broke.
+    assert "exitcode: -9" in said or "gloo" in said
+    assert "goes on from step" in said
     assert process.returncode == 0, said[-3000:]
     assert_like(out, undisturbed)
     assert not (left / "model.safetensors").exists()
