@@ -12,7 +12,7 @@ from typing import Any
 from .. import files, manifest
 from ..clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard
 from ..clip_model.spec import ModelOptions
-from ..errors import DiskFull, ModelError, OptionError, RunMismatch, did_you_mean
+from ..errors import DiskFull, EmbedpipeError, ModelError, OptionError, RunMismatch, did_you_mean
 from ..execute import Allocation, Cluster, Executor, FailedTask, Outcome, ResourceRequest, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
@@ -169,6 +169,11 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
             _note_pending(out, config, True)
         except DiskFull as problem:
             raise with_need(problem, out, run, todo, watch.rows_seen, len(places.devices)) from problem
+        except KeyboardInterrupt:
+            # The workers are gone: what they were writing is not left lying about until the next run.
+            with contextlib.suppress(OSError, EmbedpipeError):
+                sweep_dataset_temporaries(out, config.holds if config.part is not None else None)
+            raise
     planned = sum(map(config.holds, range(len(run.plan))))
     return _report(run, planned, change, committed, outcome, time.perf_counter() - begun)
 

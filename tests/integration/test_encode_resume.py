@@ -167,7 +167,8 @@ def test_two_workers_killed_and_interrupted_and_one_of_them_killed_write_the_sam
     os.killpg(pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
     assert ended(pid) in (0, 130), said.read_text()
     assert "Traceback" not in said.read_text()
-    until(lambda: group_is_empty(pid))  # what a worker was writing may be left: the next run removes it
+    until(lambda: group_is_empty(pid))
+    assert not [path for path in out.rglob("*") if ".tmp-" in path.name]
     assert verify(str(out), shards.DEEP).whole
 
     for number in range(3):
