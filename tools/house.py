@@ -46,7 +46,7 @@ LIMITS = {
     "embedpipe.curate: arrows": 14,
     "public names defined twice or more": 0,
     "strings of the libraries that hold an --option": 0,
-    "lines of the packages": 48_500,
+    "lines of the packages": 60_000,
 }
 
 
