@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..images.formats import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
 from ..types import Reject, Sample
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_CAPTION_BYTES = 1 << 20
 MAX_NESTING = 64
 
