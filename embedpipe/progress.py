@@ -16,8 +16,9 @@ SAMPLES_TO_JUDGE_BY = 1000
 
 
 def add_counts(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
-    """Add counts by name."""
-    return {name: left.get(name, 0) + right.get(name, 0) for name in sorted(left.keys() | right.keys())}
+    """Add counts by name; those that add up to none are left out."""
+    sums = {name: left.get(name, 0) + right.get(name, 0) for name in sorted(left.keys() | right.keys())}
+    return {name: count for name, count in sums.items() if count}
 
 
 def add_seconds(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:

@@ -23,11 +23,15 @@ _FIRST_PAUSE_S = 1.0
 
 @dataclass(slots=True)
 class Job:
-    """One url to download: its position in the part, and the number of attempts so far."""
+    """One url to download: its position in the part, and the number of attempts so far.
+
+    alone: whether it needs a connection of its own.
+    """
 
     position: int
     url: str
     attempts: int = 0
+    alone: bool = False
     host: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -133,7 +133,7 @@ class DownloadPool:
         for event in map(messages.event_from, lines):
             if event.error:
                 raise files.unwritable(event.error, OSError(event.errno, os.strerror(event.errno)))
-            if event.rows:
+            if event.rows or event.failed:
                 rejected = sum(event.failed.values())
                 listener(Progress(rows=event.rows, rejected=rejected, rejects=event.failed, bytes=event.received))
             if event.done:

@@ -29,11 +29,18 @@ class DownloadLoop:
         self.per_host = per_host
 
     def answers(self, urls: Iterable[str]) -> Iterator[tuple[int, Response]]:
-        """The position and response of every url, in order of arrival.
+        """The position and response of every url, in order of arrival; if a position comes again, the last one counts.
 
+        Again come those whose first response may belong to another url (see `http.order`).
         A bug in a thread loses only its current url: the traceback goes to stderr.
         """
-        pace = HostScheduler((Job(position, url) for position, url in enumerate(urls)), self.per_host)
+        asked = list(urls)
+        yield from self._round([Job(position, url) for position, url in enumerate(asked)])
+        if void := self.transport.settle():
+            yield from self._round([Job(position, asked[position], alone=True) for position in sorted(void)])
+
+    def _round(self, jobs: list[Job]) -> Iterator[tuple[int, Response]]:
+        pace = HostScheduler(jobs, self.per_host)
         # Bounded, so that threads wait for decoding instead of accumulating bodies.
         arrived: queue.Queue[tuple[int, Response] | None] = queue.Queue(self.threads)
         running = 0
@@ -73,7 +80,7 @@ class DownloadLoop:
         handed_back = False
         try:
             job.attempts += 1
-            answer = self.transport.get(job.url)
+            answer = self.transport.get(job.url, None if job.alone else job.position)
             failure = answer.failure
             if failure is not None and failure.may_pass() and job.attempts <= self.retries:
                 asked_s = answer.asked_pause_s

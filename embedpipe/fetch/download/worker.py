@@ -37,13 +37,13 @@ Tell = Callable[[Event], None]
 
 
 class PartWriter:
-    """Writes the results of one part, in order of arrival."""
+    """Writes the results of one part, in order of arrival; the last one of a row counts."""
 
     def __init__(self, task: DownloadTask, tell: Tell) -> None:
         self.task = task
         self.tell = tell
         self.images = Path(task.images_file).open("wb")  # noqa: SIM115  closed in close()
-        self.outcomes: list[dict[str, Any]] = []
+        self.outcomes: dict[int, dict[str, Any]] = {}
         self.told_s = time.monotonic()
         self.rows = self.received = 0
         self.failed: Counter[str] = Counter()
@@ -59,8 +59,12 @@ class PartWriter:
             entry |= {"offset": self.images.tell(), "bytes": len(made.data)}
             entry |= {"sha256": hashlib.sha256(made.data).hexdigest()}
             self.images.write(made.data)
-        self.outcomes.append(entry)
-        self.rows += 1
+        earlier = self.outcomes.get(row)
+        self.outcomes[row] = entry
+        if earlier is None:
+            self.rows += 1
+        elif earlier["error_class"] is not None:
+            self.failed[earlier["error_class"]] -= 1
         self.received += len(answer.body or b"")
         if isinstance(made, Failure):
             self.failed[made.error_class] += 1
@@ -76,7 +80,7 @@ class PartWriter:
         """Write the table of outcomes. Raises OSError if anything could not be written."""
         self._tell()
         self.images.close()
-        table = pa.Table.from_pylist(self.outcomes, schema=messages.OUTCOMES)
+        table = pa.Table.from_pylist(list(self.outcomes.values()), schema=messages.OUTCOMES)
         with pa.OSFile(self.task.outcomes_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 

@@ -73,12 +73,16 @@ class HttpClient:
         self.large = ByteBudget()
         self.robots = RobotsCache(self._ask_robots) if with_robots else None
 
-    def get(self, url: str) -> Response:
-        """The response for `url` in one attempt."""
+    def get(self, url: str, position: int | None = None) -> Response:
+        """The response for `url` in one attempt.
+
+        With a `position`, it may come over a connection that was used before: it counts unless `settle` returns that
+        position. Without one, every request has a connection of its own, and the response is final.
+        """
         content_type: str | None = None
         try:
             deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
-            with self._following(in_ascii(url), deadline, self.robots) as response:
+            with self._following(in_ascii(url), deadline, self.robots, position) as response:
                 headers = response.headers
                 if not 200 <= response.status < 300:
                     raise _Refused(outcome.of_status(response.status, response.reason), headers)
@@ -96,8 +100,14 @@ class HttpClient:
         if answer.held:
             self.large.give_back(answer.held)
 
+    def settle(self) -> set[int]:
+        """End all connections, with no request under way; returns the positions that must be asked for again."""
+        return self.connections.settle()
+
     @contextlib.contextmanager
-    def _following(self, url: str, deadline: Deadline, rules: RobotsCache | None) -> Iterator[http.client.HTTPResponse]:
+    def _following(
+        self, url: str, deadline: Deadline, rules: RobotsCache | None, position: int | None
+    ) -> Iterator[http.client.HTTPResponse]:
         """The response for `url` after redirects, each guarded like the first url, and checked by `rules` if any."""
         for step in range(MAX_REDIRECTS + 1):
             if (failure := ssrf_guard.refusal(url, self.connections.allow_hosts)) is not None:
@@ -106,7 +116,7 @@ class HttpClient:
             target = target_of(url)
             if rules is not None:
                 _require_leave(rules.rules(target.origin), target)
-            with self._asking(target, deadline) as response:
+            with self._asking(target, deadline, position) as response:
                 location = response.headers.get("Location") if response.status in _REDIRECTS else None
                 if location is None:
                     yield response
@@ -115,12 +125,19 @@ class HttpClient:
         raise NotFetched(Failure("redirect", f"more than {MAX_REDIRECTS} redirects"))
 
     @contextlib.contextmanager
-    def _asking(self, target: Target, deadline: Deadline) -> Iterator[http.client.HTTPResponse]:
-        connection, response = self.connections.ask(target, self.headers, deadline)
+    def _asking(
+        self, target: Target, deadline: Deadline, position: int | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection, response = self.connections.ask(target, self.headers, deadline, position)
+        failed = True
         try:
             yield response
+            failed = False
+        except NotFetched:  # our own judgement of a response that came in order
+            failed = False
+            raise
         finally:
-            self.connections.give_back(connection, response)
+            self.connections.give_back(connection, response, failed)
 
     def _ask_robots(self, origin: robots.Origin) -> robots.Rules:
         scheme, host, port = origin
@@ -128,7 +145,7 @@ class HttpClient:
         # A separate deadline: the rules are used for the whole run, however little time is left for this url.
         deadline = Deadline(self.limits.timeout_s, self.limits.timeout_s)
         try:
-            with self._following(url, deadline, None) as response:
+            with self._following(url, deadline, None, None) as response:
                 if 400 <= response.status < 500:
                     return robots.ALLOW_ALL
                 if not 200 <= response.status < 300:

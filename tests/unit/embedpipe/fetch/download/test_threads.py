@@ -25,7 +25,7 @@ class Scripted:
         self.done = Counter()
         self.lock = threading.Lock()
 
-    def get(self, url):
+    def get(self, url, position=None):
         what, *rest = url.split("/")[3:]
         with self.lock:
             self.asked[url] += 1
@@ -47,6 +47,9 @@ class Scripted:
         self.go_on.wait(250)
         with self.lock:
             self.held -= 1
+
+    def settle(self):
+        return set()
 
     def done_with(self, answer):
         self.done[answer.body] += 1

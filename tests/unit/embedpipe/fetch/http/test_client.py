@@ -240,7 +240,8 @@ def test_connections_are_used_again(site, authorities, certificate):
     sender = transport(ca_file=authorities[1])
     before = site.connections()
     for i in range(5):
-        assert sender.get(site.url(f"/kept/{i}.jpg", certificate)).body == bodies.photo(i)
+        assert sender.get(site.url(f"/kept/{i}.jpg", certificate), i).body == bodies.photo(i)
+    assert sender.settle() == set()
     assert site.connections() - before == 2  # one, and the one that asks for this number
 
 
