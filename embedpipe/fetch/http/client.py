@@ -125,9 +125,7 @@ class HttpClient:
         raise NotFetched(Failure("redirect", f"more than {MAX_REDIRECTS} redirects"))
 
     @contextlib.contextmanager
-    def _asking(
-        self, target: Target, deadline: Deadline, position: int | None
-    ) -> Iterator[http.client.HTTPResponse]:
+    def _asking(self, target: Target, deadline: Deadline, position: int | None) -> Iterator[http.client.HTTPResponse]:
         connection, response = self.connections.ask(target, self.headers, deadline, position)
         failed = True
         try:

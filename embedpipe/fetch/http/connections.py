@@ -147,7 +147,7 @@ class Connections:
         return self._asked(opened, target, {**headers, "Connection": "close"} if alone else headers, deadline)
 
     def give_back(self, connection: Connection, response: http.client.HTTPResponse, failed: bool = False) -> None:
-        """Keep the connection for another request if the response was read completely, and did not fail; else end it."""
+        """Keep the connection for another request if the response was read completely and intact; end it otherwise."""
         will_close = response.will_close
         whole = _is_whole(response) if will_close or failed else _drained(response, connection)
         response.close()

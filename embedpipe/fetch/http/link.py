@@ -91,7 +91,7 @@ class Link:
         return Heard.BYTES if data else Heard.END
 
     def end_sending(self) -> None:
-        """Close the sending side, so that the server says what it still has to say and closes its own. Raises OSError."""
+        """Close the sending side: the server says what it still has to say and closes its own. Raises OSError."""
         self.socket.settimeout(0)
         if isinstance(self.socket, ssl.SSLSocket):
             with contextlib.suppress(ssl.SSLWantReadError):  # the server's own close_notify is yet to come
