@@ -47,6 +47,7 @@ RENAMED = {
     "train-decoder": _SPLIT_AND_ROWS,
 }
 _FUNCTIONS = {"build_index": "index"}
+_AS_OPTION = {"trust_model": "--trust-model"}  # calls that are an option of the command that runs
 
 _state = {"running": ""}
 
@@ -110,6 +111,8 @@ def _command_line(code: str) -> str | None:
         return None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
         return None
+    if call.func.attr in _AS_OPTION:
+        return _AS_OPTION[call.func.attr]
     command = _FUNCTIONS.get(call.func.attr, call.func.attr).replace("_", "-")
     words = [_typed(ast.unparse(argument)) for argument in call.args]
     try:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import click
 
+from embedpipe.consent import ask_by
 from embedpipe.imports import uncollected
 from embedpipe.openmp import bound_spinning
 from embedpipe.pillow import ignore_metadata_warnings
@@ -97,6 +98,12 @@ def cli() -> None:
     Every command, run again, goes on where it stopped.
     """
     show_notices()
+    ask_by(_ask_on_terminal)
+
+
+def _ask_on_terminal(question: str) -> bool:
+    """Whether the user says yes; no where there is no terminal, as in a script."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and click.confirm(question, default=False, err=True)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

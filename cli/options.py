@@ -157,6 +157,24 @@ def trust_option(what: str) -> Callable[[_Command], _Command]:
     )
 
 
+def trust_model_option(command: _Command) -> _Command:
+    """--trust-model: consents to every model that the command's data names; remembered for later commands."""
+    return click.option(
+        "--trust-model",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_trust,
+        help="Load the model that the data names although it was not used on this machine before. Remembered.",
+    )(command)
+
+
+def _set_trust(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from embedpipe.consent import ask_by
+
+        ask_by(lambda question: True)
+
+
 class PerChannel(click.ParamType):
     """Three numbers, one for each of red, green and blue: 0.48,0.46,0.41. The value is a tuple."""
 

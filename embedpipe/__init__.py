@@ -142,6 +142,7 @@ _HOMES = {
     "train_decoder": "unclip",
     "train_prior": "unclip",
     "train_vae": "unclip",
+    "trust_model": "consent",
     "write_subset": "subset",
 }
 _ROOMS = ("encode", "export", "fetch", "index", "info", "merge", "verify")
@@ -214,6 +215,7 @@ __all__ = [
     "train_decoder",
     "train_prior",
     "train_vae",
+    "trust_model",
     "verify",
     "write_subset",
 ]

@@ -5,6 +5,7 @@ EmbedpipeError
 │   ├── EmptyInput        it can be read, but contains nothing to do
 │   └── OptionError       an option that is invalid for any input, or options that exclude each other
 ├── ModelError            no such model, or its weights do not load
+│   └── UntrustedModel    only data names it, and this user never gave it
 ├── DatasetError          a data set is damaged or incomplete
 ├── StorageFailed         a remote file system did not respond, or not completely
 ├── RunMismatch           the output belongs to another model, other options or changed inputs
@@ -52,6 +53,10 @@ class OptionError(InputError):
 
 class ModelError(EmbedpipeError):
     """An unknown model name, or weights that do not load."""
+
+
+class UntrustedModel(ModelError):
+    """A model that a data set, run or model folder names, and that this user neither gave before nor consents to."""
 
 
 class DatasetError(EmbedpipeError):

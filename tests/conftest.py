@@ -63,8 +63,9 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Working folders of remote outputs, and copies of what lies there, away from the user's."""
+    """Working folders of remote outputs, copies of what lies there, and consents, away from the user's."""
     os.environ["EMBEDPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["EMBEDPIPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

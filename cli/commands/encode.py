@@ -20,6 +20,7 @@ from ..options import (
     model_options,
     said_of_model,
     too_many_rejects,
+    trust_model_option,
     trust_option,
     verbose_option,
 )
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
 )
 @verbose_option("A line for each finished shard: which worker, rows, rate, and where its time went.")
 @dry_run_option
+@trust_model_option
 @json_option
 @debug_option
 @click.pass_context

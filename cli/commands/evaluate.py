@@ -6,7 +6,7 @@ import click
 
 import embedpipe
 
-from ..options import debug_option, device_option, json_option, refuse_missing, trust_option
+from ..options import debug_option, device_option, json_option, refuse_missing, trust_model_option, trust_option
 
 
 @click.command()
@@ -17,6 +17,7 @@ from ..options import debug_option, device_option, json_option, refuse_missing, 
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
 @device_option()
 @trust_option("Allow a run and embeddings of which version 0.1 wrote one")
+@trust_model_option
 @json_option
 @debug_option
 def command(

@@ -21,6 +21,7 @@ from ..options import (
     one_or_each,
     refuse_missing,
     said_of_model,
+    trust_model_option,
     trust_option,
 )
 
@@ -95,6 +96,7 @@ _PICTURE = click.Path(dir_okay=False)
 @trust_option("Allow a prior and a decoder of which version 0.1 wrote one")
 @click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
 @dry_run_option
+@trust_model_option
 @json_option
 @debug_option
 def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:

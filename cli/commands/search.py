@@ -12,7 +12,7 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, json_option, model_options, said_of_model
+from ..options import debug_option, json_option, model_options, said_of_model, trust_model_option
 
 if TYPE_CHECKING:
     from embedpipe.index import Hit
@@ -52,6 +52,7 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
     type=click.Path(dir_okay=False),
     help="Write a contact sheet (.png, .html) of the results, or the results (.parquet, .jsonl).",
 )
+@trust_model_option
 @json_option
 @debug_option
 def command(

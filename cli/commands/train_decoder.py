@@ -19,6 +19,7 @@ from ..options import (
     refuse_missing,
     row_options,
     split_options,
+    trust_model_option,
     trust_option,
 )
 
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
 @parallel_option
 @device_option(several=True)
 @dry_run_option
+@trust_model_option
 @json_option
 @debug_option
 def command(data: str, emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:

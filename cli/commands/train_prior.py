@@ -19,6 +19,7 @@ from ..options import (
     row_options,
     split_options,
     training_options,
+    trust_model_option,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ ALL = "all"
 @parallel_option
 @device_option(several=True)
 @dry_run_option
+@trust_model_option
 @json_option
 @debug_option
 def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:

@@ -16,13 +16,23 @@ def model_folder(model: str) -> Path | None:
     Raises ModelError for a folder that does not exist or contains no model.
     """
     folder = Path(model.removeprefix("local-dir:"))
-    if model.startswith("local-dir:") or (folder.is_dir() and not model.startswith("hf-hub:")):
+    if model.startswith("hf-hub:"):
+        return None
+    if model.startswith("local-dir:") or (is_there(str(folder)) and folder.is_dir()):
         if not (folder / _CONFIG_FILE).is_file():
             raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
         return folder
     if folder.is_absolute():
         raise ModelError(f"{model}: no such folder", "If the model has moved, give its new folder with `model`")
     return None
+
+
+def is_there(path: str) -> bool:
+    """Whether a file or folder exists; a name that can be none, such as one too long, does not."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def refuse_unknown_model(model: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from .. import files, manifest
 from ..clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard
 from ..clip_model.spec import ModelOptions
+from ..clip_model.trusted import trust_card
+from ..consent import remember_source
 from ..errors import DiskFull, EmbedpipeError, ModelError, OptionError, RunMismatch, did_you_mean
 from ..execute import Allocation, Cluster, Executor, FailedTask, Outcome, ResourceRequest, Task, open_places
 from ..lock import Part, claimed, exclusive, planning
@@ -143,6 +145,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         listen(Progress(doing=f"loading {config.encoder.model}"))
         encoder, facts = _look_at_encoder(config, executor, places)
         run, change = _begin(data, out, (found, change), facts, config, reader)
+        _remember(run)
         committed = scan_committed(out, run, change.vanished, config.holds)
         todo = _still_to_do(run, committed, change.vanished, config)
         _require_trust(out, before, config, [task.number for task in todo])  # some may have turned out damaged
@@ -257,6 +260,13 @@ def _begin(
             _refuse_growing_unlocked(out, change)
             manifest.write_run(out, manifest.with_pending(out, run))
     return run, change
+
+
+def _remember(run: RunCard) -> None:
+    """Input and model are this user's own: what is made of this output may open them without asking."""
+    remember_source(run.source, run.plan)
+    if run.encoder is not None:
+        trust_card(run.encoder)
 
 
 def _refuse_growing_unlocked(out: str, change: PlanChange) -> None:

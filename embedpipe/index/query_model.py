@@ -12,6 +12,7 @@ import numpy as np
 from ..clip_model.compatibility import computes_quick_gelu, same_encoder
 from ..clip_model.encoder_card import EncoderCard
 from ..clip_model.spec import ModelOptions, has_quick_gelu, is_checkpoint
+from ..clip_model.trusted import require_trusted, trust_card
 from ..errors import InputError, RunMismatch
 from ..load import EmbeddingDataset
 from ..manifest import refuse_difference
@@ -51,7 +52,8 @@ def encoder_of(
 
     options: activation and preprocessing of a checkpoint file; only for other tools' data, as our card records them.
 
-    Raises RunMismatch if the loaded model is not the one that made the embeddings, InputError if that one is unknown.
+    Raises RunMismatch if the loaded model is not the one that made the embeddings, InputError if that one is unknown,
+    UntrustedModel if the card names a model that this user never gave: see `require_trusted`.
     """
     from ..encode import EncoderConfig, load_encoder
 
@@ -59,6 +61,8 @@ def encoder_of(
         raise InputError(f"{path}: which model made it is not known ({card.model})", "Give `model` and `pretrained`")
     name = model or card.model
     weights = (card.pretrained if model is None else "") if pretrained is None else pretrained
+    if model is None:
+        require_trusted(name, weights if pretrained is None else "", path)
     if card.dated:
         same_encoder((path, card), (name, replace(card, model=name)))
     file = is_checkpoint(name, weights)
@@ -82,6 +86,7 @@ def encoder_of(
     # A query may be computed in another precision than the data: only the model must match.
     same_format = replace(encoder.card, dtype=card.dtype, precision=card.precision, decode=card.decode)
     refuse_difference(path, card.facts(), same_format.facts(), "encoder", "Give the model that made it")
+    trust_card(encoder.card)
     return encoder
 
 

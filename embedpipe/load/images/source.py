@@ -12,6 +12,7 @@ from ...read import Reader, SampleRules, open_reader
 from ...read.find_images import find_images
 from ...types import SourceShard
 from ..dataset import EmbeddingDataset
+from .guarded_source import given_source, guarded_source
 
 
 def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bool = False) -> Reader | None:
@@ -20,7 +21,12 @@ def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bo
     captions: read them with the recorded options; else they are left out. Raises InputError if `data` is given but
     missing.
     """
-    return _open(data or dataset.run.source, dataset.run.options, data is not None, captions)
+    run = dataset.run
+    if data is not None:
+        place = given_source(data, run.source, run.plan)
+    else:
+        place = guarded_source(dataset.path, run.source, run.plan)
+    return _open(place, run.options, data is not None, captions)
 
 
 def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
@@ -50,23 +56,23 @@ def source_images(
     Raises InputError if `data` is given but has none.
     """
     if data is None and dataset.run.merged:
-        return dict(_of_parts(dataset.run.merged, "", dataset.run.plan, wanted))
+        return dict(_of_parts(dataset.path, dataset.run.merged, "", dataset.run.plan, wanted))
     reader = open_source(dataset, data)
     return find_images(reader, dataset.run.plan, wanted) if reader is not None else {}
 
 
 def _of_parts(
-    parts: Sequence[MergedPart], prefix: str, plan: Sequence[SourceShard], wanted: Sequence[tuple[str, str]]
+    path: str, parts: Sequence[MergedPart], prefix: str, plan: Sequence[SourceShard], wanted: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[tuple[str, str], bytes]]:
     """The images of a merged data set, from the recorded location of each of its inputs."""
     for part in parts:
         before = prefix + part.prefix
         if part.merged:
-            yield from _of_parts(part.merged, before, plan, wanted)
+            yield from _of_parts(path, part.merged, before, plan, wanted)
             continue
-        reader = _open(part.source, part.options, asked_for=False)
+        mine = [replace(shard, name=shard.name[len(before) :]) for shard in plan if shard.name.startswith(before)]
+        reader = _open(guarded_source(path, part.source, mine), part.options, asked_for=False)
         if reader is not None:
-            mine = [replace(shard, name=shard.name[len(before) :]) for shard in plan if shard.name.startswith(before)]
             asked = [(name[len(before) :], key) for name, key in wanted if name.startswith(before)]
             found = find_images(reader, mine, asked)
             yield from (((before + name, key), data) for (name, key), data in found.items())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from embedpipe.errors import ModelError
+from embedpipe.errors import ModelError, UntrustedModel
 from embedpipe.index import query_encoder
 from embedpipe.load import EmbeddingDataset
 from embedpipe.ragged import RaggedRows
@@ -66,6 +66,8 @@ def token_states(dataset: EmbeddingDataset, device: str, speaks: bool = True) ->
         return dataset.text_tokens
     try:
         made = MadeStates(dataset, query_encoder(dataset, device=device, precision=dataset.card.precision))
+    except UntrustedModel:
+        raise
     except ModelError as problem:
         raise ModelError(
             f"{dataset.path}: holds no text tokens, and its model makes none: {problem.what}",

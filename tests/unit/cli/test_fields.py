@@ -42,6 +42,7 @@ REACHES = {
     "embedpipe/fetch": ("fetch",),
     "embedpipe/index": ("index", "search"),
     "embedpipe/load": ("train-decoder",),
+    "embedpipe/load/images/guarded_source.py": ("info", "dedup", "filter", "export", "search"),
     "embedpipe/read": ("encode",),
     "embedpipe/types.py": ("encode",),
     "embedpipe/unclip/data": ("train-prior", "train-decoder"),
