@@ -39,7 +39,7 @@ RENAMED = {
         "texts=False": "no_text=True",
         "threads_per_worker": "threads",
     },
-    "export": {"dtype": "embedding_dtype", "images": "data"},
+    "export": {"dtype": "embedding_dtype"},
     "generate": {"column": "caption_column"},
     "train-clip": _SPLIT,
     "train-prior": _SPLIT_AND_ROWS,

@@ -97,6 +97,41 @@ def one_or_each(values: tuple[Any, ...] | None) -> Any:
     return values[0] if values is not None and len(values) == 1 else values
 
 
+class CommandWithImages(click.Command):
+    """A command with `images_option`, which is called --images; --data was its name in some commands."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with the old spelling understood."""
+        return super().parse_args(ctx, with_new_spelling(args, "--data", "--images"))
+
+
+def with_new_spelling(args: list[str], old: str, new: str) -> list[str]:
+    """`args` with an option's old spelling replaced; says so on stderr."""
+    end = args.index("--") if "--" in args else len(args)
+    renewed = [
+        f"{new}{arg[len(old) :]}" if arg == old or arg.startswith(f"{old}=") else arg for arg in args[:end]
+    ] + args[end:]
+    if renewed != args:
+        click.echo(f"note: {old} is called {new} now", err=True)
+    return renewed
+
+
+def _one_or_several(ctx: click.Context, param: click.Parameter, places: tuple[str, ...]) -> Any:
+    return (places[0] if len(places) == 1 else places) or None
+
+
+def images_option(use: str = "") -> Callable[[_Command], _Command]:
+    """--images → `images`: one place, a tuple of several, or None. use: what the images are for. See `Images`."""
+    said = f"Where the image shards are now{use}, if not where they were. Repeatable: the sources of merged data sets, "
+    return click.option(
+        "--images",
+        multiple=True,
+        metavar="PLACE",
+        callback=_one_or_several,
+        help=f"{said}or the parts of a divided folder.",
+    )
+
+
 def refuse_missing(*folders: str | None) -> None:
     """Raise InputError for a folder on this machine that is not there: at once, before torch is loaded."""
     from embedpipe import files

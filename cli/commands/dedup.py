@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import embedpipe
 
 from ..fields import with_options
-from ..options import debug_option, dry_run_option, executor_options, json_option
+from ..options import CommandWithImages, debug_option, dry_run_option, executor_options, images_option, json_option
+
+if TYPE_CHECKING:
+    from embedpipe.load.images.source import Images
 
 DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not imported for --help
 
 
-@click.command()
+@click.command(cls=CommandWithImages)
 @click.argument("emb")
 @click.argument("out")
 @click.option(
@@ -53,7 +56,7 @@ DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not impo
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
 @click.option("--pairs", type=click.IntRange(0), default=60, show_default=True, help="Pairs to show in pairs.html.")
-@click.option("--images", help="Where the image shards are now, if not where they were.")
+@images_option()
 @click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the cores. The result does not depend on it.")
 @click.option(
@@ -77,7 +80,7 @@ def command(
     modality: str,
     seed: int,
     pairs: int,
-    images: str | None,
+    images: Images,
     materialise: bool,
     threads: int | None,
     workers: int,
@@ -97,6 +100,7 @@ def command(
     \b
     embedpipe dedup emb dedup
     embedpipe dedup emb dedup --images s3://bucket/shards --keep similarity --materialise
+    embedpipe dedup merged dedup --images /new/shards-2023 --images /new/shards-2024
     embedpipe dedup emb dedup --confirm none --threshold 0.97
     embedpipe dedup emb dedup --executor ray --address head:6379 --workers 16
     """

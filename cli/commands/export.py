@@ -9,17 +9,37 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, dry_run_option, json_option
+from ..options import CommandWithImages, debug_option, dry_run_option, images_option, json_option
 
 if TYPE_CHECKING:
     from embedpipe.export import ExportConfig
+    from embedpipe.load.images.source import Images
+
+IMAGES = "images"
 
 
-@click.command()
+class _ExportCommand(CommandWithImages):
+    """--images alone was what --to images is, before there was a --to in the same command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with the old spelling understood."""
+        if "--images" in args and not any(arg == "--to" or arg.startswith("--to=") for arg in args):
+            place = args.index("--images")
+            args = [*args[:place], "--to", IMAGES, *args[place + 1 :]]
+            click.echo(
+                "note: --images is called --to images now, and --images says where the image shards are", err=True
+            )
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_ExportCommand)
 @click.argument("emb")
 @click.argument("out")
-@click.option("--to", help="The layout: hf, parquet, datacomp, lance, clip-retrieval or aligned (DALLE2-pytorch).")
-@click.option("--images", is_flag=True, help="Instead: the image shards of the rows: images, captions and metadata.")
+@click.option(
+    "--to",
+    help="The layout: hf, parquet, datacomp, lance, clip-retrieval or aligned (DALLE2-pytorch). Or images: the image "
+    "shards of the rows.",
+)
 @click.option(
     "--keys", metavar="SUBSET", help="Only the rows named there: kept.parquet of dedup or filter, a list of keys …"
 )
@@ -39,7 +59,7 @@ if TYPE_CHECKING:
     "number.",
 )
 @click.option("--model-name", help="datacomp: the model in array names, l14 in l14_img. Default: from the model card.")
-@click.option("--data", help="With --images: where the input of `encode` is now, if not where it was.")
+@images_option(", for --to images")
 @dry_run_option
 @json_option
 @debug_option
@@ -47,14 +67,13 @@ def command(
     emb: str,
     out: str,
     to: str | None,
-    images: bool,
     keys: str | None,
     embedding_dtype: str | None,
     text_tokens: bool,
     splits: str | None,
     index_width: int | None,
     model_name: str | None,
-    data: str | None,
+    images: Images,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -67,28 +86,28 @@ def command(
     lance           lance, lancedb
     clip-retrieval  clip-retrieval, autofaiss, embedding-reader
     aligned         DALLE2-pytorch's decoder loader: row = the sample's index in its tar, zeros where there is none
+    images          image shards of the rows: images, captions and metadata; takes --keys and --images
 
     EMB is left as it is. OUT must be new, empty, or begun by the same command: run again, it goes on.
-    --images writes shards of the rows' images, captions and metadata instead; it takes --keys and --data.
 
     \b
     embedpipe export emb hub --to hf --splits valid=0.05,test=0.05
     embedpipe export emb kept --to clip-retrieval --keys dedup/kept.parquet
-    embedpipe export emb shards-kept --images --keys dedup/kept.parquet
+    embedpipe export emb shards-kept --to images --keys dedup/kept.parquet
+    embedpipe export emb shards-kept --to images --images /new/place/of/shards
     """
     from .. import display
 
-    config = embedpipe.ExportConfig(to or "", embedding_dtype, keys, text_tokens, splits, index_width, model_name)
-    if bool(to) == images:
-        both = "--to and --images exclude each other"
-        raise click.UsageError(both if images else "Say what to write: --to a layout, or --images")
-    if images and config != embedpipe.ExportConfig("", keys=keys):
-        raise click.UsageError("--images takes no options but --keys and --data")
-    if data and not images:
-        raise click.UsageError("--data is for --images: no layout needs the input of `encode`")
+    if not to:
+        raise click.UsageError("Say what to write with --to: a layout, or images")
+    config = embedpipe.ExportConfig(to, embedding_dtype, keys, text_tokens, splits, index_width, model_name)
+    if to == IMAGES and config != embedpipe.ExportConfig(IMAGES, keys=keys):
+        raise click.UsageError("--to images takes no options but --keys and --images")
+    if images and to != IMAGES:
+        raise click.UsageError("--images is for --to images: no other layout needs the input of `encode`")
     display.note_old_data(emb)
-    if images:
-        _run_images(emb, out, keys, data, dry_run, as_json)
+    if to == IMAGES:
+        _run_images(emb, out, keys, images, dry_run, as_json)
     else:
         _run(emb, out, config, dry_run, as_json)
 
@@ -112,16 +131,16 @@ def _run(emb: str, out: str, config: ExportConfig, dry_run: bool, as_json: bool)
     click.echo(f"opened by {report.opened_by}")
 
 
-def _run_images(emb: str, out: str, keys: str | None, data: str | None, dry_run: bool, as_json: bool) -> None:
-    """Write the image shards of the rows of `emb` that `keys` names (None: all). data: where the input is now."""
+def _run_images(emb: str, out: str, keys: str | None, images: Images, dry_run: bool, as_json: bool) -> None:
+    """Write the image shards of the rows of `emb` that `keys` names (None: all). images: where the input is now."""
     from .. import display
 
     if dry_run:
-        plan = embedpipe.plan_images(emb, keys, out, data)
+        plan = embedpipe.plan_images(emb, keys, out, images)
         display.print_json({"rows": plan.rows, "shards": plan.shards, "from": plan.source})
         return
     with display.progress("export", "rows") as view:
-        report = embedpipe.export_images(emb, keys, out, data, view)
+        report = embedpipe.export_images(emb, keys, out, images, view)
     if as_json:
         display.print_json(report)
         return

@@ -8,10 +8,10 @@ import click
 
 import embedpipe
 
-from ..options import debug_option, dry_run_option, json_option, trust_option
+from ..options import CommandWithImages, debug_option, dry_run_option, images_option, json_option, trust_option
 
 
-@click.command()
+@click.command(cls=CommandWithImages)
 @click.argument("emb")
 @click.argument("out")
 @click.option("--min-similarity", type=float, help="Keep rows whose image and caption agree at least so well (cosine).")
@@ -50,7 +50,7 @@ from ..options import debug_option, dry_run_option, json_option, trust_option
 @click.option(
     "--examples", type=click.IntRange(0), default=12, show_default=True, help="Rows on each side of a cut to show."
 )
-@click.option("--images", help="Where the image shards are now, for the pictures in examples.html.")
+@images_option(", for the pictures in examples.html")
 @click.option("--threads", type=click.IntRange(1), help="Default: the cores.")
 @dry_run_option
 @json_option

@@ -12,10 +12,12 @@ import embedpipe
 from embedpipe.plural import plural
 
 from ..options import (
+    CommandWithImages,
     ForStages,
     debug_option,
     device_option,
     dry_run_option,
+    images_option,
     json_option,
     model_options,
     one_or_each,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _PICTURE = click.Path(dir_okay=False)
 
 
-@click.command()
+@click.command(cls=CommandWithImages)
 @click.argument("texts", nargs=-1, metavar="[TEXT]…")
 @click.option("--decoder", required=True, help="A folder written by train-decoder.")
 @click.option("--prior", help="A folder written by train-prior; needed for texts.")
@@ -51,7 +53,7 @@ _PICTURE = click.Path(dir_okay=False)
     "--beside", "held_out", help="Make pictures of held-out captions of this data set, and show the true ones."
 )
 @click.option("--rows", type=click.IntRange(2), default=16, show_default=True, help="Of --beside: how many captions.")
-@click.option("--images", "data", help="Of --beside: where the image shards are now, if not where they were.")
+@images_option(", for --beside")
 @click.option("--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each.")
 @click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")

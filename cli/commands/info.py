@@ -9,13 +9,14 @@ import click
 import embedpipe
 
 from ..fields import with_options
-from ..options import debug_option, json_option
+from ..options import CommandWithImages, debug_option, images_option, json_option
 
 if TYPE_CHECKING:
     from embedpipe.info import OutputInfo
+    from embedpipe.load.images.source import Images
 
 
-@click.command()
+@click.command(cls=CommandWithImages)
 @click.argument("path")
 @click.option(
     "--hosts", type=click.IntRange(0), default=10, show_default=True, help="Of image shards: worst hosts to name."
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 @click.option(
     "--samples", type=click.IntRange(0), default=12, show_default=True, help="Pictures of each kind on the page."
 )
-@click.option("--images", help="Where the image shards are now, for the pictures on the page.")
+@images_option(", for the pictures on the page")
 @json_option
 @debug_option
-def command(path: str, hosts: int, html: str | None, samples: int, images: str | None, as_json: bool) -> None:
+def command(path: str, hosts: int, html: str | None, samples: int, images: Images, as_json: bool) -> None:
     """Say what is in an output: counts, rejects by reason, the encoder, similarities and norms.
 
     PATH is a folder written by `fetch`, `encode` or `merge`, finished or still growing, or embeddings of

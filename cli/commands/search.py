@@ -12,16 +12,25 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, json_option, model_options, said_of_model, trust_model_option
+from ..options import (
+    CommandWithImages,
+    debug_option,
+    images_option,
+    json_option,
+    model_options,
+    said_of_model,
+    trust_model_option,
+)
 
 if TYPE_CHECKING:
     from embedpipe.index import Hit
     from embedpipe.index.results import Answer
+    from embedpipe.load.images.source import Images
 
 _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 
 
-@click.command()
+@click.command(cls=CommandWithImages)
 @click.argument("emb")
 @click.argument("text", required=False)
 @click.option("--image", type=click.Path(dir_okay=False), help="Search with a picture instead of a text.")
@@ -46,7 +55,7 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 @click.option("--model", help="Where the model is now, if not where it was. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
-@click.option("--images", "data", help="Where the image shards are now, for contact sheets.")
+@images_option(", for contact sheets")
 @click.option(
     "--save",
     type=click.Path(dir_okay=False),
@@ -63,7 +72,7 @@ def command(
     exact: bool,
     model: str | None,
     pretrained: str | None,
-    data: str | None,
+    images: Images,
     save: str | None,
     as_json: bool,
     **asked: Any,
@@ -103,7 +112,9 @@ def command(
                 embedpipe.search_many(searcher, query, k, min_score=min_score, **encoder, listen=view), save, as_json
             )
             return
-        hits = embedpipe.search(searcher, query, k, min_score=min_score, **encoder, save=save, data=data, listen=view)
+        hits = embedpipe.search(
+            searcher, query, k, min_score=min_score, **encoder, save=save, images=images, listen=view
+        )
     if as_json:
         display.print_json(hits)
         return

@@ -9,11 +9,13 @@ import click
 import embedpipe
 
 from ..options import (
+    CommandWithImages,
     ForStages,
     config_options,
     debug_option,
     device_option,
     dry_run_option,
+    images_option,
     json_option,
     parallel_option,
     refuse_missing,
@@ -27,10 +29,9 @@ if TYPE_CHECKING:
     from embedpipe.unclip.train.decoder_config import DecoderOutcome
 
 
-@click.command()
-@click.argument("data")
-@click.argument("emb")
-@click.argument("out")
+@click.command(cls=CommandWithImages)
+@click.argument("paths", nargs=-1, required=True, metavar="[DATA] EMB OUT")
+@images_option(", as DATA")
 @click.option(
     "--preset",
     default="tiny",
@@ -93,20 +94,25 @@ if TYPE_CHECKING:
 @trust_model_option
 @json_option
 @debug_option
-def command(data: str, emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+def command(paths: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a decoder (image embedding → image): a cascade of stages, each trained by itself.
 
-    DATA are the image shards that EMB was encoded from; each image is found by its source shard and key. No CLIP is
+    DATA are the image shards that EMB was encoded from; without, they are looked for where they were, or at --images.
+    Each image is found by its source shard and key. No CLIP is
     loaded. OUT gets a folder for each stage (weights, checkpoints, metrics.jsonl, curves.png, sample grids), and is a
     decoder once all are there. The same command again resumes, bit for bit on a CPU. torchrun starts it on several
     devices; stages can be trained by several commands at the same time.
 
     \b
     embedpipe train-decoder shards emb decoder
+    embedpipe train-decoder merged decoder --images shards-2023 --images shards-2024
     embedpipe train-decoder shards emb decoder --sizes 64,256 --dims 128,64 --stage 2
     embedpipe train-decoder shards emb decoder --set stages.1.optim.lr=1e-4 --features encoder
     torchrun --nproc-per-node 8 -m embedpipe_cli train-decoder shards emb decoder --preset base
     """
+    if not 2 <= len(paths) <= 3:
+        raise click.UsageError("Give DATA, EMB and OUT, or EMB and OUT")
+    data, emb, out = (None, *paths) if len(paths) == 2 else paths
     refuse_missing(emb)
 
     from .. import display

@@ -19,7 +19,7 @@ from ..errors import DatasetError, InputError, RunMismatch
 from ..fetch.shards.commit import json_safe
 from ..fetch.tables.schema import FIXED
 from ..load import EmbeddingDataset
-from ..load.images.source import open_source
+from ..load.images.source import Images, open_source, places_of, sources_of
 from ..lock import exclusive
 from ..manifest import IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Progress, silent
@@ -47,13 +47,13 @@ def export_images(
     dataset: EmbeddingDataset | str,
     rows: np.ndarray | str | None,
     out: str,
-    images: str | None = None,
+    images: Images = None,
     listen: Listener = silent,
 ) -> ImageExportReport:
     """Write the images, captions and metadata of `rows` as image shards; a repeated call resumes.
 
     rows: int64, ascending; or a key subset, see `read_subset`; None for all. Shard i of `out` has the selected samples
-    of input shard i, in row order. images: the current location of the input, None for the recorded one. Raises
+    of input shard i, in row order. images: where the input is now, None for where it was. Raises
     InputError if it is missing, DatasetError if it differs from what was encoded, RunMismatch if `out` contains other
     things, OutputBusy, OutputUnwritable, DiskFull.
     """
@@ -86,7 +86,7 @@ class ImageExportPlan:
 
 
 def plan_images(
-    dataset: EmbeddingDataset | str, rows: np.ndarray | str | None, out: str, images: str | None = None
+    dataset: EmbeddingDataset | str, rows: np.ndarray | str | None, out: str, images: Images = None
 ) -> ImageExportPlan:
     """What `export_images` would do. Raises as it does before it writes."""
     dataset, rows = _chosen(dataset, rows)
@@ -103,22 +103,22 @@ def _chosen(dataset: EmbeddingDataset | str, rows: np.ndarray | str | None) -> t
     return dataset, read_subset(dataset, rows) if isinstance(rows, str) else rows
 
 
-def _source(dataset: EmbeddingDataset, images: str | None) -> Reader:
+def _source(dataset: EmbeddingDataset, images: Images) -> Reader:
     reader = open_source(dataset, images, captions=True)
     if reader is None:
         raise InputError(
-            f"{dataset.run.source or dataset.path}: the image shards are no longer there",
+            f"{', '.join(sources_of(dataset)) or dataset.path}: the image shards are no longer there",
             "Give their folder with `images`",
         )
     return reader
 
 
-def _run_of(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -> RunCard:
+def _run_of(dataset: EmbeddingDataset, rows: np.ndarray, images: Images) -> RunCard:
     return RunCard(
         format=IMAGE_SHARDS,
         options={SELECTION: selection_run(dataset, rows, "export").options[SELECTION]},
         plan=dataset.run.plan,
-        source=images or dataset.run.source,
+        source=", ".join(places_of(images) or sources_of(dataset)),
         shard_digits=dataset.run.shard_digits,
         versions=dataset.run.versions,
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ..load import EmbeddingDataset
-from ..load.images.source import source_images
+from ..load.images.source import Images, source_images
 from ..load.metadata import gather_metadata
 from .page import RowCard
 
 _CHARACTERS = 200
 
 
-def row_cards(dataset: EmbeddingDataset, rows: np.ndarray, images: str | None) -> dict[int, RowCard]:
-    """Cards by row number. images: the current location of the image shards, None for the recorded one.
+def row_cards(dataset: EmbeddingDataset, rows: np.ndarray, images: Images) -> dict[int, RowCard]:
+    """Cards by row number. images: where the image shards are now, None for where they were.
 
     Raises InputError if there are none at `images`.
     """

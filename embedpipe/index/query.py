@@ -11,7 +11,9 @@ import numpy as np
 
 from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
+from ..load.images.source import Images
 from ..progress import CutCaptions, Listener, Progress, silent
+from ..renamed import renamed_keyword
 from .query_files import read_embeddings, read_queries
 from .query_model import embed_image, embed_texts, query_encoder
 from .results import COLUMNS, SHEETS, Answer, check_suffix, save_results, save_sheet
@@ -60,6 +62,7 @@ class Query:
         return self.text or f"like {self.image or self.key or self.embedding or self.queries}"
 
 
+@renamed_keyword(data="images")
 def search(
     dataset: EmbeddingDataset | Searcher | str,
     query: np.ndarray | str | Query,
@@ -73,7 +76,7 @@ def search(
     options: ModelOptions | None = None,
     encoder: Encoder | None = None,
     save: str | None = None,
-    data: str | None = None,
+    images: Images = None,
     listen: Listener = silent,
 ) -> list[Hit]:
     """The `k` rows of `dataset` whose `modality` embedding is nearest to a query, best first.
@@ -83,7 +86,7 @@ def search(
     are compared. Several queries share one `Searcher` in the place of `dataset`, and one `encoder`.
 
     model, pretrained, options: where the encoder is now, see `query_encoder`. save: write the hits to a contact sheet
-    (.png, .html; `data` is where the image shards are now) or a table (.parquet, .jsonl).
+    (.png, .html; `images` is where the image shards are now) or a table (.parquet, .jsonl).
     """
     if save is not None:
         check_suffix(save, many=False)
@@ -96,7 +99,7 @@ def search(
         ((_, found),) = run_queries(searcher, asked, load, k, min_score, listen, logger.warning)
         hits, text, title = list(found), asked.text, asked.title
     if save is not None and save.lower().endswith(SHEETS):
-        save_sheet(save, searcher.dataset, hits, title, data)
+        save_sheet(save, searcher.dataset, hits, title, images)
     elif save is not None:
         save_results(save, iter([(text, hits)]))
     return hits

@@ -14,7 +14,7 @@ from ..errors import OptionError
 from ..images.pages import contact_page
 from ..images.sheet import SheetCell, contact_sheet
 from ..load import EmbeddingDataset
-from ..load.images.source import source_images
+from ..load.images.source import Images, places_of, source_images, sources_of
 from .searcher import Hit
 
 COLUMNS = ("key", "caption", "src_shard", "url")
@@ -65,13 +65,15 @@ def check_suffix(location: str, many: bool) -> None:
         raise OptionError(f"{location}: results{' of many queries' * many} are saved as {', '.join(suffixes)}")
 
 
-def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, data: str | None) -> None:
-    """Write the images of hits as a .png or .html; those that are not at `data`, or where they were, are left blank."""
-    images = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], data)
-    missing = sum((hit.src_shard, hit.key) not in images for hit in hits)
+def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], title: str, images: Images) -> None:
+    """Write the images of hits as a .png or .html; those not at `images`, or where they were, are left blank."""
+    pictures = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], images)
+    missing = sum((hit.src_shard, hit.key) not in pictures for hit in hits)
     if missing:
-        logger.warning("%d images are not in %s; see `data`", missing, data or dataset.run.source)
-    cells = [SheetCell(images.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
+        logger.warning(
+            "%d images are not in %s; see `images`", missing, ", ".join(places_of(images) or sources_of(dataset))
+        )
+    cells = [SheetCell(pictures.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
     make = contact_page if location.lower().endswith(".html") else contact_sheet
     files.write_bytes(location, make(cells, title))
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from .. import files, manifest
 from ..load import EmbeddingDataset
-from ..load.images.source import source_images
+from ..load.images.source import Images, source_images
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..store.rejects import read_rejects
 
@@ -49,7 +49,7 @@ class Gallery:
     rejects: dict[str, tuple[GalleryReject, ...]] = field(default_factory=dict)
 
 
-def look_at(path: str, count: int = 12, images: str | None = None) -> Gallery:
+def look_at(path: str, count: int = 12, images: Images = None) -> Gallery:
     """`count` samples each with the lowest and the highest similarity and at random, and examples of rejects.
 
     images: the current location of an embedding data set's image shards; None for the recorded one. Raises InputError
@@ -64,7 +64,7 @@ def look_at(path: str, count: int = 12, images: str | None = None) -> Gallery:
     return Gallery({"at random": tuple(_of_shards(path, run, entries, 2 * count))}, _failures(path, run, entries))
 
 
-def _of_dataset(dataset: EmbeddingDataset, count: int, images: str | None) -> dict[str, tuple[GalleryItem, ...]]:
+def _of_dataset(dataset: EmbeddingDataset, count: int, images: Images) -> dict[str, tuple[GalleryItem, ...]]:
     if not len(dataset):
         return {}
     similarity = dataset.column("similarity").to_numpy().astype(np.float32)

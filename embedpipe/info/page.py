@@ -8,6 +8,7 @@ from .. import files
 from ..clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
 from ..fetch.outcome import ERROR_CLASSES
 from ..images.html import document, html_histogram, html_table, picture, text
+from ..load.images.source import Images
 from ..progress import Listener, silent
 from ..types import REJECT_CLASSES
 from ..verify import KINDS
@@ -29,7 +30,7 @@ def info(
     hosts: int = 10,
     html: str | None = None,
     samples: int = 12,
-    images: str | None = None,
+    images: Images = None,
     listen: Listener = silent,
 ) -> OutputInfo:
     """What is in an output of `fetch`, `encode` or `merge`, or in embeddings that others wrote: see `describe`.

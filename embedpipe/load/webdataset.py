@@ -11,27 +11,31 @@ from webdataset import tariterators
 
 from .. import files
 from ..errors import DatasetError, InputError
-from ..read import locations
+from ..read import Reader, locations
 from ..read.webdataset import WebdatasetReader
+from ..renamed import renamed_keyword
 from .dataset import EmbeddingDataset
-from .images.source import open_source
+from .images.parts import PartsReader
+from .images.source import Images, open_source, places_of, sources_of
 
 Sample = dict[str, Any]
 
 
+@renamed_keyword(data="images")
 def webdataset_pipeline(
-    dataset: EmbeddingDataset, data: str | None = None, columns: Sequence[str] = (), decode: str | None = None
+    dataset: EmbeddingDataset, images: Images = None, columns: Sequence[str] = (), decode: str | None = None
 ) -> wds.DataPipeline:
     """Samples of image shards ("jpg", "txt", "json" …) with "row", "image_embedding" and "text_embedding" [dim].
 
     Each row comes once, in whatever rank and worker reads its shard; samples that became no row are left out. Go on
     with `.compose(wds.shuffle(1000), wds.map(…), wds.batched(64))`.
 
-    data: where the image shards are now, None for where they were; any fsspec url. columns: metadata to add. decode:
-    as webdataset decodes images: "torchrgb", "pil" …; None leaves the bytes. Raises InputError where there are no
-    tars, DatasetError where one has changed since it was encoded.
+    images: where the image shards are now (a place or several), None for where they were; any fsspec url. columns:
+    metadata to add. decode: as webdataset decodes images: "torchrgb", "pil" …; None leaves the bytes.
+
+    Raises InputError where there are no tars, DatasetError where one has changed since it was encoded.
     """
-    join = _Join(dataset, _places(dataset, data), tuple(columns))
+    join = _Join(dataset, _places(dataset, images), tuple(columns))
     return wds.DataPipeline(
         wds.SimpleShardList(list(join.places)),
         wds.split_by_node,
@@ -44,25 +48,34 @@ def webdataset_pipeline(
     )
 
 
-def _places(dataset: EmbeddingDataset, data: str | None) -> dict[str, int]:
+def _places(dataset: EmbeddingDataset, images: Images) -> dict[str, int]:
     """Location of each tar → the shard of `dataset` that was made of it."""
-    reader = open_source(dataset, data)
-    if not isinstance(reader, WebdatasetReader):
-        raise InputError(
-            f"{data or dataset.run.source or dataset.path}: no image shards (.tar) there", "Say where they are: data="
-        )
-    there = {shard.name: shard for shard in reader.shards(())}
+    reader = open_source(dataset, images)
+    tars = reader if isinstance(reader, PartsReader) else None
+    if reader is None or not all(isinstance(it, WebdatasetReader) for it in (tars.readers() if tars else [reader])):
+        at = ", ".join(places_of(images) or sources_of(dataset)) or dataset.path
+        raise InputError(f"{at}: no image shards (.tar) there", "Say where they are: images=")
+    there = {shard.name: shard for shard in reader.shards(dataset.run.plan)}
     places = {}
     for number, rows in enumerate(dataset.shards):
         made_of = rows.manifest.source
         found = there.get(made_of.name)
-        location = files.join(locations.root(reader.data), made_of.name)
         if found is None:
-            raise DatasetError(f"{location}: not there, and {dataset.path} has rows of it", "Give all image shards")
+            raise DatasetError(f"{made_of.name}: not there, and {dataset.path} has rows of it", "Give all image shards")
+        location = _location(reader, made_of.name)
         if found.bytes != made_of.bytes:
             raise DatasetError(f"{location}: has changed since it was encoded", f"Encode it again into {dataset.path}")
         places[location] = number
     return places
+
+
+def _location(reader: Reader, name: str) -> str:
+    """Where the tar of that name is."""
+    if isinstance(reader, PartsReader):
+        held = reader.held[name]
+        return _location(held.place.reader, held.shard.name)
+    assert isinstance(reader, WebdatasetReader)
+    return files.join(locations.root(reader.data), name)
 
 
 def _opened(shards: Iterable[Sample]) -> Iterator[Sample]:

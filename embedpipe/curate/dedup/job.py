@@ -16,6 +16,7 @@ from ... import files
 from ...errors import OptionError, did_you_mean
 from ...execute import Cluster
 from ...load import EmbeddingDataset
+from ...load.images.source import Images
 from ...load.metadata import gather_metadata, row_chunks
 from ...lock import exclusive
 from ...mirror import working_folder
@@ -48,11 +49,11 @@ class DedupConfig:
 
     None: 0.95, or 0.75 with images. confirm: a name in CONFIRM, whether images decide. difference: up to which two
     images are equal. keep: a name in KEEP, the keeping priority. modality: image or text. seed: of the clustering.
-    pairs: how many pairs around the threshold pairs.html shows. images: the current location of the image shards, None
-    for the recorded one. materialise: also write the kept rows as an embedding data set. threads: None for one per
-    core. executor: a name in EXECUTORS or auto, to assign rows to clusters with `workers` workers; cluster: its
-    address, for ray; `threads` then applies to each worker, and to this process for the other steps. The result depends
-    on none of these.
+    pairs: how many pairs around the threshold pairs.html shows. images: where the image shards are now (one place or
+    several), None for where they were. materialise: also write the kept rows as an embedding data set. threads: None
+    for one per core. executor: a name in EXECUTORS or auto, to assign rows to clusters with `workers` workers; cluster:
+    its address, for ray; `threads` then applies to each worker, and to this process for the other steps. The result
+    depends on none of these.
     """
 
     threshold: float | None = None
@@ -60,7 +61,7 @@ class DedupConfig:
     modality: str = "image"
     seed: int = 0
     pairs: int = 60
-    images: str | None = None
+    images: Images = None
     materialise: bool = False
     threads: int | None = None
     confirm: str = "auto"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from ...load import EmbeddingDataset
+from ...load.images.source import Images
 from ..page import Line, Section
 from ..row_cards import row_cards
 from .decision import Verdict
 
 
 def pairs_around(
-    dataset: EmbeddingDataset, verdict: Verdict, threshold: float, most: float | None, count: int, images: str | None
+    dataset: EmbeddingDataset, verdict: Verdict, threshold: float, most: float | None, count: int, images: Images
 ) -> Section:
-    """The `count` pairs nearest to the threshold, half on each side. images: the current location of the image shards.
+    """The `count` pairs nearest to the threshold, half on each side. images: where the image shards are now.
 
     most: the image difference that decided; None: the cosine did. Pairs of the same file are left out: there is nothing
     to judge.

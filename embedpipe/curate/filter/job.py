@@ -14,6 +14,7 @@ from ... import files
 from ...errors import InputError, OptionError, did_you_mean
 from ...execute import in_order
 from ...load import EmbeddingDataset
+from ...load.images.source import Images
 from ...lock import exclusive
 from ...progress import Listener, Progress, silent
 from ...subset import find_subset
@@ -38,7 +39,7 @@ class FilterConfig:
     head, made for head_model (see `open_head`) and applied to the embeddings of `modality`; min_score: of its score.
     trust_old_card: score data sets of version 0.1, whose card does not record the activation. materialise: also write
     the kept rows as an embedding data set. examples: how many rows around each threshold examples.html shows. images:
-    the current location of the image shards, None for the recorded one. threads: None for one per core.
+    where the image shards are now (one place or several), None for where they were. threads: None for one per core.
     """
 
     min_similarity: float | None = None
@@ -55,7 +56,7 @@ class FilterConfig:
     modality: str = "image"
     materialise: bool = False
     examples: int = 12
-    images: str | None = None
+    images: Images = None
     threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def join_images(
     else they are refused. keep: write to the cache. Raises DatasetError with counts of such rows, InputError if there
     are no images.
     """
-    there = {shard.name: shard for shard in reader.shards(())}
+    there = {shard.name: shard for shard in reader.shards(dataset.run.plan)}
     planned = {shard.name: shard for shard in dataset.run.plan}
     made = [it.manifest for it in dataset.shards]
     listener(Progress(planned=len(made)))

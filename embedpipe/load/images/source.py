@@ -2,31 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from ...errors import InputError
-from ...manifest import MergedPart
+from ...errors import EmptyInput, InputError
 from ...read import Reader, SampleRules, open_reader
 from ...read.find_images import find_images
-from ...types import SourceShard
+from ...renamed import renamed_keyword
 from ..dataset import EmbeddingDataset
 from .guarded_source import given_source, guarded_source
+from .parts import PartPlace, PartsReader, SourcePart, find_shards, parts_of
+
+Images = str | Sequence[str] | None
+"""Where image shards are now: a place or several; None for where they were."""
 
 
-def open_source(dataset: EmbeddingDataset, data: str | None = None, captions: bool = False) -> Reader | None:
-    """A reader for the input of `dataset`, at `data` or its recorded location; None if it no longer exists.
+def places_of(images: Images) -> tuple[str, ...]:
+    """The given places; none for where they were."""
+    return (images,) if isinstance(images, str) else tuple(images or ())
 
-    captions: read them with the recorded options; else they are left out. Raises InputError if `data` is given but
-    missing.
+
+def sources_of(dataset: EmbeddingDataset) -> tuple[str, ...]:
+    """The recorded locations of the image shards, one for each data set that was merged; without unknown ones."""
+    return tuple(dict.fromkeys(part.source for part in parts_of(dataset.run) if part.source))
+
+
+@renamed_keyword(data="images")
+def open_source(dataset: EmbeddingDataset, images: Images = None, captions: bool = False) -> Reader | None:
+    """A reader for the input of `dataset`, at `images` or its recorded location; None if it no longer exists.
+
+    images: a place, or several: those of merged data sets in any order, or the parts of a divided folder; what is in
+    none of them is looked for where it was. captions: read them with the recorded options; else they are left out.
+    Raises InputError if a given place is missing, or has no shard of the data set although there are several.
     """
-    run = dataset.run
-    if data is not None:
-        place = given_source(data, run.source, run.plan)
-    else:
-        place = guarded_source(dataset.path, run.source, run.plan)
-    return _open(place, run.options, data is not None, captions)
+    parts, given = parts_of(dataset.run), places_of(images)
+    for location in given:
+        for part in parts:
+            given_source(location, part.source, part.own_names(dataset.run.plan))
+    if len(parts) == 1 and len(given) <= 1:
+        place = given[0] if given else _guarded(dataset, parts[0])
+        return _open(place, parts[0].options, bool(given), captions)
+    places = tuple(_given_places(parts, given, captions))
+    recorded = (
+        PartPlace(part, reader, part.source)
+        for part in parts
+        if (reader := _open(_guarded(dataset, part), part.options, False, captions)) is not None
+    )
+    held = find_shards(dataset.run.plan, places, recorded)
+    used = {found.place.location for found in held.values()}
+    for location in given:
+        if location not in used:
+            raise InputError(f"{location}: has no input shard of {dataset.path}", "Give the folders that were encoded")
+    return PartsReader(held) if held else None
+
+
+def _guarded(dataset: EmbeddingDataset, part: SourcePart) -> str:
+    return guarded_source(dataset.path, part.source, part.own_names(dataset.run.plan))
+
+
+def _given_places(parts: Sequence[SourcePart], given: Sequence[str], captions: bool) -> Iterator[PartPlace]:
+    """Each given place, read as each part was; not where it holds nothing that can be read so."""
+    for turn, part in enumerate(parts):
+        for number, location in enumerate(given):
+            with contextlib.suppress(EmptyInput):
+                reader = _open(location, part.options, True, captions)
+                if reader is not None:
+                    yield PartPlace(part, reader, location, number, turn)
 
 
 def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
@@ -48,31 +90,13 @@ def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool =
     return reader
 
 
+@renamed_keyword(data="images")
 def source_images(
-    dataset: EmbeddingDataset, wanted: Sequence[tuple[str, str]], data: str | None = None
+    dataset: EmbeddingDataset, wanted: Sequence[tuple[str, str]], images: Images = None
 ) -> dict[tuple[str, str], bytes]:
-    """Encoded image bytes by (source shard, key), from `data` or the recorded location; missing ones are left out.
+    """Encoded image bytes by (source shard, key), from `images` or the recorded location; missing ones are left out.
 
-    Raises InputError if `data` is given but has none.
+    Raises InputError if `images` is given but has none.
     """
-    if data is None and dataset.run.merged:
-        return dict(_of_parts(dataset.path, dataset.run.merged, "", dataset.run.plan, wanted))
-    reader = open_source(dataset, data)
+    reader = open_source(dataset, images)
     return find_images(reader, dataset.run.plan, wanted) if reader is not None else {}
-
-
-def _of_parts(
-    path: str, parts: Sequence[MergedPart], prefix: str, plan: Sequence[SourceShard], wanted: Sequence[tuple[str, str]]
-) -> Iterator[tuple[tuple[str, str], bytes]]:
-    """The images of a merged data set, from the recorded location of each of its inputs."""
-    for part in parts:
-        before = prefix + part.prefix
-        if part.merged:
-            yield from _of_parts(path, part.merged, before, plan, wanted)
-            continue
-        mine = [replace(shard, name=shard.name[len(before) :]) for shard in plan if shard.name.startswith(before)]
-        reader = _open(guarded_source(path, part.source, mine), part.options, asked_for=False)
-        if reader is not None:
-            asked = [(name[len(before) :], key) for name, key in wanted if name.startswith(before)]
-            found = find_images(reader, mine, asked)
-            yield from (((before + name, key), data) for (name, key), data in found.items())

@@ -16,7 +16,7 @@ from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
 from embedpipe.load.images.join import Join, join_images
 from embedpipe.load.images.loader import ImageBatch, ImageLoader, ImageOptions
-from embedpipe.load.images.source import open_source
+from embedpipe.load.images.source import Images, open_source, places_of, sources_of
 from embedpipe.progress import Listener, silent
 from embedpipe.types import EmbeddingBatch
 
@@ -92,20 +92,22 @@ def open_embeddings(emb: str, recipe: DecoderRecipe) -> tuple[EmbeddingDataset, 
 
 
 def open_joined_images(
-    data: str,
+    images: Images,
     dataset: EmbeddingDataset,
     source: ImageSource,
     cache: str,
     listener: Listener = silent,
     keep: bool = True,
 ) -> DecoderRows:
-    """The images of `data` joined with the rows of `dataset`; see `join_images` for cache and keep.
+    """The images at `images` (None: where they were) joined with the rows of `dataset`; see `join_images`.
 
     Raises InputError where there are none, DatasetError for rows that do not fit their images.
     """
-    reader = open_source(dataset, data)
-    assert reader is not None
-    join = join_images(dataset, reader, cache, data, listener, drop=source.drop_unjoined, keep=keep)
+    at = ", ".join(places_of(images) or sources_of(dataset))
+    reader = open_source(dataset, images)
+    if reader is None:
+        raise InputError(f"{at or dataset.path}: the image shards are not there", "Give their folders with `images`")
+    join = join_images(dataset, reader, cache, at, listener, drop=source.drop_unjoined, keep=keep)
     return DecoderRows(dataset, join, source)
 
 

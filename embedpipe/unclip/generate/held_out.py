@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from embedpipe.errors import InputError, RunMismatch
 from embedpipe.images.sheet import SheetCell
 from embedpipe.load import EmbeddingDataset, rows_of_split, splits
-from embedpipe.load.images.source import source_images
+from embedpipe.load.images.source import Images, source_images
 from embedpipe.load.split import TRAIN, VALID
 
 from ..evaluate.priors import PRIOR_RUN, refuse_another_encoder, sample_rows
@@ -120,15 +120,15 @@ def caption_scores(images: Tensor, texts: Tensor, own: Tensor) -> CaptionScores:
 
 
 def cells_of(
-    held: HeldOut, made: Sequence[bytes], text: Sequence[int], nearest: np.ndarray, data: str | None
+    held: HeldOut, made: Sequence[bytes], text: Sequence[int], nearest: np.ndarray, images: Images
 ) -> tuple[list[SheetCell], int]:
     """The rows of a sheet: the true picture, those made, the nearest in training; and how many columns it has.
 
-    data: where the image shards are now. A picture that is not to be had leaves a grey field.
+    images: where the image shards are now. A picture that is not to be had leaves a grey field.
     """
     rows = [*held.rows.tolist(), *nearest.tolist()]
     places = [(str(it["src_shard"]), str(it["key"])) for it in held.dataset.rows(rows, ("src_shard", "key"))]
-    stored = source_images(held.dataset, places, data)
+    stored = source_images(held.dataset, places, images)
     cells = []
     for number, caption in enumerate(held.captions):
         mine = [picture for picture, row in zip(made, text, strict=True) if row == number]

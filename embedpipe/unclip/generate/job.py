@@ -10,7 +10,9 @@ from typing import Any
 from dalle2_core.generation import GenerationConfig
 from embedpipe.clip_model.spec import ModelOptions
 from embedpipe.errors import OptionError
+from embedpipe.load.images.source import Images
 from embedpipe.mirror import local_copy
+from embedpipe.renamed import renamed_keyword
 
 from ..calls import call_of
 from ..device import default_device
@@ -24,7 +26,7 @@ from .request import Made, Request, Watching
 class GenerationJob:
     """What to make, with what and how. out: the grid, None to write nothing. held: rows whose captions are the texts.
 
-    data: where the image shards of `held` are now.
+    images: where the image shards of `held` are now.
     """
 
     request: Request
@@ -32,10 +34,11 @@ class GenerationJob:
     config: GenerationConfig
     out: str | None
     held: HeldOut | None
-    data: str | None
+    images: Images
     watching: Watching
 
 
+@renamed_keyword(data="images")
 def generation_job(
     texts: str | Sequence[str] = (),
     *,
@@ -49,7 +52,7 @@ def generation_job(
     embedding: str | None = None,
     held_out: str | None = None,
     rows: int = 16,
-    data: str | None = None,
+    images: Images = None,
     num_images: int = 4,
     best_of: int = 1,
     seed: int = 0,
@@ -75,7 +78,7 @@ def generation_job(
 
     captions, caption_column, from_image, inpaint, interpolate, embedding: other things to make images of, see
     `Request`. held_out: a data set, of whose held-out captions `rows` are the texts; the true images, from the image
-    shards at `data` or where they were, are shown beside those made. num_images, best_of, seed and what follows to
+    shards at `images` or where they were, are shown beside those made. num_images, best_of, seed and what follows to
     max_batch_size: see `GenerationConfig`. model, pretrained, options, trust_old_card: see `Models`. device: None for
     the first GPU, or the CPU. out: the grid's file, .png; beside it come the single images (OUT/) and all settings
     (OUT.json). watching: hears of the progress.
@@ -120,7 +123,7 @@ def generation_job(
         prior_sampler=prior_sampler,
         max_batch_size=max_batch_size,
     )
-    return GenerationJob(request, of, config, out, held, data, watching or Watching())
+    return GenerationJob(request, of, config, out, held, images, watching or Watching())
 
 
 def run_generation(job: GenerationJob) -> Made:
@@ -133,7 +136,7 @@ def run_generation(job: GenerationJob) -> Made:
     made = make_images(job.request, job.models, job.config, job.watching)
     if job.out is None:
         return made
-    record = write_images(made, job.out, job.request, job.config, job.held, job.data)
+    record = write_images(made, job.out, job.request, job.config, job.held, job.images)
     return dataclasses.replace(made, record=record)
 
 

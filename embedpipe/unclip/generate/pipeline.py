@@ -22,6 +22,7 @@ from embedpipe.encode import Encoder
 from embedpipe.errors import ModelError
 from embedpipe.images.sheet import SheetCell
 from embedpipe.index import embed_image, read_embeddings
+from embedpipe.load.images.source import Images
 from embedpipe.progress import CutCaptions
 
 from ..runs.record import versions
@@ -227,12 +228,12 @@ def write_images(
     request: Request,
     config: GenerationConfig,
     held: HeldOut | None = None,
-    data: str | None = None,
+    images: Images = None,
 ) -> dict[str, Any]:
     """Write the grid `out`, the single pictures and the record beside it; the record. See `write_pictures`.
 
     held: the rows whose captions were the texts; the grid then shows their true pictures, too, from the image shards at
-    `data` or where they were, and the record says how they compare.
+    `images` or where they were, and the record says how they compare.
     """
     of_text = made.text or [row // config.num_images for row in range(len(made.images))]
     names = [f"{number:03d}-{row % config.num_images:02d}.png" for row, number in enumerate(of_text)]
@@ -260,6 +261,6 @@ def write_images(
     else:
         found, nearest = compare_held_out(held, made.embeds, made.text)
         record["beside"] = asdict(found)
-        cells, columns = cells_of(held, shown, made.text, nearest, data)
+        cells, columns = cells_of(held, shown, made.text, nearest, images)
     write_pictures(out, singles, cells, made.labels[0] if one else "", columns, record)
     return record

@@ -24,6 +24,7 @@ from embedpipe.errors import InputError, OptionError
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
 from embedpipe.load.images.loader import ImageLoader
+from embedpipe.load.images.source import Images, places_of
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import local_copy, working_folder
 from embedpipe.progress import Listener, silent
@@ -60,10 +61,11 @@ _MOST_BYTES_TO_WATCH = 256 << 20
 
 
 def decoder_job(
-    data: str,
+    data: Images,
     emb: str,
     out: str,
     *,
+    images: Images = None,
     preset: str | DecoderRecipe = "tiny",
     sizes: Sequence[int] = (),
     dims: Sequence[int] = (),
@@ -97,7 +99,8 @@ def decoder_job(
     listen: Listener = silent,
     view: TrainingView | None = None,
 ) -> DecoderJob:
-    """data: image shards. emb: their embeddings. out: the decoder's folder.
+    """data, images: where the image shards are, one place or several; None for where they were. emb: their embeddings.
+    out: the decoder's folder.
 
     preset: tiny, tiny-latent, base, paper, or a recipe. sizes, dims, timesteps, objectives: see
     `DecoderRecipe.changed`. text_tokens: the first stage reads the states of the captions' tokens, too.
@@ -118,7 +121,7 @@ def decoder_job(
         short = train_settings(None, loggers, **train)
         changes |= {f"stages.{number}.{name}": value for name, value in short.items()}
     return DecoderJob(
-        data,
+        (*places_of(data), *places_of(images)),
         emb,
         out,
         resolve_config(recipe, config, changes),
@@ -140,7 +143,7 @@ def plan_decoder(job: DecoderJob) -> TrainingPlan:
     Raises as `train_decoder` does before its first step.
     """
     dataset, stages = _open(job, "cpu", weights=False)
-    seen = open_joined_images(job.data, dataset, job.source, _cache(job), keep=False)
+    seen = open_joined_images(job.images, dataset, job.source, _cache(job), keep=False)
     rows, dropped = _rows(job, seen)
     runs = {}
     for number, stage in stages.items():
@@ -232,9 +235,9 @@ def _join(job: DecoderJob, dataset: EmbeddingDataset, together: Processes, view:
     """Images and rows; the first process reads what must be read, the others take it from the cache."""
     if not together.is_first:
         together.wait()
-        return open_joined_images(job.data, dataset, job.source, _cache(job))
+        return open_joined_images(job.images, dataset, job.source, _cache(job))
     with view.preparing("join") as listener:
-        seen = open_joined_images(job.data, dataset, job.source, _cache(job), listener)
+        seen = open_joined_images(job.images, dataset, job.source, _cache(job), listener)
     together.wait()
     return seen
 

@@ -29,13 +29,13 @@ class JudgeConfig:
 class DecoderJob:
     """What to train, on what, where to.
 
-    data: image shards; emb: their embeddings; out: the decoder's folder. stages: numbers of those to train, from 1;
-    empty for all. vaes: folders of autoencoders for the first stages; cache_latents: what these make
-    of the images is made once and kept. trust_old_card: stages of version 0.1 may stand beside new ones where all that
-    it recorded of their encoder agrees.
+    images: image shards, none for where they were; emb: their embeddings; out: the decoder's folder. stages:
+    numbers of those to train, from 1; empty for all. vaes: folders of autoencoders for the first stages; cache_latents:
+    what these make of the images is made once and kept. trust_old_card: stages of version 0.1 may stand beside new ones
+    where all that it recorded of their encoder agrees.
     """
 
-    data: str
+    images: tuple[str, ...]
     emb: str
     out: str
     recipe: DecoderRecipe

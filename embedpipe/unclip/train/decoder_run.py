@@ -17,6 +17,7 @@ from dalle2_core.files import sha256
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import EncoderCard
 from embedpipe.errors import RunMismatch
+from embedpipe.load.images.source import sources_of
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import local_copy
 
@@ -64,7 +65,7 @@ def run_record(
         "diffusion": dataclasses.asdict(stage.config),
         "split": dataclasses.asdict(job.split),
         "rows": dataclasses.asdict(job.source.rows),
-        "data": job.data,
+        "data": job.images[0] if len(job.images) == 1 else list(job.images or sources_of(seen.dataset)),
         "embeddings": job.emb,
         "encoder": dataclasses.asdict(card),
         "fingerprint": card.fingerprint(),

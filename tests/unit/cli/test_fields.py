@@ -194,7 +194,7 @@ def test_every_parameter_is_spelled_as_the_command_takes_it(name):
         ("filter", "`where='width > 5'`: no", "--where 'width > 5': no"),
         ("filter", "`where=\"a = 'b'\"`: no", "--where \"a = 'b'\": no"),
         ("filter", "`where='`width` > 5'`: no", "--where '`width` > 5': no"),
-        ("export", "Give their folder with `images`", "Give their folder with --data"),
+        ("export", "Give their folder with `images`", "Give their folder with --images"),
         ("info", "Run `embedpipe verify`", "Run `embedpipe verify`"),
         ("info", "Run `embedpipe.verify('a b', repair=True)`", "Run `embedpipe verify 'a b' --repair`"),
         ("info", "`embedpipe.encode(texts=False)`", "`embedpipe encode --no-text`"),

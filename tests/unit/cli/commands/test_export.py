@@ -56,10 +56,10 @@ def test_errors_are_one_line_with_a_remedy(tmp_path, emb, embedpipe):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "--to a layout, or --images"),
-        (("--to", "hf", "--images"), "--to and --images exclude each other"),
-        (("--images", "--splits", "valid=0.1"), "no options but --keys and --data"),
-        (("--to", "hf", "--data", "shards"), "--data is for --images"),
+        ((), "with --to: a layout, or images"),
+        (("--to", "hf", "--images", "shards"), "--images is for --to images"),
+        (("--images", "--splits", "valid=0.1"), "no options but --keys and --images"),
+        (("--to", "hf", "--data", "shards"), "--images is for --to images"),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(tmp_path, emb, embedpipe, options, told):
