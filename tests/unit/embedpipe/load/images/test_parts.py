@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedpipe import manifest
+from embedpipe.consent import remember_source
 from embedpipe.curate import dedup, export_images, plan_dedup
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, InputError
@@ -42,6 +43,7 @@ def near_rows(folder, first, count=12):
     manifest.write_run(place, dataclasses.replace(manifest.read_run(place), source=str(folder / "in"), plan=there))
     for entry in list(manifest.read_manifests(place, 5)):
         manifest.commit(place, dataclasses.replace(entry, source=there[entry.number]), 5)
+    remember_source(str(folder / "in"), there)
     return place, str(folder / "in")
 
 
