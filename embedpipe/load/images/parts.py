@@ -128,7 +128,7 @@ def _listing(plan: Sequence[SourceShard], place: PartPlace) -> _Listing:
     return _Listing(place, there, len(same), unchanged)
 
 
-def find_shards(
+def locate_shards(
     plan: Sequence[SourceShard], given: Sequence[PartPlace], recorded: Iterable[PartPlace]
 ) -> dict[str, HeldShard]:
     """Each planned shard where it is, in the order of the plan: in a given place, else where it was.

@@ -12,7 +12,7 @@ from ...read.find_images import find_images
 from ...renamed import renamed_keyword
 from ..dataset import EmbeddingDataset
 from .guarded_source import given_source, guarded_source
-from .parts import PartPlace, PartsReader, SourcePart, find_shards, parts_of
+from .parts import PartPlace, PartsReader, SourcePart, locate_shards, parts_of
 
 Images = str | Sequence[str] | None
 """Where image shards are now: a place or several; None for where they were."""
@@ -49,7 +49,7 @@ def open_source(dataset: EmbeddingDataset, images: Images = None, captions: bool
         for part in parts
         if (reader := _open(_guarded(dataset, part), part.options, False, captions)) is not None
     )
-    held = find_shards(dataset.run.plan, places, recorded)
+    held = locate_shards(dataset.run.plan, places, recorded)
     used = {found.place.location for found in held.values()}
     for location in given:
         if location not in used:
