@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle2_core.errors import ShapeError
+from dalle2_core.inputs import checked_mask, mask_of
 
 Tensors = TypeVar("Tensors", "DecoderBatch", "DecoderCondition")
 
@@ -45,6 +46,8 @@ class DecoderBatch:
             tensor = getattr(self, name)
             if tensor is not None and len(tensor) != len(self.images):
                 raise ShapeError(f"{len(self.images)} images and {len(tensor)} rows of {name} do not pair up")
+        if self.text_mask is not None and self.text_tokens is not None:
+            object.__setattr__(self, "text_mask", checked_mask(self.text_mask, self.text_tokens))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,9 +82,11 @@ class DecoderCondition:
     @classmethod
     def of(cls, image_embed: Tensor | None, text_tokens: Tensor | None, text_mask: Tensor | None) -> DecoderCondition:
         """Without a mask, tokens that are all zero count as padding, as DALLE2-pytorch stores it."""
-        if text_tokens is not None and text_mask is None:
-            text_mask = (text_tokens != 0).any(dim=-1)
-        return cls(image_embed, text_tokens, text_mask)
+        return cls(image_embed, text_tokens, None if text_tokens is None else mask_of(text_tokens, text_mask))
+
+    def in_dtype(self, dtype: torch.dtype) -> DecoderCondition:
+        """With floats of that dtype."""
+        return _each(self, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
     def unconditional(self) -> DecoderCondition:
         """The same rows with image embedding and text dropped. The smaller image stays."""
@@ -104,6 +109,35 @@ class DecoderCondition:
     def to(self, device: torch.device) -> DecoderCondition:
         """The same conditioning on `device`."""
         return _each(self, lambda tensor: tensor.to(device))
+
+
+def published_condition(
+    *,
+    image_embed: Tensor | None = None,
+    lowres_cond_img: Tensor | None = None,
+    lowres_noise_level: Tensor | None = None,
+    text_encodings: Tensor | None = None,
+    image_cond_drop_prob: float = 0.0,
+    text_cond_drop_prob: float = 0.0,
+) -> DecoderCondition:
+    """The condition by the keywords of DALLE2-pytorch's U-Net.
+
+    image_embed: [b, d]. text_encodings: [b, l, t]. lowres_cond_img: [b, c, h, w] in [-1, 1]. lowres_noise_level: [b]
+    integer. The probabilities are those of each row to be dropped.
+    """
+
+    def keep(of: Tensor | None, probability: float) -> Tensor | None:
+        if of is None or probability == 0:
+            return None
+        return torch.rand(len(of), device=of.device) >= probability
+
+    return replace(
+        DecoderCondition.of(image_embed, text_encodings, None),
+        lowres=lowres_cond_img,
+        lowres_noise=lowres_noise_level,
+        image_keep=keep(image_embed, image_cond_drop_prob),
+        text_keep=keep(text_encodings, text_cond_drop_prob),
+    )
 
 
 def _each(value: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:

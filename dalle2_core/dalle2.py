@@ -16,13 +16,12 @@ from dalle2_core.decoder.cascade import OnStep
 from dalle2_core.decoder.decoder import Decoder
 from dalle2_core.decoder.loading import load_decoder
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
-from dalle2_core.files import disk_errors, write_json
 from dalle2_core.generation import Generated, GenerationConfig
 from dalle2_core.keywords import from_keywords
 from dalle2_core.priors.base import Prior, check_candidates
 from dalle2_core.priors.registry import load_prior
 from dalle2_core.rng import PerSampleRNG, derived_seed
-from dalle2_core.serialization import FORMAT_VERSION, read_settings
+from dalle2_core.serialization import read_settings, refuse_other_kind, write_settings
 from dalle2_core.types import ClipEncoders, EmbeddedText
 
 if TYPE_CHECKING:
@@ -74,6 +73,9 @@ class DALLE2(nn.Module):
     def forward(
         self,
         text: str | Sequence[str] | Tensor | EmbeddedText,
+        cond_scale: float | tuple[float, ...] = 1.0,
+        prior_cond_scale: float = 1.0,
+        return_pil_images: bool = False,
         *,
         inpaint_image: Tensor | None = None,
         inpaint_mask: Tensor | None = None,
@@ -85,16 +87,22 @@ class DALLE2(nn.Module):
 
         Args:
             text: one or several strings; integer tokens [b, l]; or what a CLIP made of them.
+            cond_scale, prior_cond_scale, return_pil_images: see GenerationConfig; by position as in DALLE2-pytorch.
             inpaint_image, inpaint_mask: [b, c, h, w] and [b, h, w], b being the number of texts, or 1: keep the pixels
                 where the mask is True.
             on_step: called with 0 for the prior, then with each stage's number, and (calls done, calls in all).
             on_smaller_batch: see `Decoder.sample`.
-            keywords: the fields of GenerationConfig; an unknown one is a TypeError that names the near ones.
+            keywords: the other fields of GenerationConfig; an unknown one is a TypeError that names the near ones.
 
         Raises ConfigError or ShapeError before the first step if something does not fit, ShapeError for results that
         are not finite.
         """
-        config = from_keywords(GenerationConfig, "DALLE2", keywords)
+        positional = {
+            "cond_scale": cond_scale,
+            "prior_cond_scale": prior_cond_scale,
+            "return_pil_images": return_pil_images,
+        }
+        config = from_keywords(GenerationConfig, "DALLE2", positional | keywords)
         known = inpaint_image, inpaint_mask
         made = self.generate(self.embed(text), config, known, on_step=on_step, on_smaller_batch=on_smaller_batch)
         return made.pil() if config.return_pil_images else made.images
@@ -211,11 +219,10 @@ class DALLE2(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Write prior and decoder into folders of these names, and config.json last. The clip is not written."""
         folder = Path(folder)
+        refuse_other_kind(folder, KIND)
         self.prior.save(folder / "prior")
         self.decoder.save(folder / "decoder")
-        with disk_errors(folder):
-            settings = {name: getattr(self, name) for name in _SETTINGS}
-            write_json(folder / "config.json", {"kind": KIND, "format_version": FORMAT_VERSION, **settings})
+        write_settings(folder, KIND, {name: getattr(self, name) for name in _SETTINGS})
 
     @classmethod
     def load(

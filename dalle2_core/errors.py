@@ -32,11 +32,22 @@ class CheckpointError(CoreError):
 
 
 class AnotherRun(CheckpointError):
-    """A checkpoint of another run. theirs, ours: what differs, by name, as nested dicts of plain values hold it."""
+    """A checkpoint of another run. theirs, ours: what differs, by name, as nested dicts of plain values hold it.
 
-    def __init__(self, folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-        super().__init__(folder, theirs, ours)
+    what, remedy: the beginning and the end of the message.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        theirs: Mapping[str, Any],
+        ours: Mapping[str, Any],
+        what: str = "belongs to another run",
+        remedy: str = "Use a new output folder, or the old settings",
+    ) -> None:
+        super().__init__(folder, theirs, ours, what, remedy)
         self.folder, self.theirs, self.ours = folder, dict(theirs), dict(ours)
+        self.what, self.remedy = what, remedy
 
     def __str__(self) -> str:
         absent = "(absent)"
@@ -44,7 +55,7 @@ class AnotherRun(CheckpointError):
             f"{name} is {self.theirs.get(name, absent)!r} there and {self.ours.get(name, absent)!r} here"
             for name in sorted(self.theirs.keys() | self.ours.keys())
         )
-        return f"{self.folder}: belongs to another run: {said}. Use a new output folder, or the old settings"
+        return f"{self.folder}: {self.what}: {said}. {self.remedy}"
 
 
 class NonFiniteLoss(CoreError):

@@ -44,9 +44,10 @@ class GenerationConfig:
     max_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "best_of"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("num_images", "best_of", "max_batch_size", "prior_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
 
     def of_decoder(self) -> dict[str, Any]:
         """What `Decoder.sample` and `Decoder.check_sampling` take."""

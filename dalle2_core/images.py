@@ -11,8 +11,10 @@ from dalle2_core.rng import RNG, integers
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """uint8 → float32 in [0, 1]; floats as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """uint8 → float32 in [0, 1]; floats as they are, in float32 or wider."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -41,8 +43,10 @@ def random_crops(size: int, *images: Tensor, draws: RNG) -> list[Tensor]:
 
 def check_images(images: Tensor, channels: int, smallest: int, what: str = "images") -> None:
     """Raises ShapeError if images are not [b, channels, h, w], square, large enough and finite."""
-    if images.ndim != 4 or images.shape[1] != channels:
-        raise ShapeError(f"{what} {tuple(images.shape)} must be [b, {channels}, h, w]")
+    if images.ndim != 4 or images.shape[1] != channels or not len(images):
+        raise ShapeError(f"{what} {tuple(images.shape)} must be [b, {channels}, h, w], one row or more")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ShapeError(f"{what} are {images.dtype}; give uint8, or floats in [0, 1]")
     height, width = images.shape[-2:]
     if height != width:
         raise ShapeError(f"{what} of {height} x {width} pixels are not square; crop them first")

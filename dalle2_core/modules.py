@@ -1,14 +1,16 @@
-"""What modules share: companions that follow .to() but are not in state_dict(), and evaluation mode for a while."""
+"""What modules share: companions that follow .to() but are not in state_dict(), precise buffers, evaluation mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 M = TypeVar("M", bound="CompanionModules")
+B = TypeVar("B", bound="PreciseBuffers")
 
 
 class CompanionModules(nn.Module):
@@ -23,6 +25,26 @@ class CompanionModules(nn.Module):
         for other in self.companions():
             if isinstance(other, nn.Module):
                 other._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+
+class PreciseBuffers(nn.Module):
+    """A module whose buffers stay as precise as LEAST, whatever dtype the model around it is brought to.
+
+    Schedules and statistics are a few numbers that everything else is multiplied by; weights may be rounded, they not.
+    """
+
+    LEAST: ClassVar[torch.dtype] = torch.float32
+
+    def _apply(self: B, fn: Callable[..., Any], recurse: bool = True) -> B:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self._buffers.items():
+            was = before[name]
+            if buffer is None or was is None or not buffer.is_floating_point():
+                continue
+            if buffer.dtype.itemsize < self.LEAST.itemsize:
+                self._buffers[name] = was.to(buffer.device)
         return self
 
 

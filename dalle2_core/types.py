@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dalle2_core.collectives import Collectives
-from dalle2_core.errors import ShapeError
+from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.inputs import checked_mask, mask_of
 from dalle2_core.rng import RNG
 
 SelfBatch = TypeVar("SelfBatch", bound="SizedBatch")
@@ -83,8 +84,10 @@ class PriorBatch:
                 f"text_embed {tuple(self.text_embed.shape)} and image_embed {tuple(self.image_embed.shape)} "
                 "must both be [b, d] with the same b and d; are they from the same encoder?"
             )
-        if self.text_mask is not None and self.text_tokens is None:
-            raise ShapeError("text_mask is given without text_tokens; give both or neither")
+        if self.text_mask is not None:
+            if self.text_tokens is None:
+                raise ShapeError("text_mask is given without text_tokens; give both or neither")
+            object.__setattr__(self, "text_mask", checked_mask(self.text_mask, self.text_tokens))
 
     def __len__(self) -> int:
         return int(self.text_embed.shape[0])
@@ -129,9 +132,11 @@ class TextCondition:
     @classmethod
     def of(cls, embed: Tensor, tokens: Tensor | None, mask: Tensor | None, keep: Tensor | None = None) -> TextCondition:
         """Without a mask, tokens that are all zero count as padding, as DALLE2-pytorch stores it."""
-        if tokens is not None and mask is None:
-            mask = (tokens != 0).any(dim=-1)
-        return cls(embed, tokens, mask, keep)
+        return cls(embed, tokens, None if tokens is None else mask_of(tokens, mask), keep)
+
+    def in_dtype(self, dtype: torch.dtype) -> TextCondition:
+        """With floats of that dtype."""
+        return replace(self, embed=self.embed.to(dtype), tokens=None if self.tokens is None else self.tokens.to(dtype))
 
     def trimmed(self) -> TextCondition:
         """Without the places at the end where no row has a token."""
@@ -214,6 +219,13 @@ class ClipEncoders(Protocol):
     def embed_image(self, image: Tensor) -> EmbeddedImage:
         """image: [b, 3, h, w], float in [0, 1] or uint8."""
         ...
+
+
+def check_clip_width(clip: ClipEncoders | None, width: int | None, whose: str) -> None:
+    """Raise ConfigError if a CLIP that says its width (`dim_latent`) makes embeddings of another one."""
+    dim = getattr(clip, "dim_latent", None)
+    if isinstance(dim, int) and width is not None and dim != width:
+        raise ConfigError(f"the clip makes embeddings of {dim} values and {whose} takes {width}; they must be the same")
 
 
 def _true_where_none(mask: Tensor | None, like: Tensor) -> Tensor:

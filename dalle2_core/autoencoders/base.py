@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle2_core.errors import ConfigError
+from dalle2_core.inputs import dtype_of
 
 
 class Autoencoder(Protocol):
@@ -66,13 +67,19 @@ class LatentSpace:
 
     @torch.no_grad()
     def into(self, pixels: Tensor) -> Tensor:
-        latents = self.autoencoder.encode(pixels * 2.0 - 1.0)
+        latents = self.autoencoder.encode((pixels * 2.0 - 1.0).to(self._dtype)).to(pixels.dtype)
         return (latents - self._shaped("latent_mean", latents)) / self._shaped("latent_std", latents)
 
     @torch.no_grad()
     def out_of(self, x: Tensor) -> Tensor:
         latents = x * self._shaped("latent_std", x) + self._shaped("latent_mean", x)
-        return ((self.autoencoder.decode(latents) + 1.0) / 2.0).clamp(0.0, 1.0)
+        decoded = self.autoencoder.decode(latents.to(self._dtype)).to(x.dtype)
+        return ((decoded + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        model = self.autoencoder
+        return dtype_of(model) if isinstance(model, nn.Module) else torch.get_default_dtype()
 
     def _shaped(self, name: str, like: Tensor) -> Tensor:
         statistic: Tensor = getattr(self.autoencoder, name)

@@ -7,7 +7,7 @@ latents before they are quantised, and quantising belongs to the decoder.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from dalle2_core.collectives import Collectives, SingleProcess
 from dalle2_core.conditioning import DecoderBatch
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats
+from dalle2_core.inputs import RangeCheck
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.codebook import Codebook, Quantized
@@ -112,6 +113,7 @@ class VQGanVAE(CompanionModules):
         if vgg is not None and not config.use_vgg_and_gan:
             raise ConfigError("vgg is given, but use_vgg_and_gan is False; choose one")
         self.config = config
+        self._range = RangeCheck()
         self.latent_channels, self.downsampling = config.vq_codebook_dim, config.downsampling
         self.encoder, self.decoder = vqgan_encoder(config), vqgan_decoder(config)
         self.codebook = Codebook(
@@ -197,6 +199,7 @@ class VQGanVAE(CompanionModules):
             return_recons: (loss, reconstructions).
             generator: of what is drawn; None draws from torch's global one.
         """
+        self._range.see(img)
         pixels = as_floats(img) * 2 - 1
         if not return_loss and not return_discr_loss:
             self._check(pixels, square=True)
@@ -209,6 +212,22 @@ class VQGanVAE(CompanionModules):
         else:
             loss, made = self._own_judging(pixels, add_gradient_penalty)
         return (loss, (made + 1) / 2) if return_recons else loss
+
+    @property
+    def encoded_dim(self) -> int:
+        """Channels of the latents."""
+        return self.latent_channels
+
+    def get_encoded_fmap_size(self, image_size: int) -> int:
+        """Height and width of the latents of images of that size."""
+        return image_size // self.downsampling
+
+    def copy_for_eval(self) -> VQGanVAE:
+        """A frozen copy in eval mode without discriminator and perceptual loss, on the same device."""
+        copied = VQGanVAE.from_config(replace(self.config, use_vgg_and_gan=False))
+        own = copied.state_dict()
+        copied.load_state_dict({name: it for name, it in self.state_dict().items() if name in own})
+        return copied.to(next(self.parameters()).device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def measure_latents(self, images: Iterable[Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dalle2_core.clip.trainable import load_open_clip
 from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.inputs import RangeCheck, as_tensor
 from dalle2_core.types import EmbeddedImage, EmbeddedText
 
 
@@ -23,12 +24,14 @@ class OpenClipEncoders(nn.Module):
 
     mean: Tensor
     std: Tensor
+    image_size: int
 
     def __init__(self, model: Any, mean: tuple[float, ...], std: tuple[float, ...], image_size: int) -> None:
         """mean, std: per channel, of values in 0..1. image_size: height and width that the image tower takes."""
         super().__init__()
         self.model = model
         self.image_size = image_size
+        self._range = RangeCheck()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         if not (hasattr(self._text_tower, "ln_final") and hasattr(self._text_tower, "transformer")):
@@ -37,12 +40,28 @@ class OpenClipEncoders(nn.Module):
             )
 
     @property
+    def dim_latent(self) -> int:
+        """Width of the embeddings."""
+        return int(self.model.visual.output_dim)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return 3
+
+    @property
+    def max_text_len(self) -> int:
+        """Tokens of a text, those of start and end among them."""
+        return int(self._text_tower.context_length)
+
+    @property
     def _text_tower(self) -> Any:
         return getattr(self.model, "text", self.model)
 
     @torch.no_grad()
     def embed_text(self, text: Tensor) -> EmbeddedText:
         """text: [b, l] integer tokens of the model's tokenizer."""
+        text = as_tensor(text, "text")
         if text.is_floating_point() or text.ndim != 2:
             raise ShapeError(f"text is {text.dtype} {tuple(text.shape)}; give integer tokens [b, l]")
         embed, states, mask = self._text_states(text)
@@ -61,8 +80,10 @@ class OpenClipEncoders(nn.Module):
     @torch.no_grad()
     def embed_image(self, image: Tensor) -> EmbeddedImage:
         """image: [b, 3, h, w], uint8 or float in [0, 1]; brought to the tower's size, its shorter side first."""
+        image = as_tensor(image, "image")
         if image.ndim != 4 or image.shape[1] != 3:
             raise ShapeError(f"images are {tuple(image.shape)}; give [b, 3, h, w]")
+        self._range.see(image)
         return EmbeddedImage(F.normalize(self.model.encode_image(self._inputs(image)).float(), dim=-1))
 
     def _inputs(self, image: Tensor) -> Tensor:

@@ -27,12 +27,13 @@ from dalle2_core.decoder.stage import DecoderStage
 from dalle2_core.decoder.stage_sampler import Inpainting, StageSampler, StageSamplingConfig
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, check_images, resized
+from dalle2_core.inputs import RangeCheck, as_tensor
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.unet import Unet
 from dalle2_core.rng import RNG
 from dalle2_core.serialization import read_settings, settings_of, write_settings
-from dalle2_core.types import ClipEncoders
+from dalle2_core.types import ClipEncoders, check_clip_width
 
 KIND = "decoder"
 
@@ -79,6 +80,10 @@ class Decoder(CompanionModules):
     def _set(self, stages: list[DecoderStage], clip: ClipEncoders | None) -> None:
         super().__init__()
         check_cascade(stages)
+        for stage in stages:
+            if stage.unet.config.sees_image_embed:
+                check_clip_width(clip, stage.unet.config.image_embed_dim, "the decoder")
+        self._range = RangeCheck()
         self.stages = nn.ModuleList(stages)
         # Not a child: a CLIP that embeds is not a part of the decoder's weights.
         self._clip = (clip,)
@@ -86,6 +91,31 @@ class Decoder(CompanionModules):
     @property
     def clip(self) -> ClipEncoders | None:
         return self._clip[0]
+
+    @property
+    def unets(self) -> list[Unet]:
+        """The U-Nets of the stages, the smallest first."""
+        return [stage.unet for stage in self.cascade]
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether no stage sees an image embedding or a text."""
+        seen = (stage.unet.config for stage in self.cascade)
+        return not any(it.sees_image_embed or it.cond_on_text_encodings for it in seen)
+
+    @property
+    def condition_on_text_encodings(self) -> bool:
+        """Whether a stage reads text tokens."""
+        return any(stage.unet.config.cond_on_text_encodings for stage in self.cascade)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first stage is."""
+        return self.stage(1).device
+
+    def get_unet(self, unet_number: int) -> Unet:
+        """The U-Net of stage `unet_number`, from 1."""
+        return self.stage(unet_number).unet
 
     @property
     def cascade(self) -> list[DecoderStage]:
@@ -123,16 +153,25 @@ class Decoder(CompanionModules):
         unet_number: int | None = None,
     ) -> tuple[DecoderStage, DecoderBatch]:
         """The stage that `forward` trains with these arguments, and the batch for it, embedded where it must be."""
-        if unet_number is None and len(self.stages) > 1:
-            raise ConfigError(f"say which stage is trained: unet_number, 1 to {len(self.stages)}")
-        stage = self.stage(unet_number or 1)
+        stage = self.stage(self.number_of_stage(unet_number))
         network = stage.unet.config
+        image = as_tensor(image, "image")
+        image_embed = None if image_embed is None else as_tensor(image_embed, "image_embed")
+        text_encodings = None if text_encodings is None else as_tensor(text_encodings, "text_encodings")
         if image_embed is None and network.sees_image_embed:
-            image_embed = self._embedder("images").embed_image(image).image_embed
+            image_embed = self.embedder("images").embed_image(image).image_embed
         if text_encodings is None and text is not None and network.cond_on_text_encodings:
-            embedded = self._embedder("texts").embed_text(text)
+            embedded = self.embedder("texts").embed_text(text)
             text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
         return stage, DecoderBatch(image, image_embed, text_encodings, text_mask)
+
+    def number_of_stage(self, unet_number: int | None) -> int:
+        """The stage that `unet_number` means: None stands for the only one. Raises ConfigError if there is no such."""
+        if unet_number is None and len(self.stages) > 1:
+            raise ConfigError(f"say which stage is trained: unet_number, 1 to {len(self.stages)}")
+        number = 1 if unet_number is None else unet_number
+        self.stage(number)
+        return number
 
     def stage(self, number: int) -> DecoderStage:
         """Stage `number`, from 1."""
@@ -164,6 +203,7 @@ class Decoder(CompanionModules):
         generator: torch.Generator | None = None,
         max_batch_size: int | None = None,
         device: torch.device | str | None = None,
+        one_unet_in_gpu_at_time: bool = False,
         on_step: OnStep | None = None,
         on_smaller_batch: OnSmaller | None = None,
     ) -> Tensor:
@@ -188,10 +228,12 @@ class Decoder(CompanionModules):
                 on, which changes no image; on_smaller_batch hears how many, None makes it a warning.
             device: bring each stage there when its turn comes, and back after it. None leaves every stage where it
                 is and moves images only.
+            one_unet_in_gpu_at_time: DALLE2-pytorch's name for device="cuda"; without a GPU nothing moves.
             on_step: called after every call of a network.
 
         Raises ShapeError or ConfigError before the first step if anything does not fit.
         """
+        image = None if image is None else as_tensor(image, "image")
         if image is not None and image.ndim == 2 and image_embed is None:
             image, image_embed = None, image
         numbers = self._numbers(start_at_unet_number, stop_at_unet_number)
@@ -216,6 +258,8 @@ class Decoder(CompanionModules):
             known=self._known(inpaint_image, inpaint_mask, inpaint_resample_times, rows),
         )
         check_run(self.cascade, run, max_batch_size)
+        if one_unet_in_gpu_at_time and device is None and torch.cuda.is_available():
+            device = "cuda"
         return sample_cascade(self.cascade, run, Execution(max_batch_size, device, on_step, on_smaller_batch))
 
     def check_sampling(self, **settings: Any) -> None:
@@ -246,6 +290,8 @@ class Decoder(CompanionModules):
             steps: of ddim; use the same in `sample`. refinements: see `dalle2_core.diffusion.inversion`.
         """
         stage = self.stage(1)
+        image = as_tensor(image, "image")
+        self._range.see(image, "image")
         given = self._given(image_embed, None, text_encodings, text_mask)
         check_images(image, stage.image_channels, stage.config.image_size, "image")
         rows = _rows(given, image, len(image))
@@ -317,7 +363,8 @@ class Decoder(CompanionModules):
         """The CLIP, which is no child."""
         return self._clip
 
-    def _embedder(self, what: str) -> ClipEncoders:
+    def embedder(self, what: str) -> ClipEncoders:
+        """The clip that embeds `what`. Raises ConfigError where there is none."""
         if self.clip is None:
             raise ConfigError(f"to embed {what} the decoder needs `clip`; give it one, or give embeddings")
         return self.clip
@@ -326,11 +373,15 @@ class Decoder(CompanionModules):
         self, image_embed: Tensor | None, text: Tensor | None, text_encodings: Tensor | None, text_mask: Tensor | None
     ) -> DecoderCondition:
         if text_encodings is None and text is not None:
-            embedded = self._embedder("texts").embed_text(text)
+            embedded = self.embedder("texts").embed_text(text)
             text_encodings, text_mask = embedded.text_encodings, embedded.text_mask
         if text_mask is not None and text_encodings is None:
             raise ShapeError("text_mask is given without text_encodings; give both or neither")
-        return DecoderCondition.of(image_embed, text_encodings, text_mask)
+        return DecoderCondition.of(
+            None if image_embed is None else as_tensor(image_embed, "image_embed"),
+            None if text_encodings is None else as_tensor(text_encodings, "text_encodings"),
+            text_mask,
+        )
 
     def _numbers(self, start: int, stop: int | None) -> list[int]:
         last = len(self.stages) if stop is None else stop
@@ -354,6 +405,7 @@ class Decoder(CompanionModules):
         check_images(image, channels, 1, "image")
         if len(image) != rows:
             raise ShapeError(f"{len(image)} images to start from, for {rows} rows")
+        self._range.see(image, "image")
         return as_floats(image)
 
     def _known(self, images: Tensor | None, mask: Tensor | None, resample_times: int, rows: int) -> Inpainting | None:
@@ -363,14 +415,16 @@ class Decoder(CompanionModules):
             raise ConfigError("inpainting needs both inpaint_image and inpaint_mask [b, h, w], True where it is known")
         if resample_times < 1:
             raise ConfigError(f"inpaint_resample_times is {resample_times}; it must be 1 or more")
+        images, mask = as_tensor(images, "inpaint_image"), as_tensor(mask, "inpaint_mask")
+        self._range.see(images, "inpaint_image")
         return Inpainting.checked(images, mask, resample_times, rows, self.stage(1).image_channels)
 
 
 def _rows(given: DecoderCondition, image: Tensor | None, batch_size: int) -> int:
-    for tensor in (given.image_embed, given.text_tokens, image):
-        if tensor is not None:
-            return len(tensor)
-    return batch_size
+    found = next((len(it) for it in (given.image_embed, given.text_tokens, image) if it is not None), batch_size)
+    if found < 1:
+        raise ShapeError("there are no rows to make images of; give one or more")
+    return found
 
 
 def stage_folder(folder: Path, number: int) -> Path:

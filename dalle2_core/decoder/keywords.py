@@ -152,7 +152,7 @@ class _Stages:
             vb_loss_weight=keywords.vb_loss_weight,
             loss_type=keywords.loss_type,
             loss_weighting="p2" if gamma else "constant",
-            p2_gamma=gamma or 1.0,
+            p2_gamma=gamma if gamma else 1.0,  # 0 is no weighting
             p2_k=keywords.p2_loss_weight_k,
             image_cond_drop_prob=keywords.image_cond_drop_prob,
             text_cond_drop_prob=keywords.text_cond_drop_prob,

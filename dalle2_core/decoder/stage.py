@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle2_core.autoencoders.base import Autoencoder, LatentSpace, PixelSpace, Space, frozen
 from dalle2_core.conditioning import DecoderBatch, DecoderCondition
 from dalle2_core.decoder.degradations import bsr, sometimes_blurred
-from dalle2_core.decoder.stage_config import StageConfig, stage_from_json
+from dalle2_core.decoder.stage_config import StageConfig, stage_from_json, training_part
 from dalle2_core.diffusion.denoiser import Denoiser, clamped, first_estimate
 from dalle2_core.diffusion.learned_variance import LearnedVariance
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
@@ -22,6 +22,7 @@ from dalle2_core.diffusion.thresholding import Threshold, none, threshold_named
 from dalle2_core.diffusion.weighting import WEIGHTINGS, Weighting, p2
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, check_images, random_crops, resized
+from dalle2_core.inputs import RangeCheck, dtype_of
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.unet import Unet
@@ -49,6 +50,7 @@ class DecoderStage(CompanionModules):
         self._frozen = () if vae is None else (frozen(vae),)
         self.space: Space = PixelSpace() if vae is None else LatentSpace(vae)
         self._check(vae)
+        self._range = RangeCheck()
         self.schedule = NoiseSchedule(config.beta_schedule, config.timesteps, config.zero_terminal_snr)
         self.lowres_schedule = NoiseSchedule("linear", NOISE_LEVELS) if unet.config.lowres_noise_cond else None
 
@@ -120,6 +122,7 @@ class DecoderStage(CompanionModules):
                 raise ShapeError(f"encoded images are {batch.images.shape[-1]} a side; this stage's are {self.size}")
             return batch.images, self._dropped(self.seen_of(given), draws)
         check_images(batch.images, self.image_channels, config.image_size)
+        self._range.see(batch.images)
         images = as_floats(batch.images)
         target = resized(images, config.image_size)
         lowres = None if config.lowres is None else self._corrupted(images, draws)
@@ -139,6 +142,7 @@ class DecoderStage(CompanionModules):
         """
         self.refuse_encoded()
         check_images(images, self.image_channels, self.config.image_size)
+        self._range.see(images)
         return self.space.into(resized(as_floats(images), self.config.image_size))
 
     def refuse_encoded(self) -> None:
@@ -176,7 +180,11 @@ class DecoderStage(CompanionModules):
             real = tokens if mask is None else tokens[mask]
             if not bool(torch.isfinite(real).all()):
                 raise ShapeError("text_encodings hold NaN or infinity")
-        return seen
+        return seen.in_dtype(dtype_of(self.unet))
+
+    def training_settings(self) -> dict[str, Any]:
+        """The settings that the weights depend on: all but those of sampling, as plain values."""
+        return {"network": asdict(self.unet.config), "stage": training_part(self.config)}
 
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""
@@ -234,16 +242,16 @@ class DecoderStage(CompanionModules):
         self, condition: DecoderCondition, pixels: Tensor, draws: RNG, level: int | None
     ) -> DecoderCondition:
         """With the low-resolution image, noised to `level` (None: drawn) where the network is conditioned on it."""
-        x = self.space.into(pixels)
+        x, dtype = self.space.into(pixels), dtype_of(self.unet)
         if self.lowres_schedule is None:
-            return replace(condition, lowres=x)
+            return replace(condition, lowres=x.to(dtype))
         if level is None:
             levels = integers(0, NOISE_LEVELS, (len(x),), draws, x.device)
         else:
             levels = torch.full((len(x),), level, device=x.device)
         alpha, sigma = self.lowres_schedule.at(levels, like=x)
         noisy = alpha * x + sigma * normal(x.shape, draws, x.device, x.dtype)
-        return replace(condition, lowres=noisy, lowres_noise=levels)
+        return replace(condition, lowres=noisy.to(dtype), lowres_noise=levels)
 
     def _dropped(self, condition: DecoderCondition, draws: RNG) -> DecoderCondition:
         """With image embeddings and texts of random rows dropped, each drawn by itself."""

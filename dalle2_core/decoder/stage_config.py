@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from dalle2_core.diffusion.denoiser import PENALTIES
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
 from dalle2_core.diffusion.samplers import SAMPLERS
 from dalle2_core.diffusion.schedules import SCHEDULES
@@ -13,6 +14,7 @@ from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen, from_keywords
 
 LOSS_WEIGHTINGS = ("constant", "min-snr", "p2")
+_OF_SAMPLING = {"sample_timesteps", "sampler", "ddim_sampling_eta", "thresholding", "dynamic_thres_percentile"}
 DEGRADATIONS = ("blur", "bsr", "none")
 
 
@@ -112,6 +114,7 @@ class StageConfig:
         chosen(SCHEDULES, self.beta_schedule, "noise schedule")
         chosen(PARAMETERIZATIONS, self.predicts, "prediction target")
         chosen(SAMPLERS, self.sampler, "sampler")
+        chosen(PENALTIES, self.loss_type, "loss type")
         chosen(dict.fromkeys(LOSS_WEIGHTINGS), self.loss_weighting, "loss weighting")
         chosen(dict.fromkeys(THRESHOLDS), self.thresholding, "thresholding")
         if self.predicts == "noise" and (self.zero_terminal_snr or self.beta_schedule == "flow"):
@@ -136,6 +139,14 @@ class StageConfig:
             raise ConfigError(
                 f"random_crop_size is {self.random_crop_size}; choose 1 to image_size ({self.image_size})"
             )
+
+
+def training_part(config: StageConfig) -> dict[str, Any]:
+    """The fields that the weights depend on, as plain values: those of sampling may change from use to use."""
+    values = {name: value for name, value in asdict(config).items() if name not in _OF_SAMPLING}
+    if values["lowres"] is not None:
+        del values["lowres"]["noise_sample_level"]
+    return values
 
 
 def stage_from_json(values: dict[str, Any]) -> StageConfig:

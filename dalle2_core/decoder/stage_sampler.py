@@ -19,6 +19,7 @@ from dalle2_core.diffusion.posterior import Denoise, Posterior
 from dalle2_core.diffusion.samplers import SAMPLERS, Sampler, Step, ddim, ddim_step, ddpm_step, timesteps_for
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, averaged
+from dalle2_core.inputs import check_finite_number
 from dalle2_core.keywords import chosen
 from dalle2_core.modules import evaluating
 from dalle2_core.rng import RNG, normal
@@ -54,7 +55,9 @@ class Inpainting:
         if mask.ndim == 3:
             mask = mask[:, None]
         if mask.dtype != torch.bool:
-            raise ShapeError(f"inpaint_mask is {mask.dtype}; give bool, True where the image is known")
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise ShapeError(f"inpaint_mask is {mask.dtype}; give bool, True where the image is known, or 0 and 1")
+            mask = mask != 0
         if images.ndim != 4 or images.shape[1] != channels or images.shape[-1] != images.shape[-2]:
             raise ShapeError(f"inpaint_image {tuple(images.shape)} must be [b, {channels}, h, w], square")
         if mask.shape != (len(images), 1, *images.shape[-2:]):
@@ -91,13 +94,13 @@ class StageSampler:
         """Raises ConfigError if a setting cannot be, or the stage was not trained for the guidance."""
         config = stage.config
         self.stage = stage
-        self.name = sampling.sampler or config.sampler
+        self.name = config.sampler if sampling.sampler is None else sampling.sampler
         chosen(SAMPLERS, self.name, "sampler")
         self.sampler_was_given = sampling.sampler is not None
         self.eta = config.ddim_sampling_eta if sampling.eta is None else sampling.eta
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"eta is {self.eta}; it must be in [0, 1]")
-        steps = sampling.steps or config.sampling_steps
+        steps = config.sampling_steps if sampling.steps is None else sampling.steps
         self.timesteps = timesteps_for(stage.schedule, steps).to(stage.device)
         self._scales = _guidance_scales(stage, sampling)
         self._on_step = on_step
@@ -183,6 +186,7 @@ def _guidance_scales(stage: DecoderStage, sampling: StageSamplingConfig) -> tupl
         ("cond_scale", scale, sees_image, "image_cond_drop_prob"),
         ("text_cond_scale", text_scale, sees_text, "text_cond_drop_prob"),
     ):
+        check_finite_number(value, name)
         if value != 1.0 and sees and getattr(config, dropped) == 0:
             raise ConfigError(
                 f"{name} {value} needs a stage of {config.image_size} pixels trained with {dropped} above 0; "

@@ -14,6 +14,7 @@ from dalle2_core.diffusion.parameterization import X0, Parameterization
 from dalle2_core.diffusion.posterior import Denoise, Posterior
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.weighting import Weighting, constant
+from dalle2_core.inputs import dtype_of
 from dalle2_core.keywords import chosen
 from dalle2_core.rng import RNG, coin
 
@@ -66,7 +67,7 @@ class Denoiser(nn.Module, Generic[C]):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: C, self_cond: Tensor | None = None) -> Posterior:
         """x_t: [b, …]. t: [b] integer. self_cond: an earlier estimate of x0, [b, …]."""
-        prediction, fraction = self._split(self.network(x_t, t, condition, self_cond))
+        prediction, fraction = self._output(x_t, t, condition, self_cond)
         return Posterior(self._x0(prediction, x_t, t), fraction)
 
     def given(self, condition: C) -> Denoise:
@@ -78,7 +79,7 @@ class Denoiser(nn.Module, Generic[C]):
     ) -> DenoisingLoss:
         """The loss of each row at timesteps t [b]."""
         x_t = self.noisy(x0, t, noise)
-        prediction, fraction = self._split(self.network(x_t, t, condition, self_cond))
+        prediction, fraction = self._output(x_t, t, condition, self_cond)
         error = self.error(prediction, x0, t, noise)
         if self.variance is None or fraction is None:
             return DenoisingLoss(error)
@@ -100,8 +101,10 @@ class Denoiser(nn.Module, Generic[C]):
         alpha, sigma = self.schedule.at(t, like=x0)
         return alpha * x0 + sigma * noise
 
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output: its prediction, and the variance's fraction."""
+    def _output(self, x_t: Tensor, t: Tensor, condition: C, self_cond: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The network's output: its prediction, and the variance's fraction. Only the network is in its own dtype."""
+        dtype = dtype_of(self.network)
+        output = self.network(x_t.to(dtype), t, condition, None if self_cond is None else self_cond.to(dtype))
         return (output, None) if self.variance is None else self.variance.split(output)
 
     def _x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

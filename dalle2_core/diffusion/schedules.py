@@ -10,17 +10,18 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen
+from dalle2_core.modules import PreciseBuffers
 
 # A step never removes more of the variance than this, so that the last timesteps keep a trace of the data and
 # every quantity stays finite, however few timesteps there are. Nichol & Dhariwal 2102.09672, section 3.2.
 LARGEST_BETA = 0.999
 
 
-class NoiseSchedule(nn.Module):
+class NoiseSchedule(PreciseBuffers):
     """alpha and sigma as functions of the integer timestep.
 
     They follow from the name and T, so they move with the module but are not part of its weights.

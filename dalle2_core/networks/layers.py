@@ -148,6 +148,8 @@ class Attention(nn.Module):
             cos, sin = angles
             q_BHAE = Rotary.rotate(q_BHAE, (cos[:, None, -asking:], sin[:, None, -asking:]))
             k_BLE = Rotary.rotate(k_BLE, angles)
+            if self.null_kv.dtype != torch.float32:  # angles are float32; autocast is left to choose
+                q_BHAE, k_BLE = q_BHAE.to(self.null_kv.dtype), k_BLE.to(self.null_kv.dtype)
         null_k, null_v = self.null_kv.to(k_BLE.dtype).expand(batch, 1, 2, -1).unbind(dim=2)
         # The null key is the first of the past, where there is none yet.
         before_k, before_v = (null_k, null_v) if past is None else past
@@ -168,11 +170,15 @@ class Attention(nn.Module):
 class SinusoidalTime(nn.Module):
     """Sines and cosines of the timestep (Vaswani et al. 1706.03762, section 3.5): [b] → [b, dim]."""
 
+    like: Tensor
+
     def __init__(self, dim: int, truncated: bool = False) -> None:
         """truncated: to whole numbers, as old weights of DALLE2-pytorch want it."""
         super().__init__()
         self.dim = dim
         self.truncated = truncated
+        # Follows the model to another dtype; the waves themselves are computed in float32.
+        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.dim // 2
@@ -180,7 +186,7 @@ class SinusoidalTime(nn.Module):
         angle = t[:, None].float() * freqs
         waves = torch.cat((angle.sin(), angle.cos()), dim=-1)
         # An odd width gets one zero.
-        return F.pad(waves.trunc() if self.truncated else waves, (0, self.dim - 2 * half))
+        return F.pad(waves.trunc() if self.truncated else waves, (0, self.dim - 2 * half)).to(self.like.dtype)
 
 
 class MLP(nn.Module):

@@ -7,6 +7,7 @@ no padding.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,12 +60,29 @@ class DiffusionPriorNetwork(TextConditioned):
         return self.causal_transformer.go_on(self.text(text), None, 1)[1]
 
     def forward(
-        self, image_embed: Tensor, time: Tensor, text: TextCondition | Memory, self_cond: Tensor | None = None
+        self,
+        image_embed: Tensor,
+        diffusion_timesteps: Tensor,
+        text: TextCondition | Memory | None = None,
+        self_cond: Tensor | None = None,
+        *,
+        text_embed: Tensor | None = None,
+        text_encodings: Tensor | None = None,
+        text_cond_drop_prob: float = 0.0,
     ) -> Tensor:
-        """[b, embed_dim]. image_embed: [b, embed_dim]. time: [b] integer. self_cond: [b, embed_dim] or None.
+        """[b, embed_dim]. image_embed: [b, embed_dim]. diffusion_timesteps: [b] integer. self_cond: [b, embed_dim].
 
-        text: itself, or what `read` made of it. Raises ShapeError if a width is not this network's.
+        text: itself, or what `read` made of it; or, as DALLE2-pytorch has it, text_embed [b, embed_dim] and
+        text_encodings [b, l, w], of which each row is dropped with the probability text_cond_drop_prob. Raises
+        ShapeError if a width is not this network's.
         """
+        time = diffusion_timesteps
+        if text is None:
+            if text_embed is None:
+                raise ShapeError("a text is missing; give text_embed [b, embed_dim], or a TextCondition as text")
+            text = TextCondition.of(text_embed, text_encodings, None)
+            if text_cond_drop_prob > 0:
+                text = replace(text, keep=torch.rand(len(text_embed), device=text_embed.device) >= text_cond_drop_prob)
         if isinstance(text, Memory):
             told = text.next(self._changing(image_embed, time, self_cond))
             return self.causal_transformer.go_on(told, text, 1)[0].squeeze(1)
@@ -76,6 +94,19 @@ class DiffusionPriorNetwork(TextConditioned):
         tokens = self.text(text).then(self._changing(image_embed, time, self_cond))
         out: Tensor = self.causal_transformer(tokens)
         return out.squeeze(1)
+
+    def forward_with_cond_scale(
+        self, image_embed: Tensor, diffusion_timesteps: Tensor, *, cond_scale: float = 1.0, **text: Any
+    ) -> Tensor:
+        """`forward`, guided: null + cond_scale (output - null), null being the output without the text.
+
+        Ho & Salimans 2207.12598, equation 6. text: the other arguments of `forward`, text_embed among them.
+        """
+        output: Tensor = self(image_embed, diffusion_timesteps, **text)
+        if cond_scale == 1.0:
+            return output
+        null: Tensor = self(image_embed, diffusion_timesteps, **{**text, "text_cond_drop_prob": 1.0})
+        return null + (output - null) * cond_scale
 
     def _changing(self, image_embed: Tensor, time: Tensor, self_cond: Tensor | None) -> Tensor:
         """The tokens that differ from step to step: time, image, (self-condition), query."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dalle2_core.conditioning import DecoderCondition
+from dalle2_core.conditioning import DecoderCondition, published_condition
 from dalle2_core.errors import ShapeError
 from dalle2_core.keywords import from_keywords
 from dalle2_core.networks.image_attention import LinearAttention, SelfAttention
@@ -84,6 +84,18 @@ class Unet(nn.Module):
         nn.init.zeros_(self.to_out.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def forward_with_cond_scale(self, x: Tensor, time: Tensor, *, cond_scale: float = 1.0, **published: Any) -> Tensor:
+        """`forward`, guided by image embedding and text together: null + cond_scale (output - null).
+
+        Ho & Salimans 2207.12598, equation 6.
+        """
+        output: Tensor = self(x, time, **published)
+        if cond_scale == 1.0:
+            return output
+        dropped = {"image_cond_drop_prob": 1.0, "text_cond_drop_prob": 1.0}
+        null: Tensor = self(x, time, **{**published, **dropped})
+        return null + (output - null) * cond_scale
+
     @classmethod
     def from_config(cls, config: UnetConfig) -> Unet:
         """A new network with these settings."""
@@ -103,7 +115,14 @@ class Unet(nn.Module):
         changed.load_state_dict(kept, strict=False)
         return changed.to(next(self.parameters()).device)
 
-    def forward(self, x: Tensor, time: Tensor, condition: DecoderCondition, self_cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        condition: DecoderCondition | None = None,
+        self_cond: Tensor | None = None,
+        **published: Any,
+    ) -> Tensor:
         """[b, channels_out, h, w].
 
         Args:
@@ -111,9 +130,14 @@ class Unet(nn.Module):
             time: [b], any number that grows with the noise.
             condition: what the config asks for must be there; what it does not ask for must not.
             self_cond: an earlier estimate shaped like x, or None for none; not looked at without config.self_cond.
+            published: in place of `condition`, the keywords of DALLE2-pytorch; see `published_condition`.
 
         Raises ShapeError if a tensor does not fit.
         """
+        if condition is None:
+            condition = published_condition(**published)
+        elif published:
+            raise TypeError(f"a condition is given, and {', '.join(published)} besides; give one of them")
         self._check(x, time, condition)
         inputs = [x]
         if self.config.self_cond:

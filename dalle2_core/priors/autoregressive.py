@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from dalle2_core.diffusion.guidance import branches, combined
 from dalle2_core.errors import ConfigError
+from dalle2_core.inputs import dtype_of, embeddings, token_states
 from dalle2_core.keywords import from_keywords
-from dalle2_core.modules import evaluating
+from dalle2_core.modules import PreciseBuffers, evaluating
 from dalle2_core.networks.autoregressive_prior import AutoregressiveNetwork
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
-from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest_to_text
+from dalle2_core.priors.base import Prior, check_candidates, check_guidance, nearest_to_text
 from dalle2_core.priors.pca_codes import PCAQuantizer
 from dalle2_core.priors.standardize import Standardizer
 from dalle2_core.rng import RNG, integers, uniform
@@ -52,7 +53,7 @@ class AutoregressiveConfig:
             raise ConfigError(f"autoregressive.temperature is {self.temperature}; it must be above 0")
 
 
-class AutoregressivePrior(Prior):
+class AutoregressivePrior(PreciseBuffers, Prior):
     """Trains on pairs of embeddings after `fit` has found the components and buckets of the images."""
 
     KIND = "autoregressive-prior"
@@ -114,7 +115,8 @@ class AutoregressivePrior(Prior):
         num_samples_per_batch: candidates for each text, of which the nearest to it is kept. cond_scale: of guidance on
         the logits. Raises ShapeError if a width is not this prior's, ConfigError if it cannot be guided.
         """
-        check_width(text_embed, self.image_embed_dim)
+        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
         check_candidates(num_samples_per_batch)
         check_guidance(cond_scale, self.config.cond_drop_prob)
         rows, device = len(text_embed) * num_samples_per_batch, text_embed.device
@@ -138,7 +140,7 @@ class AutoregressivePrior(Prior):
     def _condition(
         self, embed: Tensor, tokens: Tensor | None, mask: Tensor | None, keep: Tensor | None = None
     ) -> TextCondition:
-        return TextCondition.of(self.text_scaling(embed), tokens, mask, keep).trimmed()
+        return TextCondition.of(self.text_scaling(embed), tokens, mask, keep).trimmed().in_dtype(dtype_of(self.net))
 
     def settings(self) -> dict[str, Any]:
         """The configs of the network and of the prior."""

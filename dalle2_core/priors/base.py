@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle2_core.errors import ConfigError, ShapeError
+from dalle2_core.errors import ConfigError
+from dalle2_core.inputs import check_finite_number
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
 from dalle2_core.rng import RNG
 from dalle2_core.serialization import read_settings, read_weights, settings_of, write_model
@@ -64,6 +65,10 @@ class Prior(nn.Module):
     def settings(self) -> dict[str, Any]:
         """The settings in config.json, besides the kind, as plain JSON values."""
 
+    def training_settings(self) -> dict[str, Any]:
+        """The settings that the weights depend on; a prior leaves out those of sampling alone."""
+        return {"kind": self.KIND, **self.settings()}
+
     @classmethod
     @abstractmethod
     def from_settings(cls: type[P], settings: Mapping[str, Any]) -> P:
@@ -87,17 +92,9 @@ class Prior(nn.Module):
         read_weights(folder, self)
 
 
-def check_width(text_embed: Tensor, width: int) -> None:
-    """Raises ShapeError unless the texts are [b, width]."""
-    if text_embed.ndim != 2 or text_embed.shape[1] != width:
-        raise ShapeError(
-            f"text_embed is {tuple(text_embed.shape)}; this prior takes [b, {width}]. "
-            "Is it from the encoder that the prior was made for?"
-        )
-
-
 def check_guidance(cond_scale: float, cond_drop_prob: float) -> None:
-    """Raises ConfigError for guidance of a prior trained without dropped texts."""
+    """Raises ConfigError for guidance of a prior trained without dropped texts, or by what is no finite number."""
+    check_finite_number(cond_scale, "cond_scale")
     if cond_scale != 1.0 and cond_drop_prob == 0:
         raise ConfigError(
             f"cond_scale {cond_scale} needs a prior trained with cond_drop_prob above 0; this one was not"

@@ -17,17 +17,20 @@ from torch.nn import functional as F
 
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import read_tensors
+from dalle2_core.inputs import as_tensor, embeddings
 from dalle2_core.keywords import from_keywords
+from dalle2_core.modules import PreciseBuffers
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
-from dalle2_core.priors.base import Prior, check_width
+from dalle2_core.priors.base import Prior
 from dalle2_core.rng import RNG
 
 C = TypeVar("C", bound="ClosedForm")
 
 
-class ClosedForm(Prior):
+class ClosedForm(PreciseBuffers, Prior):
     """Base of these priors. A subclass keeps its fitted float64 buffers under the names in FITTED."""
 
+    LEAST = torch.float64
     FITTED: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
@@ -42,6 +45,7 @@ class ClosedForm(Prior):
 
     def fit(self: C, text_embed: Tensor, image_embed: Tensor) -> C:
         """Solve in float64, from rows [n, d]. Raises ShapeError if they do not pair up."""
+        text_embed, image_embed = as_tensor(text_embed, "text_embed"), as_tensor(image_embed, "image_embed")
         if len(text_embed) != len(image_embed) or len(text_embed) < 2:
             raise ShapeError(
                 f"{len(text_embed)} text rows and {len(image_embed)} image rows; a fit needs 2 or more pairs"
@@ -74,7 +78,10 @@ class ClosedForm(Prior):
             raise ConfigError(f"cond_scale is {cond_scale}, but a prior in closed form cannot be guided; leave it at 1")
         if any(getattr(self, name) is None for name in self.FITTED):
             raise ConfigError(f"this {self.KIND} was not fitted; call fit(text_embed, image_embed) first")
-        predicted = self._predict(text_embed.double())
+        text_embed = as_tensor(text_embed, "text_embed")
+        fitted = [getattr(self, name) for name in self.FITTED]
+        width = len(fitted[0]) if fitted else text_embed.shape[-1]
+        predicted = self._predict(embeddings(text_embed, width, "text_embed", self).double())
         return (F.normalize(predicted, dim=-1) if normalize else predicted).to(text_embed.dtype)
 
     def predict(self, text_embed: Tensor) -> Tensor:
@@ -122,7 +129,6 @@ class MeanImage(ClosedForm):
         self.mean = image.mean(dim=0)
 
     def _predict(self, text: Tensor) -> Tensor:
-        check_width(text, len(self.mean))
         return self.mean.expand(len(text), -1).clone()
 
 
@@ -179,7 +185,6 @@ class Ridge(ClosedForm):
         self.chosen = torch.tensor(penalty, dtype=torch.float64)
 
     def _predict(self, text: Tensor) -> Tensor:
-        check_width(text, len(self.weight))
         return text @ self.weight + self.intercept
 
     def _choose(self, x: Tensor, y: Tensor) -> float:

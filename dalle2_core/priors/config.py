@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dalle2_core.diffusion.denoiser import PENALTIES
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
 from dalle2_core.diffusion.samplers import SAMPLERS
 from dalle2_core.diffusion.schedules import SCHEDULES
 from dalle2_core.diffusion.weighting import WEIGHTINGS
 from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen
+
+# Fields that may change from one use of the weights to the next.
+OF_SAMPLING = {
+    "sample_timesteps",
+    "sampler",
+    "sampling_clamp_l2norm",
+    "sampling_final_clamp_l2norm",
+    "init_image_embed_l2norm",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ class PriorConfig:
         chosen(SCHEDULES, self.beta_schedule, "noise schedule")
         chosen(WEIGHTINGS, self.loss_weighting, "loss weighting")
         chosen(SAMPLERS, self.sampler, "sampler")
+        chosen(PENALTIES, self.loss_type, "loss type")
         chosen({"fixed": None, "data": None}, self.embed_scaling, "embedding scaling")
         if not 0 <= self.cond_drop_prob < 1:
             raise ConfigError(f"cond_drop_prob is {self.cond_drop_prob}; it must be in [0, 1)")
@@ -77,9 +88,10 @@ def published(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """DALLE2-pytorch's keywords of DiffusionPrior by the names they have here.
 
     predict_x_start and predict_v become `predicts`; text_cond_drop_prob is what `cond_drop_prob` means here, where the
-    image is never dropped. Raises TypeError if both names of one thing are given.
+    image is never dropped. image_size and image_channels, which are those of the clip's images, say nothing of a prior.
+    Raises TypeError if both names of one thing are given.
     """
-    named = dict(keywords)
+    named = {name: it for name, it in keywords.items() if name not in ("image_size", "image_channels")}
     if "predict_x_start" in named or "predict_v" in named:
         target = "x0" if named.pop("predict_x_start", True) else "noise"
         _add(named, "predicts", "v" if named.pop("predict_v", False) else target)

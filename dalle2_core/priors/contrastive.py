@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle2_core.errors import ConfigError
+from dalle2_core.inputs import dtype_of, embeddings, token_states
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import evaluating
 from dalle2_core.networks.causal_transformer import CausalTransformer, PriorNetworkConfig, TextConditioned
-from dalle2_core.priors.base import Prior, check_width
+from dalle2_core.priors.base import Prior
 from dalle2_core.priors.standardize import Standardizer
 from dalle2_core.rng import RNG
 from dalle2_core.types import PriorBatch, StepLoss, TextCondition
@@ -89,14 +90,15 @@ class ContrastivePrior(Prior):
         """Squared error in scaled embeddings, and the weighted contrastive loss. 2312.04655, equations 4 to 6."""
         predicted = self._predict(batch.text_embed, batch.text_tokens, batch.text_mask).float()
         squared = F.mse_loss(self.image_scaling(predicted), self.image_scaling(batch.image_embed))
-        cosines = F.normalize(predicted, dim=-1) @ F.normalize(batch.text_embed, dim=-1).T
+        cosines = F.normalize(predicted, dim=-1) @ F.normalize(batch.text_embed.float(), dim=-1).T
         own = torch.arange(len(batch), device=cosines.device)
         contrast = F.cross_entropy(cosines / self.config.contrastive_temperature, own)
         metrics = {"squared_error": float(squared.detach()), "contrast": float(contrast.detach())}
         return StepLoss(squared + self.config.contrastive_weight * contrast, metrics)
 
     def _predict(self, embed: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
-        scaled = self.net(TextCondition.of(self.text_scaling(embed), tokens, mask).trimmed())
+        text = TextCondition.of(self.text_scaling(embed), tokens, mask).trimmed()
+        scaled = self.net(text.in_dtype(dtype_of(self.net)))
         unscaled: Tensor = self.image_scaling.inverse(scaled)
         return unscaled
 
@@ -112,7 +114,8 @@ class ContrastivePrior(Prior):
         generator: RNG = None,
     ) -> Tensor:
         """Predicted image embeddings [b, d]. Nothing is drawn, and it cannot be guided (ConfigError)."""
-        check_width(text_embed, self.image_embed_dim)
+        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
         if cond_scale != 1.0:
             raise ConfigError(f"cond_scale is {cond_scale}, but a prior without dropped texts cannot be guided")
         with evaluating(self):

@@ -19,15 +19,16 @@ from dalle2_core.diffusion.samplers import SAMPLERS, timesteps_for
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.weighting import WEIGHTINGS
 from dalle2_core.errors import ConfigError
+from dalle2_core.inputs import as_tensor, dtype_of, embeddings, token_states
 from dalle2_core.keywords import chosen, from_keywords
 from dalle2_core.modules import CompanionModules, evaluating
 from dalle2_core.networks.causal_transformer import Memory, PriorNetworkConfig
 from dalle2_core.networks.prior_transformer import DiffusionPriorNetwork
-from dalle2_core.priors.base import Prior, check_candidates, check_guidance, check_width, nearest_to_text
-from dalle2_core.priors.config import PriorConfig, published
+from dalle2_core.priors.base import Prior, check_candidates, check_guidance, nearest_to_text
+from dalle2_core.priors.config import OF_SAMPLING, PriorConfig, published
 from dalle2_core.priors.standardize import Standardizer
 from dalle2_core.rng import RNG, integers, normal, uniform
-from dalle2_core.types import ClipEncoders, PriorBatch, StepLoss, TextCondition
+from dalle2_core.types import ClipEncoders, PriorBatch, StepLoss, TextCondition, check_clip_width
 
 
 class DiffusionPrior(Prior, CompanionModules):
@@ -48,6 +49,7 @@ class DiffusionPrior(Prior, CompanionModules):
             raise ConfigError(
                 f"image_embed_dim is {config.image_embed_dim}, but the network is for {net.embed_dim}; leave it out"
             )
+        check_clip_width(clip, net.embed_dim, "the prior")
         self._clip = (clip,)  # in a tuple, so that it is no submodule
         width = net.embed_dim
         self.config = replace(
@@ -74,6 +76,11 @@ class DiffusionPrior(Prior, CompanionModules):
     def clip(self) -> ClipEncoders | None:
         """Embeds texts and images on the fly, or None."""
         return self._clip[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
 
     def companions(self) -> tuple[object, ...]:
         """The CLIP, which is no child."""
@@ -136,6 +143,9 @@ class DiffusionPrior(Prior, CompanionModules):
             image_embed = self._towers("image").embed_image(image).image_embed
         elif image is not None or image_embed is None:
             raise ConfigError("give image or image_embed, one of them")
+        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        image_embed = embeddings(image_embed, self.image_embed_dim, "image_embed", self)
+        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
         return self._loss(PriorBatch(text_embed, image_embed, text_encodings, text_mask), generator)
 
     def _towers(self, what: str) -> ClipEncoders:
@@ -148,7 +158,7 @@ class DiffusionPrior(Prior, CompanionModules):
     ) -> TextCondition:
         if not self.config.condition_on_text_encodings:
             tokens, mask = None, None
-        text = TextCondition.of(self.text_scaling(embed), tokens, mask, keep)
+        text = TextCondition.of(self.text_scaling(embed), tokens, mask, keep).in_dtype(dtype_of(self.net))
         # The length counts where the padding stays.
         return text if self.net.config.text_padding == "masked" else text.trimmed()
 
@@ -176,13 +186,13 @@ class DiffusionPrior(Prior, CompanionModules):
     def sample(
         self,
         text_embed: Tensor,
+        num_samples_per_batch: int = 2,
+        cond_scale: float = 1.0,
+        timesteps: int | None = None,
         *,
         text_encodings: Tensor | None = None,
         text_mask: Tensor | None = None,
-        timesteps: int | None = None,
         steps: int | None = None,
-        num_samples_per_batch: int = 2,
-        cond_scale: float = 1.0,
         sampler: str | None = None,
         normalize: bool = True,
         generator: RNG = None,
@@ -203,10 +213,12 @@ class DiffusionPrior(Prior, CompanionModules):
         Raises:
             ConfigError: steps, sampler or cond_scale cannot be. ShapeError: a width is not this prior's.
         """
+        text_embed = as_tensor(text_embed, "text_embed")
         if not text_embed.is_floating_point():
             embedded = self._towers("text").embed_text(text_embed)
             text_embed, text_encodings, text_mask = embedded.text_embed, embedded.text_encodings, embedded.text_mask
-        check_width(text_embed, self.image_embed_dim)
+        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
         check_candidates(num_samples_per_batch)
         check_guidance(cond_scale, self.config.cond_drop_prob)
         take = chosen(SAMPLERS, sampler or self.config.sampler, "sampler")
@@ -238,6 +250,12 @@ class DiffusionPrior(Prior, CompanionModules):
     def settings(self) -> dict[str, Any]:
         """The configs of the network and of the prior."""
         return {"network": asdict(self.net.config), "diffusion": asdict(self.config)}
+
+    def training_settings(self) -> dict[str, Any]:
+        """See `Prior`."""
+        settings = super().training_settings()
+        diffusion = settings["diffusion"]
+        return settings | {"diffusion": {name: it for name, it in diffusion.items() if name not in OF_SAMPLING}}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> DiffusionPrior:

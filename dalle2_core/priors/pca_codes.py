@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle2_core.errors import ShapeError
+from dalle2_core.modules import PreciseBuffers
 
 
-class PCAQuantizer(nn.Module):
+class PCAQuantizer(PreciseBuffers):
     """[n, d] ↔ k codes: components by falling variance, in buckets of equal width.
 
     Ramesh et al. 2204.06125, section 2.2.
@@ -58,7 +59,7 @@ class PCAQuantizer(nn.Module):
 
     def encode(self, rows: Tensor) -> Tensor:
         """Codes [n, k] int64; values outside the fitted range get the outermost bucket."""
-        coordinates = (rows - self.mean) @ self.components.T
+        coordinates = (rows.to(self.mean.dtype) - self.mean) @ self.components.T
         return ((coordinates - self.low) / self.width).floor().long().clamp(0, self.buckets - 1)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from dalle2_core.modules import PreciseBuffers
 
 
-class Standardizer(nn.Module):
+class Standardizer(PreciseBuffers):
     """(x - shift) * scale, for each dimension. Shift and scale are saved with the weights."""
 
     shift: Tensor

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dalle2_core.training.distributed import Processes
 from dalle2_core.training.sharded_tensors import StoredTensors, write_stored
 from dalle2_core.training.state import TrainState, load_weights
 
+_TENSOR_FILE = re.compile(r"(model|ema|optimizer)(-\d{5}-of-\d{5})?\.safetensors")
 FORMAT_VERSION = 1
 SHARDED_FORMAT_VERSION = 2
 T = TypeVar("T")
@@ -88,7 +90,7 @@ class Checkpoints:
                 if together.is_first:
                     logger.warning("%s; the one before it is used", problems[0])
                 continue
-            self._refuse_another(folder, content["identity"])
+            refuse_another(folder, content["identity"], self.identity)
             state.load(tensors, content["numbers"])
             return True
         if corrupt:
@@ -98,13 +100,6 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
         return steps_named(path.name for path in self.folder.glob("step-*"))
-
-    def _refuse_another(self, folder: Path, theirs: Mapping[str, Any]) -> None:
-        old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(self.identity))))
-        apart = {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}
-        if apart:
-            theirs, ours = ({key: it for key, it in some.items() if key in apart} for some in (old, new))
-            raise AnotherRun(folder, theirs, ours)
 
     def _prune(self, state: TrainState) -> None:
         best = None if state.best is None else state.best.step
@@ -209,6 +204,33 @@ def read_checkpoint(folder: Path, rank: int = 0, world: int = 1) -> tuple[dict[s
     return content, {part: StoredTensors(paths) for part, paths in parts.items()}
 
 
+def refuse_to_replace(path: Path, holds: Callable[[Path], bool], what: str) -> None:
+    """Raise CheckpointError unless `path` is free, an empty folder, or a folder all of whose entries `holds` knows."""
+    if not path.exists() and not path.is_symlink():
+        return
+    foreign = [it.name for it in sorted(path.iterdir()) if not holds(it)] if path.is_dir() else [path.name]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise CheckpointError(
+            f"{path}: not only {what}: it holds {foreign[0]}{more}, which saving would delete. Give another path"
+        )
+
+
+def is_checkpoint_file(path: Path) -> bool:
+    """Whether a file of this name belongs to a checkpoint: state.json, or tensors of one part."""
+    return path.is_file() and (path.name == "state.json" or _TENSOR_FILE.fullmatch(path.name) is not None)
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Raise CheckpointError, saying what lies at `path`, unless it is a folder with a `what`'s files."""
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: a file, and {what} is a folder. `dalle2_core.convert` reads weights of DALLE2-pytorch"
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder")
+
+
 def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"] = "best") -> int:
     """Load a run's weights (their moving average where there is one) into `model`; returns their step.
 
@@ -224,6 +246,15 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
         content, tensors = read_checkpoint(folder / _name(best["step"]))
     load_weights(model, tensors.get("ema", tensors["model"]))
     return int(content["numbers"]["step"])
+
+
+def refuse_another(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *words: str) -> None:
+    """Raise AnotherRun that names what differs between a checkpoint's identity and this one's. words: as it takes."""
+    old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(ours))))
+    apart = {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}
+    if apart:
+        there, here = ({key: it for key, it in some.items() if key in apart} for some in (old, new))
+        raise AnotherRun(folder, there, here, *words)
 
 
 def _refuse_apart(steps: list[int], together: Processes) -> None:

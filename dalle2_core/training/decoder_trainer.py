@@ -9,9 +9,10 @@ trainer.save("checkpoint"); trainer.load("checkpoint")
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,19 @@ from dalle2_core.decoder.stage import DecoderStage
 from dalle2_core.errors import CheckpointError, ConfigError
 from dalle2_core.files import read_json, write_json
 from dalle2_core.keywords import from_keywords
+from dalle2_core.networks.unet import Unet
 from dalle2_core.rng import PerSampleRNG, derived_seed
-from dalle2_core.training.checkpoint import read_checkpoint, write_checkpoint
+from dalle2_core.training.checkpoint import (
+    is_checkpoint_file,
+    read_checkpoint,
+    refuse_to_replace,
+    require_folder,
+    write_checkpoint,
+)
 from dalle2_core.training.distributed import Processes, join_processes
-from dalle2_core.training.manual_stepping import ManualStepper, TrainerConfig
+from dalle2_core.training.manual_stepping import ManualStepper, TrainerConfig, prepared
 from dalle2_core.training.step import LossPass
+from dalle2_core.types import EmbeddedImage, EmbeddedText
 
 # Where DALLE2-pytorch's trainer of decoders differs from that of priors.
 _DEFAULTS: Mapping[str, Any] = {"lr": 1e-4, "eps": 1e-8, "max_grad_norm": 0.5}
@@ -65,6 +74,21 @@ class DecoderTrainer(nn.Module):
         """The averaged stages as a decoder, sharing their weights; the decoder itself with use_ema=False."""
         stages: list[DecoderStage] = [it.state.averaged for it in self._steppers]  # type: ignore[misc]
         return Decoder.from_stages(stages, self.decoder.clip) if self.configs[0].use_ema else self.decoder
+
+    @property
+    def unets(self) -> list[Unet]:
+        """The averaged U-Nets, the smallest first; the trained ones with use_ema=False."""
+        return self.ema_decoder.unets
+
+    @torch.no_grad()
+    def embed_text(self, text: Tensor) -> EmbeddedText:
+        """What the decoder's clip makes of integer tokens [b, l]. Raises ConfigError if it has none."""
+        return self.decoder.embedder("texts").embed_text(prepared(text, "text", self._steppers[0].device))
+
+    @torch.no_grad()
+    def embed_image(self, image: Tensor) -> EmbeddedImage:
+        """What the decoder's clip makes of images [b, 3, h, w]. Raises ConfigError if it has none."""
+        return self.decoder.embedder("images").embed_image(prepared(image, "image", self._steppers[0].device))
 
     def num_steps_taken(self, unet_number: int | None = None) -> int:
         """Updates of a stage."""
@@ -108,22 +132,23 @@ class DecoderTrainer(nn.Module):
         """Images of the averaged decoder (`use_non_ema`: of the trained one); see `Decoder.sample`."""
         return (self.decoder if use_non_ema else self.ema_decoder).sample(*inputs, **named)
 
-    def save(self, path: Path | str, overwrite: bool = True) -> None:
+    def save(self, path: Path | str, overwrite: bool = True, **extra: Any) -> None:
         """Write everything that `load` needs as a folder of safetensors and JSON, whole. The first process writes.
 
-        Raises CheckpointError if the disk refuses, ConfigError if the folder is there and overwrite is False.
+        overwrite: replace a checkpoint of this kind at `path`; whatever else is there is never touched. extra: plain
+        JSON values of one's own, which `load` returns. Raises CheckpointError if the disk refuses or something else
+        lies at `path`, ConfigError if a checkpoint does and overwrite is False.
         """
         path = Path(path)
         if self._together.is_first:
             if not overwrite and path.exists():
                 raise ConfigError(f"{path}: is there already; give another path, or overwrite=True")
-            beside, doomed = (path.with_name(f".{path.name}.{what}") for what in ("tmp", "old"))
-            for leftover in (beside, doomed):
-                shutil.rmtree(leftover, ignore_errors=True)
+            refuse_to_replace(path, _is_of_checkpoint, "a checkpoint of a DecoderTrainer")
+            beside, doomed = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
             try:
                 for number, stepper in enumerate(self._steppers, 1):
-                    write_checkpoint(_of_stage(beside, number), stepper.state, asdict(stepper.config))
-                write_json(beside / "trainer.json", {"kind": _KIND, "stages": len(self._steppers)})
+                    write_checkpoint(_of_stage(beside, number), stepper.state, stepper.identity())
+                write_json(beside / "trainer.json", {"kind": _KIND, "stages": len(self._steppers), "extra": extra})
                 if path.exists():
                     path.rename(doomed)
                 beside.rename(path)
@@ -134,12 +159,15 @@ class DecoderTrainer(nn.Module):
             shutil.rmtree(doomed, ignore_errors=True)
         self._together.wait()
 
-    def load(self, path: Path | str, only_model: bool = False) -> None:
-        """Go on from what `save` wrote; only_model: take the weights alone, and begin their training anew.
+    def load(self, path: Path | str, only_model: bool = False, strict: bool = True) -> dict[str, Any]:
+        """Go on from what `save` wrote; returns the `extra` that was saved.
 
-        Raises CheckpointError if it is not whole, or of another decoder.
+        only_model: take the weights alone, and begin their training anew. strict: settings, names and shapes must all
+        be this decoder's; False loads the tensors that fit. Raises CheckpointError if it is not whole or of another
+        number of stages, AnotherRun if a stage had other settings.
         """
         path = Path(path)
+        require_folder(path, "a trainer's checkpoint")
         content = read_json(path / "trainer.json")
         if not isinstance(content, dict) or content.get("kind") != _KIND:
             raise CheckpointError(f"{path}: no checkpoint of a DecoderTrainer")
@@ -147,21 +175,24 @@ class DecoderTrainer(nn.Module):
             raise CheckpointError(f"{path}: of {content['stages']} stages; this decoder has {len(self._steppers)}")
         # All are read before any is changed.
         found = [read_checkpoint(_of_stage(path, number)) for number in range(1, len(self._steppers) + 1)]
-        for stepper, (one, tensors) in zip(self._steppers, found, strict=True):
-            if only_model:
-                stepper.restart(tensors)
-            else:
-                stepper.load(tensors, one["numbers"])
+        for number, (stepper, one) in enumerate(zip(self._steppers, found, strict=True), 1):
+            folder = _of_stage(path, number)
+            stepper.load(folder, one, only_model=only_model, strict=strict, overwrite_lr=True)
+        return dict(content.get("extra", {}))
 
     def _stepper(self, unet_number: int | None) -> ManualStepper:
-        if unet_number is None and len(self._steppers) > 1:
-            raise ConfigError(f"say which stage is trained: unet_number, 1 to {len(self._steppers)}")
-        self.decoder.stage(unet_number or 1)  # refuses one that is not there
-        return self._steppers[(unet_number or 1) - 1]
+        return self._steppers[self.decoder.number_of_stage(unet_number) - 1]
 
 
 def _of_stage(path: Path, number: int) -> Path:
     return path / f"stage-{number}"
+
+
+def _is_of_checkpoint(path: Path) -> bool:
+    """Whether an entry of a folder belongs to a checkpoint of this trainer."""
+    if path.is_dir():
+        return re.fullmatch(r"stage-\d+", path.name) is not None and all(map(is_checkpoint_file, path.iterdir()))
+    return path.name == "trainer.json"
 
 
 def _for_each(keywords: Mapping[str, Any], count: int) -> list[TrainerConfig]:

@@ -5,22 +5,37 @@ A trainer holds one for each model that it steps by itself: the prior, each stag
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dalle2_core.errors import ConfigError, NonFiniteLoss, ShapeError
+from dalle2_core.inputs import as_tensor
 from dalle2_core.rng import PerSampleRNG
+from dalle2_core.training.checkpoint import refuse_another
 from dalle2_core.training.distributed import Processes
 from dalle2_core.training.ema import make_ema
 from dalle2_core.training.optim import OptimConfig, learning_rate, make_optimizer
 from dalle2_core.training.seeding import seeded_layers, step_draws
 from dalle2_core.training.sharded_tensors import StoredTensors
 from dalle2_core.training.state import TrainState, load_weights
+
+logger = logging.getLogger(__name__)
+
+LoadedCheckpoint = tuple[dict[str, Any], dict[str, StoredTensors]]
+"""What `read_checkpoint` gives."""
+
+_OTHER_SETTINGS = (
+    "saved by a model of other settings",
+    "Make the model with the saved ones; strict=False takes the weights that fit, whatever they were trained for",
+)
 
 LossOf = Callable[[nn.Module, int, int, PerSampleRNG], Tensor]
 """(the module whose forward pass gives a loss, first row, row behind the last, their draws) → scalar."""
@@ -54,6 +69,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.ema_beta < 1:
             raise ConfigError(f"ema_beta is {self.ema_beta}; it must be in [0, 1)")
+        for name, least in (("warmup_steps", 0), ("cosine_decay_max_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; it must be {least} or more, or None")
         if self.ema_update_every < 1 or self.ema_update_after_step < 0:
             raise ConfigError("ema_update_every must be 1 or more, and ema_update_after_step 0 or more")
         if self.precision not in ("float32", "bfloat16"):
@@ -132,20 +151,41 @@ class ManualStepper:
         self._forget()
         self._average()
 
-    def load(self, tensors: dict[str, StoredTensors], numbers: dict[str, Any]) -> None:
-        """Go on from what `state` gave. Raises CheckpointError if it is another model's."""
-        self.state.load(tensors, numbers)
+    def identity(self, **extra: Any) -> dict[str, Any]:
+        """What a checkpoint records besides tensors and numbers. extra: the caller's own plain JSON values."""
+        return {"trainer": asdict(self.config), "model": _training_settings(self.state.model), "extra": extra}
+
+    def load(
+        self, folder: Path, found: LoadedCheckpoint, *, only_model: bool, strict: bool, overwrite_lr: bool
+    ) -> None:
+        """Go on from what `read_checkpoint` found in `folder`. See `DiffusionPriorTrainer.load` for the options.
+
+        Raises AnotherRun if it was saved by a model of other settings, CheckpointError if its weights do not fit.
+        """
+        content, tensors = found
+        identity = content["identity"]
+        if "model" not in identity:
+            logger.warning("%s: saved before the model's settings were recorded; they are not compared", folder)
+        elif strict:
+            ours = {"model": _training_settings(self.state.model)}
+            refuse_another(folder, {"model": identity["model"]}, ours, *_OTHER_SETTINGS)
+        if only_model:
+            self._restart(tensors, strict)
+        else:
+            self.state.load(tensors, content["numbers"], strict=strict)
+            if not overwrite_lr:
+                self.config = replace(self.config, lr=identity.get("trainer", identity)["lr"])
+                self._optim = self.config.optim()
         self._forget()
 
-    def restart(self, tensors: dict[str, StoredTensors]) -> None:
-        """Take weights and average, and begin optimizer and schedule anew. Raises CheckpointError as `load`."""
+    def _restart(self, tensors: Mapping[str, StoredTensors], strict: bool) -> None:
+        """Take weights and average, and begin optimizer and schedule anew."""
         fresh = TrainState(self.state.model, make_optimizer(self.state.model, self._optim), self.state.ema)
-        load_weights(fresh.model, tensors["model"])
+        load_weights(fresh.model, tensors["model"], strict=strict)
         if fresh.ema is not None:
-            load_weights(fresh.ema.module, tensors.get("ema", tensors["model"]))
+            load_weights(fresh.ema.module, tensors.get("ema", tensors["model"]), strict=strict)
             fresh.ema.n_averaged.zero_()
         self.state = fresh
-        self._forget()
 
     def _forget(self) -> None:
         self.state.optimizer.zero_grad(set_to_none=True)
@@ -160,6 +200,17 @@ class ManualStepper:
             ema.update_parameters(self.state.model)
         elif self.state.step % config.ema_update_every == 0:
             ema.update_parameters(self.state.model)
+
+
+def _training_settings(model: nn.Module) -> dict[str, Any]:
+    """The settings of a model that its weights depend on; empty for a module that tells none."""
+    tell = getattr(model, "training_settings", None)
+    return {} if tell is None else dict(tell())
+
+
+def prepared(value: Any, name: str, device: torch.device) -> Any:
+    """A NumPy array as a tensor on the device; tensors on the device; anything else as it is."""
+    return as_tensor(value, name, device) if isinstance(value, (np.ndarray, Tensor)) else value
 
 
 def rows_in(inputs: tuple[Any, ...], named: dict[str, Any]) -> int:

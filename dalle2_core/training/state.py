@@ -91,12 +91,15 @@ class TrainState:
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
         }
 
-    def load(self, tensors: Mapping[str, StoredTensors], numbers: Mapping[str, Any]) -> None:
-        """Take over what `tensors()` and `numbers()` gave. Raises CheckpointError if a shape or name differs."""
-        load_weights(self.model, tensors["model"])
-        self._load_optimizer(tensors["optimizer"])
+    def load(self, tensors: Mapping[str, StoredTensors], numbers: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Take over what `tensors()` and `numbers()` gave.
+
+        strict: raise CheckpointError if a shape or name differs; False takes over what fits.
+        """
+        load_weights(self.model, tensors["model"], strict=strict)
+        self._load_optimizer(tensors["optimizer"], strict)
         if self.ema is not None:
-            load_weights(self.ema.module, tensors["ema"])
+            load_weights(self.ema.module, tensors.get("ema", tensors["model"]), strict=strict)
             self.ema.n_averaged.fill_(numbers["ema_updates"])
         self.step = numbers["step"]
         self.samples = numbers["samples"]
@@ -113,13 +116,17 @@ class TrainState:
             for moment, tensor in moments.items()
         }
 
-    def _load_optimizer(self, tensors: StoredTensors) -> None:
+    def _load_optimizer(self, tensors: StoredTensors, strict: bool) -> None:
         parameters = dict(self.model.named_parameters())
         for key, shape in tensors.shapes.items():
             name, _, moment = key.rpartition("/")
             if name not in parameters:
-                raise CheckpointError(f"the optimizer's state names a parameter {name!r} that the model lacks")
+                if strict:
+                    raise CheckpointError(f"the optimizer's state names a parameter {name!r} that the model lacks")
+                continue
             parameter = parameters[name]
+            if len(shape) and shape != parameter.shape and not strict:
+                continue
             self.optimizer.state[parameter][moment] = (
                 _in_memory_as(parameter, tensors.laid_out_as(parameter, key))
                 if shape == parameter.shape
@@ -136,9 +143,18 @@ def _in_memory_as(parameter: Tensor, moment: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
-def load_weights(model: nn.Module, tensors: StoredTensors) -> None:
-    """Load a state dict whose names and shapes must all fit. Raises CheckpointError naming the first misfits."""
+def load_weights(model: nn.Module, tensors: StoredTensors, *, strict: bool = True) -> None:
+    """Load a state dict. strict: names and shapes must all fit; False loads the tensors that do.
+
+    Raises CheckpointError naming the first misfits, or if nothing fits.
+    """
     own, shapes = model.state_dict(), tensors.shapes
+    if not strict:
+        own = {name: like for name, like in own.items() if shapes.get(name) == tuple(like.shape)}
+        if not own:
+            raise CheckpointError("weights of another model: no name and shape is this model's")
+        model.load_state_dict({name: tensors.laid_out_as(like, name) for name, like in own.items()}, strict=False)
+        return
     problems = [f"{name} is missing" for name in own if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in own]
     problems += [

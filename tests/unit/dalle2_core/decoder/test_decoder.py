@@ -500,7 +500,7 @@ def idle():
             "is of another size than inpaint_image",
         ),
         (
-            {"image_embed": embeds(), "inpaint_image": pictures(), "inpaint_mask": torch.ones(3, 16, 16)},
+            {"image_embed": embeds(), "inpaint_image": pictures(), "inpaint_mask": torch.full((3, 16, 16), 0.5)},
             "inpaint_mask is torch.float32; give bool",
         ),
         (

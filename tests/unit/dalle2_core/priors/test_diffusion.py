@@ -215,7 +215,7 @@ def test_mistakes_are_named():
         make(predicts="eps")
     with pytest.raises(ConfigError, match="image_embed_dim is 8, but the network is for 16"):
         make(image_embed_dim=8)
-    with pytest.raises(ShapeError, match=r"this prior takes \[b, 16\]"):
+    with pytest.raises(ShapeError, match=r"this model takes \[b, 16\]"):
         make().sample(torch.randn(2, 8))
     with pytest.raises(ConfigError, match="choose 1 to 20"):
         make().sample(torch.randn(2, 16), steps=21)

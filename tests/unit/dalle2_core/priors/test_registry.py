@@ -88,7 +88,7 @@ def test_a_trained_prior_learns_and_the_others_are_ready(prior):
 
 
 def test_another_width_is_refused(prior):
-    with pytest.raises(ShapeError, match=r"text_embed is \(2, 8\); this prior takes \[b, 16\]"):
+    with pytest.raises(ShapeError, match=r"text_embed is \(2, 8\); this model takes \[b, 16\]"):
         prior.sample(torch.randn(2, 8))
 
 

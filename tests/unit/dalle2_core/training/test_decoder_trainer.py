@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle2_core import Decoder, DecoderTrainer
-from dalle2_core.errors import CheckpointError, ConfigError, NonFiniteLoss, ShapeError
+from dalle2_core.errors import AnotherRun, CheckpointError, ConfigError, NonFiniteLoss, ShapeError
 from tests.tiny_unet import SMALL, unet
 
 # DALLE2-pytorch's README, the script of the decoder's trainer: another import line, smaller sizes, no GPU.
@@ -207,3 +207,31 @@ def test_mistakes_are_named():
     broken.stage(1).unet.to_out.weight.data[0] = float("inf")
     with pytest.raises(NonFiniteLoss, match="update 1: the loss is"):
         DecoderTrainer(broken)(**rows(), unet_number=1)
+
+
+def test_only_a_trainers_checkpoint_is_replaced(tmp_path):
+    made = decoder()
+    made.save(tmp_path / "decoder")
+    (tmp_path / "decoder" / "run.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    trainer = DecoderTrainer(made)
+    with pytest.raises(
+        CheckpointError, match=r"decoder: not only a checkpoint of a DecoderTrainer: it holds config\.json"
+    ):
+        trainer.save(tmp_path / "decoder")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(CheckpointError, match="a run without a model|no such file|a checkpoint of a DecoderTrainer"):
+        trainer.load(tmp_path / "decoder")
+
+
+def test_stage_0_is_no_stage_and_a_checkpoint_of_other_settings_no_checkpoint(tmp_path):
+    trainer = DecoderTrainer(Decoder(unet(), image_size=8, timesteps=20, learned_variance=False))
+    for call in (trainer.update, trainer.num_steps_taken, lambda number: trainer(**rows(), unet_number=number)):
+        with pytest.raises(ConfigError, match="there is no stage 0"):
+            call(0)
+    trainer.save(tmp_path / "there", run="a")
+    other = DecoderTrainer(Decoder(unet(), image_size=8, timesteps=20, learned_variance=False, predict_v=True))
+    with pytest.raises(AnotherRun, match=r"model\.stage\.predicts is 'noise' there and 'v' here"):
+        other.load(tmp_path / "there")
+    assert other.load(tmp_path / "there", strict=False) == {"run": "a"}
+    assert [type(it).__name__ for it in trainer.unets] == ["Unet"]

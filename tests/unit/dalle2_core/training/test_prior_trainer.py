@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from dalle2_core import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
-from dalle2_core.errors import CheckpointError, ConfigError, NonFiniteLoss, ShapeError
+from dalle2_core.errors import AnotherRun, CheckpointError, ConfigError, NonFiniteLoss, ShapeError
+from dalle2_core.priors.closed_form import Ridge
+from dalle2_core.priors.registry import load_prior
 from dalle2_core.types import EmbeddedImage, EmbeddedText
 
 # DALLE2-pytorch's README, the script of the prior's trainer: the import line is changed, sizes and device brought down.
@@ -179,7 +181,7 @@ def test_foreign_and_poisoned_checkpoints_are_refused(tmp_path):
     trainer.save(tmp_path / "there")
     torch.manual_seed(0)
     wider = DiffusionPrior(DiffusionPriorNetwork(dim=12, depth=1, heads=2, dim_head=4), timesteps=10)
-    with pytest.raises(CheckpointError, match=r"weights of another model: .* is \(8,\), the model has \(12,\)"):
+    with pytest.raises(AnotherRun, match=r"model\.network\.dim is 8 there and 12 here"):
         DiffusionPriorTrainer(wider).load(tmp_path / "there")
     (tmp_path / "trap.pth").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(CheckpointError):
@@ -188,3 +190,80 @@ def test_foreign_and_poisoned_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors: missing or corrupt"):
         trainer.load(tmp_path / "there")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_only_a_trainers_checkpoint_is_replaced(tmp_path):
+    trainer = DiffusionPriorTrainer(prior(), lr=1e-2)
+    for name, files in {"pictures": ["cat.jpg"], "model": ["config.json", "model.safetensors"]}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("kept")
+        with pytest.raises(CheckpointError, match=f"{name}: not only a checkpoint .* it holds {files[0]}"):
+            trainer.save(tmp_path / name)
+        assert {it.name: it.read_text() for it in (tmp_path / name).iterdir()} == dict.fromkeys(files, "kept")
+    (tmp_path / "notes").write_text("kept")
+    with pytest.raises(CheckpointError, match="it holds notes"):
+        trainer.save(tmp_path / "notes")
+    (tmp_path / "empty").mkdir()
+    trainer.save(tmp_path / "empty")
+    trainer.save(tmp_path / "empty")
+    (tmp_path / "empty" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"it holds notes\.txt"):
+        trainer.save(tmp_path / "empty")
+    trainer.load(tmp_path / "empty")
+
+
+def test_a_checkpoint_of_other_settings_is_refused_unless_it_is_not_to_be_strict(tmp_path):
+    def made(**settings):
+        torch.manual_seed(0)
+        network = DiffusionPriorNetwork(dim=8, depth=1, heads=2, dim_head=4)
+        return DiffusionPriorTrainer(DiffusionPrior(network, timesteps=10, **settings), lr=1e-2)
+
+    trainer = made(predict_x_start=True)
+    steps(trainer, 1)
+    trainer.save(tmp_path / "there", epoch=3, of={"data": "emb"})
+    other = made(predict_v=True)
+    with pytest.raises(AnotherRun, match=r"model\.diffusion\.predicts is 'x0' there and 'v' here"):
+        other.load(tmp_path / "there")
+    assert other.step == 0
+    other.load(tmp_path / "there", strict=False)
+    assert other.step == 1
+    # Settings of sampling may differ.
+    assert made(sample_timesteps=3, sampling_clamp_l2norm=True).load(tmp_path / "there") == {
+        "epoch": 3, "of": {"data": "emb"},
+    }  # fmt: skip
+
+
+def test_the_learning_rate_is_ones_own_or_the_saved_one(tmp_path):
+    DiffusionPriorTrainer(prior(), lr=1e-2).save(tmp_path / "there")
+    for overwrite, expected in ((True, 1e-3), (False, 1e-2)):
+        trainer = DiffusionPriorTrainer(prior(), lr=1e-3)
+        trainer.load(tmp_path / "there", overwrite_lr=overwrite)
+        steps(trainer, 1)
+        assert trainer.optimizer.param_groups[0]["lr"] == expected
+
+
+def test_numpy_rows_train_as_tensors_do():
+    ours, theirs = DiffusionPriorTrainer(prior(), lr=1e-2), DiffusionPriorTrainer(prior(), lr=1e-2)
+    assert ours(**rows()) == theirs(**{name: it.numpy() for name, it in rows().items()})
+    assert ours.sample(rows()["text_embed"].numpy(), max_batch_size=5).shape == (12, 8)
+
+
+def test_what_lies_in_place_of_a_checkpoint_is_named(tmp_path):
+    trainer = DiffusionPriorTrainer(prior(), lr=1e-2)
+    torch.save({}, tmp_path / "latest.pth")
+    with pytest.raises(CheckpointError, match=r"latest\.pth: a file, and a trainer's checkpoint is a folder"):
+        trainer.load(tmp_path / "latest.pth")
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        trainer.load(tmp_path / "nowhere")
+    trainer.save(tmp_path / "there")
+    with pytest.raises(CheckpointError, match="there: a trainer's checkpoint, which its `load` reads"):
+        load_prior(tmp_path / "there")
+    prior().save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="model: holds a diffusion-prior; a ridge-prior saved there would"):
+        Ridge().fit(**rows()).save(tmp_path / "model")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    with pytest.raises(CheckpointError, match="foreign: holds another program's model"):
+        prior().save(tmp_path / "foreign")
+    assert isinstance(load_prior(tmp_path / "model"), DiffusionPrior)
