@@ -34,7 +34,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((it.dtype for it in tensors if it.is_floating_point()), torch.get_default_dtype())
 
 
-def embeddings(value: Any, width: int, name: str, like: nn.Module) -> Tensor:
+def checked_embeddings(value: Any, width: int, name: str, like: nn.Module) -> Tensor:
     """[b, width] with b of one or more, in the dtype of `like`. Raises ShapeError, which says what was wanted."""
     rows = as_tensor(value, name)
     if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
@@ -47,7 +47,7 @@ def embeddings(value: Any, width: int, name: str, like: nn.Module) -> Tensor:
     return rows.to(dtype_of(like))
 
 
-def token_states(tokens: Any, mask: Any, rows: int, like: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+def checked_token_states(tokens: Any, mask: Any, rows: int, like: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     """Text tokens [rows, l, w] in the dtype of `like`, and their mask [rows, l] bool; None stays None.
 
     A mask of integers or floats counts where it is not 0. Raises ShapeError, which says what was wanted.

@@ -35,7 +35,7 @@ _LONG_FUNCTION = 60
 
 # The most that `--check` lets through. Lower a limit when the code has become better; raise one only with a reason.
 LIMITS = {
-    "dalle2_core: modules at the top": 13,
+    "dalle2_core: modules at the top": 14,  # `inputs`, which every model shares
     "dalle2_core: rooms": 24,
     "dalle2_core: arrows": 110,
     "dalle2_core: floors": 10,

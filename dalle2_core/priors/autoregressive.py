@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dalle2_core.diffusion.guidance import branches, combined
 from dalle2_core.errors import ConfigError
-from dalle2_core.inputs import dtype_of, embeddings, token_states
+from dalle2_core.inputs import checked_embeddings, checked_token_states, dtype_of
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import PreciseBuffers, evaluating
 from dalle2_core.networks.autoregressive_prior import AutoregressiveNetwork
@@ -115,8 +115,8 @@ class AutoregressivePrior(PreciseBuffers, Prior):
         num_samples_per_batch: candidates for each text, of which the nearest to it is kept. cond_scale: of guidance on
         the logits. Raises ShapeError if a width is not this prior's, ConfigError if it cannot be guided.
         """
-        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
-        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
+        text_embed = checked_embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        text_encodings, text_mask = checked_token_states(text_encodings, text_mask, len(text_embed), self)
         check_candidates(num_samples_per_batch)
         check_guidance(cond_scale, self.config.cond_drop_prob)
         rows, device = len(text_embed) * num_samples_per_batch, text_embed.device

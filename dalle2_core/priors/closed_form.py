@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.files import read_tensors
-from dalle2_core.inputs import as_tensor, embeddings
+from dalle2_core.inputs import as_tensor, checked_embeddings
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import PreciseBuffers
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
@@ -81,7 +81,7 @@ class ClosedForm(PreciseBuffers, Prior):
         text_embed = as_tensor(text_embed, "text_embed")
         fitted = [getattr(self, name) for name in self.FITTED]
         width = len(fitted[0]) if fitted else text_embed.shape[-1]
-        predicted = self._predict(embeddings(text_embed, width, "text_embed", self).double())
+        predicted = self._predict(checked_embeddings(text_embed, width, "text_embed", self).double())
         return (F.normalize(predicted, dim=-1) if normalize else predicted).to(text_embed.dtype)
 
     def predict(self, text_embed: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle2_core.errors import ConfigError
-from dalle2_core.inputs import dtype_of, embeddings, token_states
+from dalle2_core.inputs import checked_embeddings, checked_token_states, dtype_of
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import evaluating
 from dalle2_core.networks.causal_transformer import CausalTransformer, PriorNetworkConfig, TextConditioned
@@ -114,8 +114,8 @@ class ContrastivePrior(Prior):
         generator: RNG = None,
     ) -> Tensor:
         """Predicted image embeddings [b, d]. Nothing is drawn, and it cannot be guided (ConfigError)."""
-        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
-        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
+        text_embed = checked_embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        text_encodings, text_mask = checked_token_states(text_encodings, text_mask, len(text_embed), self)
         if cond_scale != 1.0:
             raise ConfigError(f"cond_scale is {cond_scale}, but a prior without dropped texts cannot be guided")
         with evaluating(self):

@@ -19,7 +19,7 @@ from dalle2_core.diffusion.samplers import SAMPLERS, timesteps_for
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.weighting import WEIGHTINGS
 from dalle2_core.errors import ConfigError
-from dalle2_core.inputs import as_tensor, dtype_of, embeddings, token_states
+from dalle2_core.inputs import as_tensor, checked_embeddings, checked_token_states, dtype_of
 from dalle2_core.keywords import chosen, from_keywords
 from dalle2_core.modules import CompanionModules, evaluating
 from dalle2_core.networks.causal_transformer import Memory, PriorNetworkConfig
@@ -143,9 +143,9 @@ class DiffusionPrior(Prior, CompanionModules):
             image_embed = self._towers("image").embed_image(image).image_embed
         elif image is not None or image_embed is None:
             raise ConfigError("give image or image_embed, one of them")
-        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
-        image_embed = embeddings(image_embed, self.image_embed_dim, "image_embed", self)
-        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
+        text_embed = checked_embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        image_embed = checked_embeddings(image_embed, self.image_embed_dim, "image_embed", self)
+        text_encodings, text_mask = checked_token_states(text_encodings, text_mask, len(text_embed), self)
         return self._loss(PriorBatch(text_embed, image_embed, text_encodings, text_mask), generator)
 
     def _towers(self, what: str) -> ClipEncoders:
@@ -217,8 +217,8 @@ class DiffusionPrior(Prior, CompanionModules):
         if not text_embed.is_floating_point():
             embedded = self._towers("text").embed_text(text_embed)
             text_embed, text_encodings, text_mask = embedded.text_embed, embedded.text_encodings, embedded.text_mask
-        text_embed = embeddings(text_embed, self.image_embed_dim, "text_embed", self)
-        text_encodings, text_mask = token_states(text_encodings, text_mask, len(text_embed), self)
+        text_embed = checked_embeddings(text_embed, self.image_embed_dim, "text_embed", self)
+        text_encodings, text_mask = checked_token_states(text_encodings, text_mask, len(text_embed), self)
         check_candidates(num_samples_per_batch)
         check_guidance(cond_scale, self.config.cond_drop_prob)
         take = chosen(SAMPLERS, sampler or self.config.sampler, "sampler")
