@@ -88,7 +88,8 @@ def _asked_for(path: Path, problem: Exception) -> str:
             f"would load {', '.join(unknown)}, which is on no list of what a checkpoint needs, so nothing was loaded. "
             "If you trust the file, save only its weights again: torch.save(model.state_dict(), …)"
         )
-    return f"is not loaded, because it is no plain checkpoint ({' '.join(str(problem).split())[:200]})"
+    why = str(problem).rpartition("WeightsUnpickler error:")[2]  # without torch's advice to run what the file says
+    return f"is not loaded, because it is no plain checkpoint ({' '.join(why.split('weights_only')[0].split())[:200]})"
 
 
 def _known() -> set[str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ..errors import ModelError, did_you_mean
 from . import open_clip_tables
-
-_CONFIG_FILE = "open_clip_config.json"
+from .foreign_config import CONFIG_FILE
 
 
 def model_folder(model: str) -> Path | None:
@@ -19,8 +18,8 @@ def model_folder(model: str) -> Path | None:
     if model.startswith("hf-hub:"):
         return None
     if model.startswith("local-dir:") or (is_there(str(folder)) and folder.is_dir()):
-        if not (folder / _CONFIG_FILE).is_file():
-            raise ModelError(f"{folder}: no {_CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
+        if not (folder / CONFIG_FILE).is_file():
+            raise ModelError(f"{folder}: no {CONFIG_FILE} in it", "Give a folder written by `embedpipe train-clip`")
         return folder
     if folder.is_absolute():
         raise ModelError(f"{model}: no such folder", "If the model has moved, give its new folder with `model`")

@@ -24,7 +24,9 @@ from ..clip_model.encoder_card import EncoderCard, PreprocessSpec
 from ..clip_model.name import model_folder
 from ..clip_model.spec import RANDOM, ModelOptions, require_weights, resolve_spec
 from ..errors import MissingExtra, ModelError
+from ..pickled import REMEDY, refusal
 from .base import EncoderConfig
+from .data_only import as_data, require_data_only
 from .model_checks import checked
 from .open_clip import OpenClipEncoder, is_convolutional
 from .precision import choose_precision
@@ -65,11 +67,15 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
         with _without_known_noise():
             torch.manual_seed(config.seed)
             if config.as_version_0_1:
-                model, tokenizer = _built_as_version_0_1(name, config)
+                needs_hub = require_data_only(name) if own else True
+                with as_data(transformers=False, offline=not needs_hub):
+                    model, tokenizer = _built_as_version_0_1(name, config)
             else:
+                needs_hub = require_data_only(name) if own else True
                 spec = spec or of_config(name, open_clip.get_model_config(name), None)
                 _require_transformers(config, spec)
-                model, tokenizer = _built(spec, config)
+                with as_data(spec.needs_transformers, offline=not needs_hub):
+                    model, tokenizer = _built(spec, config)
     except _LOAD_PROBLEMS as problem:
         raise _load_error(config, problem) from problem
     model.eval().requires_grad_(False)
@@ -181,6 +187,8 @@ def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | Missi
         return ModelError(
             f"{named}: the weights could not be downloaded: {str(problem)[:200]}", f"Check the network, or {instead}"
         )
+    if (pickled := refusal(problem)) is not None:
+        return ModelError(f"{named}: the weights do not load: the file {pickled}", REMEDY)
     if isinstance(problem, ModuleNotFoundError):
         if problem.name in ("transformers", "tokenizers", "sentencepiece"):
             return _missing_extra(config, problem.name)
