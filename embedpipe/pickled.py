@@ -12,7 +12,7 @@ REMEDY = (
 _GLOBAL = re.compile(r"(?:GLOBAL|Unsupported class|attempted to call function|instantiate) `?([\w.]+)")
 
 
-def refusal(problem: BaseException) -> str | None:
+def pickle_refusal(problem: BaseException) -> str | None:
     """What a file of weights holds besides weights, if that is why it was not loaded; None for another problem."""
     text = str(problem)
     if "weights_only" not in text and not isinstance(problem, pickle.UnpicklingError):

@@ -24,7 +24,7 @@ from ..clip_model.encoder_card import EncoderCard, PreprocessSpec
 from ..clip_model.name import model_folder
 from ..clip_model.spec import RANDOM, ModelOptions, require_weights, resolve_spec
 from ..errors import MissingExtra, ModelError
-from ..pickled import REMEDY, refusal
+from ..pickled import REMEDY, pickle_refusal
 from .base import EncoderConfig
 from .data_only import as_data, require_data_only
 from .model_checks import checked
@@ -187,7 +187,7 @@ def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | Missi
         return ModelError(
             f"{named}: the weights could not be downloaded: {str(problem)[:200]}", f"Check the network, or {instead}"
         )
-    if (pickled := refusal(problem)) is not None:
+    if (pickled := pickle_refusal(problem)) is not None:
         return ModelError(f"{named}: the weights do not load: the file {pickled}", REMEDY)
     if isinstance(problem, ModuleNotFoundError):
         if problem.name in ("transformers", "tokenizers", "sentencepiece"):

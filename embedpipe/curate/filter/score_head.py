@@ -27,7 +27,7 @@ from ...clip_model.compatibility import activation_of_version_0_1, activation_wo
 from ...clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard
 from ...clip_model.spec import has_quick_gelu, tag_values
 from ...errors import InputError, RunMismatch, did_you_mean
-from ...pickled import REMEDY, refusal
+from ...pickled import REMEDY, pickle_refusal
 
 # File names of LAION's published heads, and the model each is for.
 PUBLISHED = {
@@ -181,7 +181,7 @@ def _parameters(path: str) -> dict[str, np.ndarray]:
         state = loaded.get("state_dict", loaded)
         return {name: value.float().numpy() for name, value in state.items()}
     except Exception as problem:  # whatever torch raises for a truncated or foreign file
-        if (pickled := refusal(problem)) is not None:
+        if (pickled := pickle_refusal(problem)) is not None:
             raise InputError(f"{path}: {pickled}", REMEDY) from problem
         raise InputError(
             f"{path}: no state dict that can be read: {type(problem).__name__}: {problem}",

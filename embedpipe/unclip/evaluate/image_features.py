@@ -14,7 +14,7 @@ from embedpipe.encode import Encoder, EncoderConfig, load_encoder
 from embedpipe.errors import ModelError, RunMismatch
 from embedpipe.index import query_encoder
 from embedpipe.load import EmbeddingDataset
-from embedpipe.pickled import REMEDY, refusal
+from embedpipe.pickled import REMEDY, pickle_refusal
 
 ENCODER, INCEPTION = "encoder", "inception:"
 _INCEPTION_SIZE = 299
@@ -67,7 +67,7 @@ def _inception(weights: Path, device: str) -> Callable[[Tensor], Tensor]:
     except FileNotFoundError as problem:
         raise ModelError(f"{weights}: no such file", "Give inception:FILE with torchvision's inception_v3") from problem
     except Exception as problem:  # a pickle may fail in any way
-        if (pickled := refusal(problem)) is not None:
+        if (pickled := pickle_refusal(problem)) is not None:
             raise ModelError(f"{weights}: {pickled}", REMEDY) from problem
         raise ModelError(
             f"{weights}: no weights of torchvision's inception_v3 ({type(problem).__name__})",
