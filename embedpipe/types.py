@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .limited import FAULTS
 from .ragged import RaggedRows
 
 # Scalar types of metadata columns after reading.
@@ -50,6 +51,7 @@ REJECT_CLASSES = {
     "image_empty": "the image member holds zero bytes",
     "image_undecodable": "the bytes are no image that Pillow can read, or it is truncated",
     "image_too_large": "more pixels than `max_pixels`, by the header",
+    **FAULTS,
     "metadata_invalid": "the .json member is not a JSON object",
     "duplicate_key": "a sample with this key came earlier in the shard",
     "embedding_nonfinite": "the model gave a NaN or infinite value",

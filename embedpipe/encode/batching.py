@@ -7,7 +7,7 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -16,13 +16,15 @@ import torch
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import InputError
 from ..execute import Task
-from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable
+from ..images.guarded import DEFAULT_MAX_SECONDS, guarded_decode
 from ..read import Reader
 from ..types import Reject, Sample
 
 _BATCHES_AHEAD = 2
 _LOOK_EVERY_S = 0.1
 _CLOSING_MAY_TAKE_S = 2.0
+_BYTES_AHEAD = 1 << 28  # of encoded images that were read and not decoded yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,8 @@ class BatchingConfig:
     longer than the model's context.
 
     decode_threads: threads that decode and resize ahead of the model; None: the worker's number of compute threads.
-    max_pixels: larger images are rejected without decoding. pin_memory: page-locked batches, for asynchronous copies to
-    a CUDA device.
+    max_pixels: larger images are rejected without decoding. max_sample_seconds: of processor time; images that take
+    longer to decode are rejected. pin_memory: page-locked batches, for asynchronous copies to a CUDA device.
     """
 
     images: bool = True
@@ -42,6 +44,7 @@ class BatchingConfig:
     batch_size: int = 64
     decode_threads: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    max_sample_seconds: float = DEFAULT_MAX_SECONDS
     pin_memory: bool = False
     text_tokens: bool = False
     reject_cut_captions: bool = False
@@ -93,8 +96,8 @@ def batches_ahead(
     stopped = threading.Event()
     threads = config.decode_threads or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    prepare = _decoder(card, config)
-    begun = (pool.submit(prepare, arrived) for arrived in _read(tasks, reader))
+    prepare = _decoder(card, config, stopped)
+    begun = _submitted(pool, prepare, _read(tasks, reader), _Room(_BYTES_AHEAD, stopped))
     # Reading has its own thread: waiting for the next task must not delay batches of the last one.
     decoding = _Ahead(begun, max(config.batch_size, 2 * threads), stopped, _nothing)
     arrivals = (future.result() for future in decoding)
@@ -128,7 +131,42 @@ def _read(tasks: Iterator[Task], reader: Reader) -> Iterator[_Arrival]:
         yield task, ShardEnd(task, digest.hexdigest(), problem)
 
 
-def _decoder(card: EncoderCard, config: BatchingConfig) -> Callable[[_Arrival], _Prepared]:
+class _Room:
+    """Room for so many bytes; one item that is larger has it to itself."""
+
+    def __init__(self, most: int, stopped: threading.Event) -> None:
+        self._left = self._most = most
+        self._stopped = stopped
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> None:
+        """Wait until there is room for that many bytes, or for none of them if the run has stopped."""
+        with self._changed:
+            while not self._stopped.is_set() and self._left < min(count, self._most):
+                self._changed.wait(_LOOK_EVERY_S)
+            self._left -= count
+
+    def give(self, count: int) -> None:
+        """Those bytes are gone."""
+        with self._changed:
+            self._left += count
+            self._changed.notify()
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, prepare: Callable[[_Arrival], _Prepared], arrivals: Iterable[_Arrival], room: _Room
+) -> Iterator[Future[_Prepared]]:
+    """Each arrival being prepared by the pool, in order, as far ahead as there is room."""
+    for arrived in arrivals:
+        sample = arrived[1]
+        size = len(sample.image) if isinstance(sample, Sample) and sample.image is not None else 0
+        room.take(size)
+        future = pool.submit(prepare, arrived)
+        future.add_done_callback(lambda _, size=size: room.give(size))  # type: ignore[misc]
+        yield future
+
+
+def _decoder(card: EncoderCard, config: BatchingConfig, stopped: threading.Event) -> Callable[[_Arrival], _Prepared]:
     def prepare(arrived: _Arrival) -> _Prepared:
         task, sample = arrived
         if not isinstance(sample, Sample):
@@ -136,7 +174,15 @@ def _decoder(card: EncoderCard, config: BatchingConfig) -> Callable[[_Arrival], 
         if sample.image is None:
             return task, Row(sample, None, None, None, None)
         sha256 = hashlib.sha256(sample.image).hexdigest()
-        decoded = decode(sample.image, card.preprocess, config.max_pixels, card.decode)
+        decoded = guarded_decode(
+            sample.image,
+            card.preprocess,
+            config.max_pixels,
+            card.decode,
+            max_seconds=config.max_sample_seconds,
+            careful=task.careful,
+            stopped=stopped.is_set,
+        )
         if isinstance(decoded, Undecodable):
             return task, Reject(sample.key, sample.index, "decode", decoded.error_class, decoded.message)
         bare = Sample(sample.key, sample.index, None, sample.caption, sample.metadata)

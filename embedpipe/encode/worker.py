@@ -53,6 +53,9 @@ class EncodeWork:
         """Use an already loaded encoder: a single worker runs in this process."""
         self._loaded = encoder
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_loaded": None}  # for a worker in another process, which loads its own
+
     def start(self, worker: int) -> WorkerLoop:
         """Load the encoder on this worker's device; refuses one that differs from the run's."""
         if not manifest.is_begun(self._out):

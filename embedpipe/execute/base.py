@@ -13,11 +13,15 @@ from ..progress import Listener, Progress, TaskReport
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One unit of work and of commit: an input shard. `payload` is whatever the worker needs."""
+    """One unit of work and of commit: an input shard. `payload` is whatever the worker needs.
+
+    careful: a worker died on it before. What may have killed it, such as a decoder, belongs in a process of its own.
+    """
 
     number: int
     name: str
     payload: Any
+    careful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Task tracking: assign tasks one at a time, requeue those of dead workers, set aside those that killed too many.
 
+A requeued task is marked, so that the next worker does it more carefully: see `Task`.
+
 Shared by all executors with workers in other processes; the transport is their own.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import WorkerDied
 from ..progress import Listener, Tally, TaskReport
@@ -128,7 +130,7 @@ class TaskTracker:
             if deaths >= ATTEMPTS:
                 self._failed.append(FailedTask(task, f"{deaths} workers died on it, the last one {how}"))
             else:
-                self._waiting.appendleft(task)
+                self._waiting.appendleft(replace(task, careful=True))
             self._listen(tally.give_up(tasks=int(deaths >= ATTEMPTS)))
         hands.tasks.clear()
 

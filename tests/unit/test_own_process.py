@@ -32,6 +32,11 @@ ALLOWED = {
     ("embedpipe/fetch/download/pool.py", "kill"): {
         "os.killpg"
     },  # the group of a child, which leads it and is not reaped
+    ("embedpipe/limited/server.py", "main"): {"signal.signal"},  # the server begins
+    ("embedpipe/limited/server.py", "_become_child"): {"os._exit", "resource.setrlimit"},  # its children begin
+    ("embedpipe/limited/server.py", "_serve"): {"resource.setrlimit"},  # in a child
+    ("embedpipe/limited/server.py", "_answer"): {"signal.setitimer"},  # in a child
+    ("embedpipe/limited/server.py", "_end"): {"os.kill"},  # a child that is not reaped
     ("embedpipe/imports.py", "uncollected"): {"gc.disable", "gc.enable"},  # puts back what was there
     ("dalle2_core/training/loop.py", "_interrupt_deferred"): {"signal.signal"},  # puts back what was there
 }
@@ -88,6 +93,7 @@ BEGINNINGS = {
     ("cli/main.py", "main"),
     ("embedpipe/execute/processes.py", "_serve"),
     ("embedpipe/execute/ray.py", "start"),
+    ("embedpipe/limited/server.py", "main"),
 }
 IMPORTED = """
 import warnings

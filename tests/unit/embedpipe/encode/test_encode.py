@@ -35,6 +35,7 @@ from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
 from embedpipe.progress import TaskReport, silent
 from embedpipe.read import SampleRules, open_reader
+from embedpipe.types import Sample, SourceShard
 from embedpipe.verify import verify
 from tests import shards, tiny_clip
 
@@ -466,12 +467,12 @@ def test_metadata_fixed_columns_hold_across_shards(tmp_path, encode_config):
 
 def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monkeypatch):
     begun, encoded_rows, most = [], [], []
-    real = batching.decode
+    real = batching.guarded_decode
 
-    def decode(data, spec, max_pixels, how):
+    def decode(*given, **more):
         begun.append(1)
         most.append(len(begun) - len(encoded_rows))
-        return real(data, spec, max_pixels, how)
+        return real(*given, **more)
 
     class Slow:
         card = tiny_encoder.card
@@ -484,18 +485,45 @@ def test_memory_does_not_hold_all_pictures_at_once(tmp_path, tiny_encoder, monke
 
         texts = tiny_encoder.texts
 
-    monkeypatch.setattr(batching, "decode", decode)
+    monkeypatch.setattr(batching, "guarded_decode", decode)
     reader = open_reader(shards.write_shards(tmp_path, shards=1, per_shard=80), SampleRules())
     encode_alone(reader, Slow(), BatchingConfig(batch_size=4))
     assert len(begun) == 80
     assert max(most) <= 6 * 4 + 2  # under way, in the making, two waiting, in the model, and those in a thread's hand
 
 
+def test_memory_does_not_hold_many_large_files(tmp_path, tiny_encoder, monkeypatch):
+    """Files that are large and cheap to refuse wait for their turn on disk."""
+    size, read, decoded, most = 1 << 20, [], [], []
+    monkeypatch.setattr(batching, "_BYTES_AHEAD", 3 * size)
+    real = batching.guarded_decode
+
+    def decode(data, *given, **more):
+        time.sleep(0.01)
+        decoded.append(len(data))
+        return real(data, *given, **more)
+
+    class Counting:
+        def shards(self, known):
+            return [SourceShard("0", 0, "")]
+
+        def read(self, shard, digest):
+            for i in range(30):
+                read.append(size)
+                most.append(sum(read) - sum(decoded))
+                yield Sample(f"{i}", i, shards.jpeg() + bytes(size - len(shards.jpeg())), "a caption")
+
+    monkeypatch.setattr(batching, "guarded_decode", decode)
+    _, made = encode_alone(Counting(), tiny_encoder, BatchingConfig(batch_size=64))
+    assert len(made.metadata["key"]) == 30
+    assert max(most) <= 5 * size  # as much as there is room for, one in the reader's hand and one just decoded
+
+
 def test_a_shard_is_read_while_the_one_before_is_written(tmp_path, tiny_encoder, monkeypatch):
     reader = open_reader(shards.write_shards(tmp_path, shards=3, per_shard=6), SampleRules())
     decoded, when_written = [], []
-    real = batching.decode
-    monkeypatch.setattr(batching, "decode", lambda *given: decoded.append(1) or real(*given))
+    real = batching.guarded_decode
+    monkeypatch.setattr(batching, "guarded_decode", lambda *given, **more: decoded.append(1) or real(*given, **more))
 
     class Work:
         def start(self, worker):

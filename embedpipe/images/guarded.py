@@ -1,0 +1,76 @@
+"""`decode` for other people's images: what one may cost is bounded, and a crash is that image's alone.
+
+What `cost` finds bounded is decoded in this process, as fast as ever; everything else in a child with limits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..clip_model.encoder_card import PreprocessSpec
+from ..limited import CallFault, CallLimits, LimitedCalls
+from .cost import is_bounded
+from .decode import DEFAULT_MAX_PIXELS, DecodedImage, Undecodable, decode
+
+DEFAULT_MAX_SECONDS = 10.0
+
+_BASE_BYTES = 1 << 28
+_BYTES_PER_PIXEL = 12  # an image with transparency, converted and premultiplied
+# What libraries say that do not raise MemoryError; -9 is Pillow's code for it.
+_NO_MEMORY = re.compile(r"\bmemory|\balloc|decoder error -9", re.IGNORECASE)
+
+
+def limits_for(max_pixels: int, max_seconds: float) -> CallLimits:
+    """The limits of one image of at most `max_pixels`."""
+    return CallLimits(_BASE_BYTES + _BYTES_PER_PIXEL * max_pixels, max_seconds)
+
+
+def guarded_decode(
+    data: bytes,
+    spec: PreprocessSpec,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    how: str = "exact",
+    *,
+    max_seconds: float = DEFAULT_MAX_SECONDS,
+    careful: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> DecodedImage | Undecodable:
+    """As `decode`; an image that takes too much memory or time, or crashes the decoder, is Undecodable as well.
+
+    max_seconds: of processor time. careful: decode every image in a child. Raises `limited.Stopped` once `stopped()`
+    is true, and WorkerDied if this machine lets no child start.
+    """
+    if not careful and is_bounded(data):
+        return decode(data, spec, max_pixels, how)
+    found = _CALLS.call(_decode, data, (spec, max_pixels, how), limits_for(max_pixels, max_seconds), stopped)
+    if isinstance(found, CallFault):
+        return Undecodable(found.error_class, found.message[:300])
+    if isinstance(found, Undecodable):
+        return found
+    image: DecodedImage = dataclasses.replace(found, pixels=torch.from_numpy(found.pixels))
+    return image
+
+
+def _decode(data: bytes, *arguments: Any) -> Any:
+    """In the child: `decode`, with the pixels as an array, which is faster to send."""
+    found = decode(data, *arguments)
+    if isinstance(found, Undecodable):
+        if found.error_class == "image_undecodable" and _NO_MEMORY.search(found.message):
+            raise MemoryError(found.message)
+        return found
+    array: Any = found.pixels.numpy()
+    return dataclasses.replace(found, pixels=array)
+
+
+def _prepare() -> None:
+    """Importing this module imports all that decoding needs."""
+
+
+_CALLS = LimitedCalls(_prepare)
+atexit.register(_CALLS.close)

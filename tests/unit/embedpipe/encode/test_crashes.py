@@ -1,0 +1,54 @@
+"""A sample that crashes or hangs the decoder is a reject, whoever decodes it, and its shard is done."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from embedpipe import manifest
+from embedpipe.encode.job import encode
+from tests import shards
+from tests.faulty_pillow import faulty_pillow, marked
+
+__all__ = ["faulty_pillow"]
+
+HOW = {
+    "segfault": ("decoder_died", "SIGSEGV"),
+    "abort": ("decoder_died", "SIGABRT"),
+    "leave": ("decoder_died", "exit code 0"),
+    "spin": ("too_costly_time", "more than 1 s of processor time"),
+}
+
+
+def bad_sample(how, format):
+    return [(f"{how}.{format.lower()}", marked(how, format)), (f"{how}.txt", b"a caption")]
+
+
+def rejects_of(out):
+    rows = [row for path in sorted(out.glob("errors/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return {row["key"]: (row["error_class"], row["message"]) for row in rows}
+
+
+def test_in_a_format_that_is_decoded_in_a_child(tmp_path, encode_config, faulty_pillow):
+    members = [*shards.samples(3), *(member for how in HOW for member in bad_sample(how, "TIFF"))]
+    source = shards.write_tar(tmp_path / "in" / "0.tar", [*members, *shards.samples(3, 3)])
+    out = tmp_path / "emb"
+    report = encode(source, str(out), encode_config(stage={"max_sample_seconds": 1.0}))
+    assert (report.rows, report.failed_tasks) == (6, ())
+    assert report.rejects == {"decoder_died": 3, "too_costly_time": 1}
+    found = rejects_of(out)
+    for how, (error_class, message) in HOW.items():
+        assert found[how][0] == error_class
+        assert message in found[how][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_in_a_worker_which_is_replaced(workers, tmp_path, encode_config, faulty_pillow):
+    for i in range(3):
+        bad = bad_sample("segfault", "PNG") if i == 1 else []
+        shards.write_tar(tmp_path / "in" / f"{i}.tar", [*shards.samples(4, 8 * i), *bad, *shards.samples(4, 8 * i + 4)])
+    out = tmp_path / "emb"
+    report = encode(str(tmp_path / "in"), str(out), encode_config(executor="processes", workers=workers))
+    assert (report.rows, report.failed_tasks) == (24, ())
+    assert list(rejects_of(out)) == ["segfault"]
+    assert rejects_of(out)["segfault"][0] == "decoder_died"
+    assert manifest.committed_numbers(str(out)) == [0, 1, 2]
