@@ -52,6 +52,19 @@ def turned(number, orientation):
 
 
 @cache
+def stated(number, term):
+    """A JPEG whose XMP has a creator and a term of PLUS for data mining."""
+    xmp = (
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
+        ' xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/"'
+        f' plus:DataMining="http://ns.useplus.org/ldf/vocab/{term}" dc:creator="Ann {number}"/></rdf:RDF>'
+    )
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp.encode()
+    data = photo(number)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+
+
+@cache
 def animated(number):
     """A GIF of three frames."""
     frames = [picture(number).resize((80, 60)).convert("P") for number in (number, number + 1, number + 2)]

@@ -7,6 +7,7 @@ with web.serving() as site:
 
 Images: /photo/N.jpg  /kept/N.jpg (the connection stays open)  /large/N.jpg (with 40 MB behind it)
     /png/N.png  /avif/N.avif  /webp/N.webp  /cmyk/N.jpg
+    /stated/DMI-PROHIBITED/N.jpg (PLUS data mining in its XMP)
     /turned/6/N.jpg (EXIF orientation)  /animated/N.gif  /gzip/N.jpg  /chunked/N.jpg  /typed/N.jpg (says text/html)
 None: /garbage.jpg  /html.jpg  /svg.svg  /empty.jpg  /zeros.jpg (30 MB)  /bomb.png (20,000 × 20,000 px)
     /gzipbomb.jpg  /truncated/N.jpg (half, with the length of that half)
@@ -18,7 +19,8 @@ Broken: /short/N.jpg (promises all, sends half)  /long/N.jpg (promises half, sen
     /cut/N.jpg (reset after half)  /unended/N.jpg (chunked, closed without the last chunk)
     /endless.jpg (chunked, for ever)  /nohttp
 Redirects: /redirect?to=URL  /loop  /hops/3/N.jpg (that many, then the JPEG)
-Headers: /tag/N.jpg?X-Robots-Tag=noai&…  /robots/noai/N.jpg  /robots.txt (what `serving` was told, else 404)
+Headers: /tag/N.jpg?X-Robots-Tag=noai&…  /robots/noai/N.jpg
+    /robots.txt  /.well-known/tdmrep.json (what `serving` was told, else 404)
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
     asked: ClassVar[Counter] = Counter()
     connected: ClassVar[Counter] = Counter()
     robots_txt: ClassVar[tuple] = (404, b"")
+    tdmrep: ClassVar[tuple] = (404, b"")
 
     def setup(self):
         super().setup()
@@ -61,6 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
         head, *rest = path.strip("/").split("/")
         if path == "/robots.txt":
             head = "robots_txt"
+        if path == "/.well-known/tdmrep.json":
+            head = "tdmrep"
         head = head.split(".")[0]
         if head == "requests":
             return self._answer(json.dumps(self.asked).encode(), "application/json")
@@ -93,6 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _robots_txt(self, rest, query):
         status, body = self.robots_txt
         self._answer(body, "text/plain", status)
+
+    def _tdmrep(self, rest, query):
+        status, body = self.tdmrep
+        self._answer(body, "application/json", status)
 
     # --- images ---
 
@@ -137,6 +146,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(photo(_number(rest)), "text/html; charset=utf-8")
 
     # --- what is no image ---
+
+    def _stated(self, rest, query):
+        self._answer(bodies.stated(_number(rest), rest[0]))
 
     def _garbage(self, rest, query):
         self._answer(random.Random(0).randbytes(5000))
@@ -322,8 +334,8 @@ class Site:
             return json.load(response)
 
 
-def _serve(pipe, certificates, robots_txt):
-    _Handler.robots_txt = robots_txt
+def _serve(pipe, certificates, robots_txt, tdmrep):
+    _Handler.robots_txt, _Handler.tdmrep = robots_txt, tdmrep
     servers = {"http": _Server()} | {name: _Server(path) for name, path in certificates.items()}
     pipe.send({name: server.server_address[1] for name, server in servers.items()})
     for server in servers.values():
@@ -333,11 +345,11 @@ def _serve(pipe, certificates, robots_txt):
 
 
 @contextlib.contextmanager
-def serving(certificates=None, robots_txt=(404, b"")):
+def serving(certificates=None, robots_txt=(404, b""), tdmrep=(404, b"")):
     """A server in a process of its own, ended with the block. `certificates`: PEM files (key and chain) by name."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, certificates or {}, robots_txt), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, certificates or {}, robots_txt, tdmrep), daemon=True)
     process.start()
     theirs.close()
     try:

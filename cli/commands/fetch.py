@@ -79,6 +79,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="img2dataset, opencv, or auto: the first of them that is installed. Both give the same bytes.",
 )
+@click.option(
+    "--rights",
+    metavar="obey|record|off",
+    help="Of the rights that image files state: reject images that opt out of training, and record the rest in columns "
+    "(obey); only record; or read nothing. Default: obey, and for an OUT that exists what it was begun with.",
+)
 @click.option("--processes", type=click.IntRange(1), help="Download processes. Default: this machine's cores.")
 @click.option("--threads", type=click.IntRange(1), default=32, show_default=True, help="Downloads at once a process.")
 @click.option(
@@ -147,6 +153,7 @@ def command(
     image_format: str,
     quality: int | None,
     resizer: str,
+    rights: str | None,
     processes: int | None,
     threads: int,
     per_host: int,
@@ -201,6 +208,7 @@ def command(
         image_format=image_format,
         quality=quality,
         resizer=resizer,
+        rights=rights,
         allow_hosts=allow_hosts,
         processes=processes or os.cpu_count() or 1,
         threads=threads,

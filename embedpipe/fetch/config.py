@@ -13,6 +13,7 @@ from .http.connections import tls_context
 from .http.ssrf_guard import host_and_port
 from .outcome import ERROR_CLASSES, FINAL, HostFailures
 from .resizers import AUTO, check_name
+from .rights import MODES as RIGHTS_MODES
 
 RESIZE_MODES = {
     "keep_ratio": "the shorter side becomes `image_size`",
@@ -47,7 +48,10 @@ class FetchConfig:
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
     number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
     authorities trusted besides the system's. `executor` is a name in EXECUTORS, the location of the download processes:
-    auto and processes on this machine, ray on the machines of `cluster`, which share the output's folder.
+    auto and processes on this machine, ray on the machines of `cluster`, which share the output's folder. `rights` is
+    what becomes of the rights that an image file states, a name in `rights.MODES`: obey rejects images that opt out of
+    training and records the rest, record rejects none, off reads nothing; None means obey for a new output, and as
+    before for one that exists.
     """
 
     source: str = "auto"
@@ -64,6 +68,7 @@ class FetchConfig:
     resizer: str = AUTO
     orient: bool = True
     drop_duplicates: bool = False
+    rights: str | None = None
     allow_hosts: tuple[str, ...] = ()
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     threads: int = 32
@@ -89,6 +94,8 @@ class FetchConfig:
                 raise OptionError(f"`{name}={getattr(self, name)}`: must be at least 1")
         if self.source not in SOURCES:
             raise OptionError(f"`source={self.source!r}`: no such kind", did_you_mean(self.source, SOURCES))
+        if self.rights not in (None, *RIGHTS_MODES):
+            raise OptionError(f"`rights={self.rights!r}`: no such choice", did_you_mean(self.rights, RIGHTS_MODES))
         if self.executor not in EXECUTORS:
             raise OptionError(f"`executor={self.executor!r}`: not for fetch", did_you_mean(self.executor, EXECUTORS))
         refuse_address_beside(self.executor, self.cluster)
@@ -161,6 +168,7 @@ class FetchConfig:
             "quality": self.stored_quality,
             "orient": self.orient,
             "drop_duplicates": self.drop_duplicates,
+            "rights": self.rights,
         }
 
 

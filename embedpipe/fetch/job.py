@@ -138,7 +138,7 @@ def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: Fet
         repeats = _repeated_urls(plan, staging.kept)
         context = RunContext(plan, out, config, repeats, contents, staging.parts)
         assembly = Assembly(context, todo, cuts, run, run.hosts)
-        settings = _settings(config, plan.folder)
+        settings = _settings(config, plan)
         if config.executor == "ray":
             work = DownloadWork(settings, staging.parts, staging.log)
             download_on_cluster(work, assembly, parts, min(config.processes, parts), config.cluster, run)
@@ -202,10 +202,10 @@ def _staging(out: str) -> Iterator[_Staging]:
         shutil.rmtree(hidden / "parts", ignore_errors=True)
 
 
-def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
+def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
     contact = f" ({config.user_agent})" if config.user_agent else ""
     return WorkerSettings(
-        folder=folder,
+        folder=plan.folder,
         pictures=PictureRules(
             image_size=config.image_size,
             resize_mode=config.resize_mode,
@@ -228,6 +228,7 @@ def _settings(config: FetchConfig, folder: str) -> WorkerSettings:
         per_host=max(1, config.per_host // config.processes),
         robots=config.robots,
         ca_file=config.ca_file,
+        rights=plan.rights,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 ERROR_CLASSES = {
     "invalid_url": "the url is null, empty, malformed, or neither http nor https",
     "refused_address": "the host is a private, loopback or link-local address and not named by `allow_hosts`",
-    "opt_out": "the site forbids this use: X-Robots-Tag, tdm-reservation, or (with `robots`) its robots.txt",
+    "opt_out": "this use is forbidden: by a header, by the image's metadata, or (with `robots`) by a file of the host",
     "http_403": "401 or 403: the server wants a login or does not want us",
     "http_404": "404 or 410: nothing there (any more)",
     "http_429": "429: too many requests, still so after the retries",

@@ -21,6 +21,7 @@ from .. import files, manifest
 from ..errors import EmptyInput, InputError, RunMismatch
 from ..manifest import RunCard
 from ..types import SourceShard
+from . import rights
 from .config import DEFAULT_CAPTION_COLUMN, FetchConfig
 from .tables import image_folder as folder
 from .tables import schema as layout
@@ -64,6 +65,11 @@ class FetchPlan:
         return bool(self.folder)
 
     @property
+    def rights(self) -> str:
+        """What becomes of the rights that files state; outputs begun before there was a choice leave them unread."""
+        return str(self.run.options.get("rights", rights.OFF))
+
+    @property
     def rows(self) -> int:
         """The total number of rows of all files."""
         return sum(shard.rows for shard in self.shards)
@@ -95,11 +101,25 @@ def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
     Raises RunMismatch if `out` was made with other options, from other or changed files, or is something else.
     """
     previous = _previous_run(out)
+    config = replace(config, rights=_settled_rights(config, previous))
     images = config.source == "images" or (config.source == "auto" and folder.holds_images(urls))
     if previous is not None:
         before_kind = {"source": previous.options.get("source", "table")}
         manifest.refuse_difference(out, before_kind, {"source": "images" if images else "table"}, "kind of source")
     return _folder_plan(urls, out, config, previous) if images else _table_plan(urls, out, config, previous)
+
+
+def _settled_rights(config: FetchConfig, previous: RunCard | None) -> str:
+    if config.rights is not None:
+        return config.rights
+    return rights.OBEY if previous is None else str(previous.options.get("rights", rights.OFF))
+
+
+def _kept_options(previous: RunCard, config: FetchConfig) -> dict[str, Any]:
+    """The options of the run so far. One begun before files were read for their rights goes on without."""
+    return {"rights": rights.OFF} | {
+        name: previous.options[name] for name in config.shaping() if name in previous.options
+    }
 
 
 def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
@@ -127,7 +147,7 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
     if not files.is_folder(location):
         raise InputError(f"{location}: no such folder", "Check the path")
     if previous is not None:
-        kept = {name: previous.options.get(name) for name in config.shaping()}
+        kept = _kept_options(previous, config)
         columns = {"url_col": kept["url_col"], "caption_col": kept["caption_col"]}  # a folder has no columns
         manifest.refuse_difference(out, kept, config.shaping() | columns, "set of options")
     of_folder = iter(folder.plan_folder(location, out, config.samples_per_shard, previous))
@@ -141,9 +161,10 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
         shards.append(replace(again, number=number) if again else _loose(location, number, next(of_folder)))
     for source in of_folder:
         shards.append(_loose(location, len(shards), source))
-    run = _run_card(location, config, folder.LAYOUT, entries, shards, previous)
+    chosen = replace(folder.LAYOUT, with_rights=config.rights != rights.OFF)
+    run = _run_card(location, config, chosen, entries, shards, previous)
     run = replace(run, options={**run.options, "source": "images"})
-    return FetchPlan(run, previous, folder.LAYOUT, tuple(shards), location)
+    return FetchPlan(run, previous, chosen, tuple(shards), location)
 
 
 def _loose(location: str, number: int, source: SourceShard) -> ShardRange:
@@ -218,11 +239,11 @@ def _continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layou
     """The layout of the run so far. Raises RunMismatch if the options have changed."""
     known_table = layout.unpacked_table(previous.options["table_schema"])
     wanted = config.shaping()
-    kept = {name: previous.options.get(name) for name in wanted}
+    kept = _kept_options(previous, config)
     if config.caption_col is None and kept["caption_col"] in (None, DEFAULT_CAPTION_COLUMN):
         wanted["caption_col"] = kept["caption_col"]
     manifest.refuse_difference(out, kept, wanted, "set of options")
-    return Layout(config.url_col, wanted["caption_col"], known_table)
+    return Layout(config.url_col, wanted["caption_col"], known_table, config.rights != rights.OFF)
 
 
 def _layout(fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]], config: FetchConfig) -> Layout:
@@ -232,7 +253,9 @@ def _layout(fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema
     for file in fresh:
         for field in surveyed[file.name][1]:
             kinds[field.name] = _joined(kinds.get(field.name), field, file)
-    return layout.choose_columns(pa.schema(list(kinds.items())), config.url_col, config.caption_col, fresh[0].location)
+    table = pa.schema(list(kinds.items()))
+    chosen = layout.choose_columns(table, config.url_col, config.caption_col, fresh[0].location)
+    return replace(chosen, with_rights=config.rights != rights.OFF)
 
 
 def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.DataType:
@@ -293,7 +316,7 @@ def _run_card(
         options=options,
         plan=plan,
         source=files.absolute(urls),
-        columns={field.name: str(field.type) for field in (*layout.FIXED, *list(chosen.schema)[2:])},
+        columns={field.name: str(field.type) for field in (*chosen.fixed, *list(chosen.schema)[2:])},
         versions=_versions(),
     )
 

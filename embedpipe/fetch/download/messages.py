@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from .. import rights
 from .image import PictureRules
 
 OUTCOMES = pa.schema(
@@ -29,13 +30,17 @@ OUTCOMES = pa.schema(
         ("original_width", pa.int32()),
         ("original_height", pa.int32()),
         ("orientation", pa.int8()),
+        *rights.COLUMNS,
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The settings of a download process. folder: the folder to read files from instead of urls, or empty."""
+    """The settings of a download process. folder: the folder to read files from instead of urls, or empty.
+
+    rights: a name in `rights.MODES`.
+    """
 
     folder: str
     pictures: PictureRules
@@ -51,6 +56,7 @@ class WorkerSettings:
     per_host: int
     robots: bool
     ca_file: str | None
+    rights: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from .. import resizers
+from .. import resizers, rights
 from ..http.client import HttpClient, Limits, Response
 from ..http.connections import Connections
 from ..http.resolver import Resolver
 from ..outcome import Failure
+from ..rights import Rights
 from . import local_files, messages
 from .image import PictureMaker, StoredImage
 from .messages import DownloadTask, Event, WorkerSettings
@@ -48,9 +49,14 @@ class PartWriter:
         self.rows = self.received = 0
         self.failed: Counter[str] = Counter()
 
-    def write(self, row: int, answer: Response, made: StoredImage | Failure) -> None:
-        """Write one outcome. Raises OSError if its image cannot be written."""
+    def write(self, row: int, answer: Response, made: StoredImage | Failure, stated: Rights | None = None) -> None:
+        """Write one outcome. Raises OSError if its image cannot be written.
+
+        stated: the rights in the file, if they were read.
+        """
         entry: dict[str, Any] = dict.fromkeys(messages.OUTCOMES.names)
+        if stated is not None:
+            entry |= stated.columns()
         entry |= {"row": row, "attempts": answer.attempts, "content_type": answer.content_type}
         if isinstance(made, Failure):
             entry |= {"error_class": made.error_class, "error_message": made.message}
@@ -115,13 +121,22 @@ class Worker:
             else self.loop.answers(urls)
         )
         for position, answer in found:
-            writer.write(rows[position], answer, self._picture(answer))
+            stated = self._rights(answer)
+            writer.write(rows[position], answer, self._picture(answer, stated), stated)
         writer.close()
         Path(task.urls_file).unlink()
 
-    def _picture(self, answer: Response) -> StoredImage | Failure:
+    def _rights(self, answer: Response) -> Rights | None:
+        """What the file states, before it is encoded anew; None if nobody asks."""
+        return (
+            rights.read_rights(answer.body) if answer.body is not None and self.settings.rights != rights.OFF else None
+        )
+
+    def _picture(self, answer: Response, stated: Rights | None) -> StoredImage | Failure:
         if answer.body is None:
             return answer.failure or Failure("lost", "neither a body nor a reason")
+        if stated is not None and stated.opt_out is not None and self.settings.rights == rights.OBEY:
+            return Failure("opt_out", f"forbidden by the image's own metadata: {stated.opt_out}")
         return self.pictures.make(answer.body)
 
 

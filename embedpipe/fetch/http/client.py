@@ -17,11 +17,11 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from .. import outcome
 from ..outcome import Failure, NotFetched
-from . import body, optout_headers, robots, ssrf_guard
+from . import body, optout_headers, robots, ssrf_guard, tdmrep
 from .body import ByteBudget
 from .connections import Connections, Target, target_of
 from .deadline import Deadline
-from .robots import RobotsCache
+from .origin_rules import Origin, OriginRules, RulesCache
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -71,7 +71,7 @@ class HttpClient:
         self.headers = {"User-Agent": user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
         self.connections = connections
         self.large = ByteBudget()
-        self.robots = RobotsCache(self._ask_robots) if with_robots else None
+        self.rules = RulesCache(self._ask_rules) if with_robots else None
 
     def get(self, url: str, position: int | None = None) -> Response:
         """The response for `url` in one attempt.
@@ -82,7 +82,7 @@ class HttpClient:
         content_type: str | None = None
         try:
             deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
-            with self._following(in_ascii(url), deadline, self.robots, position) as response:
+            with self._following(in_ascii(url), deadline, self.rules, position) as response:
                 headers = response.headers
                 if not 200 <= response.status < 300:
                     raise _Refused(outcome.of_status(response.status, response.reason), headers)
@@ -106,7 +106,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def _following(
-        self, url: str, deadline: Deadline, rules: RobotsCache | None, position: int | None
+        self, url: str, deadline: Deadline, rules: RulesCache | None, position: int | None
     ) -> Iterator[http.client.HTTPResponse]:
         """The response for `url` after redirects, each guarded like the first url, and checked by `rules` if any."""
         for step in range(MAX_REDIRECTS + 1):
@@ -137,30 +137,38 @@ class HttpClient:
         finally:
             self.connections.give_back(connection, response, failed)
 
-    def _ask_robots(self, origin: robots.Origin) -> robots.Rules:
+    def _ask_rules(self, origin: Origin) -> OriginRules:
+        try:
+            text = self._ask_for(origin, "/robots.txt", robots.MAX_BYTES)
+            rules = (
+                robots.parse_robots(text.decode("utf-8", "replace"), optout_headers.AGENT) if text else robots.ALLOW_ALL
+            )
+            return OriginRules(rules, tdmrep.parse_tdmrep(self._ask_for(origin, tdmrep.PATH, tdmrep.MAX_BYTES)))
+        except NotFetched as problem:
+            return OriginRules(unreachable=problem.failure)
+
+    def _ask_for(self, origin: Origin, path: str, most_bytes: int) -> bytes:
+        """The start of a file of an origin; empty if it has none. Raises NotFetched if that cannot be known."""
         scheme, host, port = origin
-        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/robots.txt"
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{path}"
         # A separate deadline: the rules are used for the whole run, however little time is left for this url.
         deadline = Deadline(self.limits.timeout_s, self.limits.timeout_s)
         try:
             with self._following(url, deadline, None, None) as response:
                 if 400 <= response.status < 500:
-                    return robots.ALLOW_ALL
+                    return b""
                 if not 200 <= response.status < 300:
                     raise NotFetched(outcome.of_status(response.status, response.reason))
-                return robots.parse_robots(
-                    body.read_start(response, robots.MAX_BYTES).decode("utf-8", "replace"), optout_headers.AGENT
-                )
+                return body.read_start(response, most_bytes)
         except _WEB_FAULTS as problem:
-            return robots.Rules(unreachable=outcome.of_exception(problem))
+            failure = outcome.of_exception(problem)
+            said = f"{path.rpartition('/')[2]} of {host}: {failure.message}"
+            raise NotFetched(Failure(failure.error_class, said, False)) from problem
 
 
-def _require_leave(rules: robots.Rules, target: Target) -> None:
-    if rules.unreachable is not None:
-        failure = rules.unreachable
-        raise NotFetched(Failure(failure.error_class, f"robots.txt of {target.host}: {failure.message}", False))
-    if not rules.allow(target.path):
-        raise NotFetched(Failure("opt_out", f"forbidden by robots.txt of {target.host}"))
+def _require_leave(rules: OriginRules, target: Target) -> None:
+    if (failure := rules.refusal(target.host, target.path)) is not None:
+        raise NotFetched(failure)
 
 
 def _redirected(url: str, location: str) -> str:

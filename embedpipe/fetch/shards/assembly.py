@@ -128,7 +128,13 @@ class Assembly:
         context = self.context
         digits = context.plan.run.shard_digits
         fetched = commit.FetchedShard(
-            opened.shard, opened.rows, opened.refused, opened.repeats, opened.parts, context.plan.images
+            opened.shard,
+            opened.rows,
+            opened.refused,
+            opened.repeats,
+            opened.parts,
+            context.plan.images,
+            context.plan.layout.fixed,
         )
         committed = commit.commit_shard(context.out, fetched, digits, context.config, context.contents)
         if context.contents is not None:

@@ -39,7 +39,7 @@ class FetchedShard:
     """A shard with all its parts: its rows, the reasons why some were never requested, and the parts with the others.
 
     images: whether they come from a folder, with their fields as JSON in one column. repeats: the rows that repeat the
-    url of an earlier row, and its location (shard, row).
+    url of an earlier row, and its location (shard, row). columns: those that fetch fills.
     """
 
     shard: ShardRange
@@ -48,6 +48,7 @@ class FetchedShard:
     repeats: Mapping[int, Place]
     parts: Sequence[DownloadTask]
     images: bool
+    columns: pa.Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +84,16 @@ def commit_shard(
     if contents is not None:
         duplicates.drop_stored(outcomes, shard.number, contents, name_key)
     rows = [
-        _row(pair, outcomes.get(i), name_key(shard.number, i)) | {"retry_of": retry_of[i]}
+        _row(pair, outcomes.get(i), name_key(shard.number, i), fetched.columns) | {"retry_of": retry_of[i]}
         for i, pair in enumerate(source.select(["url", "caption"]).to_pylist())
     ]
     name = manifest.shard_name(shard.number, shard_digits)
-    members = _Members(rows, outcomes, _passed_rows(source, fetched.images), config.image_format)
+    json_columns = (*_JSON_COLUMNS, *fetched.columns.names[len(schema.FIXED) :])
+    members = _Members(
+        rows, outcomes, _passed_rows(source, fetched.images, json_columns), config.image_format, json_columns
+    )
     tar = _write_tar(files.join(out, f"{name}.tar"), members)
-    parquet = _write_parquet(files.join(out, f"{name}.parquet"), rows, source)
+    parquet = _write_parquet(files.join(out, f"{name}.parquet"), rows, source, fetched.columns)
     failed = Counter(row["error_class"] for row in rows if row["status"] == "failed")
     record = ShardManifest(
         number=shard.number,
@@ -151,37 +155,38 @@ def _outcomes(fetched: FetchedShard) -> dict[int, Row]:
     return found
 
 
-def _row(source: Row, outcome: Row | None, key: str) -> Row:
+def _row(source: Row, outcome: Row | None, key: str, columns: pa.Schema) -> Row:
     """One row of the parquet, without the passed-through columns."""
     if outcome is None:
         outcome = {"error_class": "lost", "error_message": "img2dataset did not report this row", "attempts": 0}
-    row = {name: outcome.get(name) for name in schema.FIXED.names if name != "offset"}
+    row = {name: outcome.get(name) for name in columns.names if name != "offset"}
     status = "success" if outcome["error_class"] is None else "failed"
     return {**row, **source, "key": key, "status": status, "uid": uid(source["url"], source["caption"])}
 
 
-def _passed_rows(rows: pa.Table, images: bool) -> list[Row]:
+def _passed_rows(rows: pa.Table, images: bool, taken: Sequence[str]) -> list[Row]:
     if images:
-        return [_fields(text) for text in rows.column("metadata").to_pylist()]
+        return [_fields(text, taken) for text in rows.column("metadata").to_pylist()]
     return [
         {name: json_safe(value) for name, value in row.items()} for row in rows.drop(["url", "caption"]).to_pylist()
     ]
 
 
-def _fields(text: str | None) -> Row:
-    """The fields of a .json beside an image, for the .json in the tar."""
+def _fields(text: str | None, taken: Sequence[str]) -> Row:
+    """The fields of a .json beside an image, for the .json in the tar, whose own fields are `taken`."""
     fields: Row = json_safe(json.loads(text or "{}"))
-    return {f"source_{name}" if name in _JSON_COLUMNS else name: value for name, value in fields.items()}
+    return {f"source_{name}" if name in taken else name: value for name, value in fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Members:
-    """The members of a tar, row by row. Sets the offset of each image in `rows`."""
+    """The members of a tar, row by row. Sets the offset of each image in `rows`. json_columns: those in the .json."""
 
     rows: Sequence[Row]
     outcomes: Mapping[int, Row]
     passed: Sequence[Row]
     image_format: str
+    json_columns: Sequence[str]
 
 
 def _write_tar(location: str, members: _Members) -> Written:
@@ -203,7 +208,7 @@ def _add_sample(tar: TarWriter, row: Row, image: bytes, members: _Members, i: in
     """Write the members of one sample, sorted by name; returns the offset of its image's bytes."""
     parts = {
         members.image_format: image,
-        "json": _json_member(row, members.passed[i] if members.passed else {}),
+        "json": _json_member(row, members.passed[i] if members.passed else {}, members.json_columns),
     }
     if row["caption"] is not None:
         parts["txt"] = row["caption"].encode()
@@ -211,13 +216,13 @@ def _add_sample(tar: TarWriter, row: Row, image: bytes, members: _Members, i: in
     return begins[members.image_format]
 
 
-def _json_member(row: Row, passed: Row) -> bytes:
-    known = {name: row[name] for name in _JSON_COLUMNS if name != "caption" or row[name] is not None}
+def _json_member(row: Row, passed: Row, columns: Sequence[str]) -> bytes:
+    known = {name: row[name] for name in columns if name != "caption" or row[name] is not None}
     return json.dumps({**known, **passed}, ensure_ascii=False).encode()
 
 
-def _write_parquet(location: str, rows: Sequence[Row], source: pa.Table) -> Written:
-    table = pa.Table.from_pylist(list(rows), schema=schema.FIXED)
+def _write_parquet(location: str, rows: Sequence[Row], source: pa.Table, columns: pa.Schema) -> Written:
+    table = pa.Table.from_pylist(list(rows), schema=columns)
     for field in list(source.schema)[2:]:
         table = table.append_column(field, source.column(field.name))
     sink = pa.BufferOutputStream()

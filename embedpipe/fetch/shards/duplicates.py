@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet
 
 from ... import files, manifest
+from .. import rights
 from .seen import Place, StoredContents
 
 _COPIED = (
@@ -26,6 +27,7 @@ _COPIED = (
     "original_height",
     "orientation",
     "offset",
+    *rights.COLUMNS.names,
 )
 
 Outcomes = dict[int, dict[str, Any]]
@@ -50,7 +52,8 @@ def _earlier(out: str, shard: int, rows: list[int], shard_digits: int) -> Outcom
     """Outcomes of some rows of a committed shard; their images are in its tar."""
     name = manifest.shard_name(shard, shard_digits)
     with files.reading(files.join(out, f"{name}.parquet")) as stream:
-        table = pyarrow.parquet.read_table(stream, columns=list(_COPIED))
+        file = pyarrow.parquet.ParquetFile(stream)
+        table = file.read(columns=[name for name in _COPIED if name in file.schema_arrow.names])
     tar = files.join(out, f"{name}.tar")
     found = table.take(rows).to_pylist()
     return {row: {**outcome, "file": tar} for row, outcome in zip(rows, found, strict=True)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from ...errors import InputError, did_you_mean
+from .. import rights
 from ..config import DEFAULT_CAPTION_COLUMN
 
 # Columns of a shard's parquet, in this order; passed-through columns follow.
@@ -37,6 +38,11 @@ FIXED = pa.schema(
 )
 
 
+def fixed_columns(with_rights: bool) -> pa.Schema:
+    """The columns that fetch fills itself, in order."""
+    return pa.schema([*FIXED, *rights.COLUMNS]) if with_rights else FIXED
+
+
 # Additional columns in a list of failed rows: the key of the row, and its last failure. The colons avoid collisions
 # with other columns.
 RETRY_OF, RETRIED_CLASS = ":retry_of", ":retried_class"
@@ -48,18 +54,28 @@ REFUSED_CLASS, REFUSED_MESSAGE = ":refused_class", ":refused_message"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The source of each column. `table` has the table's own names and types."""
+    """The source of each column. `table` has the table's own names and types.
+
+    with_rights: whether a shard has the columns of `rights.COLUMNS`; outputs begun before there were any have none.
+    """
 
     url: str
     caption: str | None
     table: pa.Schema
+    with_rights: bool = False
+
+    @property
+    def fixed(self) -> pa.Schema:
+        """The columns that fetch fills itself."""
+        return fixed_columns(self.with_rights)
 
     @property
     def passed(self) -> dict[str, str]:
         """Passed-through columns: name in the shard → name in the table."""
         others = [name for name in self.table.names if name not in (self.url, self.caption)]
-        taken = set(FIXED.names) | set(others)
-        return {_free_name(name, taken) if name in FIXED.names else name: name for name in others}
+        ours = self.fixed.names
+        taken = set(ours) | set(others)
+        return {_free_name(name, taken) if name in ours else name: name for name in others}
 
     @property
     def schema(self) -> pa.Schema:
@@ -83,7 +99,7 @@ class Layout:
 
     def _with(self, *extra: str) -> Layout:
         fields = [pa.field(name, pa.string()) for name in extra]
-        return Layout(self.url, self.caption, pa.schema([*self.table, *fields]))
+        return replace(self, table=pa.schema([*self.table, *fields]))
 
     def packed_table(self) -> str:
         """`table` as text for `unpacked_table`: type names alone do not determine every type."""

@@ -293,6 +293,39 @@ def test_no_robots_txt_allows_and_an_unreachable_one_forbids(status, error_class
         assert not answer.failure.may_pass()
 
 
+RESERVED = b'[{"location": "/photo/1*.jpg", "tdm-reservation": 1}, {"location": "/photo/12.jpg", "tdm-reservation": 0}]'
+
+
+def test_tdmrep_is_asked_for_once_and_obeyed():
+    with web.serving(tdmrep=(200, RESERVED)) as other:
+        sender = transport(robots=True)
+        for path, error_class in (("13", "opt_out"), ("12", None), ("2", None), ("14", "opt_out")):
+            answer = sender.get(other.url(f"/photo/{path}.jpg"))
+            assert class_of(answer) == error_class
+        assert "tdmrep.json of 127.0.0.1" in answer.failure.message
+        assert other.requests()["/.well-known/tdmrep.json"] == 1
+        assert not other.requests()["/photo/13.jpg"]
+        assert class_of(transport().get(other.url("/photo/13.jpg"))) is None  # nobody asked for it
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error_class"),
+    [
+        (404, RESERVED, None),
+        (200, b"<!doctype html>", None),
+        (500, RESERVED, "http_5xx"),
+        (200, RESERVED * 6_000, None),
+    ],
+)
+def test_no_tdmrep_or_a_malformed_one_allows_and_an_unreachable_one_forbids(status, body, error_class):
+    with web.serving(tdmrep=(status, body)) as other:
+        answer = transport(robots=True).get(other.url("/photo/13.jpg"))
+    assert class_of(answer) == error_class
+    if error_class:
+        assert "tdmrep.json of 127.0.0.1: HTTP 500" in answer.failure.message
+        assert not answer.failure.may_pass()
+
+
 # --- texts ---
 
 

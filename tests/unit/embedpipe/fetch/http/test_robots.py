@@ -1,11 +1,10 @@
 """robots.txt as RFC 9309 has it."""
 
-import threading
 import time
 
 import pytest
 
-from embedpipe.fetch.http.robots import ALLOW_ALL, RobotsCache, Rules, parse_robots
+from embedpipe.fetch.http.robots import parse_robots
 
 
 @pytest.mark.parametrize(
@@ -56,36 +55,3 @@ def test_many_stars_take_no_time():
     assert rules.allow("/" + "a" * 1_999)
     assert not rules.allow("/" + "a" * 2_000)
     assert time.monotonic() - begun < 30  # trying every way to share out the letters would take for ever
-
-
-def test_an_origin_is_asked_for_once_while_others_wait_and_others_are_not_held_up():
-    asked, go_on = [], threading.Event()
-
-    def fetch(origin):
-        asked.append(origin)
-        if origin[1] == "slow":
-            go_on.wait(10)
-        return ALLOW_ALL
-
-    cache = RobotsCache(fetch)
-    slow, other = ("http", "slow", 80), ("http", "other", 80)
-    threads = [threading.Thread(target=cache.rules, args=(slow,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    assert cache.rules(other) == ALLOW_ALL
-    go_on.set()
-    for thread in threads:
-        thread.join(10)
-    assert sorted(asked) == [other, slow]
-
-
-def test_the_cache_is_bounded_by_origins_and_by_size():
-    cache = RobotsCache(lambda origin: ALLOW_ALL)
-    for i in range(3_000):
-        cache.rules(("http", str(i), 80))
-    assert len(cache.kept) == 2_000
-    long = parse_robots("User-agent: *\n" + "".join(f"Disallow: /{i}\n" for i in range(60_000)), "embedpipe")
-    cache = RobotsCache(lambda origin: long)
-    for i in range(6):
-        assert isinstance(cache.rules(("http", str(i), 80)), Rules)
-    assert len(cache.kept) == 5_000_000 // long.size < 6
