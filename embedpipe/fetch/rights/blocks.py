@@ -30,16 +30,16 @@ _DAMAGE = (struct.error, IndexError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class MetadataBlock:
     """A metadata block: its kind, and its bytes. A TEXT is `keyword NUL text` of a PNG, in UTF-8."""
 
     kind: str
     data: bytes
 
 
-def blocks_of(body: bytes) -> list[Block]:
+def blocks_of(body: bytes) -> list[MetadataBlock]:
     """The metadata blocks of an image file, in its order."""
-    found: list[Block] = []
+    found: list[MetadataBlock] = []
     try:
         for block in _walk(body):
             if len(block.data) <= MOST_BYTES:
@@ -51,7 +51,7 @@ def blocks_of(body: bytes) -> list[Block]:
     return found
 
 
-def _walk(body: bytes) -> Iterator[Block]:
+def _walk(body: bytes) -> Iterator[MetadataBlock]:
     if body.startswith(b"\xff\xd8"):
         return _jpeg(body)
     if body.startswith(b"\x89PNG"):
@@ -65,7 +65,7 @@ def _walk(body: bytes) -> Iterator[Block]:
     return _boxes(body) if boxes.has_boxes(body) else iter(())
 
 
-def _jpeg(body: bytes) -> Iterator[Block]:
+def _jpeg(body: bytes) -> Iterator[MetadataBlock]:
     more: dict[bytes, list[tuple[int, bytes]]] = {}
     at = 2
     while body[at] == 0xFF:
@@ -81,21 +81,21 @@ def _jpeg(body: bytes) -> Iterator[Block]:
         if not 0xE1 <= marker <= 0xED:
             continue
         if marker == 0xE1 and body.startswith(_JPEG_XMP, start):
-            yield Block(XMP, body[start + len(_JPEG_XMP) : stop])
+            yield MetadataBlock(XMP, body[start + len(_JPEG_XMP) : stop])
         elif marker == 0xE1 and body.startswith(_JPEG_MORE_XMP, start):
             _, offset = struct.unpack_from(">II", body, (place := start + len(_JPEG_MORE_XMP)) + 32)
             more.setdefault(body[place : place + 32], []).append((offset, body[place + 40 : stop]))
         elif marker == 0xE1 and body.startswith(_JPEG_EXIF, start):
             yield from _exif(body[start + len(_JPEG_EXIF) : stop])
         elif marker == 0xEB and body.startswith(b"JP", start) and body.find(b"c2pa", start, stop) > 0:
-            yield Block(C2PA, b"")
+            yield MetadataBlock(C2PA, b"")
         elif marker == 0xED and body.startswith(_PHOTOSHOP, start):
             yield from _photoshop(body[start + len(_PHOTOSHOP) : stop])
     for pieces in more.values():
-        yield Block(XMP, b"".join(piece for _, piece in sorted(pieces)))
+        yield MetadataBlock(XMP, b"".join(piece for _, piece in sorted(pieces)))
 
 
-def _photoshop(data: bytes) -> Iterator[Block]:
+def _photoshop(data: bytes) -> Iterator[MetadataBlock]:
     """The IPTC among Photoshop's image resources, each padded to an even length."""
     at = 0
     while data[at : at + 4] == b"8BIM":
@@ -105,11 +105,11 @@ def _photoshop(data: bytes) -> Iterator[Block]:
         (size,) = struct.unpack_from(">I", data, at)
         at += 4
         if kind == _IPTC_RESOURCE:
-            yield Block(IPTC, data[at : at + size])
+            yield MetadataBlock(IPTC, data[at : at + size])
         at += (size + 1) & ~1
 
 
-def _png(body: bytes) -> Iterator[Block]:
+def _png(body: bytes) -> Iterator[MetadataBlock]:
     at = 8
     while at + 8 <= len(body):
         size, kind = struct.unpack_from(">I4s", body, at)
@@ -119,19 +119,19 @@ def _png(body: bytes) -> Iterator[Block]:
             if keyword == _PNG_XMP or keyword in _PNG_TEXTS:
                 text = rest[2:].split(b"\0", 2)[2]
                 text = _inflated(text) if rest[0] else text
-                yield Block(XMP, text) if keyword == _PNG_XMP else Block(TEXT, keyword + b"\0" + text)
+                yield MetadataBlock(XMP, text) if keyword == _PNG_XMP else MetadataBlock(TEXT, keyword + b"\0" + text)
         elif kind in (b"tEXt", b"zTXt"):
             keyword, _, rest = data.partition(b"\0")
             if keyword in _PNG_TEXTS:
                 latin = (_inflated(rest[1:]) if kind == b"zTXt" else rest).decode("latin-1")
-                yield Block(TEXT, keyword + b"\0" + latin.encode())
+                yield MetadataBlock(TEXT, keyword + b"\0" + latin.encode())
             elif keyword == _PNG_IPTC:
                 lines = (_inflated(rest[1:]) if kind == b"zTXt" else rest).split(b"\n", 3)
                 yield from _photoshop(bytes.fromhex(lines[3].decode("ascii")))
         elif kind == b"eXIf":
             yield from _exif(data)
         elif kind == b"caBX":
-            yield Block(C2PA, b"")
+            yield MetadataBlock(C2PA, b"")
 
 
 def _inflated(data: bytes) -> bytes:
@@ -139,20 +139,20 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompressobj().decompress(data, MOST_BYTES)
 
 
-def _webp(body: bytes) -> Iterator[Block]:
+def _webp(body: bytes) -> Iterator[MetadataBlock]:
     at = 12
     while at + 8 <= len(body):
         kind, size = struct.unpack_from("<4sI", body, at)
         if kind == b"XMP ":
-            yield Block(XMP, body[at + 8 : at + 8 + size])
+            yield MetadataBlock(XMP, body[at + 8 : at + 8 + size])
         elif kind == b"EXIF":
             yield from _exif(body[at + 8 : at + 8 + size].removeprefix(_JPEG_EXIF))
         elif kind == b"C2PA":
-            yield Block(C2PA, b"")
+            yield MetadataBlock(C2PA, b"")
         at += 8 + size + (size & 1)
 
 
-def _gif(body: bytes) -> Iterator[Block]:
+def _gif(body: bytes) -> Iterator[MetadataBlock]:
     flags = body[10]
     at = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
     while body[at] in (0x21, 0x2C):
@@ -162,38 +162,38 @@ def _gif(body: bytes) -> Iterator[Block]:
         elif body[at + 1] == 0xFF and body.startswith(_GIF_XMP, at + 3):
             # XMP lies there in one piece; the 258 bytes behind it lead any reader of sub-blocks to the end.
             stop = body.index(b"\0\0", at) + 2
-            yield Block(XMP, body[at + 14 : stop - 258])
+            yield MetadataBlock(XMP, body[at + 14 : stop - 258])
             at = stop
             continue
         else:
             if body[at + 1] == 0xFF and body.startswith(_GIF_C2PA, at + 3):
-                yield Block(C2PA, b"")
+                yield MetadataBlock(C2PA, b"")
             at += 2
         while body[at]:
             at += 1 + body[at]
         at += 1
 
 
-def _tiff(body: bytes) -> Iterator[Block]:
-    yield Block(EXIF, body)
+def _tiff(body: bytes) -> Iterator[MetadataBlock]:
+    yield MetadataBlock(EXIF, body)
     tags = tiff.tags_of(body, (tiff.XMP, tiff.IPTC, tiff.C2PA), MOST_BYTES)
     for tag, kind in ((tiff.XMP, XMP), (tiff.IPTC, IPTC), (tiff.C2PA, C2PA)):
         if tag in tags:
-            yield Block(kind, tags[tag])
+            yield MetadataBlock(kind, tags[tag])
 
 
-def _exif(data: bytes) -> Iterator[Block]:
+def _exif(data: bytes) -> Iterator[MetadataBlock]:
     """EXIF is a TIFF, and may hold what a TIFF holds."""
     if data[:4] in (b"II*\0", b"MM\0*"):
         yield from _tiff(data)
 
 
-def _boxes(body: bytes) -> Iterator[Block]:
+def _boxes(body: bytes) -> Iterator[MetadataBlock]:
     for kind, data in boxes.metadata_of(body):
         if kind == boxes.EXIF:
             (skip,) = struct.unpack_from(">I", data)
             yield from _exif(data[4 + skip :])
         elif kind == boxes.XMP:
-            yield Block(XMP, data)
+            yield MetadataBlock(XMP, data)
         else:
-            yield Block(C2PA, b"")
+            yield MetadataBlock(C2PA, b"")

@@ -68,7 +68,7 @@ def read_rights(body: bytes) -> Rights:
     return _combined(found) if found else _NOTHING
 
 
-def _combined(found: list[blocks.Block]) -> Rights:
+def _combined(found: list[blocks.MetadataBlock]) -> Rights:
     said: xmp.Properties = {}
     for block in found:
         for name, values in _properties(block).items():
@@ -89,7 +89,7 @@ def _combined(found: list[blocks.Block]) -> Rights:
     )
 
 
-def _properties(block: blocks.Block) -> xmp.Properties:
+def _properties(block: blocks.MetadataBlock) -> xmp.Properties:
     if block.kind == blocks.XMP:
         return xmp.read_xmp(block.data)
     if block.kind == blocks.IPTC:

@@ -50,7 +50,7 @@ _MOST_VALUES = 100
 Properties = dict[str, list[str]]
 
 
-class Refused(Exception):
+class DeclarationRefused(Exception):
     """A packet that declares a document type or entities."""
 
 
@@ -63,7 +63,7 @@ def read_xmp(packet: bytes) -> Properties:
     reader = _Reader()
     try:
         reader.parser.Parse(packet, True)
-    except (expat.ExpatError, Refused, ValueError, LookupError):
+    except (expat.ExpatError, DeclarationRefused, ValueError, LookupError):
         return {}
     return reader.found
 
@@ -85,7 +85,7 @@ class _Reader:
         self._default = False  # whether the value is in the default language of an Alt
 
     def _refuse(self, *_: Any) -> None:
-        raise Refused
+        raise DeclarationRefused
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         if not self._path and name != f"{_RDF}RDF":
