@@ -12,7 +12,7 @@ from ..options import debug_option, dry_run_option, json_option
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(dir_okay=False))
+@click.argument("checkpoint", type=click.Path())
 @click.argument("out", type=click.Path(file_okay=False))
 @click.option("--version", help="DALLE2-pytorch's that trained it. Default: what the file says.")
 @click.option(
@@ -31,6 +31,13 @@ from ..options import debug_option, dry_run_option, json_option
 @click.option("--self-cond", is_flag=True, default=None, help="It was trained with self-conditioning.")
 @click.option("--for", "emb", metavar="EMB", help="A data set of its encoder: evaluate and sample-prior then take OUT.")
 @click.option("--text-tokens", is_flag=True, help="With --for: it reads the states of the captions' tokens, too.")
+@click.option(
+    "--to",
+    type=click.Choice(("embedpipe", "diffusers")),
+    default="embedpipe",
+    show_default=True,
+    help="`diffusers` writes an unclip prior (CHECKPOINT is its folder) as diffusers loads it.",
+)
 @dry_run_option
 @json_option
 @debug_option
@@ -41,16 +48,19 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Convert a prior of DALLE2-pytorch (0.16 and later) to a folder of the form used here.
+    """Convert a prior of DALLE2-pytorch (0.16 and later) or of diffusers to a folder of the form used here.
 
-    CHECKPOINT is what its trainer or tracker saved, or a state dict. Nothing in it is run. Sizes and the noise schedule
-    are read off the weights; what no weight says is reported. OUT gets config.json, model.safetensors and
-    conversion.json.
+    CHECKPOINT is what DALLE2-pytorch's trainer or tracker saved, or a state dict: sizes and the noise schedule are read
+    off the weights; what no weight says is reported. Or it is a folder of diffusers, a pipeline's or its prior's
+    (Karlo, Kandinsky 2, ECLIPSE), with weights as safetensors. Nothing in it is run. OUT gets config.json,
+    model.safetensors and, of DALLE2-pytorch's, conversion.json.
 
     \b
     embedpipe convert latest.pth prior
     embedpipe convert latest.pth prior --version 1.1.0 --training-config prior_config.json
     embedpipe convert latest.pth prior --for emb --text-tokens
+    embedpipe convert kandinsky-2-2-prior prior --for emb
+    embedpipe convert prior for-diffusers --to diffusers
     """
     from .. import display
 
@@ -58,12 +68,21 @@ def command(
     if as_json:
         display.print_json(converted.report())
         return
-    network, diffusion = converted.prior.net.config, converted.prior.config
+    said = converted.report()
+    network, diffusion = said["network"], said.get("diffusion", {})
     parameters = sum(weight.numel() for weight in converted.prior.parameters())
-    click.echo(
-        f"{out}: prior of {parameters:,} parameters, {network.dim} wide, {network.depth} layers, "
-        f"{network.heads} heads, {diffusion.timesteps} timesteps ({diffusion.beta_schedule}); the {converted.weights} "
-        f"weights, read as those of DALLE2-pytorch {converted.version}{' (nothing written)' if dry_run else ''}"
-    )
-    for said in converted.assumed:
-        click.echo(f"assumed: {said}")
+    if "unclip" in said:
+        click.echo(
+            f"{out}: unclip prior of {parameters:,} parameters, {network['num_layers']} layers of "
+            f"{network['num_attention_heads']} heads, for embeddings of {network['embedding_dim']} values"
+            f"{' (nothing written)' if dry_run else ''}"
+        )
+    else:
+        click.echo(
+            f"{out}: prior of {parameters:,} parameters, {network['dim']} wide, {network['depth']} layers, "
+            f"{network['heads']} heads, {diffusion['timesteps']} timesteps ({diffusion['beta_schedule']}); the "
+            f"{said['weights']} weights, read as those of DALLE2-pytorch {said['dalle2_pytorch']}"
+            f"{' (nothing written)' if dry_run else ''}"
+        )
+    for sentence in converted.assumed:
+        click.echo(f"assumed: {sentence}")

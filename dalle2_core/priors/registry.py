@@ -18,6 +18,7 @@ PRIORS: Registry[type[Prior]] = Registry(
         "diffusion": "dalle2_core.priors.diffusion:DiffusionPrior",
         "autoregressive": "dalle2_core.priors.autoregressive:AutoregressivePrior",
         "contrastive": "dalle2_core.priors.contrastive:ContrastivePrior",
+        "unclip": "dalle2_core.priors.unclip:UnclipPrior",
         "ridge": "dalle2_core.priors.closed_form:Ridge",
         "mean": "dalle2_core.priors.closed_form:MeanImage",
     }

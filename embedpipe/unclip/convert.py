@@ -1,4 +1,4 @@
-"""Converts priors of DALLE2-pytorch, and says whose embeddings they are for, so that other commands take the folder."""
+"""Converts priors of DALLE2-pytorch and diffusers; other calls take them where it is said whose embeddings they are for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from dalle2_core.convert import ConvertConfig, Converted, convert_prior, save_converted
+from dalle2_core.convert.diffusers_prior import ConvertedDiffusers, read_diffusers_prior, write_diffusers_prior
+from dalle2_core.errors import CheckpointError, ConfigError
+from dalle2_core.priors.registry import load_prior
+from dalle2_core.priors.unclip import UnclipPrior
+from embedpipe import files
 from embedpipe.callable_package import callable_as
 from embedpipe.clip_model.encoder_card import EncoderCard
-from embedpipe.errors import InputError
+from embedpipe.errors import InputError, OptionError
 from embedpipe.load import EmbeddingDataset
 
 from .evaluate.priors import PRIOR_RUN
@@ -32,12 +37,16 @@ def convert(
     self_cond: bool | None = None,
     emb: str | None = None,
     text_tokens: bool = False,
-) -> Converted:
-    """Convert a prior of DALLE2-pytorch (0.16 and later) to a folder of the form used here. Nothing in it is run.
+    to: Literal["embedpipe", "diffusers"] = "embedpipe",
+) -> Converted | ConvertedDiffusers:
+    """Convert a prior to a folder of the form used here, or of diffusers. Nothing in it is run.
 
-    out: None reads it and writes nothing. emb: a data set of its encoder; other calls then take `out` for a run of
-    `train_prior`. text_tokens: it reads the states of the captions' tokens, too. The others: see `ConvertConfig`.
-    Raises CheckpointError, ConfigError; InputError where `emb` has embeddings of another width.
+    checkpoint: of DALLE2-pytorch (0.16 and later); or a folder of diffusers, a pipeline's or its prior's (Karlo,
+    Kandinsky 2, ECLIPSE). out: None reads it and writes nothing. emb: a data set of its encoder; other calls then take
+    `out` for a run of `train_prior`. text_tokens: it reads the states of the captions' tokens, too. to: "diffusers"
+    writes an `unclip` prior, checkpoint being its folder, as diffusers loads it. The others: see `ConvertConfig`; they
+    are for checkpoints of DALLE2-pytorch. Raises CheckpointError, ConfigError, OptionError; InputError where `emb` has
+    embeddings of another width.
     """
     config = ConvertConfig(
         version=version,
@@ -50,6 +59,12 @@ def convert(
         self_cond=self_cond,
         training_config=None if training_config is None else Path(training_config),
     )
+    if to == "diffusers" or Path(checkpoint).is_dir():
+        if config != ConvertConfig():
+            raise OptionError(
+                f"{checkpoint}: a folder, and options that describe a checkpoint of DALLE2-pytorch", "Drop them"
+            )
+        return _to_diffusers(checkpoint, out, emb) if to == "diffusers" else _from_diffusers(checkpoint, out, emb)
     converted = convert_prior(checkpoint, config)
     encoder = None if emb is None else _encoder_record(emb, converted.prior.image_embed_dim)
     if out is not None:
@@ -57,6 +72,31 @@ def convert(
         if encoder is not None:
             _write_converted_run(out, encoder, text_tokens)
     return converted
+
+
+def _from_diffusers(folder: str, out: str | None, emb: str | None) -> ConvertedDiffusers:
+    found = read_diffusers_prior(folder)
+    encoder = None if emb is None else _encoder_record(emb, found.prior.image_embed_dim)
+    if out is not None:
+        if files.exists(files.join(out, "config.json")):
+            raise CheckpointError(f"{out}: holds a model already; name another folder")
+        found.prior.save(out)
+        if encoder is not None:
+            _write_converted_run(out, encoder, found.prior.net.reads_tokens, prior="unclip")
+    return found
+
+
+def _to_diffusers(folder: str, out: str | None, emb: str | None) -> ConvertedDiffusers:
+    if emb is not None:
+        raise OptionError("`emb` says whose embeddings a prior of ours is for; diffusers keeps no such note", "Drop it")
+    prior = load_prior(folder)
+    if not isinstance(prior, UnclipPrior):
+        raise ConfigError(f"{folder}: holds a {prior.KIND}; diffusers has a class for unclip priors only")
+    if out is not None:
+        if any(files.exists(files.join(out, name)) for name in ("config.json", "prior", "model_index.json")):
+            raise CheckpointError(f"{out}: holds a model already; name another folder")
+        write_diffusers_prior(prior, out)
+    return ConvertedDiffusers(prior, ())
 
 
 def _encoder_record(emb: str, dim: int) -> EncoderCard:
@@ -67,10 +107,10 @@ def _encoder_record(emb: str, dim: int) -> EncoderCard:
     return card
 
 
-def _write_converted_run(out: str, encoder: EncoderCard, text_tokens: bool) -> None:
+def _write_converted_run(out: str, encoder: EncoderCard, text_tokens: bool, prior: str = "diffusion") -> None:
     """Say of a prior trained elsewhere whose embeddings it is for, as a run of train-prior would."""
     facts = {
-        "recipe": {"prior": "diffusion", "text_tokens": text_tokens},
+        "recipe": {"prior": prior, "text_tokens": text_tokens},
         "split": dataclasses.asdict(SplitConfig()),
         "encoder": dataclasses.asdict(encoder),
         "fingerprint": encoder.fingerprint(),

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 from embedpipe_cli.main import cli
+from safetensors.torch import load_file
 
 from dalle2_core import load_prior
 from dalle2_core.errors import CheckpointError
@@ -55,3 +57,43 @@ def test_for_a_data_set_the_other_commands_take_it(peer_priors, tmp_path, encode
 @pytest.mark.parametrize("words", [["--predicts", "eps"], ["--timesteps", "1"], ["--weights", "best"]])
 def test_usage(peer_priors, tmp_path, words):
     assert convert(peer_priors / "1.1.0-text.pt", tmp_path / "prior", *words).exit_code == 2
+
+
+def diffusers_folder(folder):
+    """A tiny prior of diffusers, its weights random."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 1,
+        "embedding_dim": 16,
+        "num_embeddings": 77,
+    }
+    diffusers.PriorTransformer(**sizes).save_pretrained(folder / "prior")
+    diffusers.UnCLIPScheduler(clip_sample_range=5.0, prediction_type="sample").save_pretrained(folder / "scheduler")
+    return folder
+
+
+def test_a_folder_of_diffusers_becomes_a_prior_and_goes_back(tmp_path):
+    theirs = diffusers_folder(tmp_path / "theirs")
+    result = convert(theirs, tmp_path / "prior")
+    assert result.exit_code == 0, result.output
+    assert "unclip prior of" in result.output
+    assert "1 layers of 2 heads, for embeddings of 16 values" in result.output
+    assert load_prior(tmp_path / "prior").config.clip_sample_range == 5.0
+    back = convert(tmp_path / "prior", tmp_path / "back", "--to", "diffusers", "--json")
+    assert back.exit_code == 0, back.output
+    assert json.loads(back.output)["network"]["num_attention_heads"] == 2
+    one, other = (it / "prior" / "diffusion_pytorch_model.safetensors" for it in (theirs, tmp_path / "back"))
+    assert load_file(one).keys() == load_file(other).keys()
+    assert all(torch.equal(it, load_file(other)[name]) for name, it in load_file(one).items())
+    assert "holds a model already" in str(convert(theirs, tmp_path / "prior").exception)
+    assert "holds a model already" in str(convert(tmp_path / "prior", tmp_path / "back", "--to", "diffusers").exception)
+    assert "options that describe a checkpoint" in str(convert(theirs, tmp_path / "other", "--timesteps", 9).exception)
+
+
+def test_only_an_unclip_prior_goes_to_diffusers(tmp_path, peer_priors):
+    convert(peer_priors / "1.1.0-text.pt", tmp_path / "prior")
+    result = convert(tmp_path / "prior", tmp_path / "back", "--to", "diffusers")
+    assert "holds a diffusion-prior; diffusers has a class for unclip priors only" in str(result.exception)
