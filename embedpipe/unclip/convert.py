@@ -1,4 +1,4 @@
-"""Converts priors of DALLE2-pytorch and diffusers; other calls take them where it is said whose embeddings they are for."""
+"""Converts priors of DALLE2-pytorch and diffusers, and says whose embeddings they are for, as other calls need."""
 
 from __future__ import annotations
 
