@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from . import files
+from .accounts import Accounts
 from .checksummed_json import Unsound, dump, load
 from .clip_model.encoder_card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
@@ -55,7 +56,8 @@ class RunCard:
     agree. `source` is the location of the input, for commands that read it again; nothing depends on it. `token_width`
     is that of the stored token states, None if there are none. `pending`: the planned shards that were not committed
     when this was last written, and so may lack a manifest; None if unknown (written by an older version). A manifest
-    that is missing and not pending was lost. `merged`: the data sets merged into this one, if any.
+    that is missing and not pending was lost. `merged`: the data sets merged into this one, if any. `listing`: the files
+    of the input's folder when the plan was last made; None if it is no folder, or in output of older versions.
     """
 
     format: str
@@ -69,6 +71,7 @@ class RunCard:
     token_width: int | None = None
     pending: tuple[int, ...] | None = None
     merged: tuple[MergedPart, ...] = ()
+    listing: Accounts | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -101,7 +104,9 @@ class ShardManifest:
     `fingerprint` is the encoder card's (embeddings) or empty. `tokens` and `token_width`: the total number of token
     states, and their width; None if not stored. `captions_cut` and `tokens_cut`: the number of captions longer than the
     model's context, and of their tokens that were not read; None without captions, if the tokenizer cannot tell, or in
-    output of version 0.1. `timing_s` is the one field that differs between two runs over the same input.
+    output of version 0.1. `accounts`: everything in the input shard, used or passed over; None if not
+    recorded (output of older versions, or not made from an input shard). `timing_s` is the one field that differs
+    between two runs over the same input.
     """
 
     number: int
@@ -121,6 +126,7 @@ class ShardManifest:
     rows_dropped: int = 0
     captions_cut: int | None = None
     tokens_cut: int | None = None
+    accounts: Accounts | None = None
     timing_s: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

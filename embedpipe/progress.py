@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .accounts import Accounts, total
 from .plural import plural
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class TaskReport:
     spent_s: dict[str, float] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     cut: CutCaptions = CutCaptions()
+    accounts: Accounts | None = None
 
     def __add__(self, other: TaskReport) -> TaskReport:
         return TaskReport(
@@ -91,6 +93,7 @@ class TaskReport:
             spent_s=add_seconds(self.spent_s, other.spent_s),
             notes=(*self.notes, *other.notes),
             cut=self.cut + other.cut,
+            accounts=total(self.accounts, other.accounts),
         )
 
 

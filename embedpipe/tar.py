@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ _LARGEST_HEADER = 1 << 20  # of a pax or long-name header; real ones have a few 
 
 _REGULAR = frozenset(b"0\x007")
 _PAX, _PAX_SOLARIS, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = b"xXgLKS"
-_WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders, pipes: whatever size they claim
+START_BYTES = _BLOCK  # a whole block, so that what follows begins with one
 
 
 class TarDamaged(Exception):
@@ -54,11 +54,45 @@ class _Extended:
     sparse: bool = False
 
 
-def regular_files(stream: Readable, take: Callable[[str, int], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """(path, contents) of each regular file, in order; contents are None if `take(path, size)` is false.
+FILE, FOLDER, LINK, SPECIAL, SPARSE = "file", "folder", "link", "special", "sparse"
+# Whatever size they claim.
+_WITHOUT_DATA = {
+    ord("1"): LINK,
+    ord("2"): LINK,
+    ord("3"): SPECIAL,
+    ord("4"): SPECIAL,
+    ord("5"): FOLDER,
+    ord("6"): SPECIAL,
+}
 
-    Bytes of a path that are not UTF-8 become lone surrogates. The stream is read to its end. Raises TarDamaged if the
-    archive is truncated or not a tar; files yielded before are intact.
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One member: its path, what it is (FILE …), its size in bytes, and its contents, if they were taken.
+
+    Bytes of a path that are not UTF-8 are lone surrogates. start: the first bytes of a file about which `Take` was
+    undecided.
+    """
+
+    path: str
+    what: str
+    size: int
+    start: bytes = b""
+    data: bytes | None = None
+
+
+class Take(Protocol):
+    """Decides whether the contents of a regular file are read."""
+
+    def __call__(self, path: str, size: int, start: bytes | None) -> bool | None:
+        """None: undecided; it is asked again with the first bytes, up to `START_BYTES`."""
+        ...
+
+
+def entries(stream: Readable, take: Take) -> Iterator[Entry]:
+    """Every member, in order. The stream is read to its end.
+
+    Raises TarDamaged if the archive is truncated or not a tar; members yielded before are intact.
     """
     everywhere = _Extended()
     following = _Extended()
@@ -87,14 +121,24 @@ def regular_files(stream: Readable, take: Callable[[str, int], bool]) -> Iterato
         if kind == _SPARSE:
             _skip_sparse_map(stream, header)
         if kind in _WITHOUT_DATA or (kind == 0 and path.endswith("/")):
-            continue
-        if kind not in _REGULAR or sparse:
+            yield Entry(path, _WITHOUT_DATA.get(kind, FOLDER), 0)
+        elif kind not in _REGULAR or sparse:
             _skip(stream, size)
-        elif take(path, size):
-            yield path, _contents(stream, path, size)
+            yield Entry(path, SPARSE if sparse else SPECIAL, size)
         else:
-            _skip(stream, size)
-            yield path, None
+            yield _file(stream, path, size, take)
+
+
+def _file(stream: Readable, path: str, size: int, take: Take) -> Entry:
+    start = b""
+    wanted = take(path, size, None)
+    if wanted is None:
+        start = _contents(stream, path, min(size, START_BYTES), size)
+        wanted = take(path, size, start)
+    if wanted:
+        return Entry(path, FILE, size, start, start + _contents(stream, path, size - len(start), size))
+    _skip(stream, size - len(start))
+    return Entry(path, FILE, size, start)
 
 
 def _read(stream: Readable, size: int) -> bytes:
@@ -114,10 +158,11 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _contents(stream: Readable, path: str, size: int) -> bytes:
+def _contents(stream: Readable, path: str, size: int, of: int) -> bytes:
+    """The next `size` bytes of a member, and their padding. of: its whole size."""
     data = _read(stream, _padded(size))
     if len(data) < _padded(size):
-        raise TarDamaged(f"{path!r} ends after {min(len(data), size)} of {size} bytes")
+        raise TarDamaged(f"{path!r} ends after {of - size + min(len(data), size)} of {of} bytes")
     return data[:size]
 
 
@@ -184,7 +229,7 @@ def _path(header: bytes) -> str:
 def _extended_header(stream: Readable, size: int) -> bytes:
     if size > _LARGEST_HEADER:
         raise TarDamaged(f"an extended header of {size} bytes")
-    return _contents(stream, "an extended header", size)
+    return _contents(stream, "an extended header", size, size)
 
 
 def _take_pax(records: bytes, into: _Extended) -> None:

@@ -73,9 +73,19 @@ if TYPE_CHECKING:
 @click.option(
     "--caption-key",
     "--caption-col",
-    default="caption",
-    show_default=True,
-    help="The .json field with the caption if no .txt is there; of a table, the column.",
+    help="The .json field with the caption, also where there is a .txt; of a table, the column. Default: the .txt, or "
+    "else the field or column `caption`.",
+)
+@click.option(
+    "--image-member",
+    metavar="NAME",
+    help="In a tar: which member of a sample is the image, by what follows the first dot, e.g. input.png. "
+    "Default: the first image.",
+)
+@click.option(
+    "--caption-member",
+    metavar="NAME",
+    help="In a tar: which member of a sample is the caption, e.g. outputs.txt. Default: the .txt.",
 )
 @click.option("--image-col", help="The column of a table that holds image bytes. Default: image.")
 @click.option("--key-col", help="The column of a table that holds keys. Default: key, or else the row's number.")
@@ -209,6 +219,8 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
         gpus=options["gpus"],
         workers=options["workers"],
         threads_per_worker=options["threads"],
+        image_member=options["image_member"],
+        caption_member=options["caption_member"],
         image_column=options["image_col"],
         key_column=options["key_col"],
         overwrite=options["overwrite"],
@@ -256,6 +268,9 @@ def _print(out: str, report: Any) -> None:
         click.echo(f"time: {display.shares(report.time_share)}")
     if done.rejects:
         display.print_table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
+    for accounts in (report.listing, done.accounts):
+        if accounts is not None and (said := accounts.said()):
+            click.echo(said)
     if done.cut.captions:
         click.echo(f"note: {done.cut.said(report.context_length)}; see the column text_tokens_cut", err=True)
     if torn := done.rejects.get("shard_truncated"):

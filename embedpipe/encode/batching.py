@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from ..accounts import Accounts, Ledger
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import InputError
 from ..execute import Task
@@ -76,10 +77,14 @@ class PixelBatch:
 
 @dataclass(frozen=True, slots=True)
 class ShardEnd:
-    """Marks the end of a shard's batches. sha256: of the input shard; problem: why it could not be read completely."""
+    """Marks the end of a shard's batches.
+
+    sha256: of the input shard. accounts: of all that is in it. problem: why it could not be read completely.
+    """
 
     task: Task
     sha256: str
+    accounts: Accounts
     problem: InputError | None = None
 
 
@@ -122,13 +127,14 @@ _Prepared = tuple[Task, Row | Reject | ShardEnd]
 def _read(tasks: Iterator[Task], reader: Reader) -> Iterator[_Arrival]:
     for task in tasks:
         digest = hashlib.sha256()
+        ledger = Ledger(reader.unit)
         problem = None
         try:
-            for arrival in reader.read(task.payload, digest):
+            for arrival in reader.read(task.payload, digest, ledger):
                 yield task, arrival
         except InputError as raised:
             problem = raised
-        yield task, ShardEnd(task, digest.hexdigest(), problem)
+        yield task, ShardEnd(task, digest.hexdigest(), ledger.closed(), problem)
 
 
 class _Room:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import files, manifest
+from ..accounts import Accounts
 from ..clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard
 from ..clip_model.spec import ModelOptions
 from ..clip_model.trusted import trust_card
@@ -20,7 +21,9 @@ from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
 from ..plural import plural
 from ..progress import CutCaptions, Listener, Progress, RejectLimit, TaskReport, add_counts, silent
-from ..read import Reader, SampleRules, open_reader
+from ..read import Reader, SampleRules, open_reader, refuse_without_effect
+from ..read.names import FIRST_READING, READING
+from ..read.sample import DEFAULT_CAPTION_KEY
 from ..shard_plan import PlanChange
 from ..store import FORMATS
 from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
@@ -42,16 +45,18 @@ class EncodeConfig:
     executor: a name in EXECUTORS or auto; cluster: which one, for ray. gpus: how many CUDA devices to use, one worker
     each; None uses all. workers: worker processes on the CPU where gpus is 0. threads_per_worker: None divides the
     cores evenly. part: the shards to encode, if other processes encode the rest. input: a name in READERS or auto.
-    caption_key: the .json field with the caption if there is no .txt, or the column of a table. image_column and
-    key_column: of a table, see `SampleRules`. samples_per_shard: for a folder of loose images. format: a name in
-    FORMATS. overwrite: remove the output of an earlier run, and start over. trust_old_card: continue an output of
-    version 0.1, with the model built as version 0.1 built it. max_rejects: stop early once the limit cannot be met.
+    caption_key: the .json field with the caption, or the column of a table; None: the .txt, or else the field
+    `caption`. image_column and key_column: of a table; image_member and caption_member: of a tar; reading: the version
+    of the rules for names, None for that of the output, or the newest; see `SampleRules`. samples_per_shard: for a
+    folder of loose images. format: a name in FORMATS. overwrite: remove the output of an earlier run, and start over.
+    trust_old_card: continue an output of version 0.1, with the model built as version 0.1 built it. max_rejects: stop
+    early once the limit cannot be met.
     """
 
     encoder: EncoderConfig
     stage: BatchingConfig = field(default_factory=BatchingConfig)
     input: str = "auto"
-    caption_key: str = "caption"
+    caption_key: str | None = None
     samples_per_shard: int = 10_000
     format: str = "npy"
     executor: str = "auto"
@@ -65,6 +70,9 @@ class EncodeConfig:
     max_rejects: RejectLimit | None = None
     cluster: Cluster = field(default_factory=Cluster)
     part: Part | None = None
+    image_member: str | None = None
+    caption_member: str | None = None
+    reading: int | None = None
 
     def demand(self) -> ResourceRequest:
         """The workers and devices that the run requests."""
@@ -79,7 +87,7 @@ class EncodeConfig:
         """The options that determine the output; a run can only be resumed with the same ones."""
         return {
             "input": self.input,
-            "caption_key": self.caption_key,
+            "caption_key": self._caption_key(),
             "images": self.stage.images,
             "texts": self.stage.texts,
             "max_pixels": self.stage.max_pixels,
@@ -87,14 +95,42 @@ class EncodeConfig:
             "image_column": self.image_column,
             "key_column": self.key_column,
             # Absent rather than false, so that outputs older than these options can be resumed.
+            **({"reading": self._reading()} if self._reading() != FIRST_READING else {}),
+            **({"image_member": self.image_member} if self.image_member is not None else {}),
+            **({"caption_member": self.caption_member} if self.caption_member is not None else {}),
             **({"text_tokens": True} if self.stage.text_tokens else {}),
             **({"reject_cut_captions": True} if self.stage.reject_cut_captions else {}),
         }
 
     def reader(self, data: str) -> Reader:
         """The reader of the input `data`."""
-        rules = SampleRules(self.caption_key, self.stage.images, self.stage.texts, self.image_column, self.key_column)
-        return open_reader(data, rules, self.input, self.samples_per_shard)
+        rules = SampleRules(
+            caption_key=self._caption_key(),
+            need_image=self.stage.images,
+            need_caption=self.stage.texts,
+            image_column=self.image_column,
+            key_column=self.key_column,
+            image_member=self.image_member,
+            caption_member=self.caption_member,
+            reading=self._reading(),
+        )
+        reader = open_reader(data, rules, self.input, self.samples_per_shard)
+        refuse_without_effect(reader, rules)
+        return reader
+
+    def going_on(self, out: str) -> EncodeConfig:
+        """For an output that is there: with the rules under which it was begun."""
+        before = None if self.overwrite else manifest.read_run(out)
+        if before is None or before.format != manifest.EMBEDDINGS:
+            return self
+        return dataclasses.replace(self, reading=before.options.get("reading", FIRST_READING))
+
+    def _reading(self) -> int:
+        return READING if self.reading is None else self.reading
+
+    def _caption_key(self) -> str | None:
+        # Under the first rules the field was named whether or not anyone had asked for it.
+        return self.caption_key or (DEFAULT_CAPTION_KEY if self._reading() == FIRST_READING else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +141,8 @@ class EncodeReport:
     longer than the model's context_length): in the whole output, including earlier runs. report: what this run added,
     at samples_per_s (including rejects, wall-clock); time_share: how its workers spent their time, summing to 1.
     vanished: input shards that no longer exist (their embeddings are kept). redone: committed shards with missing or
-    truncated files, which were encoded again. failed_tasks: shards that could not be encoded, and why.
+    truncated files, which were encoded again. failed_tasks: shards that could not be encoded, and why. listing: the
+    files of DATA, if it is a folder.
     """
 
     planned: int
@@ -122,6 +159,7 @@ class EncodeReport:
     seconds: float
     samples_per_s: float
     time_share: dict[str, float]
+    listing: Accounts | None
 
 
 def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent) -> EncodeReport:
@@ -132,6 +170,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     """
     begun = time.perf_counter()
     _refuse_contradictions(config)
+    config = config.going_on(out)
     reader = config.reader(data)
     with (
         exclusive(out) if config.part is None else claimed(out, config.part),
@@ -184,6 +223,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
     """What `encode` would do: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
+    config = config.going_on(out)
     found = manifest.read_run(out)
     change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)
     left = _uncommitted(out, change, config)
@@ -299,6 +339,11 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
         raise OptionError(
             "no caption is cut without texts: texts were turned off", "Drop `reject_cut_captions` or `texts=False`"
         )
+    for name, needed in (("caption_key", "texts"), ("caption_member", "texts"), ("image_member", "images")):
+        if getattr(config, name) is not None and not getattr(config.stage, needed):
+            raise OptionError(f"`{name}` has no effect: {needed} were turned off", f"Drop `{name}`")
+    if config.caption_key is not None and config.caption_member is not None:
+        raise OptionError("`caption_key` and `caption_member` both say where captions are", "Give one of them")
     if config.part is not None and config.overwrite:
         raise OptionError(f"part {config.part} cannot begin the whole output again", "Drop `part` or `overwrite`")
 
@@ -359,4 +404,5 @@ def _report(
         seconds=seconds,
         samples_per_s=(done.rows + done.rejected) / max(seconds, 1e-9),
         time_share={name: share / spent for name, share in done.spent_s.items()} if spent else {},
+        listing=change.listing,
     )

@@ -86,7 +86,7 @@ def _encode_batch(batch: PixelBatch, encoder: Encoder, gathered: ShardBuffer, de
 def _end_shard(
     end: ShardEnd, encoder: Encoder, gathered: ShardBuffer, config: BatchingConfig, desk: TaskContext
 ) -> None:
-    gathered.sha256 = end.sha256
+    gathered.sha256, gathered.accounts = end.sha256, end.accounts
     begun = time.perf_counter()
     if config.texts:
         _encode_texts(gathered, encoder, config.text_tokens)

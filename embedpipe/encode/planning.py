@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from .. import manifest
+from ..accounts import Accounts, Ledger
 from ..clip_model.compatibility import same_encoder
 from ..clip_model.encoder_card import EncoderCard
 from ..columns import MEASURED, guess
@@ -20,7 +21,7 @@ from ..plural import plural
 from ..read import Reader
 from ..shard_plan import PlanChange, grow_plan
 from ..store import open_format
-from ..types import Sample, SourceShard
+from ..types import Reject, SourceShard
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
 _OTHER_RUN = "Give the same as before, another output folder, or `overwrite=True` to begin again"
@@ -33,25 +34,30 @@ def plan_input(
     if before is None:
         if manifest.committed_numbers(out):
             raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
-        return grow_plan((), reader.shards(()))
+        return _grown((), reader)
     if before.format != EMBEDDINGS:
         raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
     if overwrite:
-        return grow_plan((), reader.shards(()))
+        return _grown((), reader)
     refuse_other_options(out, before, shaping)
-    found = reader.shards(before.plan)
-    change = grow_plan(before.plan, found)
+    survey = reader.survey(before.plan)
+    change = grow_plan(before.plan, survey.shards, survey.accounts)
     if not change.changed:
         return change
     committed = set(manifest.committed_numbers(out))
     renewed = list(change.shards)
-    now = {shard.name: shard for shard in found}
+    now = {shard.name: shard for shard in survey.shards}
     for number in change.changed:
         planned, present = before.plan[number], now[before.plan[number].name]
         if number in committed:
             _refuse_other_contents(out, number, before.shard_digits, planned, present, reader)
         renewed[number] = present
     return dataclasses.replace(change, shards=tuple(renewed))
+
+
+def _grown(planned: Sequence[SourceShard], reader: Reader) -> PlanChange:
+    survey = reader.survey(planned)
+    return grow_plan(planned, survey.shards, survey.accounts)
 
 
 def refuse_other_options(out: str, before: RunCard, shaping: dict[str, Any]) -> None:
@@ -98,11 +104,12 @@ def run_card(
     if before is not None and before.encoder is not None:
         if not same_encoder((out, before.encoder), (out, card)):
             manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
-        return dataclasses.replace(before, plan=change.shards)
+        return dataclasses.replace(before, plan=change.shards, listing=change.listing)
     return RunCard(
         format=EMBEDDINGS,
         options=shaping,
         plan=change.shards,
+        listing=change.listing,
         columns={
             **MEASURED,
             **_guess_columns(change.shards, reader, open_format(shaping["format"]).own_columns),
@@ -120,10 +127,20 @@ def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequenc
     Raises EmptyInput if no shard contains a sample, or the error of the first shard if none can be read.
     """
     unreadable: list[InputError] = []
+    rejects: Counter[str] = Counter()
+    first: dict[str, Reject] = {}
+    ledger = Ledger(reader.unit)
     for shard in shards:
-        arrivals = (arrival for arrival in reader.read(shard, hashlib.sha256()) if isinstance(arrival, Sample))
+        rows: list[dict[str, Any]] = []
         try:
-            rows = [sample.metadata for sample in itertools.islice(arrivals, _SAMPLES_TO_GUESS_COLUMNS_FROM)]
+            for arrival in reader.read(shard, hashlib.sha256(), ledger):
+                if isinstance(arrival, Reject):
+                    rejects[arrival.error_class] += 1
+                    first.setdefault(arrival.error_class, arrival)
+                else:
+                    rows.append(arrival.metadata)
+                if len(rows) == _SAMPLES_TO_GUESS_COLUMNS_FROM:
+                    break
         except InputError as problem:  # the shard will fail later; others may be readable
             unreadable.append(problem)
             continue
@@ -131,8 +148,18 @@ def _guess_columns(shards: Sequence[SourceShard], reader: Reader, taken: Sequenc
             return {name: kind for name, kind in guess(rows).items() if name not in taken}
     if unreadable and len(unreadable) == len(shards):
         raise unreadable[0]
-    raise EmptyInput(
-        f"no usable sample in {plural(len(shards), 'shard')}",
+    raise _nothing_usable(len(shards), rejects, first, ledger.closed())
+
+
+def _nothing_usable(shards: int, rejects: Counter[str], first: Mapping[str, Reject], accounts: Accounts) -> EmptyInput:
+    """The error that says why: each class of rejects with its count and the first message."""
+    reasons = [
+        f"{count:,} {name} ({first[name].key or 'the shard'}: {first[name].message})"
+        for name, count in rejects.most_common()
+    ]
+    reasons += [said] if (said := accounts.said()) else []
+    return EmptyInput(
+        f"no usable sample in {plural(shards, 'shard')}: {'; '.join(reasons) or 'nothing in it'}",
         "A sample needs an image and a caption (.txt, or a field of .json named by `caption_key`); "
         "`texts=False` or `images=False` asks for one of them alone",
     )

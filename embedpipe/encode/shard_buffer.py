@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..accounts import Accounts
 from ..columns import (
     IMAGE_NORM,
     TEXT_NORM,
@@ -31,8 +32,8 @@ class ShardBuffer:
     """The rows and rejects of a shard so far, embeddings batch by batch, and timings (s).
 
     image: embeddings of each batch, perhaps still being copied from the device. text_tokens: token states, in the
-    stored dtype; equal captions share theirs. sha256: of the input shard, known at its end. most_tokens: a sample whose
-    caption has more is rejected; None to truncate it.
+    stored dtype; equal captions share theirs. sha256 and accounts: of the input shard, known at its end. most_tokens: a
+    sample whose caption has more is rejected; None to truncate it.
     """
 
     task: Task
@@ -42,6 +43,7 @@ class ShardBuffer:
     text: EmbeddedTexts | None = None
     text_tokens: RaggedRows | None = None
     sha256: str = ""
+    accounts: Accounts | None = None
     spent_s: dict[str, float] = field(default_factory=dict)
     most_tokens: int | None = None
 

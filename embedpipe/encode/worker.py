@@ -101,7 +101,10 @@ class EncodeWork:
             token_width=shard.text_tokens.width if shard.text_tokens is not None else None,
             captions_cut=cut.captions if shard.tokens_cut is not None else None,
             tokens_cut=cut.tokens if shard.tokens_cut is not None else None,
+            accounts=gathered.accounts,
             timing_s={name: round(seconds, 3) for name, seconds in spent.items()},
         )
         manifest.commit(self._out, entry, self._digits)
-        return TaskReport(1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent, cut=cut)
+        return TaskReport(
+            1, len(shard), len(shard.rejects), entry.rejects, entry.bytes(), spent, cut=cut, accounts=gathered.accounts
+        )

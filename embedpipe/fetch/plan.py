@@ -20,6 +20,7 @@ import pyarrow as pa
 from .. import files, manifest
 from ..errors import EmptyInput, InputError, RunMismatch
 from ..manifest import RunCard
+from ..read.names import FIRST_READING, printable
 from ..types import SourceShard
 from . import rights
 from .config import DEFAULT_CAPTION_COLUMN, FetchConfig
@@ -68,6 +69,16 @@ class FetchPlan:
     def rights(self) -> str:
         """What becomes of the rights that files state; outputs begun before there was a choice leave them unread."""
         return str(self.run.options.get("rights", rights.OFF))
+
+    @property
+    def reading(self) -> int:
+        """The version of the rules for names in a folder."""
+        return folder.reading_of(self.run)
+
+    def paths(self) -> dict[str, str]:
+        """url → path, for those files of a folder whose names are not UTF-8."""
+        members = (path for shard in self.shards for path in shard.source.members)
+        return {url: path for path in members if (url := printable(path)) != path}
 
     @property
     def rows(self) -> int:
@@ -150,7 +161,9 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
         kept = _kept_options(previous, config)
         columns = {"url_col": kept["url_col"], "caption_col": kept["caption_col"]}  # a folder has no columns
         manifest.refuse_difference(out, kept, config.shaping() | columns, "set of options")
-    of_folder = iter(folder.plan_folder(location, out, config.samples_per_shard, previous))
+    reading = folder.reading_of(previous)
+    planned = folder.plan_folder(location, out, config.samples_per_shard, previous)
+    of_folder = iter(planned.shards)
     entries = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
     rounds = [(retry_file(out, entry.retry), entry) for entry in entries]
     retries = {shard.source: shard for shard in _ranges(rounds, config.samples_per_shard)}
@@ -158,18 +171,20 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
     for source in () if previous is None else previous.plan:
         again = retries.get(source)
         number = len(shards)
-        shards.append(replace(again, number=number) if again else _loose(location, number, next(of_folder)))
+        shards.append(replace(again, number=number) if again else _loose(location, number, next(of_folder), reading))
     for source in of_folder:
-        shards.append(_loose(location, len(shards), source))
+        shards.append(_loose(location, len(shards), source, reading))
     chosen = replace(folder.LAYOUT, with_rights=config.rights != rights.OFF)
     run = _run_card(location, config, chosen, entries, shards, previous)
-    run = replace(run, options={**run.options, "source": "images"})
+    # Absent in the output of older versions, which goes on under their rules.
+    options = {**run.options, "source": "images", **({"reading": reading} if reading != FIRST_READING else {})}
+    run = replace(run, options=options, listing=planned.accounts)
     return FetchPlan(run, previous, chosen, tuple(shards), location)
 
 
-def _loose(location: str, number: int, source: SourceShard) -> ShardRange:
+def _loose(location: str, number: int, source: SourceShard, reading: int) -> ShardRange:
     file = TableFile(location, source.name, "folder", False)
-    return ShardRange(number, file, 0, folder.row_count(source), source, 0)
+    return ShardRange(number, file, 0, folder.row_count(source, reading), source, 0)
 
 
 def retry_file(out: str, retry: int) -> TableFile:

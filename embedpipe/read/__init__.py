@@ -8,7 +8,8 @@ from .. import files
 from ..errors import OptionError, did_you_mean
 from .base import Reader
 from .folder import FolderReader
-from .grouping import IMAGE_EXTENSIONS, SampleRules
+from .names import IMAGE, Naming
+from .sample import SampleRules
 from .table import TABLE_SUFFIXES, TableReader
 from .webdataset import TAR_SUFFIXES, WebdatasetReader
 
@@ -18,7 +19,7 @@ READERS: dict[str, type[WebdatasetReader] | type[FolderReader] | type[TableReade
     "table": TableReader,
 }
 
-__all__ = ["READERS", "Reader", "SampleRules", "open_reader"]
+__all__ = ["READERS", "Reader", "SampleRules", "open_reader", "refuse_without_effect"]
 
 
 def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_shard: int = 10_000) -> Reader:
@@ -35,13 +36,26 @@ def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_s
     return READERS[kind](data, rules)
 
 
+def refuse_without_effect(reader: Reader, rules: SampleRules) -> None:
+    """Raise OptionError if a rule is given that is for another kind of input than the reader's."""
+    of_kind = {
+        "image_column": (TableReader, "a table"),
+        "key_column": (TableReader, "a table"),
+        "image_member": (WebdatasetReader, "a tar"),
+        "caption_member": (WebdatasetReader, "a tar"),
+    }
+    for name, (kind, of) in of_kind.items():
+        if getattr(rules, name) is not None and not isinstance(reader, kind):
+            raise OptionError(f"`{name}` is for {of}, and the input is none", f"Drop `{name}`")
+
+
 def _guess(data: str) -> str:
     if not files.is_folder(data):
         return "table" if data.lower().endswith(TABLE_SUFFIXES) else "webdataset"
-    names = files.names(data)
+    names = [name for name in files.names(data) if not name.startswith(".")]
     if any(name.lower().endswith(TAR_SUFFIXES) for name in names) or "embedpipe.json" in names:
         return "webdataset"
     # A table beside loose images, or beside a folder of its name (as in img2dataset's output), describes those.
-    loose = any(name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)) for name in names)
+    loose = any(Naming(first_dot=False)(name).kind == IMAGE for name in names)
     tables = any(name.lower().endswith(TABLE_SUFFIXES) and PurePosixPath(name).stem not in names for name in names)
     return "table" if tables and not loose else "folder"

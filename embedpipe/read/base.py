@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from ..accounts import Accounts, Ledger
 from ..types import Reject, Sample, SourceShard
 
 
@@ -21,8 +23,22 @@ class NoDigest:
         """Nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an input holds. accounts: of the files of its folder; None for one file, or a pattern."""
+
+    shards: list[SourceShard]
+    accounts: Accounts | None
+
+
 class Reader(Protocol):
-    """Reads samples from shards. A reader is a small picklable value: workers get a copy."""
+    """Reads samples from shards. A reader is a small picklable value: workers get a copy.
+
+    unit: what a shard is made of, in the singular: member, file or row.
+    """
+
+    @property
+    def unit(self) -> str: ...
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The current shards: those of `known` under the same name, plus new ones.
@@ -31,11 +47,15 @@ class Reader(Protocol):
         """
         ...
 
-    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+    def survey(self, known: Sequence[SourceShard]) -> Survey:
+        """The same shards, and the accounts of the input's files. Raises as `shards`."""
+        ...
+
+    def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The samples of one shard in order, damaged ones as rejects.
 
-        When the iterator is exhausted, `digest` has received every byte of the shard. Raises InputError if the shard is
-        gone.
+        When the iterator is exhausted, `digest` has received every byte of the shard, and `ledger` has everything that
+        is in it, used or passed over. Raises InputError if the shard is gone.
         """
         ...
 
@@ -49,4 +69,13 @@ class Selective(Protocol):
 
         Samples are inspected slightly ahead of being returned.
         """
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A reader that can take stock of a shard without reading the contents of its samples."""
+
+    def count(self, shard: SourceShard, ledger: Ledger) -> None:
+        """Give `ledger` what `Reader.read` would. Raises InputError if the shard is gone."""
         ...

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import fsspec
+from dataclasses import dataclass, replace
 
 from .. import files
-from ..errors import EmptyInput, InputError
+from ..accounts import Ledger
+from ..errors import EmptyInput, InputError, StorageFailed
 from ..types import Reject, Sample, SourceShard
-from .base import Digest
-from .grouping import IMAGE_EXTENSIONS, SampleRules, Split, readable, samples, split_at_last_dot, wanted
+from .base import Digest, Survey
+from .grouping import samples
+from .listing import list_files
+from .names import CAPTION, IMAGE, Naming, printable
+from .sample import MAX_CAPTION_BYTES, Member, SampleRules
 
-_RUN_FILE = "embedpipe.json"
+# What says nothing about the file: it may be read in a moment, so that the shard is tried again.
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
 
 
 @dataclass(frozen=True, slots=True)
 class FolderReader:
     """Reads the loose files below `data`, divided into numbered shards of `samples_per_shard` keys in path order."""
+
+    unit = "file"
 
     data: str
     rules: SampleRules
@@ -27,15 +33,21 @@ class FolderReader:
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The current state of known shards (files with a known key belong to its shard), then new shards."""
-        stats = self._list()
-        by_key: dict[str, list[str]] = {}
-        for path in sorted(stats, key=lambda p: (_key(p), p)):
-            by_key.setdefault(_key(path), []).append(path)
-        if not by_key:
-            wanted_files = ("images", IMAGE_EXTENSIONS) if self.rules.need_image else ("captions", ("txt", "json"))
-            raise EmptyInput(f"{self.data}: no {wanted_files[0]} in it", f"Looked for {', '.join(wanted_files[1])}")
+        return self.survey(known).shards
 
-        home = {key: shard.name for shard in known for key in map(_key, shard.members)}
+    def survey(self, known: Sequence[SourceShard]) -> Survey:
+        """See `Reader`."""
+        ledger = Ledger(self.unit)
+        stats = list_files(self.data, self.naming, ledger)
+        by_key: dict[str, list[str]] = {}
+        for path in sorted(stats, key=lambda p: (self._key(p), p)):
+            by_key.setdefault(self._key(path), []).append(path)
+        if not by_key:
+            what = "images" if self.rules.need_image else "captions"
+            said = ledger.closed().said()
+            raise EmptyInput(f"{self.data}: no {what} in it" + f" ({said})" * bool(said), _LOOKED_FOR[what])
+
+        home = {key: shard.name for shard in known for key in map(self._key, shard.members)}
         cuts: dict[str, list[str]] = {}
         fresh = [key for key in by_key if key not in home]
         for key in by_key:
@@ -44,49 +56,123 @@ class FolderReader:
         for start in range(0, len(fresh), self.samples_per_shard):
             name = f"part-{len(known) + start // self.samples_per_shard:05d}"
             cuts[name] = [path for key in fresh[start : start + self.samples_per_shard] for path in by_key[key]]
-        return [_shard(name, paths, stats) for name, paths in cuts.items()]
+        return Survey([_shard(name, paths, stats) for name, paths in cuts.items()], ledger.closed())
 
-    def _list(self) -> dict[str, files.FileStat]:
-        if not files.is_folder(self.data):
-            raise InputError(f"{self.data}: no such folder", "Check the path")
-        fs, root = fsspec.core.url_to_fs(self.data)
-        found = {}
-        for path, info in files.ask(self.data, lambda: fs.find(root, detail=True)).items():
-            relative = str(path)[len(root.rstrip("/")) + 1 :]
-            if wanted(relative, split_at_last_dot):
-                mark = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
-                found[relative] = files.FileStat(int(info["size"]), str(mark))
-        # Exclude embedpipe's own outputs below the input (`encode photos photos/emb`).
-        ours = tuple(path.removesuffix(_RUN_FILE) for path in found if path.endswith(f"/{_RUN_FILE}"))
-        return {path: stat for path, stat in found.items() if not path.startswith(ours)} if ours else found
+    def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
+        """The samples of one shard, from its files. One that cannot be read is a reject."""
+        ledger = ledger or Ledger(self.unit)
+        return samples(_LooseMembers(self, shard, digest, ledger), self.rules, ledger)
 
-    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
-        """The samples of one shard, from its files."""
-        return samples(_LooseMembers(self.data, shard, digest), self.rules)
+    def count(self, shard: SourceShard, ledger: Ledger) -> None:
+        """See `Counting`."""
+        for _ in samples(NamedMembers(self.naming, shard.members, ledger), self.rules, ledger):
+            pass
+
+    @property
+    def naming(self) -> Naming:
+        """The rule for the names of files."""
+        return Naming(first_dot=False, reading=self.rules.reading)
+
+    def _key(self, path: str) -> str:
+        return self.naming(path).key
 
 
-class _LooseMembers:
-    """The files of one shard, in order. Loose files are never torn: a missing one raises InputError."""
+_LOOKED_FOR = {
+    "images": "Looked for images of any format, by extension and by content",
+    "captions": "Looked for .txt and .json",
+}
 
-    def __init__(self, folder: str, shard: SourceShard, digest: Digest) -> None:
-        self._folder = folder
-        self._shard = shard
+
+class NamedMembers:
+    """Members of a folder by their names alone, all of which were listed: those of unknown kind are images."""
+
+    torn: str | None = None
+
+    def __init__(self, naming: Naming, paths: Sequence[str], ledger: Ledger) -> None:
+        self._naming = naming
+        self._paths = paths
+        self._ledger = ledger
+
+    def __iter__(self) -> Iterator[Member]:
+        for path in self._paths:
+            self._ledger.see()
+            name = self._naming(path)
+            yield self.read(Member(name if name.kind else replace(name, kind=IMAGE, passed=None)))
+
+    def read(self, member: Member) -> Member:
+        """The member with its contents."""
+        return member
+
+    def beside(self, key: str) -> Sequence[str]:
+        """None are known."""
+        return ()
+
+
+class _LooseMembers(NamedMembers):
+    """The files of one shard, in order. Loose files are never torn."""
+
+    def __init__(self, reader: FolderReader, shard: SourceShard, digest: Digest, ledger: Ledger) -> None:
+        super().__init__(reader.naming, shard.members, ledger)
+        self._folder = reader.data
         self._digest = digest
-        self.torn: str | None = None
-        self.split: Split = split_at_last_dot
+        self._siblings = Siblings(reader.data, reader.naming)
 
-    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
-        for path in self._shard.members:
-            data = files.read_bytes(files.join(self._folder, path))
-            self._digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-            self._digest.update(data)
-            yield path, data if readable(path, len(data)) else None
+    def read(self, member: Member) -> Member:
+        path = member.name.path
+        data = read_loose(self._folder, path)
+        if isinstance(data, str):
+            self._digest.update(f"{path}\0unreadable\0".encode("utf-8", "surrogateescape"))
+            return replace(member, problem=data)
+        self._digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+        self._digest.update(data)
+        return replace(member, data=kept(member, data))
+
+    def beside(self, key: str) -> Sequence[str]:
+        return self._siblings(key)
 
 
-def _key(path: str) -> str:
-    place = split_at_last_dot(path)
-    assert place is not None, f"{path} was listed and belongs to no sample"
-    return place[0]
+def kept(member: Member, data: bytes) -> bytes | None:
+    """`data`, or None for a caption that is too large."""
+    return None if member.name.kind == CAPTION and len(data) > MAX_CAPTION_BYTES else data
+
+
+def read_loose(folder: str, path: str) -> bytes | str:
+    """The contents of a file, or why it cannot be read.
+
+    Raises InputError if the folder is gone, or the failure says nothing about the file; StorageFailed.
+    """
+    try:
+        return files.read_bytes(files.join(folder, path))
+    except StorageFailed:
+        raise
+    except (InputError, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno in _PASSING:
+            raise InputError(f"{files.join(folder, printable(path))}: {problem.strerror}", "Try again") from problem
+        if not files.is_folder(folder):
+            raise InputError(f"{folder}: no such folder", "Check the path") from problem
+        said = problem.what if isinstance(problem, InputError) else str(problem.strerror or problem)
+        return said.rpartition(": ")[2]
+
+
+class Siblings:
+    """Files that lie beside those of a sample, listed once for each folder."""
+
+    def __init__(self, folder: str, naming: Naming) -> None:
+        self._folder = folder
+        self._naming = naming
+        self._listed: dict[str, dict[str, list[str]]] = {}
+
+    def __call__(self, key: str) -> Sequence[str]:
+        """Names of files with this key that belong to no sample."""
+        lead = key.rpartition("/")[0]
+        if lead not in self._listed:
+            by_key: dict[str, list[str]] = {}
+            self._listed[lead] = by_key
+            for base in files.sizes(files.join(self._folder, lead) if lead else self._folder):
+                name = self._naming(f"{lead}/{base}" if lead else base)
+                if name.kind is None:
+                    by_key.setdefault(printable(name.stem), []).append(printable(base))
+        return self._listed[lead].get(key, ())
 
 
 def _shard(name: str, paths: list[str], stats: dict[str, files.FileStat]) -> SourceShard:

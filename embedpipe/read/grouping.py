@@ -1,123 +1,112 @@
-"""Group the members of a shard into samples: consecutive files with the same key (webdataset's rule).
+"""Group the members of a shard into samples: consecutive members of one key (webdataset's rule).
 
-`cats/01.jpg`, `cats/01.txt` and `cats/01.json` are one sample with the key `cats/01`. In a tar a key ends at the first
-dot of the file name, as in webdataset; names of loose files may contain dots (`Dr. No.jpg`), so their keys end at the
-last one. Files whose name starts with a dot are ignored.
+In a tar, members whose name has more than one dot are told apart by what stands between the dots:
+
+- a piece of a file name (`0` of `IMG_1.0.jpg`, ` No` of `Dr. No.jpg`): the key ends at the last dot.
+- a name (`seg` of `000.seg.png`): the member is a part of the sample `000`. It takes the place of an image or caption
+  that the sample lacks. Without any member of a single dot, members that pair up by their last dot, or are all of one
+  kind, are samples of their own; others are parts of one.
+
+Nothing is left out silently: what belongs to no sample is passed over in the ledger, for a reason.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from ..images.formats import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+from ..accounts import Ledger
 from ..types import Reject, Sample
+from .names import CAPTION, IMAGE, METADATA, printable
+from .sample import Draft, Member, SampleRules, make_sample
 
-MAX_CAPTION_BYTES = 1 << 20
-MAX_NESTING = 64
-
-_KINDS = {**dict.fromkeys(IMAGE_EXTENSIONS, "image"), "txt": "caption", "json": "metadata"}
-
-
-# A member's path → its key and lower-case extension, or None if it belongs to no sample.
-Split = Callable[[str], tuple[str, str] | None]
+# A key with more members, or larger ones, is decided by the first of them.
+_MOST_MEMBERS = 64
+_MOST_BYTES = 64 << 20
+_MOST_REMEMBERED = 100_000
+_BITS = {IMAGE: 1, CAPTION: 2, METADATA: 4}
+_SORT = "the members of a sample must be next to one another: sort the tar by name"
 
 
 class Members(Protocol):
-    """The files of a shard, in order, as (path, bytes); None instead of bytes that are too large or unwanted.
+    """The members of a shard that belong to a sample, in order; others are passed over in the reader's ledger.
 
-    After iteration `torn` describes damage of the shard, or is None. `split` extracts the key from a path.
+    After iteration `torn` describes damage of the shard, or is None.
     """
 
     torn: str | None
-    split: Split
 
-    def __iter__(self) -> Iterator[tuple[str, bytes | None]]: ...
+    def __iter__(self) -> Iterator[Member]: ...
 
-
-@dataclass(frozen=True, slots=True)
-class SampleRules:
-    """How samples are assembled.
-
-    caption_key: the .json field with the caption if there is no .txt, or the column of a table. image_column and
-    key_column: of a table; None stands for `image`, and for `key` if there is one, else the row's number.
-    """
-
-    caption_key: str = "caption"
-    need_image: bool = True
-    need_caption: bool = True
-    image_column: str | None = None
-    key_column: str | None = None
+    def beside(self, key: str) -> Sequence[str]:
+        """Names of other members with this key, which belong to no sample."""
+        ...
 
 
-def split_at_first_dot(path: str) -> tuple[str, str] | None:
-    """A `Split` for members of tars."""
-    folder, slash, name = path.rpartition("/")
-    stem, _, extension = name.partition(".")
-    return (f"{folder}{slash}{stem}", extension.lower()) if stem and extension else None
-
-
-def split_at_last_dot(path: str) -> tuple[str, str] | None:
-    """A `Split` for loose files."""
-    folder, slash, name = path.rpartition("/")
-    stem, _, extension = name.rpartition(".")
-    if not stem or not extension or name.startswith("."):
-        return None
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
-def printable(path: str) -> str:
-    """`path` with bytes that are not UTF-8 spelled out (`\\xff`), so that it can be stored and stays distinct."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def wanted(path: str, split: Split) -> bool:
-    """Whether a member belongs to a sample: readers need not read others."""
-    place = split(path)
-    return place is not None and place[1] in _KINDS
-
-
-def readable(path: str, size: int) -> bool:
-    """Whether a wanted member is small enough to be read (images are bounded by their pixels, later)."""
-    return size <= MAX_CAPTION_BYTES or not path.lower().endswith(".txt")
-
-
-@dataclass(slots=True)
-class _Draft:
-    """The members of one key, collected until the next key starts."""
-
-    key: str
-    index: int
-    parts: dict[str, bytes | None] = field(default_factory=dict)
-
-
-def samples(members: Members, rules: SampleRules) -> Iterator[Sample | Reject]:
+def samples(members: Members, rules: SampleRules, ledger: Ledger) -> Iterator[Sample | Reject]:
     """Group members into samples, in order, each a Sample or a Reject with its reason.
 
     In a torn shard the sample at the tear is only kept if it has every kind of member of the previous one: half a
     sample could pass for a complete one. The tear itself is the last reject.
     """
-    seen: set[str] = set()
-    before: _Draft | None = None
-    at_tear: _Draft | None = None
-    for draft, last in _with_last(_drafts(members)):
+    seen = _Seen()
+    before: Draft | None = None
+    at_tear: Draft | None = None
+    for draft, last in _with_last(_drafts(members, ledger)):
+        for member in draft.parts.values():
+            ledger.use(printable(member.name.path))
         if last and members.torn and (before is None or before.parts.keys() - draft.parts.keys()):
             at_tear = draft
             break
-        if draft.key in seen:
-            yield Reject(draft.key, draft.index, "read", "duplicate_key", "a sample with this key came earlier")
+        again = seen.again(draft)
+        if again is not None:
+            yield again
         else:
-            seen.add(draft.key)
-            yield _finish(draft, rules)
+            draft.beside = members.beside(draft.key)
+            draft.elsewhere = seen.elsewhere(draft)
+            yield make_sample(draft, rules)
         before = draft
     if members.torn:
         key, index = (at_tear.key, at_tear.index) if at_tear else ("", before.index + 1 if before else 0)
         yield Reject(key, index, "read", "shard_truncated", members.torn)
 
 
-def _with_last(drafts: Iterator[_Draft]) -> Iterator[tuple[_Draft, bool]]:
+class _Seen:
+    """The keys so far, and what came of each."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, int] = {}
+        self._halves: dict[str, tuple[str, int]] = {}
+
+    def again(self, draft: Draft) -> Reject | None:
+        """The reject for a key that came before."""
+        kinds = sum(_BITS[kind] for kind in draft.parts)
+        earlier = self._kinds.get(draft.key)
+        self._kinds[draft.key] = kinds | (earlier or 0)
+        if earlier is None:
+            return None
+        if earlier & kinds:
+            return Reject(draft.key, draft.index, "read", "duplicate_key", "a sample with this key came earlier")
+        had = " and ".join(kind for kind, bit in _BITS.items() if earlier & bit)
+        return Reject(
+            draft.key, draft.index, "read", "members_apart", f"its {had} came earlier, apart from it: {_SORT}"
+        )
+
+    def elsewhere(self, draft: Draft) -> str:
+        """Where the other half of a lone image or caption is, if it came earlier in another folder."""
+        kinds = draft.parts.keys() & {IMAGE, CAPTION}
+        if len(kinds) != 1:
+            return ""
+        base, mine = draft.key.rpartition("/")[2], _BITS[next(iter(kinds))]
+        key, other = self._halves.get(base, ("", mine))
+        if other != mine:
+            return f"{key!r} has the other half: samples are paired by the whole path, and the folders differ"
+        if len(self._halves) < _MOST_REMEMBERED:
+            self._halves[base] = (draft.key, mine)
+        return ""
+
+
+def _with_last(drafts: Iterator[Draft]) -> Iterator[tuple[Draft, bool]]:
     """Each draft and whether it is the last one."""
     held = next(drafts, None)
     while held is not None:
@@ -126,71 +115,84 @@ def _with_last(drafts: Iterator[_Draft]) -> Iterator[tuple[_Draft, bool]]:
         held = following
 
 
-def _drafts(members: Members) -> Iterator[_Draft]:
-    draft: _Draft | None = None
-    for path, data in members:
-        place = members.split(path)
-        if place is None or place[1] not in _KINDS:
-            continue
-        key, kind = printable(place[0]), _KINDS[place[1]]
-        # A second file of the same kind under one key starts another sample, which is then a duplicate; of several
-        # images under one key the first counts.
-        if draft is None or key != draft.key or (kind in draft.parts and kind != "image"):
-            if draft is not None:
-                yield draft
-            draft = _Draft(key, draft.index + 1 if draft is not None else 0)
-        draft.parts.setdefault(kind, data)
-    if draft is not None:
-        yield draft
+def _drafts(members: Members, ledger: Ledger) -> Iterator[Draft]:
+    index = 0
+    for group in _groups(members):
+        for key, mine in _told_apart(group, ledger):
+            yield Draft(printable(key), index, mine)
+            index += 1
 
 
-def _nested_deeper(value: Any, raw: bytes, limit: int) -> bool:
-    """Whether containers are nested deeper than `limit`: JSON that parses may still be too deep to be written."""
-    if raw.count(b"{") + raw.count(b"[") <= limit:
+def _groups(members: Members) -> Iterator[list[Member]]:
+    """Consecutive members of one key. A second caption or .json of a single dot begins another group."""
+    group: list[Member] = []
+    held = 0
+    for member in members:
+        if group and (_repeats(member, group) or (_is_full(group, held) and not _pairs(member, group[-1]))):
+            yield group
+            group, held = [], 0
+        group.append(member)
+        held += len(member.data or b"")
+    if group:
+        yield group
+
+
+def _repeats(member: Member, group: list[Member]) -> bool:
+    name = member.name
+    if name.key != group[0].name.key:
+        return True
+    if name.part or name.kind == IMAGE:
         return False
-    level = [value]
-    for _ in range(limit):
-        containers = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list)]
-        level = [inner for container in containers for inner in container]
-    return any(isinstance(x, dict | list) for x in level)
+    return any(other.name.kind == name.kind and not other.name.part for other in group)
 
 
-def _finish(draft: _Draft, rules: SampleRules) -> Sample | Reject:
-    def reject(error_class: str, message: str) -> Reject:
-        return Reject(draft.key, draft.index, "read", error_class, message)
+def _is_full(group: list[Member], held: int) -> bool:
+    return len(group) >= _MOST_MEMBERS or held > _MOST_BYTES
 
-    metadata: dict[str, Any] = {}
-    if (raw_metadata := draft.parts.get("metadata")) is not None:
-        try:
-            metadata = json.loads(raw_metadata)
-        except (ValueError, RecursionError) as problem:
-            return reject("metadata_invalid", f"the .json member does not parse: {problem}")
-        if not isinstance(metadata, dict):
-            return reject("metadata_invalid", f"the .json member holds a {type(metadata).__name__}, not an object")
-        if _nested_deeper(metadata, raw_metadata, MAX_NESTING):
-            return reject("metadata_invalid", f"the .json member is nested deeper than {MAX_NESTING}")
 
-    caption: str | None = None
-    if rules.need_caption:
-        if "caption" in draft.parts:
-            raw_caption = draft.parts["caption"]
-            if raw_caption is None:
-                return reject("caption_too_large", f"the .txt member is larger than {MAX_CAPTION_BYTES} bytes")
-            try:
-                caption = raw_caption.decode("utf-8-sig").rstrip("\r\n")  # added by editors, not part of the caption
-            except UnicodeDecodeError as problem:
-                return reject("caption_encoding", f"the caption is not UTF-8: {problem.reason} at {problem.start}")
+def _pairs(member: Member, other: Member) -> bool:
+    """Whether they belong together whatever else there is."""
+    return not member.name.part or member.name.stem == other.name.stem
+
+
+def _told_apart(group: list[Member], ledger: Ledger) -> Iterator[tuple[str, dict[str, Member]]]:
+    """The samples of a group: (key, members by kind)."""
+    plain = [member for member in group if not member.name.part]
+    by_stem: dict[str, list[Member]] = {}
+    for member in group:
+        if member.name.part:
+            by_stem.setdefault(member.name.stem, []).append(member)
+    own = {stem: some for stem, some in by_stem.items() if _stands_alone(some, plain, by_stem)}
+    parts = [member for stem, some in by_stem.items() if stem not in own for member in some]
+    mine = [*plain, *parts]
+    if mine:
+        yield mine[0].name.key, _chosen(mine, ledger)
+    for stem, some in own.items():
+        yield stem, _chosen(some, ledger)
+
+
+def _stands_alone(some: list[Member], plain: list[Member], by_stem: dict[str, list[Member]]) -> bool:
+    """Whether members of one stem, with several dots in their names, are a sample of their own."""
+    kinds = _kinds(some)
+    if not some[0].name.named_part:
+        return not plain or (IMAGE in kinds and len(kinds) > 1) or bool(kinds - _kinds(plain))
+    if plain:
+        return False
+    named = [others for others in by_stem.values() if others[0].name.named_part]
+    return any(len(_kinds(others)) > 1 for others in named) or len({k for o in named for k in _kinds(o)}) == 1
+
+
+def _kinds(some: list[Member]) -> set[str | None]:
+    return {member.name.kind for member in some}
+
+
+def _chosen(some: list[Member], ledger: Ledger) -> dict[str, Member]:
+    """One member of each kind: the first of the lowest rank; the others are passed over."""
+    found: dict[str, Member] = {}
+    for member in sorted(some, key=lambda it: it.name.rank):
+        assert member.name.kind is not None
+        if member.name.kind in found:
+            ledger.pass_over(printable(member.name.path), f"second_{member.name.kind}")
         else:
-            value = metadata.get(rules.caption_key)
-            caption = value if isinstance(value, str) else None
-        if caption is None or not caption.strip():
-            return reject("caption_missing", "no caption" if caption is None else "the caption is empty")
-
-    image: bytes | None = None
-    if rules.need_image:
-        image = draft.parts.get("image")
-        if image is None:
-            return reject("image_missing", "no image beside the caption")
-        if not image:
-            return reject("image_empty", "the image member holds zero bytes")
-    return Sample(draft.key, draft.index, image, caption, metadata)
+            found[member.name.kind] = member
+    return found

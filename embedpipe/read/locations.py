@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import braceexpand
 
 from .. import files
+from ..accounts import Accounts, Ledger
 from ..errors import EmptyInput, InputError
 from ..types import SourceShard
+from .names import Naming, printable
 
 _MANY = 16
 
@@ -28,19 +31,69 @@ def root(data: str) -> str:
     return folder or slash or "."
 
 
-def locations(data: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files of `data`, sorted; in a folder those that end in one of `suffixes`.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of an input, sorted, and what became of the others of its folder; None without a folder."""
+
+    locations: list[str]
+    accounts: Accounts | None
+
+
+def locate(data: str, suffixes: tuple[str, ...]) -> Found:
+    """The files of `data`; in a folder those that end in one of `suffixes`. Hidden files are none of them.
 
     Raises InputError if `data` is neither a pattern nor exists.
     """
     if is_pattern(data):
         patterns = list(braceexpand.braceexpand(data))
-        return sorted({place for p in patterns for place in (files.glob(p) if files.has_wildcard(p) else [p])})
+        found = {place for p in patterns for place in (_shown(files.glob(p)) if files.has_wildcard(p) else [p])}
+        return Found(sorted(found), None)
     if files.is_folder(data):
-        return [files.join(data, name) for name in files.names(data) if name.lower().endswith(suffixes)]
+        return _of_folder(data, [name for name in files.names(data) if _is_shard(name, suffixes)])
     if not files.exists(data):
         raise InputError(f"{data}: no such file or folder", "Check the path")
-    return [data]
+    return Found([data], None)
+
+
+def of_names(folder: str, names: list[str]) -> Found:
+    """The files of these names, in a folder that embedpipe wrote."""
+    return _of_folder(folder, names)
+
+
+def _is_shard(name: str, suffixes: tuple[str, ...]) -> bool:
+    return name.lower().endswith(suffixes) and not name.startswith(".")
+
+
+def _shown(found: list[str]) -> list[str]:
+    return [place for place in found if not place.rpartition("/")[2].startswith(".")]
+
+
+def _of_folder(folder: str, names: list[str]) -> Found:
+    ledger = Ledger("file")
+    chosen = set(names)
+    stems = {_stem(name) for name in names}
+    for name in sorted(chosen.union(files.sizes(folder))):
+        ledger.see()
+        if name in chosen:
+            ledger.use(printable(name))
+        else:
+            ledger.pass_over(printable(name), _reason(name, stems))
+    return Found([files.join(folder, name) for name in names], ledger.closed())
+
+
+def _reason(name: str, stems: set[str]) -> str:
+    if name.startswith("."):
+        return "hidden"
+    if _stem(name) in stems or name == "embedpipe.json":
+        return "companion"
+    if name.endswith(".tar"):
+        return "uncommitted"
+    return Naming(first_dot=False)(name).unknown()
+
+
+def _stem(name: str) -> str:
+    """`00000` of `00000.tar`, `00000.parquet` and img2dataset's `00000_stats.json`."""
+    return name.partition(".")[0].removesuffix("_stats")
 
 
 def as_shards(data: str, found: list[str], suffix: str) -> list[SourceShard]:

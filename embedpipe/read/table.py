@@ -15,11 +15,21 @@ import pyarrow.parquet as pq
 from pyarrow import types as kinds
 
 from .. import files
+from ..accounts import Ledger
 from ..errors import InputError
 from ..types import Reject, Sample, SourceShard
 from . import locations
-from .base import Digest
-from .grouping import MAX_CAPTION_BYTES, SampleRules, printable
+from .base import Digest, Survey
+from .names import printable
+from .sample import (
+    LFS_REMEDY,
+    MAX_CAPTION_BYTES,
+    Rejected,
+    SampleRules,
+    decoded_caption,
+    first_caption,
+    is_lfs_pointer,
+)
 
 TABLE_SUFFIXES = (".parquet",)
 _IMAGE_COLUMN = "image"
@@ -27,6 +37,7 @@ _KEY_COLUMN = "key"
 _KEY_DIGITS = 9
 _ROWS_AT_ONCE = 32
 _HASH_CHUNK = 1 << 22
+_POINTER_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +48,30 @@ class TableReader:
     caption and key become metadata, except for binary ones.
     """
 
+    unit = "row"
+
     data: str
     rules: SampleRules
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The tables of `data`, sorted by name."""
-        return locations.as_shards(self.data, locations.locations(self.data, TABLE_SUFFIXES), ".parquet")
+        return self.survey(known).shards
 
-    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+    def survey(self, known: Sequence[SourceShard]) -> Survey:
+        """See `Reader`."""
+        found = locations.locate(self.data, TABLE_SUFFIXES)
+        return Survey(locations.as_shards(self.data, found.locations, ".parquet"), found.accounts)
+
+    def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The rows of one table in small batches: memory use is a row group, never the table.
 
         Raises InputError if the table is damaged or lacks a required column.
         """
         location = files.join(locations.root(self.data), shard.name)
+        ledger = ledger or Ledger(self.unit)
         with files.reading(location) as stream:
+            if is_lfs_pointer(stream.read(_POINTER_BYTES)):
+                raise InputError(f"{location}: a pointer of Git LFS, not the file", LFS_REMEDY)
             with _damage_told(location):
                 # Pre-buffering would keep all requested row groups in memory.
                 table = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
@@ -59,12 +80,23 @@ class TableReader:
             first = 0
             for batch in _batches(location, table, columns):
                 for row in _rows(batch, columns, first):
+                    ledger.see()
+                    ledger.use(row.key)
                     yield _finish(row, self.rules, seen)
                 first += batch.num_rows
             # Parquet is read out of order, its footer first; the bytes are hashed in order, afterwards.
             stream.seek(0)
             while chunk := stream.read(_HASH_CHUNK):
                 digest.update(chunk)
+
+    def count(self, shard: SourceShard, ledger: Ledger) -> None:
+        """See `Counting`."""
+        location = files.join(locations.root(self.data), shard.name)
+        with files.reading(location) as stream, _damage_told(location):
+            rows = pq.ParquetFile(stream).metadata.num_rows
+        for row in range(rows):
+            ledger.see()
+            ledger.use(str(row))
 
 
 @contextlib.contextmanager
@@ -104,11 +136,17 @@ def _choose(location: str, schema: pa.Schema, rules: SampleRules) -> _Columns:
         )
     if rules.need_caption:
         _require(
-            location, schema, rules.caption_key, "text", _holds_text, "caption_key", "`texts=False` encodes images only"
+            location,
+            schema,
+            rules.caption_field,
+            "text",
+            _holds_captions,
+            "caption_key",
+            "`texts=False` encodes images only",
         )
     if key is not None:
         _require(location, schema, key, "text or whole numbers", _holds_keys, "key_column", "")
-    caption = rules.caption_key if rules.need_caption else None
+    caption = rules.caption_field if rules.need_caption else None
     taken = {image, caption, key}
     passed = (field.name for field in schema if field.name not in taken and not _holds_bytes(field.type))
     return _Columns(image if rules.need_image else None, caption, key, tuple(passed))
@@ -155,6 +193,16 @@ def _holds_text(kind: pa.DataType) -> bool:
     )
 
 
+def _holds_captions(kind: pa.DataType) -> bool:
+    return _holds_text(kind) or (_is_list(kind) and _holds_text(kind.value_type))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind) or kinds.is_list_view(kind)
+    )
+
+
 def _holds_keys(kind: pa.DataType) -> bool:
     return _holds_text(kind) or bool(kinds.is_integer(kind))
 
@@ -184,9 +232,11 @@ class _Row:
 def _rows(batch: pa.RecordBatch, columns: _Columns, first: int) -> Iterator[_Row]:
     n = batch.num_rows
     images = _images(batch.column(columns.image)) if columns.image else [None] * n
-    captions = _text_bytes(batch.column(columns.caption)) if columns.caption else [None] * n
+    captions = _captions(batch.column(columns.caption)) if columns.caption else [None] * n
     keys = _keys(batch.column(columns.key)) if columns.key else [None] * n
     passed = {name: _plain_values(batch.column(name)) for name in columns.passed}
+    if columns.caption and _is_list(batch.column(columns.caption).type):  # the other captions are kept
+        passed[columns.caption] = _plain_values(batch.column(columns.caption))
     for i, key in enumerate(keys):
         metadata = {name: values[i] for name, values in passed.items()}
         number = f"{first + i:0{_KEY_DIGITS}d}"
@@ -200,6 +250,12 @@ def _images(column: pa.Array) -> list[bytes | None]:
         ]  # nulls of the struct become nulls of its fields
     found: list[bytes | None] = column.to_pylist()
     return found
+
+
+def _captions(column: pa.Array) -> list[bytes | None]:
+    if not _is_list(column.type):
+        return _text_bytes(column)
+    return [None if text is None else text.encode() for text in map(first_caption, column.to_pylist())]
 
 
 def _text_bytes(column: pa.Array) -> list[bytes | None]:
@@ -259,13 +315,15 @@ def _finish(row: _Row, rules: SampleRules, seen: set[str]) -> Sample | Reject:
         if len(row.caption) > MAX_CAPTION_BYTES:
             return reject("caption_too_large", f"the caption is larger than {MAX_CAPTION_BYTES} bytes")
         try:
-            caption = row.caption.decode("utf-8-sig")
-        except UnicodeDecodeError as problem:
-            return reject("caption_encoding", f"the caption is not UTF-8: {problem.reason} at {problem.start}")
+            caption = decoded_caption(row.caption)
+        except Rejected as reason:
+            return reject(reason.error_class, reason.message)
         if not caption.strip():
             return reject("caption_missing", "the caption is empty")
     if rules.need_image and row.image is None:
         return reject("image_missing", "the row holds no image bytes")
+    if row.image is not None and is_lfs_pointer(row.image):
+        return reject("git_lfs_pointer", f"a pointer of Git LFS, not the image. {LFS_REMEDY}")
     if rules.need_image and not row.image:
         return reject("image_empty", "the row's image holds zero bytes")
     return Sample(row.key, row.index, row.image, caption, row.metadata)

@@ -2,81 +2,152 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
-from typing import IO, BinaryIO, cast
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
-from .. import files, manifest
-from ..tar import TarDamaged, regular_files
+from .. import files, manifest, tar
+from ..accounts import Ledger
+from ..errors import InputError
 from ..types import Reject, Sample, SourceShard
 from . import locations
-from .base import Digest, NoDigest
-from .grouping import SampleRules, Split, printable, readable, samples, split_at_first_dot, wanted
+from .base import Digest, NoDigest, Survey
+from .compression import TAR_SUFFIXES as TAR_SUFFIXES
+from .compression import Damaged, unpacked
+from .grouping import samples
+from .names import CAPTION, Name, Naming, printable
+from .sample import LFS_REMEDY, MAX_CAPTION_BYTES, Member, SampleRules, is_lfs_pointer
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_GZIP_MAGIC = b"\x1f\x8b"
+_KEYS_REMEMBERED = 64
+_POINTER_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class WebdatasetReader:
     """Reads `data`, a location or pattern. Shard names are paths relative to the part of `data` before any wildcard."""
 
+    unit = "member"
+
     data: str
     rules: SampleRules
 
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """The tars of `data`, sorted by name; in a folder written by `fetch`, the committed ones."""
-        return locations.as_shards(self.data, self._locations(), ".tar")
+        return self.survey(known).shards
 
-    def _locations(self) -> list[str]:
+    def survey(self, known: Sequence[SourceShard]) -> Survey:
+        """See `Reader`."""
+        found = self._found()
+        return Survey(locations.as_shards(self.data, found.locations, ".tar"), found.accounts)
+
+    def _found(self) -> locations.Found:
         if not locations.is_pattern(self.data) and files.is_folder(self.data):
             run = manifest.read_run(self.data)
             if run is not None and run.format == manifest.IMAGE_SHARDS:
                 numbers = manifest.committed_numbers(self.data)
-                return [files.join(self.data, f"{manifest.shard_name(n, run.shard_digits)}.tar") for n in numbers]
-        return locations.locations(self.data, TAR_SUFFIXES)
+                committed = [f"{manifest.shard_name(n, run.shard_digits)}.tar" for n in numbers]
+                return locations.of_names(self.data, committed)
+        return locations.locate(self.data, TAR_SUFFIXES)
 
-    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+    def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The samples of one tar. A torn tar ends with a `shard_truncated` reject; earlier samples are kept."""
-        with files.reading(files.join(locations.root(self.data), shard.name)) as raw:
-            yield from samples(_TarMembers(_HashedStream(raw, digest)), self.rules)
+        location = files.join(locations.root(self.data), shard.name)
+        with files.reading(location) as raw:
+            yield from self._samples(location, _HashedStream(raw, digest), ledger, None)
 
     def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
         """See `Selective`. In an uncompressed tar on a local disk, other members are not read."""
+        return self._seeking(shard, keys, None)
+
+    def count(self, shard: SourceShard, ledger: Ledger) -> None:
+        """See `Counting`."""
+        for _ in self._seeking(shard, (), ledger):
+            pass
+
+    def _seeking(self, shard: SourceShard, keys: Container[str], ledger: Ledger | None) -> Iterator[Sample | Reject]:
         location = files.join(locations.root(self.data), shard.name)
         with files.reading(location) as raw:
-            # In a remote one they are: a request after each gap would take longer.
+            # In a remote one all is read: a request after each gap would take longer.
             stored = _SeekingStream(raw, NoDigest()) if files.is_local(location) else _HashedStream(raw, NoDigest())
-            yield from samples(_TarMembers(stored, keys), self.rules)
+            yield from self._samples(location, stored, ledger, keys)
+
+    def _samples(
+        self, location: str, stored: _HashedStream, ledger: Ledger | None, keys: Container[str] | None
+    ) -> Iterator[Sample | Reject]:
+        if is_lfs_pointer(stored.peek(_POINTER_BYTES)):
+            raise InputError(f"{location}: a pointer of Git LFS, not the file", LFS_REMEDY)
+        ledger = ledger or Ledger(self.unit)
+        yield from samples(_TarMembers(stored, self._naming(), ledger, keys), self.rules, ledger)
+
+    def _naming(self) -> Naming:
+        rules = self.rules
+        return Naming(True, rules.reading, rules.image_member, rules.caption_member)
 
 
 class _TarMembers:
     """The files of a tar, in order; damage ends them and is reported in `torn`."""
 
-    def __init__(self, stored: _HashedStream, keys: Container[str] | None = None) -> None:
+    def __init__(
+        self, stored: _HashedStream, naming: Naming, ledger: Ledger, keys: Container[str] | None = None
+    ) -> None:
         """keys: of the wanted samples; None for all."""
         self._stored = stored
+        self._naming = naming
+        self._ledger = ledger
         self._keys = keys
+        self._beside: dict[str, list[str]] = {}
         self.torn: str | None = None
-        self.split: Split = split_at_first_dot
 
-    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
-        packed = self._stored.peek(2) == _GZIP_MAGIC
-        plain = gzip.GzipFile(fileobj=cast("IO[bytes]", self._stored)) if packed else self._stored
+    def __iter__(self) -> Iterator[Member]:
         try:
-            yield from regular_files(plain, self._takes)
-        except (TarDamaged, gzip.BadGzipFile, EOFError, zlib.error) as problem:
+            for entry in tar.entries(unpacked(self._stored, self._stored.peek(_POINTER_BYTES)), self._takes):
+                self._ledger.see()
+                member = self._member(entry)
+                if isinstance(member, Member):
+                    yield member
+                else:
+                    self._ledger.pass_over(printable(entry.path), member)
+        except (tar.TarDamaged, Damaged) as problem:
             self.torn = f"the tar is damaged: {problem or 'it ends early'}"
         self._stored.drain()
 
-    def _takes(self, path: str, size: int) -> bool:
-        if not wanted(path, self.split) or not readable(path, size):
+    def _member(self, entry: tar.Entry) -> Member | str:
+        """The member, or why it is passed over."""
+        name = self._naming(entry.path)
+        if entry.what != tar.FILE:
+            return entry.what
+        if name.passed is None and name.kind is None:
+            kind = name.kind_by(entry.start)
+            name = replace(name, kind=kind, passed=None if kind else name.unknown())
+        if name.passed is None:
+            return Member(name, entry.data)
+        if name.passed != "hidden":
+            self._remember(name)
+        return name.passed
+
+    def _remember(self, name: Name) -> None:
+        for key in {printable(name.key), printable(name.stem)}:
+            self._beside.setdefault(key, []).append(printable(name.base))
+        while len(self._beside) > _KEYS_REMEMBERED:
+            del self._beside[next(iter(self._beside))]
+
+    def beside(self, key: str) -> Sequence[str]:
+        """Names of members with this key that are of no kind; of recent ones only."""
+        return self._beside.get(key, ())
+
+    def _takes(self, path: str, size: int, start: bytes | None) -> bool | None:
+        name = self._naming(path)
+        if name.passed is not None:
             return False
-        place = self.split(path)
-        return self._keys is None or (place is not None and printable(place[0]) in self._keys)
+        kind = name.kind
+        if kind is None:
+            if start is None:
+                return None
+            kind = name.kind_by(start)
+        if kind is None or (kind == CAPTION and size > MAX_CAPTION_BYTES):
+            return False
+        return self._keys is None or printable(name.key) in self._keys or printable(name.stem) in self._keys
 
 
 class _HashedStream:
@@ -95,8 +166,9 @@ class _HashedStream:
     def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes; fewer only at the end, or after a `peek`."""
         if self._ahead:
-            data, self._ahead = self._ahead, b""
-            return data
+            cut = len(self._ahead) if size < 0 else size
+            data, self._ahead = self._ahead[:cut], self._ahead[cut:]
+            return data if size >= 0 else data + self.read(size)
         data = self._raw.read(size)
         self._digest.update(data)
         return data

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedpipe.tar import TarDamaged, regular_files
+from embedpipe.tar import FILE, TarDamaged, entries
 
 NAMES = st.one_of(
     st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1, max_size=30),
@@ -49,7 +49,11 @@ def by_tarfile(data):
 
 
 def by_us(data):
-    return list(regular_files(io.BytesIO(data), lambda path, size: True))
+    return [(entry.path, entry.data) for entry in entries(io.BytesIO(data), everything) if entry.what == FILE]
+
+
+def everything(path, size, start):
+    return True
 
 
 @settings(max_examples=150, deadline=None)
@@ -67,7 +71,8 @@ def test_a_cut_or_a_flipped_byte_gives_whole_members_first_and_then_damage(membe
     cut = choose.draw(st.integers(0, len(data) - 1))
     found = []
     with contextlib.suppress(TarDamaged):
-        found.extend(regular_files(io.BytesIO(data[:cut]), lambda path, size: True))
+        for entry in entries(io.BytesIO(data[:cut]), everything):
+            found += [(entry.path, entry.data)] if entry.what == FILE else []
     assert found == whole[: len(found)]
     flipped = bytearray(data)
     flipped[cut] ^= choose.draw(st.integers(1, 255))
@@ -82,16 +87,34 @@ def test_any_bytes_are_read_or_are_damage(data):
         by_us(b"x" + data)
 
 
-def test_what_is_not_taken_is_passed_over():
-    data = packed([("a.jpg", tarfile.REGTYPE, b"1" * 700, 0), ("b.txt", tarfile.REGTYPE, b"2", 0)], tarfile.PAX_FORMAT)
+def test_every_member_of_any_kind_comes_once():
+    kinds = [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+    data = packed([(f"m{i}", kind, b"1", 0) for i, kind in enumerate(kinds)], tarfile.GNU_FORMAT)
+    found = [(entry.path.rstrip("/"), entry.what) for entry in entries(io.BytesIO(data), everything)]
+    assert found == list(
+        zip([f"m{i}" for i in range(6)], ["file", "folder", "link", "link", "special", "special"], strict=True)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1600), st.sampled_from([True, False, None]), st.booleans()), max_size=5))
+def test_what_is_not_taken_is_passed_over_and_who_is_undecided_sees_the_beginning(members):
+    contents = [bytes([65 + i]) * size for i, (size, _, _) in enumerate(members)]
+    data = packed([(f"{i}", tarfile.REGTYPE, body, 0) for i, body in enumerate(contents)], tarfile.PAX_FORMAT)
     asked = []
 
-    def take(path, size):
-        asked.append((path, size))
-        return path == "b.txt"
+    def take(path, size, start):
+        asked.append((path, size, start))
+        first, then = members[int(path)][1:]
+        return first if start is None else then
 
-    assert list(regular_files(io.BytesIO(data), take)) == [("a.jpg", None), ("b.txt", b"2")]
-    assert asked == [("a.jpg", 700), ("b.txt", 1)]
+    found = list(entries(io.BytesIO(data), take))
+    wanted, questions = [], []
+    for i, (size, first, then) in enumerate(members):
+        questions += [(f"{i}", size, None)] + [(f"{i}", size, contents[i][:512])] * (first is None)
+        wanted.append((f"{i}", contents[i] if first or (first is None and then) else None))
+    assert [(entry.path, entry.data) for entry in found] == wanted
+    assert asked == questions
 
 
 def test_sizes_in_base_256_and_in_pax_headers():

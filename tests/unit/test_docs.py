@@ -141,3 +141,10 @@ def test_commands_in_the_docs_parse(line):
 def test_links_between_pages_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_reason_to_pass_something_over_is_documented():
+    from embedpipe.accounts import PASSED_OVER
+
+    page = (ROOT / "docs" / "formats.md").read_text()
+    assert [name for name, means in PASSED_OVER.items() if f"| `{name}` | {means} |" not in page] == []

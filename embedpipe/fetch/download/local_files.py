@@ -6,15 +6,17 @@ from collections.abc import Iterable, Iterator
 
 from ... import files
 from ...errors import InputError
+from ...read.names import printable
+from ...read.sample import LFS_REMEDY, is_lfs_pointer
 from ..http import sniff
 from ..http.client import Response
 from ..outcome import Failure
 
 
-def read_local_files(folder: str, paths: Iterable[str], max_bytes: int) -> Iterator[tuple[int, Response]]:
+def read_local_files(folder: str, paths: Iterable[bytes], max_bytes: int) -> Iterator[tuple[int, Response]]:
     """For every path below `folder`, its position and the result."""
     for position, path in enumerate(paths):
-        found = _read(files.join(folder, path), max_bytes)
+        found = _read(files.join(folder, path.decode("utf-8", "surrogateescape")), max_bytes)
         yield position, Response(None, found) if isinstance(found, Failure) else Response(found, None)
 
 
@@ -23,9 +25,11 @@ def _read(location: str, max_bytes: int) -> bytes | Failure:
         with files.reading(location) as stream:
             body = stream.read(max_bytes + 1)
     except (InputError, OSError) as problem:
-        return Failure("unreadable", str(problem)[:300])
+        return Failure("unreadable", printable(str(problem))[:300])
     if len(body) > max_bytes:
         return Failure("too_large", f"more than {max_bytes} bytes")
     if not body:
         return Failure("empty", "a file without a byte")
+    if is_lfs_pointer(body):
+        return Failure("not_an_image", f"a pointer of Git LFS, not the image. {LFS_REMEDY}")
     return body if sniff.kind_of(body[: sniff.BYTES]) is not None else sniff.not_an_image(body, None)

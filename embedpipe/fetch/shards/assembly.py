@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ...accounts import Accounts, all_rows
 from ...progress import Listener, Progress
 from ..config import FetchConfig
 from ..download.messages import DownloadTask
@@ -18,6 +19,7 @@ from ..outcome import Failure
 from ..plan import FetchPlan, ShardRange
 from ..planned_rows import shard_rows
 from ..report import HostCounts
+from ..tables.image_folder import accounts_of
 from ..tables.schema import REFUSED_CLASS, REFUSED_MESSAGE
 from . import commit
 from .seen import Place, RepeatedUrls, StoredContents
@@ -62,6 +64,7 @@ class Assembly:
     ) -> None:
         self.context = context
         self.hosts = hosts
+        self.paths = context.plan.paths()
         self.cuts = cuts
         self.listener = listener
         self.uncommitted = {shard.number for shard in todo}
@@ -103,12 +106,17 @@ class Assembly:
         for part, first in enumerate(range(0, len(urls), size)):
             piece = urls[first : first + size]
             task = DownloadTask(shard.number, part, len(piece), str(self.context.parts / f"{shard.number}-{part}"))
-            table = pa.table(
-                {"row": pa.array([i for i, _ in piece], pa.int32()), "url": pa.array([url for _, url in piece])}
-            )
+            columns = {"row": pa.array([i for i, _ in piece], pa.int32()), "url": pa.array([url for _, url in piece])}
+            if self.context.plan.images:
+                columns["url"] = pa.array([self._path(url) for _, url in piece], pa.binary())
+            table = pa.table(columns)
             with pa.OSFile(task.urls_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             yield task
+
+    def _path(self, url: str) -> bytes:
+        """The bytes of a file's path below the folder."""
+        return self.paths.get(url, url).encode("utf-8", "surrogateescape")
 
     def take_in(self, task: DownloadTask) -> None:
         """Register a finished part, by its stem, and commit every shard that is now ready."""
@@ -135,6 +143,7 @@ class Assembly:
             opened.parts,
             context.plan.images,
             context.plan.layout.fixed,
+            _accounts(context.plan, opened),
         )
         committed = commit.commit_shard(context.out, fetched, digits, context.config, context.contents)
         if context.contents is not None:
@@ -147,6 +156,11 @@ class Assembly:
         self.hosts.add(committed.failures)
         late = committed.late_rejects
         self.listener(Progress(tasks=1, rejected=sum(late.values()), rejects=late))
+
+
+def _accounts(plan: FetchPlan, opened: _OpenShard) -> Accounts:
+    source = opened.shard.source
+    return accounts_of(source, plan.reading) if source.members else all_rows(opened.rows.num_rows)
 
 
 def _without_refusals(rows: pa.Table) -> tuple[pa.Table, dict[int, Failure]]:

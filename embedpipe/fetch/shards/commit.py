@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ... import files, manifest
+from ...accounts import Accounts
 from ...files import Written
 from ...manifest import FileRecord, ShardManifest
 from ...tar import TarWriter
@@ -39,7 +40,8 @@ class FetchedShard:
     """A shard with all its parts: its rows, the reasons why some were never requested, and the parts with the others.
 
     images: whether they come from a folder, with their fields as JSON in one column. repeats: the rows that repeat the
-    url of an earlier row, and its location (shard, row). columns: those that fetch fills.
+    url of an earlier row, and its location (shard, row). columns: those that fetch fills. accounts: of what the shard
+    was cut from.
     """
 
     shard: ShardRange
@@ -49,6 +51,7 @@ class FetchedShard:
     parts: Sequence[DownloadTask]
     images: bool
     columns: pa.Schema
+    accounts: Accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ def commit_shard(
         rows_rejected=failed.total(),
         rejects=dict(sorted(failed.items())),
         retried=dict(sorted(retried.items())),
+        accounts=fetched.accounts,
         files=(
             FileRecord(f"{name}.tar", tar.bytes, tar.sha256),
             FileRecord(f"{name}.parquet", parquet.bytes, parquet.sha256),

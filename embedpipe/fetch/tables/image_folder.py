@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-import fsspec
 import pyarrow as pa
 
 from ... import files
 from ... import shard_plan as growth
+from ...accounts import Accounts, Ledger
 from ...columns import storable
 from ...errors import InputError, RunMismatch
 from ...manifest import RunCard
-from ...read.folder import FolderReader
-from ...read.grouping import IMAGE_EXTENSIONS, SampleRules, Split, printable, readable, samples, split_at_last_dot
-from ...types import Sample, SourceShard
+from ...read.folder import FolderReader, NamedMembers, Siblings, kept, read_loose
+from ...read.grouping import samples
+from ...read.listing import list_files
+from ...read.names import FIRST_READING, IMAGE, READING, Naming, printable
+from ...read.sample import Member, SampleRules, first_caption
+from ...types import Reject, Sample, SourceShard
 from .schema import REFUSED_CLASS, REFUSED_MESSAGE, Layout
 
 # .txt and .json may be captions, so they are ignored here.
 _SURE_TABLES = ("parquet", "csv", "tsv", "jsonl")
-_RULES = SampleRules(need_caption=False)
 LAYOUT = Layout(
     "url", "caption", pa.schema([("url", pa.string()), ("caption", pa.string()), ("metadata", pa.string())])
 )
+
+
+def reading_of(previous: RunCard | None) -> int:
+    """The version of the rules for names: that of the run so far, or the newest."""
+    return READING if previous is None else int(previous.options.get("reading", FIRST_READING))
+
+
+def _rules(reading: int) -> SampleRules:
+    return SampleRules(need_caption=False, reading=reading)
 
 
 def holds_images(location: str) -> bool:
@@ -35,90 +46,108 @@ def holds_images(location: str) -> bool:
         return False
     names = [name.lower().removesuffix(".gz") for name in files.names(location) if name[0] not in "._"]
     tables = [name for name in names if name.endswith(tuple(f".{ending}" for ending in _SURE_TABLES))]
-    if tables and any(map(_is_image, names)):
+    naming = Naming(first_dot=False)
+    if tables and any(naming(name).kind == IMAGE for name in names):
         raise InputError(
             f"{location}: contains both images and {tables[0]}",
             "Give `source='images'` or `source='table'`",
         )
-    return not tables and _any_image(location)
+    return not tables and _any_image(location, naming)
 
 
-def _any_image(location: str) -> bool:
-    fs, root = fsspec.core.url_to_fs(location)
-    return any(_is_image(name) for _, _, names in fs.walk(root) for name in names)
+def _any_image(location: str, naming: Naming) -> bool:
+    found = list_files(location, naming, Ledger("file"))
+    return any(naming(path).kind in (IMAGE, None) for path in found)
 
 
-def _is_image(name: str) -> bool:
-    place = split_at_last_dot(name)
-    return place is not None and place[1] in IMAGE_EXTENSIONS
+@dataclass(frozen=True, slots=True)
+class FolderPlan:
+    """The shards of a folder, and what became of its files."""
+
+    shards: list[SourceShard]
+    accounts: Accounts | None
 
 
-def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCard | None) -> list[SourceShard]:
+def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCard | None) -> FolderPlan:
     """The shards of a folder: those of the run so far, followed by new shards for new files.
 
     Raises RunMismatch if files of planned shards are changed or missing.
     """
     known = [shard for shard in previous.plan if shard.members] if previous is not None else []
-    found = FolderReader(location, _RULES, samples_per_shard).shards(known)
-    change = growth.grow_plan(known, found)
+    survey = FolderReader(location, _rules(reading_of(previous)), samples_per_shard).survey(known)
+    change = growth.grow_plan(known, survey.shards)
     for number in (*change.changed, *change.vanished):
-        first, last = known[number].members[0], known[number].members[-1]
+        first, last = (printable(known[number].members[end]) for end in (0, -1))
         raise RunMismatch(
             f"{out}: {location} changed since the run began: among the files from {first} to {last}, some are new,"
             " gone or of another date or size",
             "Put new images (with new names) beside the old ones, or give another output folder",
         )
-    return list(change.shards)
+    return FolderPlan(list(change.shards), survey.accounts)
 
 
-def row_count(shard: SourceShard) -> int:
-    """The number of rows in a shard of a folder: one per stem."""
-    return sum(1 for _ in groupby(shard.members, _stem))
+def row_count(shard: SourceShard, reading: int) -> int:
+    """The number of rows in a shard of a folder: one per key."""
+    naming = Naming(first_dot=False, reading=reading)
+    return sum(1 for _ in groupby(shard.members, lambda path: naming(path).key))
 
 
-def _stem(path: str) -> str:
-    place = split_at_last_dot(path)
-    return place[0] if place is not None else path
+def accounts_of(shard: SourceShard, reading: int) -> Accounts:
+    """What became of the files of a shard of a folder."""
+    rules = _rules(reading)
+    ledger = Ledger(FolderReader.unit)
+    FolderReader("", rules).count(shard, ledger)
+    return ledger.closed()
 
 
-class _Beside:
+class _Beside(NamedMembers):
     """The files of one sample. For an image, the path instead of the bytes, which the workers read."""
 
-    def __init__(self, folder: str, paths: list[str]) -> None:
-        self.folder = folder
-        self.paths = paths
-        self.torn: str | None = None
-        self.split: Split = split_at_last_dot
+    def __init__(self, folder: str, naming: Naming, paths: Sequence[str], siblings: Siblings) -> None:
+        super().__init__(naming, paths, Ledger(FolderReader.unit))
+        self._folder = folder
+        self._siblings = siblings
 
-    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
-        for path in self.paths:
-            if _is_image(path):
-                yield path, path.encode("utf-8", "surrogateescape")
-            else:
-                data = files.read_bytes(files.join(self.folder, path))
-                yield path, data if readable(path, len(data)) else None
+    def read(self, member: Member) -> Member:
+        path = member.name.path
+        if member.name.kind == IMAGE:
+            return replace(member, data=path.encode("utf-8", "surrogateescape"))
+        data = read_loose(self._folder, path)
+        return replace(member, problem=data) if isinstance(data, str) else replace(member, data=kept(member, data))
+
+    def beside(self, key: str) -> Sequence[str]:
+        return self._siblings(key)
 
 
-def folder_rows(location: str, shard: SourceShard) -> pa.Table:
+def folder_rows(location: str, shard: SourceShard, reading: int) -> pa.Table:
     """The rows of a shard: relative paths as urls, and a refusal if the caption or the fields are damaged."""
     schema = LAYOUT.for_folder().schema
-    found = [_row(location, list(paths)) for _, paths in groupby(shard.members, _stem)]
-    return pa.Table.from_pylist(found, schema=schema)
+    naming = Naming(first_dot=False, reading=reading)
+    siblings = Siblings(location, naming)
+    grouped = groupby(shard.members, lambda path: naming(path).key)
+    beside = (_Beside(location, naming, list(paths), siblings) for _, paths in grouped)
+    return pa.Table.from_pylist([_row(one, _rules(reading)) for one in beside], schema=schema)
 
 
-def _row(location: str, paths: list[str]) -> dict[str, str | None]:
-    image = next((path for path in paths if _is_image(path)), None)
-    url = printable(image if image is not None else paths[0])
-    beside = _Beside(location, paths)
-    captioned = image is not None and any(path.lower().endswith(".txt") for path in paths)
-    sample = next(samples(beside, replace(_RULES, need_caption=captioned)))
+def _row(beside: _Beside, rules: SampleRules) -> dict[str, str | None]:
+    members = list(beside)
+    image = next((member.name.path for member in members if member.name.kind == IMAGE), None)
+    captioned = image is not None and any(member.name.path.lower().endswith(".txt") for member in members)
+    sample = _first(beside, replace(rules, need_caption=captioned))
     if not isinstance(sample, Sample) and sample.error_class == "caption_missing":
-        sample = next(samples(beside, _RULES))  # an empty .txt means no caption, and is not an error
+        sample = _first(beside, rules)  # an empty .txt means no caption, and is not an error
     if not isinstance(sample, Sample):
+        url = printable(image if image is not None else members[0].name.path)
         refused = "no_image" if sample.error_class == "image_missing" else "sidecar"
         return {"url": url, REFUSED_CLASS: refused, REFUSED_MESSAGE: f"{posixpath.basename(url)}: {sample.message}"}
+    assert sample.image is not None
     caption = sample.caption
-    if caption is None and isinstance(sample.metadata.get(_RULES.caption_key), str):
-        caption = storable(sample.metadata[_RULES.caption_key])
+    if caption is None and (text := first_caption(sample.metadata.get(rules.caption_field))) is not None:
+        caption = storable(text)
     fields = json.dumps(sample.metadata, sort_keys=True) if sample.metadata else None
+    url = printable(sample.image.decode("utf-8", "surrogateescape"))
     return {"url": url, "caption": caption, "metadata": fields}
+
+
+def _first(beside: _Beside, rules: SampleRules) -> Sample | Reject:
+    return next(samples(beside, rules, Ledger(FolderReader.unit)))

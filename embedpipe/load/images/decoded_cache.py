@@ -28,6 +28,7 @@ from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
 from ...progress import Listener, Progress, silent
 from ...read import Reader, SampleRules, open_reader
 from ...read.base import NoDigest
+from ...read.sample import DEFAULT_CAPTION_KEY
 from ...types import Reject, Sample, SourceShard
 from ..split import hash_split
 
@@ -40,15 +41,15 @@ class PictureOptions:
     """How images become rows.
 
     preprocess: to the model's input. split_column: metadata field with each row's split; None for a hash of (source
-    shard, key) that holds out `valid_share`. caption_key: the .json field with the caption if there is no .txt. input:
-    webdataset, folder or auto. max_pixels: larger images are rejected without decoding. need_caption: images without
-    one are rejected; else captions are not read, and are empty.
+    shard, key) that holds out `valid_share`. caption_key: the .json field with the caption; `caption`: only where there
+    is no .txt. input: webdataset, folder or auto. max_pixels: larger images are rejected without decoding.
+    need_caption: images without one are rejected; else captions are not read, and are empty.
     """
 
     preprocess: PreprocessSpec
     split_column: str | None = None
     valid_share: float = 0.05
-    caption_key: str = "caption"
+    caption_key: str = DEFAULT_CAPTION_KEY
     input: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
     need_caption: bool = True
@@ -157,7 +158,8 @@ def cached_rows(location: str, parts: Iterable[np.ndarray], shape: tuple[int, ..
 
 
 def _reader(data: str, options: PictureOptions) -> Reader:
-    rules = SampleRules(caption_key=options.caption_key, need_caption=options.need_caption)
+    named = None if options.caption_key == DEFAULT_CAPTION_KEY else options.caption_key
+    rules = SampleRules(caption_key=named, need_caption=options.need_caption)
     return open_reader(data, rules, options.input)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ... import files
+from ...accounts import Ledger
 from ...errors import InputError
 from ...manifest import RunCard
 from ...read import Reader
-from ...read.base import Digest, NoDigest, Selective
+from ...read.base import Counting, Digest, NoDigest, Selective, Survey
 from ...types import Reject, Sample, SourceShard
 
 
@@ -75,14 +77,33 @@ class PartsReader:
 
     held: Mapping[str, HeldShard] = field(repr=False)
 
+    @property
+    def unit(self) -> str:
+        """See `Reader`."""
+        units = {reader.unit for reader in self.readers()}
+        return units.pop() if len(units) == 1 else "item"
+
+    def survey(self, known: Sequence[SourceShard]) -> Survey:
+        """See `Reader`."""
+        return Survey(self.shards(known), None)
+
     def shards(self, known: Sequence[SourceShard]) -> list[SourceShard]:
         """See `Reader`: the planned shards that are there."""
         return [replace(held.shard, name=name) for name, held in self.held.items()]
 
-    def read(self, shard: SourceShard, digest: Digest) -> Iterator[Sample | Reject]:
+    def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """See `Reader`."""
         held = self._of(shard.name)
-        yield from held.place.reader.read(replace(shard, name=held.shard.name), digest)
+        yield from held.place.reader.read(replace(shard, name=held.shard.name), digest, ledger)
+
+    def count(self, shard: SourceShard, ledger: Ledger) -> None:
+        """See `Counting`; a source that cannot only count is read."""
+        held = self._of(shard.name)
+        reader, inside = held.place.reader, replace(shard, name=held.shard.name)
+        if isinstance(reader, Counting):
+            reader.count(inside, ledger)
+        else:
+            deque(reader.read(inside, NoDigest(), ledger), maxlen=0)
 
     def read_some(self, shard: SourceShard, keys: Container[str]) -> Iterator[Sample | Reject]:
         """See `Selective`; a source that cannot skip is read whole."""

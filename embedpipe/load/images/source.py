@@ -9,6 +9,7 @@ from typing import Any
 from ...errors import EmptyInput, InputError
 from ...read import Reader, SampleRules, open_reader
 from ...read.find_images import find_images
+from ...read.names import FIRST_READING
 from ...renamed import renamed_keyword
 from ..dataset import EmbeddingDataset
 from .guarded_source import given_source, guarded_source
@@ -75,10 +76,13 @@ def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool =
     if not place:
         return None  # other tools do not record the location of their images
     rules = SampleRules(
-        caption_key=str(made.get("caption_key", "caption")),
+        caption_key=made.get("caption_key"),
         need_caption=captions and bool(made.get("texts", True)),
         image_column=made.get("image_column"),
         key_column=made.get("key_column"),
+        image_member=made.get("image_member"),
+        caption_member=made.get("caption_member"),
+        reading=made.get("reading", FIRST_READING),
     )
     try:
         reader = open_reader(place, rules, str(made.get("input", "auto")))

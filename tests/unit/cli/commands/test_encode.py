@@ -123,7 +123,7 @@ def test_wrong_places_are_one_line_and_exit_code_1(encode, source, tmp_path, oth
         (encode(source, tmp_path / "x", model="ViT-B-33"), "no model 'ViT-B-33'"),
         (encode(source, tmp_path / "x", model=tmp_path / "gone"), "gone: no such folder"),
         (encode(source, tmp_path / "emb", model=other_model), "was made with another encoder"),
-        (encode(source, tmp_path / "emb", "--caption-key", "alt"), 'caption_key was "caption", now "alt"'),
+        (encode(source, tmp_path / "emb", "--caption-key", "alt"), 'caption_key was not set, now "alt"'),
     ):
         assert result.exit_code == 1, said
         assert said in result.stderr

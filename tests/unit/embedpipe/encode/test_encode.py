@@ -377,7 +377,7 @@ def test_a_vanished_tar_is_told_and_its_embeddings_are_kept(run, encode_config):
         ({"dtype": "float32"}, 'another encoder: dtype was "float16", now "float32"'),
         ({"stage": {"texts": False}}, "another set of options: texts was true, now false"),
         ({"stage": {"max_pixels": 99}}, "max_pixels was 100000000, now 99"),
-        ({"caption_key": "alt"}, 'caption_key was "caption", now "alt"'),
+        ({"caption_key": "alt"}, 'caption_key was not set, now "alt"'),
     ],
 )
 def test_another_run_is_refused_with_what_differs(change, said, encoded_once, encoded, encode_config, other_model):
@@ -504,10 +504,12 @@ def test_memory_does_not_hold_many_large_files(tmp_path, tiny_encoder, monkeypat
         return real(data, *given, **more)
 
     class Counting:
+        unit = "member"
+
         def shards(self, known):
             return [SourceShard("0", 0, "")]
 
-        def read(self, shard, digest):
+        def read(self, shard, digest, ledger):
             for i in range(30):
                 read.append(size)
                 most.append(sum(read) - sum(decoded))

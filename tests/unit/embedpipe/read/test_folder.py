@@ -1,6 +1,7 @@
 """Samples from loose files: numbers stay as the folder grows, and a change is noticed in the shard it belongs to."""
 
 import hashlib
+import shutil
 import uuid
 from pathlib import Path
 
@@ -116,11 +117,19 @@ def test_the_digest_covers_names_and_bytes(folder):
     assert [a == b for a, b in zip(before, digests(), strict=True)] == [True, True, False]
 
 
-def test_a_file_that_is_gone_raises_when_it_is_read(folder):
+def test_a_file_that_is_gone_is_one_reject_and_a_folder_that_is_gone_is_an_error(folder):
     found = reader(folder)
     shard = found.shards(())[0]
     (folder / "00001.jpg").unlink()
-    with pytest.raises(InputError, match=r"00001\.jpg"):
+    (folder / "00002.json").unlink()
+    samples, rejects = shards.read(found, shard)
+    assert [sample.key for sample in samples] == ["00000"]
+    assert [(reject.key, reject.error_class, reject.message) for reject in rejects] == [
+        ("00001", "file_unreadable", "00001.jpg: no such file"),
+        ("00002", "file_unreadable", "00002.json: no such file"),
+    ]
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="no such folder"):
         list(found.read(shard, shards.Digest()))
 
 

@@ -200,7 +200,7 @@ def test_other_columns_become_metadata_that_json_can_hold(tmp_path):
         ({}, {"image_column": "pic"}, r"no column 'pic'"),
         ({"image": ["a.jpg"] * 2}, {}, r"column 'image' holds string, not image bytes"),
         ({"image": [{"path": "a.jpg"}] * 2}, {}, r"column 'image' holds struct<path: string>, not image bytes"),
-        ({"caption": [["a", "b"]] * 2}, {}, r"column 'caption' holds list<.*>, not text"),
+        ({"caption": [[1, 2]] * 2}, {}, r"column 'caption' holds list<.*>, not text"),
         ({"key": [0.5, 1.5]}, {}, r"column 'key' holds double, not text or whole numbers"),
     ],
 )
