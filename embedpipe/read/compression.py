@@ -20,7 +20,7 @@ class Damaged(Exception):
     """The compressed bytes are not valid, or end early."""
 
 
-def unpacked(stored: Readable, start: bytes) -> Readable:
+def decompressed(stored: Readable, start: bytes) -> Readable:
     """The stream of uncompressed bytes of `stored`, which begins with `start`; `stored` itself if it is not compressed.
 
     Its `read` raises Damaged.

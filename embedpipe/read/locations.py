@@ -32,14 +32,14 @@ def root(data: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFiles:
     """The files of an input, sorted, and what became of the others of its folder; None without a folder."""
 
     locations: list[str]
     accounts: Accounts | None
 
 
-def locate(data: str, suffixes: tuple[str, ...]) -> Found:
+def locate(data: str, suffixes: tuple[str, ...]) -> FoundFiles:
     """The files of `data`; in a folder those that end in one of `suffixes`. Hidden files are none of them.
 
     Raises InputError if `data` is neither a pattern nor exists.
@@ -47,15 +47,15 @@ def locate(data: str, suffixes: tuple[str, ...]) -> Found:
     if is_pattern(data):
         patterns = list(braceexpand.braceexpand(data))
         found = {place for p in patterns for place in (_shown(files.glob(p)) if files.has_wildcard(p) else [p])}
-        return Found(sorted(found), None)
+        return FoundFiles(sorted(found), None)
     if files.is_folder(data):
         return _of_folder(data, [name for name in files.names(data) if _is_shard(name, suffixes)])
     if not files.exists(data):
         raise InputError(f"{data}: no such file or folder", "Check the path")
-    return Found([data], None)
+    return FoundFiles([data], None)
 
 
-def of_names(folder: str, names: list[str]) -> Found:
+def of_names(folder: str, names: list[str]) -> FoundFiles:
     """The files of these names, in a folder that embedpipe wrote."""
     return _of_folder(folder, names)
 
@@ -68,7 +68,7 @@ def _shown(found: list[str]) -> list[str]:
     return [place for place in found if not place.rpartition("/")[2].startswith(".")]
 
 
-def _of_folder(folder: str, names: list[str]) -> Found:
+def _of_folder(folder: str, names: list[str]) -> FoundFiles:
     ledger = Ledger("file")
     chosen = set(names)
     stems = {_stem(name) for name in names}
@@ -78,7 +78,7 @@ def _of_folder(folder: str, names: list[str]) -> Found:
             ledger.use(printable(name))
         else:
             ledger.pass_over(printable(name), _reason(name, stems))
-    return Found([files.join(folder, name) for name in names], ledger.closed())
+    return FoundFiles([files.join(folder, name) for name in names], ledger.closed())
 
 
 def _reason(name: str, stems: set[str]) -> str:

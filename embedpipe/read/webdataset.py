@@ -14,7 +14,7 @@ from ..types import Reject, Sample, SourceShard
 from . import locations
 from .base import Digest, NoDigest, Survey
 from .compression import TAR_SUFFIXES as TAR_SUFFIXES
-from .compression import Damaged, unpacked
+from .compression import Damaged, decompressed
 from .grouping import samples
 from .names import CAPTION, Name, Naming, printable
 from .sample import LFS_REMEDY, MAX_CAPTION_BYTES, Member, SampleRules, is_lfs_pointer
@@ -41,7 +41,7 @@ class WebdatasetReader:
         found = self._found()
         return Survey(locations.as_shards(self.data, found.locations, ".tar"), found.accounts)
 
-    def _found(self) -> locations.Found:
+    def _found(self) -> locations.FoundFiles:
         if not locations.is_pattern(self.data) and files.is_folder(self.data):
             run = manifest.read_run(self.data)
             if run is not None and run.format == manifest.IMAGE_SHARDS:
@@ -101,7 +101,7 @@ class _TarMembers:
 
     def __iter__(self) -> Iterator[Member]:
         try:
-            for entry in tar.entries(unpacked(self._stored, self._stored.peek(_POINTER_BYTES)), self._takes):
+            for entry in tar.entries(decompressed(self._stored, self._stored.peek(_POINTER_BYTES)), self._takes):
                 self._ledger.see()
                 member = self._member(entry)
                 if isinstance(member, Member):
