@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import click
 
 from embedpipe.progress import Finished, Progress, add_counts, add_seconds
+from embedpipe.visible import visible
 
 from .fields import with_options
+from .terminal import drawn, shown
 
 _Report = TypeVar("_Report")
 
@@ -27,7 +29,12 @@ _WORTH_SAYING_S = 1.5
 
 def print_json(value: Any) -> None:
     """A result (dataclass, dict, list) as JSON on stdout."""
-    click.echo(json.dumps(plain(value), indent=2))
+    click.echo(as_json(plain(value), indent=2))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON in ASCII without control characters: exact, whatever the values hold, and safe on a terminal."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def show(report: _Report | None, as_json: bool, print_report: Callable[[_Report], None]) -> None:
@@ -61,7 +68,7 @@ class _Notices(logging.Handler):
     """What the libraries log, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(with_options(f"note: {record.getMessage()}"), err=True)
+        click.echo(visible(with_options(f"note: {record.getMessage()}")), err=True)
 
 
 def show_notices() -> None:
@@ -85,14 +92,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     """A table on stdout; numbers are right-aligned."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title or None, title_justify="left", header_style="bold")
+    grid = Table(title=Text(visible(title)) if title else None, title_justify="left", header_style="bold")
     for i, name in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) for row in rows) and bool(rows)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(Text(visible(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(_cell(value) for value in row))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console = Console(file=drawn(sys.stdout), width=None if sys.stdout.isatty() else 120)
     console.print(grid, markup=False)
 
 
@@ -101,7 +109,7 @@ def _cell(value: Any) -> Any:
 
     if isinstance(value, float):
         return Text(f"{value:.4f}")
-    return Text("" if value is None else f"{value:,}" if isinstance(value, int) else str(value))
+    return Text("" if value is None else f"{value:,}" if isinstance(value, int) else visible(str(value)))
 
 
 @contextlib.contextmanager
@@ -153,7 +161,7 @@ class ProgressView:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
-        click.echo(text, err=True)
+        click.echo(visible(text), err=True)
 
     def at_step(self, step: int, steps: int, samples: int, loss: float) -> None:
         """Take one training step, number `step` of `steps` (a resumed run begins in the middle)."""
@@ -213,7 +221,7 @@ class _PlainView(ProgressView):
     def show(self) -> None:
         if time.monotonic() - self._shown >= _PLAIN_EVERY_S:
             self._shown = time.monotonic()
-            click.echo(f"{self.what}: {self.text()}{self.left()}", err=True)
+            click.echo(visible(f"{self.what}: {self.text()}{self.left()}"), err=True)
 
     def show_doing(self) -> None:
         self._soon.cancel()
@@ -234,25 +242,27 @@ class _TerminalView(ProgressView):
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(file=drawn(sys.stderr)),
             transient=True,
         )
-        self._bar = self._bars.add_task(what, total=None, text="starting")
+        self._bar = self._bars.add_task(visible(what), total=None, text="starting")
         self._bars.start()
+        # rich has put itself in their place, and reads escapes as colours.
+        sys.stdout, sys.stderr = shown(sys.stdout), shown(sys.stderr)
 
     def show(self) -> None:
         rows = self.planned_rows is not None
         total, done = (self.planned_rows, self.rows) if rows else (self.tasks, self.done)
-        self._bars.update(self._bar, total=total, completed=done, text=self.text())
+        self._bars.update(self._bar, total=total, completed=done, text=visible(self.text()))
 
     def line(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(visible(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._bars.stop()

@@ -21,10 +21,12 @@ from embedpipe.consent import ask_by
 from embedpipe.imports import uncollected
 from embedpipe.openmp import bound_spinning
 from embedpipe.pillow import ignore_metadata_warnings
+from embedpipe.visible import visible
 
 from .display import show_notices
 from .fields import set_running, with_options
 from .options import debugging
+from .terminal import edge
 
 # In the order of the story; each lives in the module of that name and is called `command` there.
 COMMANDS = (
@@ -134,8 +136,13 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run() -> int:
+    with edge():
+        return _answer()
+
+
+def _answer() -> int:
     try:
-        result = cli.main(standalone_mode=False)
+        result = cli.main(standalone_mode=False, color=True)  # else click takes escapes of data out unseen
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -143,7 +150,7 @@ def _run() -> int:
         _show(problem)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; run the same command again to go on", err=True)
+        _say("interrupted; run the same command again to go on\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has had enough; closing stdout quietly keeps Python from complaining at exit.
@@ -152,7 +159,7 @@ def _run() -> int:
     except Exception as problem:  # the one place where everything ends as one line
         if debugging():
             raise
-        click.echo(_one_line(problem), err=True)
+        _say(f"{visible(_one_line(problem))}\n")
         return _exit_code(problem)
 
 
@@ -160,7 +167,11 @@ def _show(problem: click.ClickException) -> None:
     """As click does, but like every other error: in lower case, with fields as options."""
     said = io.StringIO()
     problem.show(said)
-    click.echo(with_options(said.getvalue().replace("Error: ", "error: ", 1)), nl=False, err=True)
+    _say(with_options(said.getvalue().replace("Error: ", "error: ", 1)))
+
+
+def _say(text: str) -> None:
+    click.echo(text, nl=False, err=True, color=True)
 
 
 def _exit_code(problem: Exception) -> int:

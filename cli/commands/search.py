@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +136,7 @@ def _show_many(found: Iterator[Answer], save: str | None, as_json: bool) -> None
         return
     for number, (text, these) in enumerate(found):
         if as_json:
-            click.echo(json.dumps(as_line(number, text, these), ensure_ascii=False))
+            click.echo(display.as_json(as_line(number, text, these)))
         else:
             _table(these, text if text is not None else f"query {number}")
 

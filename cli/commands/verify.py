@@ -8,6 +8,7 @@ import click
 
 import embedpipe
 from embedpipe.plural import plural
+from embedpipe.visible import visible
 
 from ..options import debug_option, executor_options, json_option
 
@@ -79,17 +80,17 @@ def _print(report: VerifyReport) -> None:
     if report.missing:
         click.echo(f"{plural(report.missing, 'planned shard')} not made yet; the command that began them goes on")
     if report.leftovers:
-        shown = ", ".join(report.leftovers[:3]) + ", …" * (len(report.leftovers) > 3)
+        shown = visible(", ".join(report.leftovers[:3])) + ", …" * (len(report.leftovers) > 3)
         some = plural(len(report.leftovers), "file")
         click.echo(f"{some} of no shard ({shown}); the next run removes what is its own")
     for fault in report.faults[:_MOST_SHOWN]:
         where = f"bad shard {fault.number} ({fault.name or 'unknown'}): " if fault.number is not None else ""
-        click.echo(f"{where}{fault.what}")
+        click.echo(visible(f"{where}{fault.what}"))
     if len(report.faults) > _MOST_SHOWN:
         click.echo(f"… and {len(report.faults) - _MOST_SHOWN:,} more; --json has them all")
     names = {fault.number: fault.name or "unknown" for fault in report.faults}
     for number in report.dropped[:_MOST_SHOWN]:
-        click.echo(f"dropped shard {number} ({names[number]})")
+        click.echo(visible(f"dropped shard {number} ({names[number]})"))
     if report.dropped:
         them = "it" if len(report.dropped) == 1 else f"all {len(report.dropped)}"
         click.echo(f"run the command that made {report.path} to make {them} again")

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..visible import visible
+
 _STYLE = """
 body { font: 14px sans-serif; margin: 2em; color: #222; }
 td, th { padding: 4px 12px; vertical-align: top; text-align: left; border-bottom: 1px solid #ddd; max-width: 24em;
@@ -34,8 +36,8 @@ def document(title: str, body: str, style: str = "") -> bytes:
 
 
 def text(value: Any) -> str:
-    """Any value as escaped text."""
-    return html.escape(str(value))
+    """Any value as escaped text, hidden characters made visible."""
+    return html.escape(visible(str(value), one_line=False))
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..visible import visible
+
 _MARGIN = 8
 _BACKGROUND, _INK, _EMPTY = (255, 255, 255), (30, 30, 30), (235, 235, 235)
 
@@ -33,13 +35,13 @@ def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5,
     sheet = Image.new("RGB", (width, top + down * (cell_px + text_px + _MARGIN) + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((_MARGIN, 10), title, _INK, title_font)
+        draw.text((_MARGIN, 10), visible(title), _INK, title_font)
     for i, cell in enumerate(cells):
         left = _MARGIN + (i % across) * (cell_px + _MARGIN)
         upper = top + (i // across) * (cell_px + text_px + _MARGIN)
         picture = thumbnail(cell.image, cell_px)
         sheet.paste(picture, (left + (cell_px - picture.width) // 2, upper + (cell_px - picture.height) // 2))
-        lines = textwrap.wrap(cell.text, width=cell_px // 6, max_lines=3, placeholder=" …")
+        lines = textwrap.wrap(visible(cell.text), width=cell_px // 6, max_lines=3, placeholder=" …")
         draw.multiline_text((left, upper + cell_px + 2), "\n".join(lines), _INK, font, spacing=2)
     out = io.BytesIO()
     sheet.save(out, "PNG")

@@ -1,7 +1,12 @@
 """What people see while a job runs: where it is, what it lost, where its time goes; plain lines without a terminal."""
 
+import io
+import sys
+
+import click
 import pytest
 from embedpipe_cli import display
+from embedpipe_cli.terminal import edge as terminal_edge
 
 from embedpipe.progress import Finished, Progress, TaskReport
 
@@ -45,3 +50,32 @@ def test_bars_of_a_histogram():
         "  0.200 to  0.300  ██████████ 1,000",
     ]
     assert display.text_histogram(0.5, 0.5, [0, 3]) == [f"  0.500 to  0.500  {'█' * 40} 3"]
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_drawn_on_by_us_alone(monkeypatch):
+    """Bars draw with escapes of their own; those of data are written out, and rich reads no markup in it."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    evil = "\x1b]52;c;ZXZpbA==\x07\x1b[31m\u202e[/red]:cat:\x9b2J"
+    terminal = sys.stderr
+    with terminal_edge():
+        with display.progress(evil, verbose=True) as view:
+            view(Progress(doing=evil))
+            view(Progress(tasks=1, finished=Finished(3, evil, REPORT, 8.0)))
+            click.echo(f"said {evil}", err=True, color=True)
+        display.print_table([evil], [[evil]], evil)
+        click.echo(f"after {evil}", err=True, color=True)
+    for printed in (terminal.getvalue(), sys.stdout.getvalue()):
+        for part in ("\x1b]52", "\x07", "\u202e", "\x9b", "\x1b[31m"):
+            assert part not in printed
+        assert "\\x1b]52;c;ZXZpbA==\\x07\\x1b[31m\\u202e[/red]:cat:\\x9b2J" in printed
+    assert "\x1b[" in terminal.getvalue(), "the bars themselves are drawn"
