@@ -19,7 +19,7 @@ from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 from embedpipe.visible import visible
 
 from .fields import with_options
-from .terminal import drawn, shown
+from .terminal import drawn, harmless
 
 _Report = TypeVar("_Report")
 
@@ -254,7 +254,7 @@ class _TerminalView(ProgressView):
         self._bar = self._bars.add_task(visible(what), total=None, text="starting")
         self._bars.start()
         # rich has put itself in their place, and reads escapes as colours.
-        sys.stdout, sys.stderr = shown(sys.stdout), shown(sys.stderr)
+        sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
 
     def show(self) -> None:
         rows = self.planned_rows is not None

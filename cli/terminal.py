@@ -59,7 +59,7 @@ def drawn(stream: Any) -> Any:
     return _Edge(stream.stream if isinstance(stream, _Edge) else stream, shown=False)
 
 
-def shown(stream: Any) -> Any:
+def harmless(stream: Any) -> Any:
     """`stream` with hidden characters made visible."""
     return stream if isinstance(stream, _Edge) else _Edge(stream, shown=True)
 
@@ -68,7 +68,7 @@ def shown(stream: Any) -> Any:
 def edge() -> Iterator[None]:
     """Within the block, stdout and stderr show everything that is printed."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(shown, before)
+    sys.stdout, sys.stderr = map(harmless, before)
     try:
         yield
     finally:
