@@ -106,6 +106,13 @@ if TYPE_CHECKING:
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Reject larger answers."
 )
+@click.option(
+    "--max-sample-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Processor time an image may take to be decoded; reject it beyond that.",
+)
 @click.option("--robots", is_flag=True, help="Ask each host's robots.txt first.")
 @click.option(
     "--ca-file",
@@ -161,6 +168,7 @@ def command(
     retries: int,
     user_agent: str,
     max_bytes: int,
+    max_sample_seconds: float,
     robots: bool,
     ca_file: str | None,
     allow_hosts: tuple[str, ...],
@@ -219,6 +227,7 @@ def command(
         retry_failed=retry_failed,
         only=tuple(filter(None, (only or "").split(","))),
         max_bytes=max_bytes,
+        max_sample_seconds=max_sample_seconds,
         robots=robots,
         ca_file=ca_file,
         executor=executor,

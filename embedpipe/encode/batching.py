@@ -17,8 +17,9 @@ from ..accounts import Accounts, Ledger
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import InputError
 from ..execute import Task
+from ..images.cost import DEFAULT_MAX_SECONDS
 from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable
-from ..images.guarded import DEFAULT_MAX_SECONDS, guarded_decode
+from ..images.guarded import guarded_decode
 from ..read import Reader
 from ..types import Reject, Sample
 

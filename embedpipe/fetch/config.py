@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError, OptionError, did_you_mean
 from ..execute import Cluster, refuse_address_beside
+from ..images.cost import DEFAULT_MAX_SECONDS
 from .http.connections import tls_context
 from .http.ssrf_guard import host_and_port
 from .outcome import ERROR_CLASSES, FINAL, HostFailures
@@ -47,8 +48,9 @@ class FetchConfig:
     write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
     number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
-    authorities trusted besides the system's. `executor` is a name in EXECUTORS, the location of the download processes:
-    auto and processes on this machine, ray on the machines of `cluster`, which share the output's folder. `rights` is
+    authorities trusted besides the system's. `max_sample_seconds` is the processor time that one image may take to be
+    decoded and resized. `executor` is a name in EXECUTORS, the location of the download processes: auto and processes on
+    this machine, ray on the machines of `cluster`, which share the output's folder. `rights` is
     what becomes of the rights that an image file states, a name in `rights.MODES`: obey rejects images that opt out of
     training and records the rest, record rejects none, off reads nothing; None means obey for a new output, and as
     before for one that exists.
@@ -81,6 +83,7 @@ class FetchConfig:
     per_host: int = 8
     robots: bool = False
     ca_file: str | None = None
+    max_sample_seconds: float = DEFAULT_MAX_SECONDS
     executor: str = "auto"
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -118,6 +121,8 @@ class FetchConfig:
             raise OptionError(f"`max_aspect_ratio={self.max_aspect_ratio:g}`: must be at least 1 (or 0 for any)")
         if self.retries < 0 or self.min_image_size < 0:
             raise OptionError("`retries` and `min_image_size` must not be negative")
+        if self.max_sample_seconds <= 0:
+            raise OptionError(f"`max_sample_seconds={self.max_sample_seconds}`: must be more than 0 seconds")
         if self.timeout_s <= 0:
             raise OptionError(f"`timeout_s={self.timeout_s}`: must be more than 0 seconds")
         self._check_manners()

@@ -229,6 +229,7 @@ def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
         robots=config.robots,
         ca_file=config.ca_file,
         rights=plan.rights,
+        max_sample_seconds=config.max_sample_seconds,
     )
 
 

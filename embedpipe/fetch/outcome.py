@@ -26,6 +26,9 @@ ERROR_CLASSES = {
     "empty": "an answer without a body",
     "not_an_image": "the body does not begin like an image that fetch takes: a web page, SVG, anything else",
     "decode": "the body begins like an image and cannot be decoded: truncated or damaged",
+    "too_costly_memory": "decoding takes more memory than one image may: 1.5 GB, and three times its own bytes",
+    "too_costly_time": "decoding takes longer than `max_sample_seconds` of processor time, or hangs",
+    "decoder_died": "the decoder crashed on the image, in two processes one after the other",
     "too_small": "the shorter side is under `min_image_size`",
     "aspect_ratio": "the longer side is more than `max_aspect_ratio` times the shorter one",
     "no_image": "of a folder: a caption or fields without an image",
@@ -113,5 +116,7 @@ def of_resizing(message: str) -> Failure:
         return Failure("too_small", message)
     if "CV_IO_MAX_IMAGE" in message or message == "image area too large":
         return Failure("too_large", "more pixels than fetch decodes")
+    if "Insufficient memory" in message:
+        return Failure("too_costly_memory", "out of memory")
     # OpenCV's own assertions name source files of its build, which do not help users.
     return Failure("decode", "not decodable as an image" if "OpenCV" in message else message)

@@ -13,6 +13,10 @@ import zlib
 
 import numpy as np
 
+from ..limited import CallLimits
+
+DEFAULT_MAX_SECONDS = 10.0
+
 _SCANS = 32  # a progressive JPEG has ten or so
 _PARTS = 256  # segments of a JPEG before its first scan, chunks of a WebP
 _BYTES_PER_CHUNK = 1024  # of a PNG, on average
@@ -26,6 +30,14 @@ _OTHERS = re.compile(
     re.DOTALL,
 )
 _RAW_EXIF = re.compile(rb"Raw profile type (exif|APP1)", re.IGNORECASE)
+
+_BASE_BYTES = 1 << 28
+_BYTES_PER_PIXEL = 12  # an image with transparency, converted and premultiplied
+
+
+def limits_for(max_pixels: int, max_seconds: float) -> CallLimits:
+    """The limits of decoding one image of at most `max_pixels`, in that many seconds of processor time."""
+    return CallLimits(_BASE_BYTES + _BYTES_PER_PIXEL * max_pixels, max_seconds)
 
 
 def is_bounded(data: bytes) -> bool:

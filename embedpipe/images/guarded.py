@@ -14,21 +14,12 @@ from typing import Any
 import torch
 
 from ..clip_model.encoder_card import PreprocessSpec
-from ..limited import CallFault, CallLimits, LimitedCalls
-from .cost import is_bounded
+from ..limited import CallFault, LimitedCalls
+from .cost import DEFAULT_MAX_SECONDS, is_bounded, limits_for
 from .decode import DEFAULT_MAX_PIXELS, DecodedImage, Undecodable, decode
 
-DEFAULT_MAX_SECONDS = 10.0
-
-_BASE_BYTES = 1 << 28
-_BYTES_PER_PIXEL = 12  # an image with transparency, converted and premultiplied
 # What libraries say that do not raise MemoryError; -9 is Pillow's code for it.
 _NO_MEMORY = re.compile(r"\bmemory|\balloc|decoder error -9", re.IGNORECASE)
-
-
-def limits_for(max_pixels: int, max_seconds: float) -> CallLimits:
-    """The limits of one image of at most `max_pixels`."""
-    return CallLimits(_BASE_BYTES + _BYTES_PER_PIXEL * max_pixels, max_seconds)
 
 
 def guarded_decode(
@@ -61,7 +52,7 @@ def _decode(data: bytes, *arguments: Any) -> Any:
     """In the child: `decode`, with the pixels as an array, which is faster to send."""
     found = decode(data, *arguments)
     if isinstance(found, Undecodable):
-        if found.error_class == "image_undecodable" and _NO_MEMORY.search(found.message):
+        if found.error_class != "image_too_large" and _NO_MEMORY.search(found.message):
             raise MemoryError(found.message)
         return found
     array: Any = found.pixels.numpy()

@@ -24,11 +24,8 @@ ALLOWED = {
     ("embedpipe/pillow.py", "ignore_metadata_warnings"): {"warnings.filterwarnings"},  # see BEGINNINGS
     ("embedpipe/encode/loading.py", "_without_known_noise"): {"warnings.filterwarnings"},  # puts back what was there
     ("embedpipe/execute/threads.py", "torch_threads"): {"torch.set_num_threads"},  # puts back what was there
-    ("embedpipe/fetch/download/worker.py", "main"): {
-        "os._exit",
-        "os.dup2",
-        "sys.modules",
-    },  # the download process begins
+    ("embedpipe/fetch/download/worker.py", "main"): {"os._exit", "os.dup2"},  # the download process begins
+    ("embedpipe/fetch/download/guarded.py", "hide_unneeded_modules"): {"sys.modules"},  # there, and in its children
     ("embedpipe/fetch/download/pool.py", "kill"): {
         "os.killpg"
     },  # the group of a child, which leads it and is not reaped

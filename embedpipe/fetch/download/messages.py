@@ -57,16 +57,21 @@ class WorkerSettings:
     robots: bool
     ca_file: str | None
     rights: str
+    max_sample_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadTask:
-    """One part to download. `stem` is the path of its files without suffixes."""
+    """One part to download. `stem` is the path of its files without suffixes.
+
+    careful: a process died on it before; images are decoded in a child.
+    """
 
     shard: int
     part: int
     rows: int
     stem: str
+    careful: bool = False
 
     @property
     def urls_file(self) -> str:

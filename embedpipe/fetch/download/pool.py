@@ -7,11 +7,13 @@ process group. If the parent is killed first, the pipe to the worker closes and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import selectors
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from ...progress import Listener, Progress
 from . import messages
 from .messages import DownloadTask, WorkerSettings
 
-_TRIES_PER_TASK = 2
+_TRIES_PER_TASK = 3  # after the first, no image can end the process
 _ENVIRONMENT = {
     "OPENCV_IO_MAX_IMAGE_PIXELS": "100000000",  # checked in the header, before a decompression bomb is decoded
     "OMP_NUM_THREADS": "1",
@@ -59,7 +61,7 @@ class DownloadPool:
         self.settings = settings
         self.size = size
         self.log_file = log_file
-        self.tries: dict[DownloadTask, int] = {}
+        self.deaths: Counter[str] = Counter()  # by stem
         self.selector = selectors.DefaultSelector()
         self.processes: list[_Process] = []
 
@@ -141,7 +143,7 @@ class DownloadPool:
         return done
 
     def _replace(self, process: _Process) -> None:
-        """Replace a process that died: its task goes to a new one, once."""
+        """Replace a process that died: its task goes to a new one, which decodes every image in a child."""
         assert process.child.stdout is not None
         self.selector.unregister(process.child.stdout)
         self.processes.remove(process)
@@ -149,10 +151,10 @@ class DownloadPool:
         task = process.task
         if task is None:
             return
-        self.tries[task] = self.tries.get(task, 1) + 1
-        if self.tries[task] > _TRIES_PER_TASK:
+        self.deaths[task.stem] += 1
+        if self.deaths[task.stem] == _TRIES_PER_TASK:
             raise self._died(process, f"{_TRIES_PER_TASK} times over shard {task.shard}")
-        self._assign(self._start(), task)
+        self._assign(self._start(), dataclasses.replace(task, careful=True))
 
     def _died(self, process: _Process, when: str) -> WorkerDied:
         log = Path(self.log_file).read_text(errors="replace").strip().splitlines()

@@ -12,7 +12,6 @@ import queue
 import sys
 import threading
 import time
-import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +19,15 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from .. import resizers, rights
+from .. import rights
 from ..http.client import HttpClient, Limits, Response
 from ..http.connections import Connections
 from ..http.resolver import Resolver
 from ..outcome import Failure
 from ..rights import Rights
 from . import local_files, messages
-from .image import PictureMaker, StoredImage
+from .guarded import GuardedPictures, MakerSettings, hide_unneeded_modules
+from .image import StoredImage
 from .messages import DownloadTask, Event, WorkerSettings
 from .threads import DownloadLoop
 
@@ -97,8 +97,9 @@ class Worker:
     def __init__(self, settings: WorkerSettings, tell: Tell) -> None:
         self.settings = settings
         self.tell = tell
-        resizer = resizers.make_resizer(resizers.choose_resizer(settings.resizer), settings.pictures, settings.quality)
-        self.pictures = PictureMaker(settings.pictures, resizer)
+        self.pictures = GuardedPictures(
+            MakerSettings(settings.pictures, settings.resizer, settings.quality, settings.max_sample_seconds)
+        )
         self.transport = HttpClient(
             Limits(settings.timeout_s, settings.deadline_s, settings.max_bytes),
             settings.user_agent,
@@ -122,7 +123,7 @@ class Worker:
         )
         for position, answer in found:
             stated = self._rights(answer)
-            writer.write(rows[position], answer, self._picture(answer, stated), stated)
+            writer.write(rows[position], answer, self._picture(answer, stated, task.careful), stated)
         writer.close()
         Path(task.urls_file).unlink()
 
@@ -132,12 +133,12 @@ class Worker:
             rights.read_rights(answer.body) if answer.body is not None and self.settings.rights != rights.OFF else None
         )
 
-    def _picture(self, answer: Response, stated: Rights | None) -> StoredImage | Failure:
+    def _picture(self, answer: Response, stated: Rights | None, careful: bool) -> StoredImage | Failure:
         if answer.body is None:
             return answer.failure or Failure("lost", "neither a body nor a reason")
         if stated is not None and stated.opt_out is not None and self.settings.rights == rights.OBEY:
             return Failure("opt_out", f"forbidden by the image's own metadata: {stated.opt_out}")
-        return self.pictures.make(answer.body)
+        return self.pictures.make(answer.body, careful)
 
 
 def _lines(stream: BinaryIO, ended: Callable[[], object]) -> queue.SimpleQueue[bytes]:
@@ -161,10 +162,7 @@ def main() -> None:
     def tell(event: Event) -> None:
         events.write(messages.to_line(event))
 
-    # img2dataset imports torch (through webdataset, for which it is optional) and wandb (used by its own logger only):
-    # three seconds per start, and nothing in this process uses them.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    sys.modules["wandb"] = types.ModuleType("wandb")
+    hide_unneeded_modules()
     # The end of stdin means that the parent is gone: exit at once.
     lines = _lines(sys.stdin.buffer, ended=lambda: os._exit(0))
     worker = Worker(messages.settings_from(lines.get()), tell)
