@@ -50,6 +50,7 @@ REJECT_CLASSES = {
     "image_missing": "no image beside the caption",
     "image_empty": "the image member holds zero bytes",
     "image_undecodable": "the bytes are no image that Pillow can read, or it is truncated",
+    "too_many_bytes": "the image file has more bytes than `max_sample_bytes`",
     "image_too_large": "more pixels than `max_pixels`, by the header",
     **FAULTS,
     "metadata_invalid": "the .json member is not a JSON object",

@@ -111,6 +111,20 @@ if TYPE_CHECKING:
     help="Images with more are rejected, before decoding.",
 )
 @click.option(
+    "--max-sample-bytes",
+    type=click.IntRange(1),
+    default=1 << 29,
+    show_default=True,
+    help="Image files with more are rejected, before they are read.",
+)
+@click.option(
+    "--max-sample-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Images that take more processor time to decode are rejected.",
+)
+@click.option(
     "--embedding-dtype",
     type=click.Choice(["float16", "float32"]),
     default="float16",
@@ -210,6 +224,7 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
             batch_size=options["batch_size"],
             decode_threads=options["threads"],
             max_pixels=options["max_pixels"],
+            max_sample_seconds=options["max_sample_seconds"],
         ),
         input=options["input_format"],
         caption_key=options["caption_key"],
@@ -221,6 +236,7 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
         threads_per_worker=options["threads"],
         image_member=options["image_member"],
         caption_member=options["caption_member"],
+        max_sample_bytes=options["max_sample_bytes"],
         image_column=options["image_col"],
         key_column=options["key_col"],
         overwrite=options["overwrite"],

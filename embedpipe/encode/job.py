@@ -23,7 +23,7 @@ from ..plural import plural
 from ..progress import CutCaptions, Listener, Progress, RejectLimit, TaskReport, add_counts, silent
 from ..read import Reader, SampleRules, open_reader, refuse_without_effect
 from ..read.names import FIRST_READING, READING
-from ..read.sample import DEFAULT_CAPTION_KEY
+from ..read.sample import DEFAULT_CAPTION_KEY, DEFAULT_MAX_SAMPLE_BYTES
 from ..shard_plan import PlanChange
 from ..store import FORMATS
 from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
@@ -47,10 +47,10 @@ class EncodeConfig:
     cores evenly. part: the shards to encode, if other processes encode the rest. input: a name in READERS or auto.
     caption_key: the .json field with the caption, or the column of a table; None: the .txt, or else the field
     `caption`. image_column and key_column: of a table; image_member and caption_member: of a tar; reading: the version
-    of the rules for names, None for that of the output, or the newest; see `SampleRules`. samples_per_shard: for a
-    folder of loose images. format: a name in FORMATS. overwrite: remove the output of an earlier run, and start over.
-    trust_old_card: continue an output of version 0.1, with the model built as version 0.1 built it. max_rejects: stop
-    early once the limit cannot be met.
+    of the rules for names, None for that of the output, or the newest; max_sample_bytes; see `SampleRules`.
+    samples_per_shard: for a folder of loose images. format: a name in FORMATS. overwrite: remove the output of an
+    earlier run, and start over. trust_old_card: continue an output of version 0.1, with the model built as version 0.1
+    built it. max_rejects: stop early once the limit cannot be met.
     """
 
     encoder: EncoderConfig
@@ -73,6 +73,7 @@ class EncodeConfig:
     image_member: str | None = None
     caption_member: str | None = None
     reading: int | None = None
+    max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
 
     def demand(self) -> ResourceRequest:
         """The workers and devices that the run requests."""
@@ -94,12 +95,13 @@ class EncodeConfig:
             "format": self.format,
             "image_column": self.image_column,
             "key_column": self.key_column,
-            # Absent rather than false, so that outputs older than these options can be resumed.
+            # Absent rather than the default, so that outputs older than these options can be resumed.
             **({"reading": self._reading()} if self._reading() != FIRST_READING else {}),
             **({"image_member": self.image_member} if self.image_member is not None else {}),
             **({"caption_member": self.caption_member} if self.caption_member is not None else {}),
             **({"text_tokens": True} if self.stage.text_tokens else {}),
             **({"reject_cut_captions": True} if self.stage.reject_cut_captions else {}),
+            **({"max_sample_bytes": most} if (most := self.max_sample_bytes) != DEFAULT_MAX_SAMPLE_BYTES else {}),
         }
 
     def reader(self, data: str) -> Reader:
@@ -113,6 +115,7 @@ class EncodeConfig:
             image_member=self.image_member,
             caption_member=self.caption_member,
             reading=self._reading(),
+            max_sample_bytes=self.max_sample_bytes,
         )
         reader = open_reader(data, rules, self.input, self.samples_per_shard)
         refuse_without_effect(reader, rules)

@@ -49,11 +49,11 @@ class FetchConfig:
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
     number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
     authorities trusted besides the system's. `max_sample_seconds` is the processor time that one image may take to be
-    decoded and resized. `executor` is a name in EXECUTORS, the location of the download processes: auto and processes on
-    this machine, ray on the machines of `cluster`, which share the output's folder. `rights` is
-    what becomes of the rights that an image file states, a name in `rights.MODES`: obey rejects images that opt out of
-    training and records the rest, record rejects none, off reads nothing; None means obey for a new output, and as
-    before for one that exists.
+    decoded and resized. `executor` is a name in EXECUTORS, the location of the download processes: auto and processes
+    on this machine, ray on the machines of `cluster`, which share the output's folder. `rights` is what becomes of the
+    rights that an image file states, a name in `rights.MODES`: obey rejects images that opt out of training and records
+    the rest, record rejects none, off reads nothing; None means obey for a new output, and as before for one that
+    exists.
     """
 
     source: str = "auto"

@@ -14,8 +14,10 @@ from ..types import Reject, Sample, SourceShard
 from .base import Digest, Survey
 from .grouping import samples
 from .listing import list_files
-from .names import CAPTION, IMAGE, Naming, printable
-from .sample import MAX_CAPTION_BYTES, Member, SampleRules
+from .names import IMAGE, Naming, printable
+from .sample import Member, SampleRules
+
+_CHUNK = 1 << 20
 
 # What says nothing about the file: it may be read in a moment, so that the shard is tried again.
 _PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
@@ -114,35 +116,48 @@ class _LooseMembers(NamedMembers):
     def __init__(self, reader: FolderReader, shard: SourceShard, digest: Digest, ledger: Ledger) -> None:
         super().__init__(reader.naming, shard.members, ledger)
         self._folder = reader.data
+        self._rules = reader.rules
         self._digest = digest
         self._siblings = Siblings(reader.data, reader.naming)
 
     def read(self, member: Member) -> Member:
         path = member.name.path
-        data = read_loose(self._folder, path)
+        data = read_loose(self._folder, member, self._rules)
         if isinstance(data, str):
             self._digest.update(f"{path}\0unreadable\0".encode("utf-8", "surrogateescape"))
             return replace(member, problem=data)
+        if data is None:
+            self._hash_alone(path)
+            return member
         self._digest.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
         self._digest.update(data)
-        return replace(member, data=kept(member, data))
+        return replace(member, data=data)
+
+    def _hash_alone(self, path: str) -> None:
+        """The digest of a file that is too large to be read at once."""
+        location = files.join(self._folder, path)
+        with files.reading(location) as stream:
+            self._digest.update(f"{path}\0{files.stat(location).bytes}\0".encode("utf-8", "surrogateescape"))
+            while chunk := stream.read(_CHUNK):
+                self._digest.update(chunk)
 
     def beside(self, key: str) -> Sequence[str]:
         return self._siblings(key)
 
 
-def kept(member: Member, data: bytes) -> bytes | None:
-    """`data`, or None for a caption that is too large."""
-    return None if member.name.kind == CAPTION and len(data) > MAX_CAPTION_BYTES else data
+def read_loose(folder: str, member: Member, rules: SampleRules) -> bytes | str | None:
+    """The contents of a file, why it cannot be read, or None for one that is too large.
 
-
-def read_loose(folder: str, path: str) -> bytes | str:
-    """The contents of a file, or why it cannot be read.
-
-    Raises InputError if the folder is gone, or the failure says nothing about the file; StorageFailed.
+    On a local disk that is not read. Raises InputError if the folder is gone, or the failure says nothing about the
+    file; StorageFailed.
     """
+    path, most = member.name.path, rules.most_bytes(member.name.kind)
+    location = files.join(folder, path)
     try:
-        return files.read_bytes(files.join(folder, path))
+        if files.is_local(location) and files.stat(location).bytes > most:
+            return None
+        data = files.read_bytes(location)
+        return data if len(data) <= most else None
     except StorageFailed:
         raise
     except (InputError, OSError) as problem:

@@ -12,6 +12,8 @@ from .names import CAPTION, FIRST_READING, IMAGE, METADATA, READING, Name, print
 
 DEFAULT_CAPTION_KEY = "caption"
 MAX_CAPTION_BYTES = 1 << 20
+MAX_METADATA_BYTES = 1 << 24
+DEFAULT_MAX_SAMPLE_BYTES = 1 << 29  # an uncompressed picture of 100 million pixels with transparency, and more
 MAX_NESTING = 64
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LFS_REMEDY = "Run: git lfs pull, in its repository"
@@ -25,7 +27,8 @@ class SampleRules:
     caption_key: the field of .json (or column of a table) with the caption, whether or not there is a .txt; None: the
     .txt, or else the field `caption`. image_column and key_column: of a table; None stands for `image`, and for `key`
     if there is one, else the row's number. image_member, caption_member: of a tar, see `Naming`. reading: the version
-    of these rules; outputs that were begun under the first go on under it.
+    of these rules; outputs that were begun under the first go on under it. max_sample_bytes: larger images are
+    rejected without being read into memory.
     """
 
     caption_key: str | None = None
@@ -36,6 +39,11 @@ class SampleRules:
     image_member: str | None = None
     caption_member: str | None = None
     reading: int = READING
+    max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
+
+    def most_bytes(self, kind: str | None) -> int:
+        """How large a member of that kind may be."""
+        return {CAPTION: MAX_CAPTION_BYTES, METADATA: MAX_METADATA_BYTES}.get(kind or IMAGE, self.max_sample_bytes)
 
     @property
     def caption_field(self) -> str:
@@ -86,7 +94,7 @@ def make_sample(draft: Draft, rules: SampleRules) -> Sample | Reject:
     try:
         metadata = _metadata(draft)
         caption = _caption(draft, metadata, rules) if rules.need_caption else None
-        image = _image(draft) if rules.need_image else None
+        image = _image(draft, rules) if rules.need_image else None
     except Rejected as reason:
         return Reject(draft.key, draft.index, "read", reason.error_class, reason.message)
     return Sample(draft.key, draft.index, image, caption, metadata)
@@ -103,9 +111,11 @@ def _contents(member: Member) -> bytes | None:
 
 def _metadata(draft: Draft) -> dict[str, Any]:
     member = draft.parts.get(METADATA)
-    raw = _contents(member) if member is not None else None
-    if raw is None:
+    if member is None:
         return {}
+    raw = _contents(member)
+    if raw is None:
+        raise Rejected("metadata_invalid", f"the .json member is larger than {MAX_METADATA_BYTES} bytes")
     try:
         metadata = json.loads(raw)
     except (ValueError, RecursionError) as problem:
@@ -168,11 +178,13 @@ def _without_caption(draft: Draft, metadata: Mapping[str, Any], rules: SampleRul
     return f"no caption: the .json has no text in {rules.caption_field!r}; its fields are {shown(metadata) or 'none'}"
 
 
-def _image(draft: Draft) -> bytes:
+def _image(draft: Draft, rules: SampleRules) -> bytes:
     member = draft.parts.get(IMAGE)
     if member is None:
         raise Rejected("image_missing", _without_image(draft))
     data = _contents(member)
+    if data is None:
+        raise Rejected("too_many_bytes", f"the image has more than {rules.max_sample_bytes} bytes")
     if not data:
         raise Rejected("image_empty", "the image member holds zero bytes")
     return data

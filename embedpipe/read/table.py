@@ -8,6 +8,7 @@ import datetime
 import decimal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ _IMAGE_COLUMN = "image"
 _KEY_COLUMN = "key"
 _KEY_DIGITS = 9
 _ROWS_AT_ONCE = 32
+_BYTES_AT_ONCE = 1 << 27
 _HASH_CHUNK = 1 << 22
 _POINTER_BYTES = 64
 
@@ -79,7 +81,7 @@ class TableReader:
             seen: set[str] = set()
             first = 0
             for batch in _batches(location, table, columns):
-                for row in _rows(batch, columns, first):
+                for row in _rows(batch, columns, first, self.rules.max_sample_bytes):
                     ledger.see()
                     ledger.use(row.key)
                     yield _finish(row, self.rules, seen)
@@ -209,7 +211,7 @@ def _holds_keys(kind: pa.DataType) -> bool:
 
 def _batches(location: str, table: pq.ParquetFile, columns: _Columns) -> Iterator[pa.RecordBatch]:
     with _damage_told(location):
-        batches = table.iter_batches(_ROWS_AT_ONCE, columns=columns.wanted(), use_threads=False)
+        batches = table.iter_batches(_rows_at_once(table), columns=columns.wanted(), use_threads=False)
     while True:
         with _damage_told(location):
             batch = next(batches, None)
@@ -218,20 +220,27 @@ def _batches(location: str, table: pq.ParquetFile, columns: _Columns) -> Iterato
         yield batch
 
 
+def _rows_at_once(table: pq.ParquetFile) -> int:
+    """Few if the rows are large."""
+    groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
+    largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, largest)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """One row as read."""
 
     index: int
     key: str
-    image: bytes | None
+    image: bytes | _TooLarge | None
     caption: bytes | None
     metadata: dict[str, Any]
 
 
-def _rows(batch: pa.RecordBatch, columns: _Columns, first: int) -> Iterator[_Row]:
+def _rows(batch: pa.RecordBatch, columns: _Columns, first: int, most_bytes: int) -> Iterator[_Row]:
     n = batch.num_rows
-    images = _images(batch.column(columns.image)) if columns.image else [None] * n
+    images = _images(batch.column(columns.image), most_bytes) if columns.image else [None] * n
     captions = _captions(batch.column(columns.caption)) if columns.caption else [None] * n
     keys = _keys(batch.column(columns.key)) if columns.key else [None] * n
     passed = {name: _plain_values(batch.column(name)) for name in columns.passed}
@@ -243,13 +252,21 @@ def _rows(batch: pa.RecordBatch, columns: _Columns, first: int) -> Iterator[_Row
         yield _Row(first + i, number if key is None else key, images[i], captions[i], metadata)
 
 
-def _images(column: pa.Array) -> list[bytes | None]:
+class _TooLarge(Enum):
+    """Stands for an image that is too large to be taken from its table."""
+
+    TOO_LARGE = ""
+
+
+def _images(column: pa.Array, most_bytes: int) -> list[bytes | _TooLarge | None]:
     if kinds.is_struct(column.type):
         column = column.flatten()[
             column.type.get_field_index("bytes")
         ]  # nulls of the struct become nulls of its fields
-    found: list[bytes | None] = column.to_pylist()
-    return found
+    return [
+        _TooLarge.TOO_LARGE if value.is_valid and value.as_buffer().size > most_bytes else value.as_py()
+        for value in column
+    ]
 
 
 def _captions(column: pa.Array) -> list[bytes | None]:
@@ -322,6 +339,8 @@ def _finish(row: _Row, rules: SampleRules, seen: set[str]) -> Sample | Reject:
             return reject("caption_missing", "the caption is empty")
     if rules.need_image and row.image is None:
         return reject("image_missing", "the row holds no image bytes")
+    if isinstance(row.image, _TooLarge):
+        return reject("too_many_bytes", f"the image has more than {rules.max_sample_bytes} bytes")
     if row.image is not None and is_lfs_pointer(row.image):
         return reject("git_lfs_pointer", f"a pointer of Git LFS, not the image. {LFS_REMEDY}")
     if rules.need_image and not row.image:

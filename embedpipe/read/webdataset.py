@@ -16,8 +16,8 @@ from .base import Digest, NoDigest, Survey
 from .compression import TAR_SUFFIXES as TAR_SUFFIXES
 from .compression import Damaged, decompressed
 from .grouping import samples
-from .names import CAPTION, Name, Naming, printable
-from .sample import LFS_REMEDY, MAX_CAPTION_BYTES, Member, SampleRules, is_lfs_pointer
+from .names import Name, Naming, printable
+from .sample import LFS_REMEDY, Member, SampleRules, is_lfs_pointer
 
 _KEYS_REMEMBERED = 64
 _POINTER_BYTES = 64
@@ -78,7 +78,8 @@ class WebdatasetReader:
         if is_lfs_pointer(stored.peek(_POINTER_BYTES)):
             raise InputError(f"{location}: a pointer of Git LFS, not the file", LFS_REMEDY)
         ledger = ledger or Ledger(self.unit)
-        yield from samples(_TarMembers(stored, self._naming(), ledger, keys), self.rules, ledger)
+        members = _TarMembers(stored, self._naming(), ledger, self.rules, keys)
+        yield from samples(members, self.rules, ledger)
 
     def _naming(self) -> Naming:
         rules = self.rules
@@ -89,12 +90,18 @@ class _TarMembers:
     """The files of a tar, in order; damage ends them and is reported in `torn`."""
 
     def __init__(
-        self, stored: _HashedStream, naming: Naming, ledger: Ledger, keys: Container[str] | None = None
+        self,
+        stored: _HashedStream,
+        naming: Naming,
+        ledger: Ledger,
+        rules: SampleRules,
+        keys: Container[str] | None = None,
     ) -> None:
         """keys: of the wanted samples; None for all."""
         self._stored = stored
         self._naming = naming
         self._ledger = ledger
+        self._rules = rules
         self._keys = keys
         self._beside: dict[str, list[str]] = {}
         self.torn: str | None = None
@@ -145,7 +152,7 @@ class _TarMembers:
             if start is None:
                 return None
             kind = name.kind_by(start)
-        if kind is None or (kind == CAPTION and size > MAX_CAPTION_BYTES):
+        if kind is None or size > self._rules.most_bytes(kind):
             return False
         return self._keys is None or printable(name.key) in self._keys or printable(name.stem) in self._keys
 

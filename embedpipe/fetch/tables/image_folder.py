@@ -16,7 +16,7 @@ from ...accounts import Accounts, Ledger
 from ...columns import storable
 from ...errors import InputError, RunMismatch
 from ...manifest import RunCard
-from ...read.folder import FolderReader, NamedMembers, Siblings, kept, read_loose
+from ...read.folder import FolderReader, NamedMembers, Siblings, read_loose
 from ...read.grouping import samples
 from ...read.listing import list_files
 from ...read.names import FIRST_READING, IMAGE, READING, Naming, printable
@@ -112,8 +112,8 @@ class _Beside(NamedMembers):
         path = member.name.path
         if member.name.kind == IMAGE:
             return replace(member, data=path.encode("utf-8", "surrogateescape"))
-        data = read_loose(self._folder, path)
-        return replace(member, problem=data) if isinstance(data, str) else replace(member, data=kept(member, data))
+        data = read_loose(self._folder, member, SampleRules())
+        return replace(member, problem=data) if isinstance(data, str) else replace(member, data=data)
 
     def beside(self, key: str) -> Sequence[str]:
         return self._siblings(key)
