@@ -47,6 +47,22 @@ def dry_run_option(command: _Command) -> _Command:
     )(command)
 
 
+def dialect_options(command: _Command) -> _Command:
+    """--quoting, --delimiter, --encoding → `quoting`, `delimiter`, `encoding` of a text table"""
+    for option in (
+        click.option("--encoding", help="Of a text file, e.g. cp1252. Default: UTF-8, or by its byte order mark."),
+        click.option("--delimiter", help="Of a csv or tsv: one character, or `tab`. Default: what divides the header."),
+        click.option(
+            "--quoting",
+            default="auto",
+            show_default=True,
+            help="Of a csv or tsv: minimal (quotes enclose values), none (they belong to the text), or auto.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 class Share(click.ParamType):
     """A limit: a count such as 500, or a share such as 5%. The value is a `RejectLimit`."""
 

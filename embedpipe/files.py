@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -134,10 +135,14 @@ def _mark(info: dict[str, Any]) -> str:
 
 
 def glob(pattern: str) -> list[str]:
-    """Locations matching a glob pattern, sorted, in the same form as `pattern` was given."""
+    """Locations matching a glob pattern, sorted, in the same form as `pattern` was given.
+
+    Its `fixed_folder` is taken literally, whatever characters it has.
+    """
     fixed = fixed_folder(pattern)
     fs, root = filesystem(fixed)
-    _, path = filesystem(pattern)
+    literal = re.sub(r"([*?[])", r"[\1]", root.rstrip("/"))
+    path = f"{literal}/{behind(fixed, pattern)}"
     below = len(root.rstrip("/")) + 1
     return sorted(_below(fixed, str(found)[below:]) for found in ask(fixed, lambda: fs.glob(path)))
 
@@ -157,10 +162,22 @@ def has_wildcard(location: str) -> bool:
 
 
 def fixed_folder(pattern: str) -> str:
-    """The folder before the first wildcard of a pattern: `data` of `data/{0..9}.tar`, `.` of `*.tar`."""
-    first = min(pattern.index(mark) for mark in _WILDCARDS if mark in pattern)
-    folder, slash, _ = pattern[:first].rpartition("/")
-    return folder or slash or "."
+    """The folder before the first wildcard of a pattern: `data` of `data/{0..9}.tar`, `.` of `*.tar`.
+
+    A folder that exists is no wildcard: `data [1]` of `data [1]/*.tar`.
+    """
+    pieces = pattern.split("/")
+    taken = 0
+    while taken < len(pieces) - 1 and not (
+        has_wildcard(pieces[taken]) and not is_folder("/".join(pieces[: taken + 1]))
+    ):
+        taken += 1
+    return "/".join(pieces[:taken]) or ("/" if taken else ".")
+
+
+def behind(folder: str, pattern: str) -> str:
+    """The part of a pattern behind its `fixed_folder`."""
+    return pattern if folder == "." else pattern.removeprefix(folder).lstrip("/")
 
 
 def _below(folder: str, relative: str) -> str:

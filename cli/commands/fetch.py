@@ -14,6 +14,7 @@ from ..options import (
     address_option,
     debug_option,
     debugging,
+    dialect_options,
     dry_run_option,
     json_option,
     max_rejects_option,
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     help="What a folder holds: url tables (table) or images with captions beside them (images).",
+)
+@dialect_options
+@click.option(
+    "--infer-types",
+    is_flag=True,
+    help="Read columns of a csv or tsv as numbers or booleans where all their values are. Default: as text.",
 )
 @click.option("--url-col", default="url", show_default=True, help="The table's column with the urls.")
 @click.option("--caption-col", help="The column with the captions. Default: `caption`, if there is one.")
@@ -147,6 +154,10 @@ def command(
     urls: str,
     out: str,
     source: str,
+    quoting: str,
+    delimiter: str | None,
+    encoding: str | None,
+    infer_types: bool,
     url_col: str,
     caption_col: str | None,
     samples_per_shard: int,
@@ -203,6 +214,10 @@ def command(
 
     config = embedpipe.FetchConfig(
         source=source,
+        quoting=quoting,
+        delimiter=delimiter,
+        encoding=encoding,
+        infer_types=infer_types,
         url_col=url_col,
         caption_col=caption_col,
         samples_per_shard=samples_per_shard,

@@ -14,6 +14,7 @@ from embedpipe.plural import plural
 from ..options import (
     CommandWithImages,
     debug_option,
+    dialect_options,
     images_option,
     json_option,
     model_options,
@@ -47,6 +48,7 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
     "column",
     help="The column of --queries. Default: query, text, caption or embedding, or the only one.",
 )
+@dialect_options
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many results.")
 @click.option("--min-score", type=float, help="Only results with at least this cosine.")
 @click.option("--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Search in.")

@@ -10,8 +10,10 @@ from typing import Any
 from ..errors import InputError, OptionError, did_you_mean
 from ..execute import Cluster, refuse_address_beside
 from ..images.cost import DEFAULT_MAX_SECONDS
+from ..read.delimited import DialectOptions
 from .http.connections import tls_context
 from .http.ssrf_guard import host_and_port
+from .http.url import is_url
 from .outcome import ERROR_CLASSES, FINAL, HostFailures
 from .resizers import AUTO, check_name
 from .rights import MODES as RIGHTS_MODES
@@ -43,8 +45,10 @@ class FetchConfig:
     """The options of `embedpipe fetch`.
 
     Those of `shaping()` determine the contents of the shards and are fixed for an output; the others may change between
-    runs. `caption_col` None means the column `caption`, if the table has one. `max_aspect_ratio` 0 means any, `quality`
-    None the format's default. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
+    runs. `quoting` (auto, minimal or none), `delimiter` and `encoding` describe text tables; None and auto detect them.
+    With `infer_types` the columns of a csv become numbers and booleans where all their values are. `caption_col` None
+    means the column `caption`, if the table has one. `max_aspect_ratio` 0 means any, `quality` None the format's
+    default. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
     write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
     number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
@@ -57,6 +61,10 @@ class FetchConfig:
     """
 
     source: str = "auto"
+    quoting: str = "auto"
+    delimiter: str | None = None
+    encoding: str | None = None
+    infer_types: bool = False
     url_col: str = "url"
     caption_col: str | None = None
     samples_per_shard: int = 10_000
@@ -92,6 +100,7 @@ class FetchConfig:
             raise OptionError(
                 f"`resize_mode={self.resize_mode!r}`: no such mode", did_you_mean(self.resize_mode, RESIZE_MODES)
             )
+        _ = self.dialect  # which checks its values
         for name in ("samples_per_shard", "image_size", "processes", "threads", "max_bytes", "per_host"):
             if getattr(self, name) < 1:
                 raise OptionError(f"`{name}={getattr(self, name)}`: must be at least 1")
@@ -115,7 +124,7 @@ class FetchConfig:
         if self.only and not self.retry_failed:
             raise OptionError("`only` says what to retry", "Give `retry_failed=True` with it")
         for name in self.only:
-            if _class_named(name) in FINAL:
+            if _class_named(name) in FINAL - {"invalid_url"}:
                 raise OptionError(f"`only={name!r}`: another try cannot change these")
         if self.max_aspect_ratio and not 1 <= self.max_aspect_ratio < math.inf:
             raise OptionError(f"`max_aspect_ratio={self.max_aspect_ratio:g}`: must be at least 1 (or 0 for any)")
@@ -145,9 +154,18 @@ class FetchConfig:
                     f"`ca_file={self.ca_file!r}`: {problem}", "Give a file of PEM certificates"
                 ) from problem
 
-    def retries_class(self, name: str) -> bool:
-        """Whether to retry rows that failed with this error class."""
-        return name not in FINAL and (not self.only or name in {_class_named(short) for short in self.only})
+    def retries_row(self, error_class: str, url: str | None) -> bool:
+        """Whether to retry a row that failed with this error class; invalid urls only if they count as valid by now."""
+        if self.only and error_class not in {_class_named(short) for short in self.only}:
+            return False
+        if error_class == "invalid_url":
+            return is_url(url)
+        return error_class not in FINAL
+
+    @property
+    def dialect(self) -> DialectOptions:
+        """What is known of the dialect of text tables."""
+        return DialectOptions(self.quoting, self.delimiter, self.encoding)
 
     @property
     def stored_quality(self) -> int:
@@ -163,6 +181,7 @@ class FetchConfig:
         return {
             "url_col": self.url_col,
             "caption_col": self.caption_col,
+            "infer_types": self.infer_types,
             "samples_per_shard": self.samples_per_shard,
             "image_size": self.image_size,
             "resize_mode": self.resize_mode,

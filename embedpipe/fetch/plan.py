@@ -11,11 +11,9 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import pyarrow as pa
 
 from .. import files, manifest
 from ..errors import EmptyInput, InputError, RunMismatch
@@ -23,13 +21,15 @@ from ..manifest import RunCard
 from ..read.names import FIRST_READING, printable
 from ..types import SourceShard
 from . import rights
-from .config import DEFAULT_CAPTION_COLUMN, FetchConfig
+from .config import FetchConfig
 from .tables import image_folder as folder
-from .tables import schema as layout
 from .tables import table
+from .tables.layout import chosen_layout, continued_layout, infers_types, kept_options, widened_layout
+from .tables.recorded import TableInput, identify, recorded, require_unchanged, retry_file
 from .tables.schema import Layout
-from .tables.table import TableFile
-from .tables.type_inference import join_types
+from .tables.table_file import TableFile, TableOptions
+
+_SAME_URL = "the same request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,19 @@ class FetchPlan:
     folder: str = ""
 
     @property
-    def images(self) -> bool:
-        """Whether the images come from a folder."""
-        return bool(self.folder)
+    def compares_requests(self) -> bool:
+        """Whether two urls are the same if they lead to the same request; in earlier versions, letter by letter."""
+        return self.run.options.get("same_url") == _SAME_URL
 
     @property
     def rights(self) -> str:
         """What becomes of the rights that files state; outputs begun before there was a choice leave them unread."""
         return str(self.run.options.get("rights", rights.OFF))
+
+    @property
+    def images(self) -> bool:
+        """Whether the images come from a folder."""
+        return bool(self.folder)
 
     @property
     def reading(self) -> int:
@@ -87,23 +92,10 @@ class FetchPlan:
 
     def fingerprint(self) -> str:
         """Hex sha256 over everything that determines the url of each row."""
-        facts = [self.layout.url, [[shard.source.name, shard.source.modified] for shard in self.shards]]
+        facts: list[Any] = [self.layout.url, [[shard.source.name, shard.source.modified] for shard in self.shards]]
+        if self.compares_requests:
+            facts.append(_SAME_URL)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """One file as recorded in the run card. `identity` is a sha256 or an object store's etag.
-
-    retry: see `ShardRange`; the file is then one that embedpipe wrote to the output.
-    """
-
-    name: str
-    bytes: int
-    rows: int
-    identity: str
-    modified: str
-    retry: int = 0
 
 
 def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
@@ -126,28 +118,23 @@ def _settled_rights(config: FetchConfig, previous: RunCard | None) -> str:
     return rights.OBEY if previous is None else str(previous.options.get("rights", rights.OFF))
 
 
-def _kept_options(previous: RunCard, config: FetchConfig) -> dict[str, Any]:
-    """The options of the run so far. One begun before files were read for their rights goes on without."""
-    return {"rights": rights.OFF} | {
-        name: previous.options[name] for name in config.shaping() if name in previous.options
-    }
-
-
 def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
     found = table.locate_tables(urls)
-    before = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
+    before = recorded(previous)
     known = {entry.name: entry for entry in before if not entry.retry}
-    _require_unchanged(out, found, known)
+    require_unchanged(out, found, known, config.dialect)
     # Options first: a wrong one is reported without reading the table.
-    base = None if previous is None else _continued_layout(out, previous, config)
+    base = None if previous is None else continued_layout(out, previous, config)
     fresh = [file for file in found if file.name not in known]
-    surveyed = {file.name: table.survey(file) for file in fresh}
-    filled = [file for file in fresh if surveyed[file.name][0]]
+    reading = TableOptions(config.dialect, config.infer_types if previous is None else infers_types(previous))
+    surveyed = {file.name: table.survey(file, reading) for file in fresh}
+    filled = [file for file in fresh if surveyed[file.name].rows]
     if not filled and not any(entry.rows for entry in before):
         raise EmptyInput(f"{urls}: no rows in it")
-    chosen = _layout(filled, surveyed, config) if base is None else _widened(out, base, filled, surveyed)
-    inputs = [*before, *(_identify(file, surveyed[file.name][0]) for file in fresh)]
-    by_name = {file.name: file for file in found}
+    chosen = chosen_layout(filled, surveyed, config) if base is None else widened_layout(out, base, filled, surveyed)
+    inputs = [*before, *(identify(file, surveyed[file.name].rows, surveyed[file.name].dialect) for file in fresh)]
+    dialects = {entry.name: entry.dialect for entry in inputs}
+    by_name = {file.name: replace(file, dialect=dialects[file.name]) for file in found}
     by_name |= {entry.name: retry_file(out, entry.retry) for entry in before if entry.retry}
     shards = tuple(_ranges([(by_name[entry.name], entry) for entry in inputs], config.samples_per_shard))
     run = _run_card(urls, config, chosen, inputs, shards, previous)
@@ -158,13 +145,13 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
     if not files.is_folder(location):
         raise InputError(f"{location}: no such folder", "Check the path")
     if previous is not None:
-        kept = _kept_options(previous, config)
-        columns = {"url_col": kept["url_col"], "caption_col": kept["caption_col"]}  # a folder has no columns
-        manifest.refuse_difference(out, kept, config.shaping() | columns, "set of options")
+        kept = kept_options(previous, config)
+        of_tables = {name: kept.get(name) for name in ("url_col", "caption_col", "infer_types")}
+        manifest.refuse_difference(out, kept, config.shaping() | of_tables, "set of options")
     reading = folder.reading_of(previous)
     planned = folder.plan_folder(location, out, config.samples_per_shard, previous)
     of_folder = iter(planned.shards)
-    entries = [] if previous is None else [_Input(**entry) for entry in previous.options["inputs"]]
+    entries = recorded(previous)
     rounds = [(retry_file(out, entry.retry), entry) for entry in entries]
     retries = {shard.source: shard for shard in _ranges(rounds, config.samples_per_shard)}
     shards: list[ShardRange] = []
@@ -183,13 +170,8 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
 
 
 def _loose(location: str, number: int, source: SourceShard, reading: int) -> ShardRange:
-    file = TableFile(location, source.name, "folder", False)
+    file = TableFile(location, source.name, "folder")
     return ShardRange(number, file, 0, folder.row_count(source, reading), source, 0)
-
-
-def retry_file(out: str, retry: int) -> TableFile:
-    """The file with the failed rows for a round of retries."""
-    return TableFile(files.join(out, "retry", f"{retry:05d}.parquet"), f"retry:{retry}", "parquet", False)
 
 
 def with_retry(plan: FetchPlan, out: str, rows: int, config: FetchConfig) -> FetchPlan:
@@ -198,7 +180,7 @@ def with_retry(plan: FetchPlan, out: str, rows: int, config: FetchConfig) -> Fet
     retry = 1 + max((entry.get("retry", 0) for entry in entries), default=0)
     file = retry_file(out, retry)
     size = files.stat(file.location).bytes
-    entry = _Input(file.name, size, rows, f"sha256:{files.sha256(file.location)}", "", retry)
+    entry = TableInput(file.name, size, rows, f"sha256:{files.sha256(file.location)}", "", retry)
     fresh = tuple(_ranges([(file, entry)], config.samples_per_shard, len(plan.shards)))
     run = replace(
         plan.run,
@@ -217,90 +199,8 @@ def _previous_run(out: str) -> RunCard | None:
     return run
 
 
-def _identify(file: TableFile, rows: int) -> _Input:
-    stat = files.stat(file.location)
-    if files.is_local(file.location) or not stat.modified:
-        return _Input(file.name, stat.bytes, rows, f"sha256:{files.sha256(file.location)}", stat.modified)
-    return _Input(file.name, stat.bytes, rows, f"mark:{stat.modified}", stat.modified)
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
-
-
-def _require_unchanged(out: str, found: Sequence[TableFile], known: dict[str, _Input]) -> None:
-    """Raise RunMismatch unless all known tables are unchanged."""
-    by_name = {file.name: file for file in found}
-    if missing := sorted(known.keys() - by_name.keys()):
-        raise RunMismatch(
-            f"{out}: was made from {_listed(known)}; {missing[0]} is not among the files given now: {_listed(by_name)}",
-            "Give the same table (new files beside the old ones are taken in), or another output folder",
-        )
-    for name, entry in known.items():
-        stat = files.stat(by_name[name].location)
-        if (stat.bytes, stat.modified) == (entry.bytes, entry.modified):
-            continue  # same change mark: no need to read all of it
-        now = _identify(by_name[name], entry.rows)
-        if (now.bytes, now.identity) != (entry.bytes, entry.identity):
-            raise RunMismatch(
-                f"{out}: {by_name[name].location} changed since the run began"
-                f" ({entry.bytes} bytes then, {now.bytes} now, {entry.identity[:19]}… then, {now.identity[:19]}… now)",
-                "Put new rows in a file of their own beside it, or give another output folder",
-            )
-
-
-def _continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout:
-    """The layout of the run so far. Raises RunMismatch if the options have changed."""
-    known_table = layout.unpacked_table(previous.options["table_schema"])
-    wanted = config.shaping()
-    kept = _kept_options(previous, config)
-    if config.caption_col is None and kept["caption_col"] in (None, DEFAULT_CAPTION_COLUMN):
-        wanted["caption_col"] = kept["caption_col"]
-    manifest.refuse_difference(out, kept, wanted, "set of options")
-    return Layout(config.url_col, wanted["caption_col"], known_table, config.rights != rights.OFF)
-
-
-def _layout(fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]], config: FetchConfig) -> Layout:
-    for file in fresh:
-        layout.choose_columns(surveyed[file.name][1], config.url_col, config.caption_col, file.location)
-    kinds: dict[str, pa.DataType] = {}
-    for file in fresh:
-        for field in surveyed[file.name][1]:
-            kinds[field.name] = _joined(kinds.get(field.name), field, file)
-    table = pa.schema(list(kinds.items()))
-    chosen = layout.choose_columns(table, config.url_col, config.caption_col, fresh[0].location)
-    return replace(chosen, with_rights=config.rights != rights.OFF)
-
-
-def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.DataType:
-    kind = field.type if so_far is None else join_types(so_far, field.type)
-    if kind is None and file.ending in table.TEXTUAL:
-        return pa.string()  # any column can be stored as text
-    if kind is None:
-        raise InputError(f"{file.location}: the column {field.name} holds {field.type}, in earlier files {so_far}")
-    return kind
-
-
-def _widened(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[str, tuple[int, pa.Schema]]) -> Layout:
-    """`base`, after checking that new files fit it: the columns of finished shards cannot change."""
-    for file in fresh:
-        schema = surveyed[file.name][1]
-        layout.choose_columns(schema, base.url, base.caption, file.location)
-        for field in schema:
-            known = base.table.field(field.name).type if field.name in base.table.names else None
-            text = known is not None and pa.types.is_string(known) and file.ending in table.TEXTUAL
-            if known is None or (join_types(known, field.type) != known and not text):
-                raise RunMismatch(
-                    f"{out}: {file.location} has a column {field.name} of {field.type},"
-                    f" in the shards so far it is {known or 'absent'}",
-                    "Fetch this file to another output folder",
-                )
-    return base
-
-
 def _ranges(
-    inputs: Sequence[tuple[TableFile, _Input]], samples_per_shard: int, number: int = 0
+    inputs: Sequence[tuple[TableFile, TableInput]], samples_per_shard: int, number: int = 0
 ) -> Iterator[ShardRange]:
     for file, entry in inputs:
         for first in range(0, entry.rows, samples_per_shard):
@@ -314,13 +214,17 @@ def _run_card(
     urls: str,
     config: FetchConfig,
     chosen: Layout,
-    inputs: Sequence[_Input],
+    inputs: Sequence[TableInput],
     shards: Sequence[ShardRange],
     previous: RunCard | None,
 ) -> RunCard:
     options: dict[str, Any] = config.shaping()
     options["source"] = "table"
     options["caption_col"] = chosen.caption
+    if previous is None or "same_url" in previous.options:
+        options["same_url"] = _SAME_URL
+    if previous is not None and "infer_types" not in previous.options:
+        del options["infer_types"]  # it goes on as it began
     options["table_schema"] = chosen.packed_table()
     options["inputs"] = [dataclasses.asdict(entry) for entry in inputs]
     plan = tuple(shard.source for shard in shards)
@@ -331,7 +235,6 @@ def _run_card(
         options=options,
         plan=plan,
         source=files.absolute(urls),
-        columns={field.name: str(field.type) for field in (*chosen.fixed, *list(chosen.schema)[2:])},
         versions=_versions(),
     )
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from ..errors import InputError
+from .http.url import InvalidUrl, normalised
 from .plan import FetchPlan, ShardRange
 from .tables import image_folder, table
 from .tables.schema import Layout
-from .tables.table import TableFile
+from .tables.table_file import TableFile
 
 
 def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardRange, pa.Table]]:
@@ -48,10 +49,19 @@ def planned_urls(plan: FetchPlan) -> Iterator[tuple[tuple[int, int], str]]:
         if file.ending == "parquet":
             columns = pa.schema([columns.field(plan.layout.url)])
         places = ((shard.number, row) for shard in shards for row in range(shard.rows))
+        compared = _as_requested if plan.compares_requests else str
         mark = f"{shards[0].retry}\0" if shards[0].retry else ""
         for batch in table.batches(file, columns):
             urls = plan.layout.rows(batch).column("url").to_pylist()
-            yield from ((place, mark + url) for url, place in zip(urls, places, strict=False) if url and url.strip())
+            filled = ((place, url) for url, place in zip(urls, places, strict=False) if url and url.strip())
+            yield from ((place, mark + compared(url)) for place, url in filled)
+
+
+def _as_requested(url: str) -> str:
+    try:
+        return normalised(url)
+    except InvalidUrl:
+        return url
 
 
 class _Rows:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow.parquet
 
@@ -18,6 +17,7 @@ from .. import files, manifest
 from ..manifest import RunCard, Totals
 from ..progress import Listener, Progress, add_counts
 from .config import FetchConfig
+from .http.url import host_of
 from .outcome import HostFailures
 
 _FOLDER = "reports"
@@ -45,14 +45,6 @@ class HostCounts:
             by_host.setdefault(host, {})[error_class] = count
         found = [HostFailures(host, sum(classes.values()), classes) for host, classes in by_host.items()]
         return tuple(sorted(found, key=lambda entry: (-entry.failed, entry.host))[:most])
-
-
-def host_of(url: str | None) -> str | None:
-    """The host of a url, if it is valid."""
-    try:
-        return urlsplit(url or "").hostname
-    except ValueError:
-        return None
 
 
 class RunReport:

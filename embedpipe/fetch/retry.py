@@ -9,7 +9,8 @@ import pyarrow.parquet
 
 from .. import files, manifest
 from .config import FetchConfig
-from .plan import FetchPlan, ShardRange, retry_file, with_retry
+from .plan import FetchPlan, ShardRange, with_retry
+from .tables.recorded import retry_file
 
 
 def plan_round(plan: FetchPlan, out: str, config: FetchConfig) -> FetchPlan | None:
@@ -43,11 +44,11 @@ def _failed(plan: FetchPlan, out: str, config: FetchConfig) -> Iterator[pa.Table
         if shard.retry:
             continue
         table = _shard_table(out, shard, digits)
-        keys, classes = (table.column(name).to_pylist() for name in ("key", "error_class"))
+        keys, urls, classes = (table.column(name).to_pylist() for name in ("key", "url", "error_class"))
         chosen: dict[int, str] = {}
-        for row, (key, error_class) in enumerate(zip(keys, classes, strict=True)):
+        for row, (key, url, error_class) in enumerate(zip(keys, urls, classes, strict=True)):
             now = latest.get(key, error_class) if error_class is not None else None
-            if now is not None and config.retries_class(now):
+            if now is not None and config.retries_row(now, url):
                 chosen[row] = now
         if chosen:
             rows = table.take(list(chosen))

@@ -13,6 +13,7 @@ from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
 from ..load.images.source import Images
 from ..progress import CutCaptions, Listener, Progress, silent
+from ..read.delimited import DialectOptions
 from ..renamed import renamed_keyword
 from .query_files import read_embeddings, read_queries
 from .query_model import embed_image, embed_texts, query_encoder
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Query:
     """One of: text; image (a file); key (of a row, in the source shard `shard` if several have it); embedding (an .npy
-    file, and a `row` of it); queries (a file, and a `column` of it).
+    file, and a `row` of it); queries (a file, and a `column` of it; `quoting`, `delimiter` and `encoding` describe a
+    text file that is not to be detected).
     """
 
     text: str | None = None
@@ -40,8 +42,12 @@ class Query:
     row: int | None = None
     queries: str | Sequence[str] | np.ndarray | None = None
     column: str | None = None
+    quoting: str = "auto"
+    delimiter: str | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
+        _ = self.dialect  # which checks its values
         ways = (self.text, self.image, self.key, self.embedding, self.queries)
         if sum(way is not None for way in ways) != 1:
             raise OptionError(
@@ -55,6 +61,11 @@ class Query:
         ):
             if value is not None and needed is None:
                 raise OptionError(f"`{name}` is only of use with `{beside}`")
+
+    @property
+    def dialect(self) -> DialectOptions:
+        """What is known of the dialect of `queries`."""
+        return DialectOptions(self.quoting, self.delimiter, self.encoding)
 
     @property
     def title(self) -> str:
@@ -201,7 +212,7 @@ def _embedded(
 
 def _many(asked: Query) -> Sequence[str] | np.ndarray:
     if isinstance(asked.queries, str):
-        return read_queries(asked.queries, asked.column)
+        return read_queries(asked.queries, asked.column, asked.dialect)
     assert asked.queries is not None
     return asked.queries
 

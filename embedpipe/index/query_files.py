@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 
@@ -12,28 +11,38 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import EmptyInput, InputError, did_you_mean
+from ..read import delimited
+from ..read.delimited import DialectOptions
+from ..read.text_file import TextFile, compression_of
 
 COLUMNS = ("query", "text", "caption")
 EMBEDDING_COLUMNS = ("embedding", "image_embedding", "text_embedding")
 _KNOWN = (".txt", ".csv", ".tsv", ".parquet", ".npy")
 
 
-def read_queries(location: str, column: str | None = None) -> list[str] | np.ndarray:
+def read_queries(
+    location: str, column: str | None = None, dialect: DialectOptions | None = None
+) -> list[str] | np.ndarray:
     """Texts, or float32 [n, dim], from a .txt (by line, skipping empty ones), .csv, .tsv, .parquet or .npy file.
 
-    column: of a table; by default the first of COLUMNS or EMBEDDING_COLUMNS in it, or its only one. Raises InputError.
+    Text files may be compressed. column: of a table; by default the first of COLUMNS or EMBEDDING_COLUMNS in it, or its
+    only one. dialect: of a text file, where it is not to be detected. Raises InputError.
     """
-    suffix = f".{location.rpartition('.')[2].lower()}"
+    plain, compression = compression_of(location)
+    suffix = f".{plain.rpartition('.')[2]}"
+    file = TextFile(location, compression)
+    given = dialect or DialectOptions()
     if suffix not in _KNOWN:
         raise InputError(f"{location}: queries come from {', '.join(_KNOWN)} files")
     if suffix == ".npy":
         found: list[str] | np.ndarray = read_embeddings(location)
     elif suffix == ".txt":
-        found = [line.strip() for line in _text(location).splitlines() if line.strip()]
+        with file.text(file.encoding(given.encoding)) as lines:
+            found = [line.strip() for line in lines if line.strip()]
     elif suffix == ".parquet":
         found = _of_parquet(location, column)
     else:
-        found = _of_table(location, column, "\t" if suffix == ".tsv" else ",")
+        found = _of_table(file, column, given, "\t" if suffix == ".tsv" else ",")
     if not len(found):
         raise EmptyInput(f"{location}: no queries in it")
     return found
@@ -53,22 +62,16 @@ def read_embeddings(location: str) -> np.ndarray:
     return rows
 
 
-def _text(location: str) -> str:
+def _of_table(file: TextFile, column: str | None, given: DialectOptions, usual: str) -> list[str]:
     try:
-        return files.read_bytes(location).decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{location}: not UTF-8: {problem.reason} at byte {problem.start}") from problem
-
-
-def _of_table(location: str, column: str | None, delimiter: str) -> list[str]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(_text(location), newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as problem:
-        raise InputError(f"{location}: cannot be read: {problem}") from problem
-    if not rows:
+        found = delimited.detect(file, usual, given)
+    except EmptyInput:
         return []
-    name = _column(location, [str(name) for name in rows[0] if name is not None], column)
-    return _texts(location, [row[name] for row in rows], name)
+    if not found.rows:
+        return []
+    name = _column(file.location, found.header, column)
+    place = found.header.index(name)
+    return _texts(file.location, [row[place] for row in delimited.rows(file, found.dialect)], name)
 
 
 def _of_parquet(location: str, column: str | None) -> list[str] | np.ndarray:

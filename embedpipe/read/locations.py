@@ -45,7 +45,9 @@ def locate(data: str, suffixes: tuple[str, ...]) -> FoundFiles:
     Raises InputError if `data` is neither a pattern nor exists.
     """
     if is_pattern(data):
-        patterns = list(braceexpand.braceexpand(data))
+        fixed = files.fixed_folder(data)
+        expanded = braceexpand.braceexpand(files.behind(fixed, data))
+        patterns = list(expanded) if fixed == "." else [files.join(fixed, pattern) for pattern in expanded]
         found = {place for p in patterns for place in (_shown(files.glob(p)) if files.has_wildcard(p) else [p])}
         return FoundFiles(sorted(found), None)
     if files.is_folder(data):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin
 
 from .. import outcome
 from ..outcome import Failure, NotFetched
@@ -22,6 +22,7 @@ from .body import ByteBudget
 from .connections import Connections, Target, target_of
 from .deadline import Deadline
 from .origin_rules import Origin, OriginRules, RulesCache
+from .url import InvalidUrl, normalised
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -82,7 +83,7 @@ class HttpClient:
         content_type: str | None = None
         try:
             deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
-            with self._following(in_ascii(url), deadline, self.rules, position) as response:
+            with self._following(normalised(url), deadline, self.rules, position) as response:
                 headers = response.headers
                 if not 200 <= response.status < 300:
                     raise _Refused(outcome.of_status(response.status, response.reason), headers)
@@ -173,16 +174,11 @@ def _require_leave(rules: OriginRules, target: Target) -> None:
 
 def _redirected(url: str, location: str) -> str:
     # http.client decodes headers as Latin-1, whatever their encoding.
-    return urljoin(url, quote(str(location).strip().encode("latin-1", "replace"), safe=_RESERVED))
-
-
-def in_ascii(url: str) -> str:
-    """`url` in ASCII: host names in IDNA, other characters percent-encoded. Raises UnicodeError for a bad name."""
-    if url.isascii():
-        return url
-    parts = urlsplit(url)
-    netloc = parts.netloc.encode("idna").decode()
-    return urlunsplit((parts.scheme, netloc, *(quote(part, safe=_RESERVED) for part in parts[2:])))
+    target = urljoin(url, quote(str(location).strip().encode("latin-1", "replace"), safe=_RESERVED))
+    try:
+        return normalised(target)
+    except InvalidUrl:
+        return target  # the guard says what is wrong with it
 
 
 def asked_pause_s(headers: Message) -> float | None:

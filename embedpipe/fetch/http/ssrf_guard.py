@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from ..outcome import Failure, NotFetched
 from . import public_addresses
+from .url import InvalidUrl, normalised
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -39,6 +40,15 @@ def refusal(url: str | None, allow_hosts: Collection[str] = ()) -> Failure | Non
     if allows(host, port or _DEFAULT_PORTS[parts.scheme], allow_hosts) or not _spells_internal(host):
         return None
     return Failure("refused_address", f"{host} is not a public address (see `allow_hosts`)")
+
+
+def requested(text: str | None, allow_hosts: Collection[str] = ()) -> str | Failure:
+    """The url to request for a table's `text`, or why there is none."""
+    try:
+        url = normalised(text or "")
+    except InvalidUrl as problem:
+        return Failure("invalid_url", str(problem))
+    return refusal(url, allow_hosts) or url
 
 
 def usable(host: str, port: int, found: Sequence[str], allow_hosts: Collection[str] = ()) -> Sequence[str]:

@@ -14,7 +14,7 @@ from ...accounts import Accounts, all_rows
 from ...progress import Listener, Progress
 from ..config import FetchConfig
 from ..download.messages import DownloadTask
-from ..http.ssrf_guard import refusal
+from ..http.ssrf_guard import requested
 from ..outcome import Failure
 from ..plan import FetchPlan, ShardRange
 from ..planned_rows import shard_rows
@@ -87,15 +87,15 @@ class Assembly:
         urls = rows.column("url").to_pylist()
         repeats = self.context.repeats.of(shard.number)
         web = () if self.context.plan.images else enumerate(urls)
-        refusals = {i: refusal(url, self.context.config.allow_hosts) for i, url in web if i not in repeats}
-        refused = {i: failure for i, failure in refusals.items() if failure}
+        requests = {i: requested(url, self.context.config.allow_hosts) for i, url in web if i not in repeats}
+        refused = {i: request for i, request in requests.items() if isinstance(request, Failure)}
         if shard.source.members:
             rows, refused = _without_refusals(rows)
         needs = {number for number, _ in repeats.values()}
         if self.context.contents is not None:
             needs |= {number for number in self.uncommitted if number < shard.number}
         opened = _OpenShard(shard, rows, refused, repeats, needs - {shard.number})
-        asked = [(i, url) for i, url in enumerate(urls) if i not in refused and i not in repeats]
+        asked = [(i, requests.get(i, url)) for i, url in enumerate(urls) if i not in refused and i not in repeats]
         opened.parts = list(self._parts(shard, asked))
         opened.waiting = len(opened.parts)
         return opened

@@ -1,88 +1,77 @@
-"""Url tables as text: csv, tsv, and txt (one url per line). Streamed with pyarrow in blocks."""
+"""Url tables as text: csv, tsv, and txt (one url per line)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
 
-from ...errors import EmptyInput, InputError
+from ...errors import InputError
+from ...read import delimited
+from ...read.delimited import Dialect
+from . import earlier
+from .table_file import Survey, TableFile, TableOptions
 from .type_inference import TextColumn, text_to
 
-_BLOCK_BYTES = 8 << 20
-_LINES = 20_000
+_ROWS = 20_000
+_USUAL = {"csv": ",", "tsv": "\t"}
 
 
-def survey(stream: BinaryIO, name: str, delimiter: str) -> tuple[int, pa.Schema]:
-    """Rows and column types of a delimited file. Reads all of it."""
-    columns: dict[str, TextColumn] = {}
-    rows = 0
-    for batch in _as_text(stream, name, delimiter):
-        rows += batch.num_rows
-        for column, values in zip(batch.schema.names, batch.columns, strict=True):
-            columns.setdefault(column, TextColumn()).see(values)
-    return rows, pa.schema([(column, known.type) for column, known in columns.items()])
+def survey(file: TableFile, options: TableOptions) -> Survey:
+    """Dialect, rows and columns of a delimited file. Columns are text, unless types are to be inferred."""
+    found = delimited.detect(file.contents, _USUAL[file.ending], options.dialect)
+    columns = {name: TextColumn() for name in found.header}
+    if options.infer_types:
+        for batch in _as_text(file, found.dialect, found.header):
+            for name, values in zip(found.header, batch, strict=True):
+                columns[name].see(values)
+    schema = pa.schema([(name, column.type) for name, column in columns.items()])
+    return Survey(found.rows, schema, found.dialect, found.blank_lines)
 
 
-def batches(stream: BinaryIO, name: str, delimiter: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of a delimited file, its columns as in `schema`."""
-    for batch in _as_text(stream, name, delimiter):
-        kinds = [schema.field(column).type for column in batch.schema.names]
-        arrays = [text_to(values, kind) for values, kind in zip(batch.columns, kinds, strict=True)]
-        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a delimited file, its columns as in `schema`; those that are not in it are left out."""
+    if file.dialect is None:
+        with file.contents.binary() as stream:
+            yield from earlier.lenient_batches(stream, file.location, _USUAL[file.ending], schema)
+        return
+    header = delimited.header(file.contents, file.dialect)
+    wanted = [name for name in header if name in schema.names]
+    for batch in _as_text(file, file.dialect, header):
+        arrays = [text_to(batch[header.index(name)], schema.field(name).type) for name in wanted]
+        yield pa.RecordBatch.from_arrays(arrays, names=wanted)
 
 
-def _as_text(stream: BinaryIO, name: str, delimiter: str) -> Iterator[pa.RecordBatch]:
-    ragged: list[str] = []
-
-    def note(row: pyarrow.csv.InvalidRow) -> str:
-        where = f"row {row.number}: " if row.number is not None else ""
-        ragged.append(f"{where}{row.actual_columns} fields where the header has {row.expected_columns}: {row.text!r}")
-        return "error"
-
-    try:
-        header = _header(stream, name, delimiter)
-        reader = pyarrow.csv.open_csv(
-            stream,
-            # One thread: otherwise pyarrow does not report row numbers in errors.
-            read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-            parse_options=_parsing(delimiter, note),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={column: pa.string() for column in header}),
-        )
-        yield from reader
-    except pa.ArrowInvalid as problem:
-        raise InputError(f"{name}: {ragged[0] if ragged else problem}") from problem
+def _as_text(file: TableFile, dialect: Dialect, header: tuple[str, ...]) -> Iterator[list[pa.Array]]:
+    rows = delimited.rows(file.contents, dialect)
+    while block := list(islice(rows, _ROWS)):
+        yield [pa.array(values, pa.string()) for values in zip(*block, strict=True)]
 
 
-def _parsing(delimiter: str, note: object = None) -> pyarrow.csv.ParseOptions:
-    # Quoted captions may contain line breaks.
-    return pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note)
-
-
-def _header(stream: BinaryIO, name: str, delimiter: str) -> list[str]:
-    first = stream.readline()
-    stream.seek(0)
-    if not first.strip():
-        raise EmptyInput(f"{name}: empty, there is not even a header")
-    reader = pyarrow.csv.open_csv(pa.BufferReader(first), parse_options=_parsing(delimiter))
-    names: list[str] = reader.schema.names
-    twice = sorted({column for column in names if names.count(column) > 1})
-    if twice:
-        raise InputError(f"{name}: the column {twice[0]} is there twice")
-    return names
-
-
-def survey_lines(stream: BinaryIO, name: str) -> tuple[int, pa.Schema]:
+def survey_lines(file: TableFile, options: TableOptions) -> Survey:
     """Rows (lines that are not blank) of a txt file, and its one column."""
-    return sum(1 for line in stream if line.strip()), pa.schema([("url", pa.string())])
+    dialect = Dialect("", "none", file.contents.encoding(options.dialect.encoding))
+    rows = blank = 0
+    with file.contents.text(dialect.encoding) as lines:
+        for line in lines:
+            blank += not line.strip()
+            rows += bool(line.strip())
+            if rows == 1 and "\t" in line.strip():
+                raise InputError(
+                    f"{file.location}: has columns, and a .txt is read as one url per line",
+                    "Give the file the ending .tsv",
+                )
+    return Survey(rows, pa.schema([("url", pa.string())]), dialect, blank)
 
 
-def line_batches(stream: BinaryIO, name: str) -> Iterator[pa.RecordBatch]:
+def line_batches(file: TableFile) -> Iterator[pa.RecordBatch]:
     """The urls of a txt file."""
-    # A line that is not UTF-8 is not a url; it becomes a failed row instead of ending the run.
-    urls = (line.decode("utf-8", "replace").strip().lstrip("\ufeff") for line in stream if line.strip())
-    while block := list(islice(urls, _LINES)):
-        yield pa.RecordBatch.from_arrays([pa.array(block, pa.string())], names=["url"])
+    if file.dialect is None:
+        with file.contents.binary() as stream:
+            yield from earlier.lenient_lines(stream)
+        return
+    with file.contents.text(file.dialect.encoding) as lines:
+        urls = (url for line in lines if (url := line.strip()))
+        while block := list(islice(urls, _ROWS)):
+            yield pa.RecordBatch.from_arrays([pa.array(block, pa.string())], names=["url"])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
 from ...errors import InputError
-from .type_inference import join_types, type_of
+from ...read.delimited import Dialect
+from ...read.text_file import UTF_8
+from .json_types import NULL, JsonType, type_of_all, wider
+from .table_file import Survey, TableFile, TableOptions
 
 _ROWS = 5_000
 _CHUNK = 1 << 20
@@ -21,23 +24,30 @@ _BETWEEN = re.compile(r"[\s,]*")
 Row = dict[str, Any]
 
 
-def survey(stream: BinaryIO, name: str) -> tuple[int, pa.Schema]:
+def survey(file: TableFile, options: TableOptions) -> Survey:
     """Rows and column types of a JSON table. Reads all of it."""
-    kinds: dict[str, pa.DataType] = {}
+    dialect = Dialect("", "none", file.contents.encoding(options.dialect.encoding))
+    kinds: dict[str, JsonType] = {}
     rows = 0
-    for block in _blocks(stream, name):
+    for block in _blocks(file, dialect):
         rows += len(block)
         for column in dict.fromkeys(column for row in block for column in row):
-            kind = type_of([row.get(column) for row in block])
-            kinds[column] = (join_types(kinds[column], kind) or pa.string()) if column in kinds else kind
-    stored = {column: pa.string() if pa.types.is_null(kind) else kind for column, kind in kinds.items()}
-    return rows, pa.schema(list(stored.items()))
+            kind = type_of_all([row.get(column) for row in block])
+            kinds[column] = wider(kinds.get(column, NULL), kind)
+    for column in kinds:
+        if _storable(column) != column:
+            raise InputError(f"{file.location}: the field {column!r} has a name that is no text", "Rename it")
+    schema = pa.schema([(column, kind.arrow()) for column, kind in kinds.items()])
+    return Survey(rows, schema, dialect)
 
 
-def batches(stream: BinaryIO, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows of a JSON table, its columns as in `schema`."""
-    for block in _blocks(stream, name):
-        arrays = [_array([row.get(field.name) for row in block], field.type) for field in schema]
+    for block in _blocks(file, file.dialect):
+        try:
+            arrays = [_array([row.get(field.name) for row in block], field.type) for field in schema]
+        except (pa.ArrowException, OverflowError) as problem:
+            raise InputError(f"{file.location}: does not fit the types of earlier files: {problem}") from problem
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -51,40 +61,47 @@ def _text(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return _storable(text)
+
+
+def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # JSON allows lone surrogates, UTF-8 does not
 
 
-def _blocks(stream: BinaryIO, name: str) -> Iterator[list[Row]]:
-    rows = _objects(stream, name)
+def _blocks(file: TableFile, dialect: Dialect | None) -> Iterator[list[Row]]:
+    rows = _objects(file, dialect)
     while block := list(islice(rows, _ROWS)):
         yield block
 
 
-def _objects(stream: BinaryIO, name: str) -> Iterator[Row]:
-    head = stream.readline()
-    while head and not head.strip(b" \t\r\n\xef\xbb\xbf"):
-        head = stream.readline()
-    stream.seek(0)
-    array = head.strip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
-    yield from _array_items(stream, name) if array else _lines(stream, name)
+def _objects(file: TableFile, dialect: Dialect | None) -> Iterator[Row]:
+    # A plan without a dialect is of a version that let the last of two equal fields win.
+    decoder = json.JSONDecoder() if dialect is None else _STRICT
+    encoding = UTF_8 if dialect is None else dialect.encoding
+    if file.contents.head(encoding).lstrip().startswith("["):
+        yield from _array_items(file.contents.pieces(encoding, _CHUNK), file.location, decoder)
+    else:
+        yield from _lines(file, encoding, decoder)
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[Row]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as problem:
-            raise InputError(f"{name}: line {number}: not JSON: {problem}") from problem
-        yield _checked(row, f"{name}: line {number}")
+def _lines(file: TableFile, encoding: str, decoder: json.JSONDecoder) -> Iterator[Row]:
+    with file.contents.text(encoding, newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file.location}: line {number}"
+            try:
+                row = decoder.decode(line)
+            except _Twice as problem:
+                raise InputError(f"{where}: {problem}") from None
+            except ValueError as problem:
+                raise InputError(f"{where}: not JSON: {problem}") from problem
+            yield _checked(row, where)
 
 
-def _array_items(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _array_items(pieces: Iterator[str], name: str, decoder: json.JSONDecoder) -> Iterator[Row]:
     """The objects of one JSON array, with at most one chunk and one object in memory."""
-    decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
-    scan = json.JSONDecoder().raw_decode
-    text = decode(stream.read(_CHUNK))
+    text = next(piece for piece in pieces if piece.strip())
     at = text.index("[") + 1
     number = 0
     while True:
@@ -92,15 +109,38 @@ def _array_items(stream: BinaryIO, name: str) -> Iterator[Row]:
         if text.startswith("]", at):
             return
         try:
-            row, at = scan(text, at)
+            row, at = decoder.raw_decode(text, at)
+        except _Twice as problem:
+            raise InputError(f"{name}: object {number + 1}: {problem}") from None
         except ValueError as problem:
-            more = stream.read(_CHUNK)
+            more = next(pieces, "")
             if not more:
                 raise InputError(f"{name}: object {number + 1}: no JSON, or cut off: {problem}") from problem
-            text, at = text[at:] + decode(more), 0
+            text, at = text[at:] + more, 0
             continue
         number += 1
         yield _checked(row, f"{name}: object {number}")
+
+
+class _Twice(ValueError):
+    """An object with two fields of one name."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Twice(f"the field {twice!r} is there twice")
+    return found
+
+
+def _number(digits: str) -> float | str:
+    value = float(digits)
+    return value if math.isfinite(value) else digits  # too large for a double: as text, digit by digit
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_float=_number)
 
 
 def _checked(row: Any, where: str) -> Row:

@@ -75,7 +75,8 @@ class Layout:
         others = [name for name in self.table.names if name not in (self.url, self.caption)]
         ours = self.fixed.names
         taken = set(ours) | set(others)
-        return {_free_name(name, taken) if name in ours else name: name for name in others}
+        renamed = {"": "unnamed"} | {name: f"source_{name}" for name in ours}
+        return {_free_name(renamed[name], taken) if name in renamed else name: name for name in others}
 
     @property
     def schema(self) -> pa.Schema:
@@ -122,7 +123,14 @@ def _column(batch: pa.RecordBatch, source: str | None, kind: pa.DataType) -> pa.
     if position < 0:
         return pa.nulls(batch.num_rows, kind)
     values = batch.column(position)
-    return values if values.type == kind else values.cast(kind)
+    if values.type == kind:
+        return values
+    try:
+        return values.cast(kind)
+    except pa.ArrowInvalid as problem:
+        raise InputError(
+            f"the column {source!r} does not fit {kind}, its type in the first files: {problem}"
+        ) from problem
 
 
 def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, where: str) -> Layout:

@@ -1,135 +1,151 @@
-"""Url tables: find the files, detect their format, read their rows. One registry entry per format, plain or .gz."""
+"""Url tables: find the files, detect their format, read their rows. One registry entry per format."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
+import io
 import posixpath
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, cast
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from ... import files
+from ... import files, manifest
 from ...errors import InputError
+from ...read import locations
+from ...read.text_file import COMPRESSIONS, compression_of
 from . import delimited, json_table
+from .table_file import Survey, TableFile, TableOptions
 
 _BATCH_ROWS = 8_192
-_GLOB_CHARACTERS = frozenset("*?[")
-
-
-@dataclass(frozen=True, slots=True)
-class TableFile:
-    """One file of a url table. `name` is its path relative to the input folder, so it does not change if that moves."""
-
-    location: str
-    name: str
-    ending: str
-    gzipped: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TableFormat:
-    """Readers of one file format: (stream, name) → rows and schema; (stream, name, schema) → batches."""
+    """Readers of one file format."""
 
-    survey: Callable[[BinaryIO, str], tuple[int, pa.Schema]]
-    batches: Callable[[BinaryIO, str, pa.Schema], Iterator[pa.RecordBatch]]
-
-
-def _survey_parquet(stream: BinaryIO, name: str) -> tuple[int, pa.Schema]:
-    file = pyarrow.parquet.ParquetFile(stream)
-    return file.metadata.num_rows, file.schema_arrow.remove_metadata()
+    survey: Callable[[TableFile, TableOptions], Survey]
+    batches: Callable[[TableFile, pa.Schema], Iterator[pa.RecordBatch]]
 
 
-def _parquet_batches(stream: BinaryIO, name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    file = pyarrow.parquet.ParquetFile(stream)
-    # Read only the needed columns. A dot in a name would select a field inside a struct.
-    some = [name for name in file.schema_arrow.names if name in schema.names and "." not in name]
-    yield from file.iter_batches(_BATCH_ROWS, columns=some if some == schema.names else None)
+def _survey_parquet(file: TableFile, _: TableOptions) -> Survey:
+    with _parquet(file) as table:
+        return Survey(table.metadata.num_rows, table.schema_arrow.remove_metadata())
 
 
-def _delimited_by(delimiter: str) -> TableFormat:
-    return TableFormat(
-        lambda stream, name: delimited.survey(stream, name, delimiter),
-        lambda stream, name, schema: delimited.batches(stream, name, delimiter, schema),
-    )
+def _parquet_batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with _parquet(file) as table:
+        # Read only the needed columns. A dot in a name would select a field inside a struct.
+        some = [name for name in table.schema_arrow.names if name in schema.names and "." not in name]
+        yield from table.iter_batches(_BATCH_ROWS, columns=some if some == schema.names else None)
+
+
+@contextlib.contextmanager
+def _parquet(file: TableFile) -> Iterator[pyarrow.parquet.ParquetFile]:
+    try:
+        with file.contents.binary() as stream:
+            yield pyarrow.parquet.ParquetFile(_seekable(stream))
+    except (pa.ArrowException, OSError) as problem:
+        raise InputError(f"{file.location}: cannot be read as parquet: {problem}") from problem
+
+
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    return stream if stream.seekable() else io.BytesIO(stream.read())
 
 
 FORMATS = {
     "parquet": TableFormat(_survey_parquet, _parquet_batches),
-    "csv": _delimited_by(","),
-    "tsv": _delimited_by("\t"),
-    "txt": TableFormat(delimited.survey_lines, lambda stream, name, _: delimited.line_batches(stream, name)),
+    "csv": TableFormat(delimited.survey, delimited.batches),
+    "tsv": TableFormat(delimited.survey, delimited.batches),
+    "txt": TableFormat(delimited.survey_lines, lambda file, _: delimited.line_batches(file)),
     "json": TableFormat(json_table.survey, json_table.batches),
     "jsonl": TableFormat(json_table.survey, json_table.batches),
 }
 TEXTUAL = frozenset({"csv", "tsv", "txt", "json", "jsonl"})
+_KNOWN = f"Known endings: {', '.join(FORMATS)}, plain or compressed ({', '.join(COMPRESSIONS)})"
 
 
 def locate_tables(urls: str) -> list[TableFile]:
     """The files of a table: one file, those of a folder, or those that match a glob; sorted by name.
 
-    Raises InputError if there are none, or a folder has tables of several formats.
+    A path that exists is taken as it is, whatever characters it has. In a folder, folders named `column=value` are
+    looked into. Raises InputError if there are none, a folder has tables of several formats, or is embedpipe's own.
     """
-    if _GLOB_CHARACTERS & set(urls):
-        base = posixpath.dirname(urls[: min(urls.index(c) for c in _GLOB_CHARACTERS & set(urls))])
-        found = [_table_file(location, base) for location in files.glob(urls)]
+    if not files.exists(urls):
+        if not files.has_wildcard(urls):
+            raise InputError(f"{urls}: no such file or folder", "Check the path")
+        found = [_table_file(location, files.fixed_folder(urls)) for location in locations.locate(urls, ()).locations]
         if not found:
             raise InputError(f"{urls}: no file matches", "Check the pattern")
         return found
-    if not files.exists(urls):
-        raise InputError(f"{urls}: no such file or folder", "Check the path")
     if not files.is_folder(urls):
         return [_table_file(urls, posixpath.dirname(urls))]
+    own = manifest.read_run(urls)
+    if own is not None:
+        raise InputError(
+            f"{urls}: an output of embedpipe ({own.format}), not a url table",
+            "Are the arguments swapped? The table comes first, then the output folder",
+        )
     return _in_folder(urls)
 
 
 def _in_folder(folder: str) -> list[TableFile]:
-    names = [name for name in files.names(folder) if _ending(name)[0] in FORMATS and name[0] not in "._"]
+    names = sorted(_names_below(folder))
     endings = sorted({_ending(name)[0] for name in names})
     if not names:
-        raise InputError(f"{folder}: no url table in it", f"Known endings: {', '.join(FORMATS)}, plain or with .gz")
+        raise InputError(f"{folder}: no url table in it", _KNOWN)
     if len(endings) > 1:
         raise InputError(f"{folder}: holds {' and '.join(endings)} files", f'Give a pattern: "{folder}/*.{endings[0]}"')
     return [_table_file(files.join(folder, name), folder) for name in names]
 
 
+def _names_below(folder: str) -> Iterator[str]:
+    for name in files.names(folder):
+        if name[0] in "._":
+            continue
+        if _ending(name)[0] in FORMATS:
+            yield name
+        elif "=" in name.strip("=") and files.is_folder(files.join(folder, name)):
+            yield from (f"{name}/{below}" for below in _names_below(files.join(folder, name)))
+
+
 def _table_file(location: str, base: str) -> TableFile:
-    ending, gzipped = _ending(location)
+    ending, compression = _ending(location)
     if ending not in FORMATS:
-        raise InputError(f"{location}: not a kind of table", f"Known endings: {', '.join(FORMATS)}, plain or with .gz")
-    name = location.removeprefix(base.rstrip("/") + "/") if base else location
-    return TableFile(location, name, ending, gzipped)
+        raise InputError(f"{location}: not a kind of table", _KNOWN)
+    below = base.rstrip("/") + "/"
+    name = location.removeprefix(below) if base and base != "." else location
+    return TableFile(location, name, ending, compression)
 
 
-def _ending(name: str) -> tuple[str, bool]:
-    plain = name.lower().removesuffix(".gz")
-    return posixpath.splitext(plain)[1].removeprefix("."), plain != name.lower()
+def _ending(name: str) -> tuple[str, str]:
+    plain, compression = compression_of(name)
+    return posixpath.splitext(plain)[1].removeprefix("."), compression
 
 
-def survey(file: TableFile) -> tuple[int, pa.Schema]:
-    """The number of rows and the column types. Reads all of a text file, but only the footer of a parquet file."""
-    with _opened(file) as stream:
-        return FORMATS[file.ending].survey(stream, file.location)
+def survey(file: TableFile, options: TableOptions) -> Survey:
+    """Rows, column types and dialect. Reads all of a text file, but only the footer of a parquet file.
+
+    Raises InputError, also for two columns of one name.
+    """
+    found = FORMATS[file.ending].survey(file, options)
+    twice = sorted({name for name in found.schema.names if found.schema.names.count(name) > 1})
+    if twice:
+        raise InputError(f"{file.location}: the column {twice[0]!r} is there twice", "Rename one of them")
+    folders = [pa.field(name, pa.string()) for name in file.partition if name not in found.schema.names]
+    return replace(found, schema=pa.schema([*found.schema, *folders]))
 
 
 def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows in order, with the types of `schema` (as `survey` found it, or wider)."""
-    with _opened(file) as stream:
-        yield from FORMATS[file.ending].batches(stream, file.location, schema)
-
-
-@contextlib.contextmanager
-def _opened(file: TableFile) -> Iterator[BinaryIO]:
-    try:
-        with files.reading(file.location) as stream:
-            if file.gzipped:
-                with gzip.open(stream) as inside:
-                    yield cast(BinaryIO, inside)
-            else:
-                yield stream
-    except (pa.ArrowException, gzip.BadGzipFile, zlib.error, EOFError) as problem:
-        raise InputError(f"{file.location}: cannot be read as {file.ending}: {problem}") from problem
+    folders = {name: value for name, value in file.partition.items() if name in schema.names}
+    for batch in FORMATS[file.ending].batches(file, schema):
+        for name, value in folders.items():
+            if name not in batch.schema.names:
+                batch = batch.append_column(name, pa.array([value] * batch.num_rows, pa.string()))
+            elif file.ending in ("json", "jsonl") and value is not None:  # absent there: null in every row
+                values = batch.column(name).fill_null(pa.scalar(value).cast(schema.field(name).type))
+                batch = batch.set_column(batch.schema.get_field_index(name), name, values)
+        yield batch

@@ -44,6 +44,8 @@ REACHES = {
     "embedpipe/load": ("train-decoder",),
     "embedpipe/load/images/guarded_source.py": ("info", "dedup", "filter", "export", "search"),
     "embedpipe/read": ("encode",),
+    "embedpipe/read/delimited.py": ("fetch", "search"),
+    "embedpipe/read/text_file.py": ("fetch", "search"),
     "embedpipe/types.py": ("encode",),
     "embedpipe/unclip/data": ("train-prior", "train-decoder"),
     "embedpipe/unclip/generate": ("generate",),

@@ -1,5 +1,7 @@
 """Files of queries: what is read of them, and what is said of those that are none."""
 
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import pytest
 
 from embedpipe.errors import EmptyInput, InputError
 from embedpipe.index.query_files import read_queries
+from embedpipe.read.delimited import DialectOptions
 
 
 @pytest.fixture
@@ -22,7 +25,15 @@ def test_texts_of_lines_and_columns(write, tmp_path):
     assert read_queries(write("q.txt", "\ufeffa cat\r\n\n  a dog \n")) == ["a cat", "a dog"]
     assert read_queries(write("q.csv", 'n,query\n1,"a, cat"\n2,"a\ndog"\n')) == ["a, cat", "a\ndog"]
     assert read_queries(write("q.csv", "n,text\n1,é\n"), "n") == ["1"]
-    assert read_queries(write("q.TSV", "only\na\tb\n")) == ["a"]
+    assert read_queries(write("q.TSV", "only\na b\n")) == ["a b"]
+    assert read_queries(write("q.csv", "n;text\n1;a, b\n".encode("utf-16"))) == ["a, b"]
+    assert read_queries(write("q.txt", "a\nb\n".encode("utf-16"))) == ["a", "b"]
+    assert read_queries(write("q.tsv.gz", gzip.compress(b'n\ttext\n1\t"Hello" she said\n'))) == ['"Hello" she said']
+    quoted = DialectOptions(quoting="minimal")
+    swallowed = 'text\tn\n"open only\t2\nmiddle\t3\nclose"\t4\n'
+    assert read_queries(write("q.tsv", swallowed), None, quoted) == ["open only\t2\nmiddle\t3\nclose"]
+    with pytest.raises(InputError, match=r"line 2: .*`quoting='none'`"):
+        read_queries(write("q.tsv", swallowed))
     pq.write_table(pa.table({"caption": ["x", "y"], "other": [1, 2]}), tmp_path / "q.parquet")
     assert read_queries(str(tmp_path / "q.parquet")) == ["x", "y"]
 
@@ -44,10 +55,11 @@ def test_embeddings_of_arrays_and_columns(tmp_path):
     ("name", "data", "said"),
     [
         ("q.json", b"[]", "queries come from .txt, .csv"),
-        ("q.txt", b"a\xff", "not UTF-8"),
+        ("q.txt", b"a\n\xff", "line 2: not UTF-8"),
         ("q.csv", "a,b\n1,2\n", "none of its columns.*`column`: a, b"),
         ("q.csv", "query,b\n,2\n", "row 0 has no 'query'"),
-        ("q.csv", 'query\n"a', "cannot be read"),
+        ("q.csv", 'query,b\n"a"\n"b', "line 2: 1 fields"),
+        ("q.tsv", "only\na\tb\n", "line 2: 2 fields where the header has 1"),
         ("q.parquet", b"PAR1", "cannot be read"),
         ("q.npy", b"NUMPY", "no .npy file"),
     ],

@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[5]))
 from embedpipe.fetch import outcome
 from embedpipe.fetch.http.body import ByteBudget
-from embedpipe.fetch.http.client import HttpClient, Limits, asked_pause_s, in_ascii
+from embedpipe.fetch.http.client import HttpClient, Limits, asked_pause_s
 from embedpipe.fetch.http.connections import Connections
 from embedpipe.fetch.http.deadline import Deadline
 from embedpipe.fetch.http.resolver import Resolver, system_lookup
@@ -327,18 +327,6 @@ def test_no_tdmrep_or_a_malformed_one_allows_and_an_unreachable_one_forbids(stat
 
 
 # --- texts ---
-
-
-@pytest.mark.parametrize(
-    ("url", "wire"),
-    [
-        ("http://e.org/a,b.jpg?x=%20&y=1#z", "http://e.org/a,b.jpg?x=%20&y=1#z"),
-        ("http://e.org/ä%20b.jpg?q=ü&r=1", "http://e.org/%C3%A4%20b.jpg?q=%C3%BC&r=1"),
-        ("https://bücher.example:8443/a", "https://xn--bcher-kva.example:8443/a"),
-    ],
-)
-def test_letters_beyond_ascii_are_encoded_and_nothing_twice(url, wire):
-    assert in_ascii(url) == wire
 
 
 @pytest.mark.parametrize(

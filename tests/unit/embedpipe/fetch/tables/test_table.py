@@ -1,8 +1,10 @@
 """Url tables of every kind are read as they are written, or refused with a line that says where."""
 
+import bz2
 import datetime
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,8 @@ from embedpipe.fetch import FetchConfig, make_plan
 from embedpipe.fetch.planned_rows import shard_rows
 from embedpipe.fetch.tables import delimited, json_table
 from embedpipe.fetch.tables.table import locate_tables
+from embedpipe.fetch.tables.table_file import TableFile
+from embedpipe.read.delimited import Dialect
 
 URLS = ["http://example.org/a,b.jpg", "http://example.org/c.jpg"]
 CSV = 'url,caption,zip,n,score,ok\n"http://example.org/a,b.jpg","a ""b""\nc",007,1,0.5,true\nhttp://example.org/c.jpg,,12,,2,\n'
@@ -28,13 +32,19 @@ def rows(urls, out="/nowhere", **options):
 def written(folder: Path, name: str, content: str) -> Path:
     path = folder / name
     data = content.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(PACK.get(name.rpartition(".")[2], bytes)(data))
     return path
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
-def test_csv(tmp_path, name):
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": pa.Codec("zstd").compress}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.csv.bz2", "t.csv.xz", "t.csv.zst"])
+def test_csv_values_stay_text_unless_types_are_asked_for(tmp_path, name):
     table = rows(written(tmp_path, name, CSV))
+    assert set(table.schema.types) == {pa.string()}
+    assert table.column("score").to_pylist() == ["0.5", "2"]
+    table = rows(tmp_path / name, infer_types=True)
     assert table.to_pydict() == {
         "url": URLS,
         "caption": ['a "b"\nc', ""],
@@ -47,7 +57,7 @@ def test_csv(tmp_path, name):
 
 
 def test_captions_with_line_breaks_may_lie_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(delimited, "_BLOCK_BYTES", 200)
+    monkeypatch.setattr(delimited, "_ROWS", 7)
     captions = [f"line {i}\nand more,\n{'x' * (i % 30)}" for i in range(60)]
     text = "url,caption\n" + "".join(f'http://a/{i},"{caption}"\n' for i, caption in enumerate(captions))
     table = rows(written(tmp_path, "t.csv", text))
@@ -56,10 +66,11 @@ def test_captions_with_line_breaks_may_lie_across_blocks(tmp_path, monkeypatch):
 
 
 def test_many_lines_come_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(delimited, "_LINES", 4)
+    monkeypatch.setattr(delimited, "_ROWS", 4)
     urls = [f"http://a/{i}" for i in range(10)]
-    with written(tmp_path, "t.txt", "\ufeff" + "\n".join(urls)).open("rb") as stream:
-        assert [len(batch) for batch in delimited.line_batches(stream, "t.txt")] == [4, 4, 2]
+    path = written(tmp_path, "t.txt", "\ufeff" + "\n".join(urls))
+    file = TableFile(str(path), "t.txt", "txt", dialect=Dialect("", "none", "utf-8-sig"))
+    assert [len(batch) for batch in delimited.line_batches(file)] == [4, 4, 2]
     assert rows(tmp_path / "t.txt").column("url").to_pylist() == urls
 
 
@@ -120,7 +131,8 @@ def test_parquet_columns_keep_their_types(tmp_path):
 def test_a_folder_is_read_in_the_order_of_names_and_its_types_are_joined(tmp_path):
     written(tmp_path, "b.csv", "url,n,zip\nhttp://b/,1.5,x\n")
     written(tmp_path, "a.csv", "url,n,zip\nhttp://a/,1,2\n")
-    table = rows(tmp_path)
+    assert rows(tmp_path).column("n").to_pylist() == ["1", "1.5"]
+    table = rows(tmp_path, infer_types=True)
     assert table.column("url").to_pylist() == ["http://a/", "http://b/"]
     assert table.column("n").to_pylist() == [1.0, 1.5]
     assert table.column("zip").to_pylist() == ["2", "x"]
@@ -147,8 +159,8 @@ def test_shards_are_cut_in_order_and_never_span_files(tmp_path):
         ("t.csv", "", EmptyInput, "empty"),
         ("t.csv", "url\n", EmptyInput, "no rows"),
         ("t.txt", "\n\n", EmptyInput, "no rows"),
-        ("t.csv", "url,url\na,b\n", InputError, "url is there twice"),
-        ("t.csv", "url,caption\na,b\nc,d,e\n", InputError, r"row #?3: 3 fields where the header has 2: 'c,d,e'"),
+        ("t.csv", "url,url\na,b\n", InputError, "'url' is there twice"),
+        ("t.csv", "url,caption\na,b\nc,d,e\n", InputError, r"line 3: 3 fields where the header has 2: 'c,d,e'"),
         ("t.csv", "link,caption\na,b\n", InputError, "no column 'url'.*caption, link.*`url_col`"),
         ("t.csv", "urls,caption\na,b\n", InputError, "Did you mean urls"),
         ("t.jsonl", '{"url": 1}\nurl\n', InputError, "line 2: not JSON"),
@@ -167,7 +179,7 @@ def test_what_cannot_be_read_is_said_with_its_place(tmp_path, name, content, kin
 
 def test_not_gzip_and_not_there_and_mixed_folders(tmp_path):
     (tmp_path / "t.csv.gz").write_bytes(b"url\nhttp://a/\n")
-    with pytest.raises(InputError, match=r"t\.csv\.gz: cannot be read as csv"):
+    with pytest.raises(InputError, match=r"t\.csv\.gz: cannot be unpacked as .gz"):
         rows(tmp_path / "t.csv.gz")
     with pytest.raises(InputError, match="no such file"):
         rows(tmp_path / "missing.csv")
