@@ -11,14 +11,14 @@ from ...errors import InputError
 from ...read import delimited
 from ...read.delimited import Dialect
 from . import earlier
-from .table_file import Survey, TableFile, TableOptions
+from .table_file import Surveyed, TableFile, TableOptions
 from .type_inference import TextColumn, text_to
 
 _ROWS = 20_000
 _USUAL = {"csv": ",", "tsv": "\t"}
 
 
-def survey(file: TableFile, options: TableOptions) -> Survey:
+def survey(file: TableFile, options: TableOptions) -> Surveyed:
     """Dialect, rows and columns of a delimited file. Columns are text, unless types are to be inferred."""
     found = delimited.detect(file.contents, _USUAL[file.ending], options.dialect)
     columns = {name: TextColumn() for name in found.header}
@@ -27,7 +27,7 @@ def survey(file: TableFile, options: TableOptions) -> Survey:
             for name, values in zip(found.header, batch, strict=True):
                 columns[name].see(values)
     schema = pa.schema([(name, column.type) for name, column in columns.items()])
-    return Survey(found.rows, schema, found.dialect, found.blank_lines)
+    return Surveyed(found.rows, schema, found.dialect, found.blank_lines)
 
 
 def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -49,7 +49,7 @@ def _as_text(file: TableFile, dialect: Dialect, header: tuple[str, ...]) -> Iter
         yield [pa.array(values, pa.string()) for values in zip(*block, strict=True)]
 
 
-def survey_lines(file: TableFile, options: TableOptions) -> Survey:
+def survey_lines(file: TableFile, options: TableOptions) -> Surveyed:
     """Rows (lines that are not blank) of a txt file, and its one column."""
     dialect = Dialect("", "none", file.contents.encoding(options.dialect.encoding))
     rows = blank = 0
@@ -62,7 +62,7 @@ def survey_lines(file: TableFile, options: TableOptions) -> Survey:
                     f"{file.location}: has columns, and a .txt is read as one url per line",
                     "Give the file the ending .tsv",
                 )
-    return Survey(rows, pa.schema([("url", pa.string())]), dialect, blank)
+    return Surveyed(rows, pa.schema([("url", pa.string())]), dialect, blank)
 
 
 def line_batches(file: TableFile) -> Iterator[pa.RecordBatch]:

@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...read.delimited import Dialect
 from ...read.text_file import UTF_8
 from .json_types import NULL, JsonType, type_of_all, wider
-from .table_file import Survey, TableFile, TableOptions
+from .table_file import Surveyed, TableFile, TableOptions
 
 _ROWS = 5_000
 _CHUNK = 1 << 20
@@ -24,7 +24,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 Row = dict[str, Any]
 
 
-def survey(file: TableFile, options: TableOptions) -> Survey:
+def survey(file: TableFile, options: TableOptions) -> Surveyed:
     """Rows and column types of a JSON table. Reads all of it."""
     dialect = Dialect("", "none", file.contents.encoding(options.dialect.encoding))
     kinds: dict[str, JsonType] = {}
@@ -38,7 +38,7 @@ def survey(file: TableFile, options: TableOptions) -> Survey:
         if _storable(column) != column:
             raise InputError(f"{file.location}: the field {column!r} has a name that is no text", "Rename it")
     schema = pa.schema([(column, kind.arrow()) for column, kind in kinds.items()])
-    return Survey(rows, schema, dialect)
+    return Surveyed(rows, schema, dialect)
 
 
 def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -15,7 +15,7 @@ from .. import rights
 from ..config import DEFAULT_CAPTION_COLUMN, FetchConfig
 from . import schema, table
 from .schema import Layout
-from .table_file import Survey, TableFile
+from .table_file import Surveyed, TableFile
 from .type_inference import join_types
 
 
@@ -44,7 +44,7 @@ def continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout
     return Layout(config.url_col, wanted["caption_col"], known_table, config.rights != rights.OFF)
 
 
-def chosen_layout(fresh: Sequence[TableFile], surveyed: dict[str, Survey], config: FetchConfig) -> Layout:
+def chosen_layout(fresh: Sequence[TableFile], surveyed: dict[str, Surveyed], config: FetchConfig) -> Layout:
     """The layout for the files of a new run. Raises InputError."""
     for file in fresh:
         schema.choose_columns(surveyed[file.name].schema, config.url_col, config.caption_col, file.location)
@@ -66,7 +66,7 @@ def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.
     return kind
 
 
-def widened_layout(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[str, Survey]) -> Layout:
+def widened_layout(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[str, Surveyed]) -> Layout:
     """`base`, after checking that new files fit it: the columns of finished shards cannot change."""
     for file in fresh:
         found = surveyed[file.name].schema

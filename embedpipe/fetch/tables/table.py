@@ -17,7 +17,7 @@ from ...errors import InputError
 from ...read import locations
 from ...read.text_file import COMPRESSIONS, compression_of
 from . import delimited, json_table
-from .table_file import Survey, TableFile, TableOptions
+from .table_file import Surveyed, TableFile, TableOptions
 
 _BATCH_ROWS = 8_192
 
@@ -26,13 +26,13 @@ _BATCH_ROWS = 8_192
 class TableFormat:
     """Readers of one file format."""
 
-    survey: Callable[[TableFile, TableOptions], Survey]
+    survey: Callable[[TableFile, TableOptions], Surveyed]
     batches: Callable[[TableFile, pa.Schema], Iterator[pa.RecordBatch]]
 
 
-def _survey_parquet(file: TableFile, _: TableOptions) -> Survey:
+def _survey_parquet(file: TableFile, _: TableOptions) -> Surveyed:
     with _parquet(file) as table:
-        return Survey(table.metadata.num_rows, table.schema_arrow.remove_metadata())
+        return Surveyed(table.metadata.num_rows, table.schema_arrow.remove_metadata())
 
 
 def _parquet_batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -125,7 +125,7 @@ def _ending(name: str) -> tuple[str, str]:
     return posixpath.splitext(plain)[1].removeprefix("."), compression
 
 
-def survey(file: TableFile, options: TableOptions) -> Survey:
+def survey(file: TableFile, options: TableOptions) -> Surveyed:
     """Rows, column types and dialect. Reads all of a text file, but only the footer of a parquet file.
 
     Raises InputError, also for two columns of one name.

@@ -49,7 +49,7 @@ class TableOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Surveyed:
     """What one file holds. dialect: of a text file. blank_lines: passed over."""
 
     rows: int
