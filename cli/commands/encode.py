@@ -125,6 +125,12 @@ if TYPE_CHECKING:
     help="Images that take more processor time to decode are rejected.",
 )
 @click.option(
+    "--background",
+    metavar="COLOUR",
+    help="What transparent images are put on: a CSS colour (white, gray, '#ff8800'). Default: white, or as before "
+    "where OUT is continued.",
+)
+@click.option(
     "--embedding-dtype",
     type=click.Choice(["float16", "float32"]),
     default="float16",
@@ -168,6 +174,7 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
     embedpipe encode shards emb --model clip-run --gpus 0 --workers 2
     embedpipe encode shards emb --model ViT-B-32 --pretrained laion.pt --like-tag laion2b_s34b_b79k
+    embedpipe encode stamps emb --model ViT-B-32 --pretrained openai --background '#202020'
     embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \\
         --address head:6379 --gpus 64
     srun embedpipe encode shards emb --model ViT-L-14 --pretrained openai --shard-of auto
@@ -215,6 +222,7 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
             decode=options["decode"],
             compile=options["compile_model"],
             options=said,
+            background=options["background"],
         ),
         stage=embedpipe.BatchingConfig(
             images=not options["no_image"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import RunMismatch
 from . import open_clip_tables
-from .encoder_card import BEFORE_ACTIVATION, EncoderCard, Likeness
+from .encoder_card import BEFORE_ACTIVATION, OPEN_CLIP_RULES, EncoderCard, Likeness, rules_in_words
 from .spec import has_quick_gelu
 
 
@@ -19,7 +19,7 @@ def same_encoder(one: tuple[str, EncoderCard], other: tuple[str, EncoderCard], t
         _refuse_other_names(one, other)
     if likeness is Likeness.UNRECORDED and not trust_old_card:
         (where, old), (_, new) = (one, other) if one[1].dated else (other, one)
-        differs = _activations_that_differ(old, new)
+        differs = _activations_that_differ(old, new) + _pictures_that_differ(new)
         raise RunMismatch(
             f"{where}: {BEFORE_ACTIVATION}; all else agrees with the encoder of {new.model} {new.pretrained}".rstrip()
             + differs,
@@ -61,6 +61,13 @@ def _activations_that_differ(old: EncoderCard, new: EncoderCard) -> str:
         return ""
     before, after = activation_word(then), activation_word(now)
     return f", but version 0.1 computed {old.model} with {before}, and that one computes {after}"
+
+
+def _pictures_that_differ(new: EncoderCard) -> str:
+    if new.rules == OPEN_CLIP_RULES:
+        return ""
+    then, now = rules_in_words(OPEN_CLIP_RULES), rules_in_words(new.rules)
+    return f", but version 0.1 decoded images with {then}, and that one with {now}"
 
 
 def activation_word(quick_gelu: bool) -> str:

@@ -35,12 +35,19 @@ class PreprocessSpec:
 class ImageRules:
     """Handling of image features other than pixels, before resizing: each `ignored`, or the name of the conversion.
 
-    transparency: an alpha channel, or a palette's. orientation: EXIF. colour_profile: an embedded profile.
+    transparency: an alpha channel, or a palette's: the colour of the background that it is composited over.
+    orientation: EXIF. colour_profile: an embedded profile. depth: channels of more than eight bits; None, and no part
+    of the fingerprint, where they are left to Pillow's own conversion.
     """
 
     transparency: str
     orientation: str
     colour_profile: str
+    depth: str | None = None
+
+
+# As open_clip's own transform: what data sets were made with before embedpipe had rules, and other tools' data.
+OPEN_CLIP_RULES = ImageRules(transparency="ignored", orientation="ignored", colour_profile="ignored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,11 @@ class EncoderCard:
         """Whether version 0.1 wrote the card (`BEFORE_ACTIVATION`). False for other tools' data: nothing is known."""
         return self.known and self.fingerprint_version == 1
 
+    @property
+    def rules(self) -> ImageRules:
+        """The rules by which the images were decoded: open_clip's, where they are not recorded."""
+        return self.image_rules or OPEN_CLIP_RULES
+
     def fingerprint(self) -> str:
         """Hex sha256 over all recorded fields that determine the embeddings."""
         facts = self.facts()
@@ -146,6 +158,8 @@ class EncoderCard:
         for name in ("predicted_by", *_SINCE_V2):
             if facts[name] is None:
                 del facts[name]
+        if self.image_rules is not None and self.image_rules.depth is None:
+            del facts["image_rules"]["depth"]
         return facts
 
     def as_version_0_1(self) -> EncoderCard:
@@ -167,9 +181,9 @@ class EncoderCard:
 
 
 def in_words(card: EncoderCard) -> list[tuple[str, str]]:
-    """What determines the embeddings besides the weights, as (name, text) for display; empty if not recorded."""
+    """What determines the embeddings besides the weights, as (name, text) for display, as far as it is known."""
     if card.image_tower is None or card.text_tower is None or card.text_preprocess is None:
-        return []
+        return [("pictures", rules_in_words(card.rules))] if card.dated else []
     towers = (("image", card.image_tower), ("text", card.text_tower))
     spec = card.preprocess
     return [
@@ -179,8 +193,22 @@ def in_words(card: EncoderCard) -> list[tuple[str, str]]:
             f"{spec.size[0]}×{spec.size[1]}, {spec.resize_mode}, {spec.interpolation}, mean {in_full(spec.mean)}, "
             f"std {in_full(spec.std)}",
         ),
+        ("pictures", rules_in_words(card.rules)),
         ("captions", f"cleaned by {card.text_preprocess.clean}, at most {card.context_length} tokens"),
     ]
+
+
+def rules_in_words(rules: ImageRules) -> str:
+    """Image rules as one line for display."""
+    over = rules.transparency
+    return ", ".join(
+        [
+            "transparency ignored" if over == "ignored" else f"transparency over {over}",
+            f"orientation {'applied' if rules.orientation == 'upright' else rules.orientation}",
+            f"colour profiles {'to sRGB' if rules.colour_profile == 'srgb' else rules.colour_profile}",
+            f"deep channels {rules.depth or 'as Pillow converts them'}",
+        ]
+    )
 
 
 def card_from(values: Mapping[str, Any]) -> EncoderCard:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..clip_model.encoder_card import EncoderCard
+from ..clip_model.encoder_card import EncoderCard, ImageRules
 from ..clip_model.spec import ModelOptions
 from ..ragged import RaggedRows
 
@@ -104,7 +104,9 @@ class EncoderConfig:
     `images.decode.DECODERS`. text_batch_size: captions per pass. compile: torch.compile the image tower, which takes a
     minute or so at the start of each worker. options: explicit activation and preprocessing, which a checkpoint file
     may need. as_version_0_1: build the model as version 0.1 did, which used the architecture's activation for all its
-    tags, to match its embeddings; the card then records what version 0.1 did.
+    tags, to match its embeddings; the card then records what version 0.1 did. background: the colour that transparent
+    images are composited over, a CSS colour; None for white, or for that of the output that is continued. image_rules:
+    those of a data set that is continued or searched, in place of `background`.
     """
 
     model: str
@@ -118,6 +120,8 @@ class EncoderConfig:
     seed: int = 0
     options: ModelOptions = field(default_factory=ModelOptions)
     as_version_0_1: bool = False
+    background: str | None = None
+    image_rules: ImageRules | None = None
 
 
 LoadEncoder = Callable[[EncoderConfig, str], Encoder]

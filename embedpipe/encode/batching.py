@@ -184,6 +184,7 @@ def _decoder(card: EncoderCard, config: BatchingConfig, stopped: threading.Event
         decoded = guarded_decode(
             sample.image,
             card.preprocess,
+            card.rules,
             config.max_pixels,
             card.decode,
             max_seconds=config.max_sample_seconds,

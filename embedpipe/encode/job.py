@@ -32,7 +32,7 @@ from .base import Encoder, EncoderConfig
 from .batching import BatchingConfig
 from .disk_space import with_need
 from .overwrite import discard_output
-from .planning import plan_input, refuse_other_options, run_card
+from .planning import plan_input, refuse_other_background, refuse_other_options, run_card
 from .reject_limit import RejectLimitListener
 from .resume import CommittedTotals, scan_committed
 from .worker import EncodeWork
@@ -183,6 +183,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         change = plan_input(out, found, config.shaping(), reader, config.overwrite)
         before = None if config.overwrite else found
         _require_trust(out, before, config, _uncommitted(out, change, config))
+        refuse_other_background(out, before, config.encoder.background)
         config = _settled(out, config, before, places.devices[0])
         listen(Progress(doing=f"loading {config.encoder.model}"))
         encoder, facts = _look_at_encoder(config, executor, places)
@@ -230,7 +231,9 @@ def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, 
     found = manifest.read_run(out)
     change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)
     left = _uncommitted(out, change, config)
-    _require_trust(out, None if config.overwrite else found, config, left)
+    before = None if config.overwrite else found
+    _require_trust(out, before, config, left)
+    refuse_other_background(out, before, config.encoder.background)
     return change, left
 
 
@@ -352,13 +355,16 @@ def _refuse_contradictions(config: EncodeConfig) -> None:
 
 
 def _settled(out: str, config: EncodeConfig, before: RunCard | None, device: str) -> EncodeConfig:
-    """`config` completed for the device, with the precision of an earlier run if none was requested.
+    """`config` completed for the device, with the precision of an earlier run if none was requested, and its rules of
+    decoding.
 
     An output of version 0.1 continues with the model built as version 0.1 did.
     """
     encoder, stage = config.encoder, config.stage
     if before is not None and before.dated:
         encoder = dataclasses.replace(encoder, as_version_0_1=True)
+    if before is not None and before.encoder is not None:
+        encoder = dataclasses.replace(encoder, image_rules=before.encoder.rules)
     if encoder.precision == "auto" and before is not None and before.encoder is not None:
         encoder = dataclasses.replace(encoder, precision=before.encoder.precision)
     stage = dataclasses.replace(stage, pin_memory=device.startswith("cuda"))

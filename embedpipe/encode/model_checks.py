@@ -12,7 +12,7 @@ from ..clip_model.architecture import ModelSpec, TowerSpec
 from ..clip_model.encoder_card import EncoderCard, TowerCard
 from ..clip_model.spec import BARE_PREPROCESS, refuse_other
 from ..errors import ModelError
-from ..images.decode import RULES
+from ..images.rules import WHITE, image_rules
 from .base import EncoderConfig
 
 # Activation classes of several libraries by name, in lower case. Sigmoids and softmaxes of gates and scores are left
@@ -68,8 +68,9 @@ def checked(config: EncoderConfig, spec: ModelSpec, card: EncoderCard, model: An
                 f"not {wanted}",
                 "Install the version of open_clip that this embedpipe was tested with",
             )
+    rules = config.image_rules or image_rules(config.background or WHITE)
     return dataclasses.replace(
-        card, image_tower=image, text_tower=text, text_preprocess=spec.text_preprocess, image_rules=RULES
+        card, image_tower=image, text_tower=text, text_preprocess=spec.text_preprocess, image_rules=rules
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from .. import manifest
 from ..accounts import Accounts, Ledger
 from ..clip_model.compatibility import same_encoder
-from ..clip_model.encoder_card import EncoderCard
+from ..clip_model.encoder_card import EncoderCard, rules_in_words
 from ..columns import MEASURED, guess
 from ..errors import EmptyInput, InputError, RunMismatch
+from ..images.rules import image_rules
 from ..manifest import EMBEDDINGS, RunCard
 from ..plural import plural
 from ..read import Reader
@@ -70,6 +71,19 @@ def refuse_other_options(out: str, before: RunCard, shaping: dict[str, Any]) -> 
             f"{out}: was put together by `embedpipe merge`", f"Encode into one of {parts}, and merge again"
         )
     manifest.refuse_difference(out, before.options, shaping, "set of options", _OTHER_RUN)
+
+
+def refuse_other_background(out: str, before: RunCard | None, background: str | None) -> None:
+    """Raise RunMismatch if the images of an earlier run were composited over another colour, or over none."""
+    if background is None:
+        return
+    now = image_rules(background)
+    if before is not None and before.encoder is not None and before.encoder.rules.transparency != now.transparency:
+        raise RunMismatch(
+            f"{out}: its images were decoded with {rules_in_words(before.encoder.rules)}; `background` is "
+            f"{now.transparency}",
+            "Drop `background` to go on as before, or give another output folder",
+        )
 
 
 def _refuse_other_contents(

@@ -1,101 +1,73 @@
-"""Image bytes → uint8 RGB pixels of the model's input size, equal to open_clip's evaluation transform."""
+"""Image bytes → uint8 RGB pixels of the model's input size: `open` and then open_clip's resizing and cropping."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import struct
-from dataclasses import dataclass
-
-import torch
-from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import functional as tv
 
-from ..clip_model.encoder_card import ImageRules, PreprocessSpec
-from . import jpeg
-from .geometry import Geometry, geometry
+from ..clip_model.encoder_card import OPEN_CLIP_RULES, ImageRules, PreprocessSpec
+from . import jpeg, jpeg_data
+from .as_open_clip import decode_as_open_clip
+from .colour import is_srgb
+from .decoded import DecodedImage, fitted, refuse_too_large
+from .geometry import geometry
+from .open import DEFAULT_MAX_PIXELS, damage, read_picture
+from .rules import image_rules
+from .undecodable import Undecodable
 
 DECODERS = ("exact", "fast", "pillow")
-DEFAULT_MAX_PIXELS = 100_000_000
-# As in open_clip's transform: `convert("RGB")` drops alpha, and EXIF and colour profiles are ignored.
-RULES = ImageRules(transparency="ignored", orientation="ignored", colour_profile="ignored")
 
-# embedpipe's own pixel limit applies (`max_pixels`, a reject with a reason); Pillow's raises or warns.
-Image.MAX_IMAGE_PIXELS = None
-
-# Not every format of Pillow: EPS would start Ghostscript.
-_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO")
-if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # in newer versions of Pillow
-    _FORMATS = (*_FORMATS, "AVIF")
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """pixels: uint8 [3, h, w] of the model's input size. width, height: the original size, before resizing."""
-
-    pixels: torch.Tensor
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class Undecodable:
-    """Why an image could not be decoded; `error_class` is one of `types.REJECT_CLASSES`."""
-
-    error_class: str
-    message: str
+__all__ = ["DECODERS", "DEFAULT_MAX_PIXELS", "DecodedImage", "Undecodable", "decode"]
 
 
 def decode(
-    data: bytes, spec: PreprocessSpec, max_pixels: int = DEFAULT_MAX_PIXELS, how: str = "exact"
+    data: bytes,
+    spec: PreprocessSpec,
+    rules: ImageRules | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    how: str = "exact",
 ) -> DecodedImage | Undecodable:
-    """Decode, convert to RGB, resize and crop. The pixel limit is checked from the header, before decoding.
+    """Decode, convert by the rules, resize and crop. The pixel limit is checked from the header, before decoding.
 
-    how: `exact` is open_clip's own transform (JPEGs within a rounding of it, see `jpeg`); `fast` decodes large JPEGs at
-    a fraction of their size; `pillow` is open_clip's transform to the bit.
+    rules: None for those of new data sets, with a white background. how: `exact` is open_clip's own resizing (JPEGs
+    within a rounding of it, see `jpeg`); `fast` decodes large JPEGs at a fraction of their size; `pillow` is
+    open_clip's resizing to the bit. Whatever a decoder raises for these bytes is returned, never raised.
     """
-    size = jpeg.size_of(data) if how != "pillow" else None
-    if size is not None:
-        wanted = geometry(*size, spec)
-        too_large = _too_large(*size, wanted, max_pixels)
-        if too_large is not None:
-            return too_large
-        pixels = jpeg.decode_jpeg(data, wanted, scaled=how == "fast")
-        if pixels is not None:
-            return DecodedImage(pixels, width=size[1], height=size[0])
-    return _decode_with_pillow(data, spec, max_pixels)
-
-
-def _decode_with_pillow(data: bytes, spec: PreprocessSpec, max_pixels: int) -> DecodedImage | Undecodable:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            wanted = geometry(height, width, spec)
-            too_large = _too_large(height, width, wanted, max_pixels)
-            if too_large is not None:
-                return too_large
-            # open_clip converts to RGB last, so palettes and alpha channels are resized unconverted here, too.
-            pixels = tv.pil_to_tensor(_fit(image, wanted).convert("RGB"))
-    except UnidentifiedImageError:
-        return Undecodable("image_undecodable", "no image format that Pillow knows")
-    # Pillow's plugins raise these for damaged files.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, MemoryError) as problem:
-        return Undecodable("image_undecodable", f"{type(problem).__name__}: {problem}"[:300])
-    return DecodedImage(pixels, width, height)
+        if rules == OPEN_CLIP_RULES:
+            return decode_as_open_clip(data, spec, max_pixels, how)
+        plain = _plain_jpeg(data, spec, max_pixels, how == "fast") if how != "pillow" else None
+        return plain or _decode_any(data, spec, rules or image_rules(), max_pixels)
+    except Exception as problem:
+        return damage(problem)
 
 
-def _too_large(height: int, width: int, wanted: Geometry, max_pixels: int) -> Undecodable | None:
-    """A reject for too many pixels; enlarging the short side of a thin image can also exceed the limit."""
-    if width * height > max_pixels:
-        return Undecodable("image_too_large", f"{width}×{height} is more than {max_pixels} pixels")
-    if wanted.resized[0] * wanted.resized[1] > max_pixels:
-        return Undecodable("image_too_large", f"{width}×{height}, resized, is more than {max_pixels} pixels")
-    return None
+def _plain_jpeg(data: bytes, spec: PreprocessSpec, max_pixels: int, scaled: bool) -> DecodedImage | Undecodable | None:
+    """Of a JPEG whose pixels need no more than turning; None for other data."""
+    header = jpeg_data.read_header(data)
+    if header is None or header.orientation is None or header.colorspace not in jpeg.COLORSPACES:
+        return None
+    if not is_srgb(header.profile):
+        return None
+    lying = header.orientation >= 5
+    height, width = (header.width, header.height) if lying else (header.height, header.width)
+    wanted = geometry(height, width, spec)
+    refused = refuse_too_large(height, width, wanted, max_pixels)
+    if refused is not None:
+        return refused
+    least = jpeg.least_size(wanted, lying) if scaled else (0, 0)
+    found = jpeg_data.decode_strictly(header.data, "RGB", *least)
+    if isinstance(found, Undecodable):
+        return found
+    return DecodedImage(jpeg.fitted_pixels(jpeg.turned(found, header.orientation), wanted), width, height)
 
 
-def _fit(image: Image.Image, wanted: Geometry) -> Image.Image:
-    fitted = tv.resize(image, list(wanted.resized), wanted.interpolation)
-    if any(wanted.padding):
-        fitted = tv.pad(fitted, list(wanted.padding), fill=wanted.fill)
-    cropped: Image.Image = tv.center_crop(fitted, list(wanted.crop))
-    return cropped
+def _decode_any(data: bytes, spec: PreprocessSpec, rules: ImageRules, max_pixels: int) -> DecodedImage | Undecodable:
+    picture = read_picture(data, max_pixels)
+    if isinstance(picture, Undecodable):
+        return picture
+    wanted = geometry(picture.height, picture.width, spec)
+    refused = refuse_too_large(picture.height, picture.width, wanted, max_pixels)
+    if refused is not None:
+        return refused
+    image = fitted(picture.upright(rules), wanted)
+    return DecodedImage(tv.pil_to_tensor(image), picture.width, picture.height)

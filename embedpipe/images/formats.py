@@ -91,11 +91,11 @@ def why_not_read(start: bytes) -> str | None:
     if named is not None:
         return f"{named}: not a format that embedpipe reads"
     if format_of(start) == "HEIF" and not heif_is_installed():
-        return 'HEIC: needs the extra `heif` (pip install "embedpipe[heif]")'
+        return 'HEIC: needs the extra heif (pip install "embedpipe[heif]")'
     return None
 
 
 @functools.cache
 def heif_is_installed() -> bool:
-    """Whether the package of the extra `heif` is there."""
+    """Whether the package of the extra heif is there."""
     return importlib.util.find_spec("pillow_heif") is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..clip_model.encoder_card import PreprocessSpec
+from ..clip_model.encoder_card import ImageRules, PreprocessSpec
 from ..limited import CallFault, LimitedCalls
 from .cost import DEFAULT_MAX_SECONDS, is_bounded, limits_for
 from .decode import DEFAULT_MAX_PIXELS, DecodedImage, Undecodable, decode
@@ -25,6 +25,7 @@ _NO_MEMORY = re.compile(r"\bmemory|\balloc|decoder error -9", re.IGNORECASE)
 def guarded_decode(
     data: bytes,
     spec: PreprocessSpec,
+    rules: ImageRules | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     how: str = "exact",
     *,
@@ -38,8 +39,8 @@ def guarded_decode(
     is true, and WorkerDied if this machine lets no child start.
     """
     if not careful and is_bounded(data):
-        return decode(data, spec, max_pixels, how)
-    found = _CALLS.call(_decode, data, (spec, max_pixels, how), limits_for(max_pixels, max_seconds), stopped)
+        return decode(data, spec, rules, max_pixels, how)
+    found = _CALLS.call(_decode, data, (spec, rules, max_pixels, how), limits_for(max_pixels, max_seconds), stopped)
     if isinstance(found, CallFault):
         return Undecodable(found.error_class, found.message[:300])
     if isinstance(found, Undecodable):

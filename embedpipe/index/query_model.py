@@ -74,6 +74,7 @@ def encoder_of(
         # The settings that match the embeddings: a file does not record how it was used, and version 0.1 differed.
         options=_as_the_card_says(card) if options in (None, ModelOptions()) and file else options or ModelOptions(),
         as_version_0_1=card.dated,
+        image_rules=card.rules,
     )
     encoder = load_encoder(config, device)
     if not card.known:
@@ -107,9 +108,9 @@ def embed_image(encoder: Encoder, path: str) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as problem:
         raise InputError(f"{path}: {problem.strerror or problem}", "Check the path") from problem
-    decoded = decode(data, encoder.card.preprocess)
+    decoded = decode(data, encoder.card.preprocess, encoder.card.rules)
     if isinstance(decoded, Undecodable):
-        raise InputError(f"{path}: {decoded.message}", "Give a picture that Pillow can read")
+        raise InputError(f"{path}: {decoded.message}", "Give another picture")
     first: np.ndarray = encoder.images(decoded.pixels[None]).wait().rows[0]
     return first
 

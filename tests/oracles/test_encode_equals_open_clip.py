@@ -1,6 +1,5 @@
 """Encoded rows are what open_clip gives when it is called by hand: its transform, its tokenizer, its towers."""
 
-import io
 import json
 import tarfile
 
@@ -13,6 +12,7 @@ from PIL import Image
 from embedpipe.encode.job import encode
 from embedpipe.load import EmbeddingDataset
 from tests import shards, tiny_clip
+from tests.pictures import reading
 
 MODES = ["RGB", "RGBA", "LA", "L", "P", "P+transparency", "CMYK", "I;16", "1"]
 
@@ -40,7 +40,7 @@ def by_hand(folder, place):
             if entry.name.endswith(".txt"):
                 texts.append(model.encode_text(tokenizer([data.decode()]), normalize=True)[0])
             else:
-                images.append(model.encode_image(transform(Image.open(io.BytesIO(data)))[None], normalize=True)[0])
+                images.append(model.encode_image(transform(Image.fromarray(reading(data)))[None], normalize=True)[0])
     return torch.stack(images).double().numpy(), torch.stack(texts).double().numpy()
 
 
@@ -56,7 +56,8 @@ PREPROCESS = {
 )
 @pytest.mark.parametrize(("decode", "most"), [("pillow", 1e-6), ("exact", 1e-4)])
 def test_every_row_is_what_open_clip_gives(architecture, preprocess, decode, most, tmp_path, encode_config):
-    """`exact` may be off by one of 255 in a JPEG: next to nothing at 224 px, more for these models of 32."""
+    """Of the picture as Pillow alone reads it, on white. `exact` may be off by one of 255 in a JPEG: next to nothing at
+    224 px, more for these models of 32."""
     folder = tiny_clip.write(tmp_path / "model", tiny_clip.CONFIGS[architecture], preprocess=PREPROCESS.get(preprocess))
     place = shards.write_tar(tmp_path / "in.tar", members())
     out = str(tmp_path / "emb")

@@ -14,7 +14,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ... import files
-from ...clip_model.encoder_card import PreprocessSpec
+from ...clip_model.encoder_card import OPEN_CLIP_RULES, ImageRules, PreprocessSpec
 from ...errors import EmptyInput, InputError, did_you_mean
 from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ...images.rules import image_rules
 from ...progress import Listener, Progress, silent
 from ...read import Reader, SampleRules, open_reader
 from ...read.base import NoDigest
@@ -43,7 +44,7 @@ class PictureOptions:
     preprocess: to the model's input. split_column: metadata field with each row's split; None for a hash of (source
     shard, key) that holds out `valid_share`. caption_key: the .json field with the caption; `caption`: only where there
     is no .txt. input: webdataset, folder or auto. max_pixels: larger images are rejected without decoding.
-    need_caption: images without one are rejected; else captions are not read, and are empty.
+    need_caption: images without one are rejected; else captions are not read, and are empty. rules: of decoding.
     """
 
     preprocess: PreprocessSpec
@@ -53,12 +54,15 @@ class PictureOptions:
     input: str = "auto"
     max_pixels: int = DEFAULT_MAX_PIXELS
     need_caption: bool = True
+    rules: ImageRules = field(default_factory=image_rules)
 
     def shaping(self) -> dict[str, Any]:
-        """Options that determine the rows, as plain values. need_caption is omitted if true, as in older caches."""
+        """Options that determine the rows, as plain values, without those that older caches do not name."""
         values = dataclasses.asdict(self)
         if self.need_caption:
             del values["need_caption"]
+        if self.rules == OPEN_CLIP_RULES:
+            del values["rules"]
         return values
 
 
@@ -245,7 +249,7 @@ class _Writer:
             self.rejects[sample.error_class] += 1
             return False
         assert sample.image is not None
-        decoded = decode(sample.image, self._options.preprocess, self._options.max_pixels)
+        decoded = decode(sample.image, self._options.preprocess, self._options.rules, self._options.max_pixels)
         if isinstance(decoded, Undecodable):
             self.rejects[decoded.error_class] += 1
             return False

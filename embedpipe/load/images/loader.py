@@ -214,7 +214,7 @@ class ImageLoader:
         )
 
     def _pixels(self, image: _Encoded) -> np.ndarray:
-        decoded = decode(image.data, self._options.preprocess, self._options.max_pixels)
+        decoded = decode(image.data, self._options.preprocess, self._dataset.card.rules, self._options.max_pixels)
         if isinstance(decoded, Undecodable):
             raise DatasetError(
                 f"{image.shard}: the image of {image.key} (row {image.row} of {self._dataset.path}) does not decode: "

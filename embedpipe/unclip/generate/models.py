@@ -119,7 +119,7 @@ def encoded_pictures(encoder: Encoder, images: Tensor) -> Tensor:
     """Embeddings [n, d] of images [n, c, h, w] in [0, 1], on the CPU: as `encode` would embed them, stored as PNG."""
     parts = []
     for some in torch.split(images, _PICTURES_AT_ONCE):
-        decoded = [decode(png(image), encoder.card.preprocess) for image in some]
+        decoded = [decode(png(image), encoder.card.preprocess, encoder.card.rules) for image in some]
         pixels = torch.stack([it.pixels for it in decoded if isinstance(it, DecodedImage)])
         assert len(pixels) == len(some)
         parts.append(torch.from_numpy(encoder.images(pixels).wait().rows))

@@ -84,7 +84,7 @@ def _decoded(path: str, size: int) -> tuple[Tensor, tuple[int, int]]:
     spec = PreprocessSpec((size, size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
     found = decode(files.read_bytes(path), spec)
     if isinstance(found, Undecodable):
-        raise InputError(f"{path}: {found.message}", "Give a picture that Pillow can read")
+        raise InputError(f"{path}: {found.message}", "Give another picture")
     return found.pixels.float() / 255, (found.width, found.height)
 
 

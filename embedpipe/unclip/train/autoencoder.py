@@ -19,7 +19,7 @@ from dalle2_core.presets.autoencoder import VaeRecipe, vae_preset
 from dalle2_core.training import Processes, Run
 from dalle2_core.training.vqgan_trainer import MOST_IMAGES_TO_MEASURE, VaeTraining
 from dalle2_core.training.vqgan_trainer import train_vae as train_vqgan
-from embedpipe.clip_model.encoder_card import PreprocessSpec
+from embedpipe.clip_model.encoder_card import ImageRules, PreprocessSpec
 from embedpipe.errors import OptionError
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
@@ -32,7 +32,17 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
-from .plan import PictureSource, SplitConfig, TrainingPlan, picture_cache, picture_rows, plan_with_pictures
+from .plan import (
+    IMAGE_RULES,
+    PictureSource,
+    SplitConfig,
+    TrainingPlan,
+    described_rules,
+    picture_cache,
+    picture_rows,
+    plan_with_pictures,
+    rules_of_run,
+)
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -66,7 +76,7 @@ class VaeJob:
             )
         size = self.recipe.vae.image_size
         spec = PreprocessSpec((size, size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
-        return self.source.options(spec, self.split)
+        return self.source.options(spec, self.split, rules_of_run(self.out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +157,7 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
         vae = VQGanVAE.from_config(recipe.vae, job.vgg).to(device)
         pictures = _decoded(job, options, view, together)
         rows = picture_rows(pictures, job.data, recipe.train.batch_size)
-        facts = _facts(job, pictures)
+        facts = _facts(job, pictures, options.rules)
         run = Run(Path(place.folder), _describes(facts), place.commit)
         trained = _learn(vae, pictures, rows, run, recipe, view, together)
         if trained is None:
@@ -205,7 +215,7 @@ def _learn(
         )
 
 
-def _facts(job: VaeJob, pictures: Pictures) -> dict[str, Any]:
+def _facts(job: VaeJob, pictures: Pictures, rules: ImageRules) -> dict[str, Any]:
     """What the run's run.json says of it, as plain JSON values."""
     return {
         "recipe": dataclasses.asdict(job.recipe),
@@ -213,12 +223,13 @@ def _facts(job: VaeJob, pictures: Pictures) -> dict[str, Any]:
         "data": job.data,
         "vgg_sha256": None if job.vgg is None else sha256(Path(job.vgg)),
         "pictures": pictures.fingerprint,
+        **described_rules(rules),
     }
 
 
 def _describes(facts: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
-    return {name: facts[name] for name in ("split", "vgg_sha256", "pictures")}
+    return {name: facts[name] for name in ("split", "vgg_sha256", "pictures", IMAGE_RULES) if name in facts}
 
 
 def _decoded(job: VaeJob, options: PictureOptions, view: TrainingView, together: Processes) -> Pictures:

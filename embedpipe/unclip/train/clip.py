@@ -17,7 +17,7 @@ from dalle2_core.clip.trainable import ClipBatch, ClipScores, TrainableClip, cou
 from dalle2_core.presets.clip import ClipRecipe, clip_preset
 from dalle2_core.training import Run, load_trained, train
 from embedpipe import files
-from embedpipe.clip_model.encoder_card import PreprocessSpec
+from embedpipe.clip_model.encoder_card import ImageRules, PreprocessSpec
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, cached_rows, open_pictures
 from embedpipe.load.shuffle import batches_from
@@ -31,7 +31,16 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import TRAINING
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
-from .plan import PictureSource, SplitConfig, TrainingPlan, picture_cache, picture_rows, plan_with_pictures
+from .plan import (
+    PictureSource,
+    SplitConfig,
+    TrainingPlan,
+    described_rules,
+    picture_cache,
+    picture_rows,
+    plan_with_pictures,
+    rules_of_run,
+)
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView
 
@@ -67,7 +76,7 @@ class ClipJob:
             resize_mode=made["resize_mode"],
             fill_color=made["fill_color"],
         )
-        return self.source.options(spec, self.split)
+        return self.source.options(spec, self.split, rules_of_run(self.out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,8 @@ def run_clip(job: ClipJob) -> ClipOutcome:
         torch.manual_seed(recipe.train.seed)
         model = TrainableClip(recipe.clip).to(device)
         with view.preparing("decode") as listener:
-            pictures = open_pictures(job.data, picture_cache(job.out), job.pictures(), listener)
+            options = job.pictures()
+            pictures = open_pictures(job.data, picture_cache(job.out), options, listener)
         rows = picture_rows(pictures, job.data, recipe.train.batch_size, held_out=2)
         tokens = tokenize(pictures.captions, recipe.clip)
         with view.preparing("image features") as listener:
@@ -157,7 +167,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
             batches = batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step)
             return (pairs.batch(some) for some in batches)
 
-        run = Run(Path(place.folder), _describes(job, pictures), place.commit)
+        run = Run(Path(place.folder), _describes(job, pictures, options.rules), place.commit)
         with refusing_another(place.folder), view.steps("", recipe.train) as on_step:
             state = train(
                 model,
@@ -241,10 +251,11 @@ def _score_all(model: TrainableClip, pairs: _Pairs, pictures: Pictures) -> dict[
     return {name: pairs.score(model, rows[name]) for name in names if len(rows[name]) > 1}
 
 
-def _describes(job: ClipJob, pictures: Pictures) -> dict[str, Any]:
+def _describes(job: ClipJob, pictures: Pictures, rules: ImageRules) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
     return {
         "clip": dataclasses.asdict(job.recipe.clip),
         "split": dataclasses.asdict(job.split),
         "pictures": pictures.fingerprint,
+        **described_rules(rules),
     }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dalle2_core.training import TrainConfig
 from dalle2_core.training.checkpoint import steps_named
 from embedpipe import files
-from embedpipe.clip_model.encoder_card import PreprocessSpec
+from embedpipe.clip_model.encoder_card import OPEN_CLIP_RULES, ImageRules, PreprocessSpec
 from embedpipe.errors import InputError
+from embedpipe.images.rules import image_rules
 from embedpipe.load import EmbeddingDataset, rows_of_split, splits
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, count_pictures
 from embedpipe.load.split import TRAIN, VALID
@@ -38,6 +40,9 @@ class SplitConfig:
     valid_share: float = 0.05
 
 
+IMAGE_RULES = "image_rules"
+
+
 @dataclass(frozen=True, slots=True)
 class PictureSource:
     """How DATA is read: see `PictureOptions`. caption_key: None where captions are not needed."""
@@ -46,8 +51,8 @@ class PictureSource:
     max_pixels: int
     caption_key: str | None = None
 
-    def options(self, spec: PreprocessSpec, split: SplitConfig) -> PictureOptions:
-        """How DATA becomes what a model takes."""
+    def options(self, spec: PreprocessSpec, split: SplitConfig, rules: ImageRules) -> PictureOptions:
+        """How DATA becomes what a model takes. rules: see `rules_of_run`."""
         return PictureOptions(
             spec,
             split.column,
@@ -56,6 +61,7 @@ class PictureSource:
             self.input,
             max_pixels=self.max_pixels,
             need_caption=self.caption_key is not None,
+            rules=rules,
         )
 
 
@@ -83,6 +89,26 @@ class TrainingPlan:
     recipe: PriorRecipe | DecoderRecipe | ClipRecipe | VaeRecipe
     join: Mapping[str, int] = field(default_factory=dict)
     stages: tuple[int, ...] = ()
+
+
+def rules_of_run(out: str) -> ImageRules:
+    """The rules by which a run decodes pictures: those of new data sets; its own, if it is continued.
+
+    Checkpoints that record none are of the time when open_clip's were the only ones.
+    """
+    folder = files.join(out, "checkpoints")
+    try:
+        newest = max(name for name in files.names(folder) if steps_named([name]))
+        identity = json.loads(files.read_bytes(files.join(folder, newest, "state.json")))["identity"]
+        recorded = identity.get(IMAGE_RULES)
+    except (ValueError, InputError, KeyError, AttributeError):  # none, or damaged: the trainer says so
+        return image_rules()
+    return OPEN_CLIP_RULES if recorded is None else ImageRules(**recorded)
+
+
+def described_rules(rules: ImageRules) -> dict[str, Any]:
+    """What a run's checkpoints record of the rules, which stay the same when it is continued."""
+    return {} if rules == OPEN_CLIP_RULES else {IMAGE_RULES: asdict(rules)}
 
 
 def steps_left(out: str, config: TrainConfig) -> StepsLeft:

@@ -99,7 +99,7 @@ def test_rows_are_in_input_order_and_rejects_keep_their_reason(tmp_path, encode_
     ]
     assert [(r["key"], r["src_index"], r["stage"], r["error_class"]) for r in rows(out, "errors")] == [
         ("text", 1, "decode", "image_undecodable"),
-        ("cut", 3, "decode", "image_undecodable"),
+        ("cut", 3, "decode", "image_damaged"),
         ("mute", 4, "read", "caption_missing"),
         ("zero", 5, "read", "image_empty"),
         ("00000", 6, "read", "duplicate_key"),
@@ -107,7 +107,13 @@ def test_rows_are_in_input_order_and_rejects_keep_their_reason(tmp_path, encode_
     assert all(r["message"] and r["src_shard"] == "in.tar" for r in rows(out, "errors"))
     (entry,) = manifest.read_manifests(out, 5)
     assert (entry.rows_in, entry.rows_out, entry.rows_rejected) == (8, 3, 5)
-    assert entry.rejects == {"caption_missing": 1, "duplicate_key": 1, "image_empty": 1, "image_undecodable": 2}
+    assert entry.rejects == {
+        "caption_missing": 1,
+        "duplicate_key": 1,
+        "image_damaged": 1,
+        "image_empty": 1,
+        "image_undecodable": 1,
+    }
     assert entry.source_sha256 == files.sha256(source)
     assert verify(out, shards.DEEP).whole
 

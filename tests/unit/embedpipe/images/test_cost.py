@@ -55,12 +55,12 @@ def test_other_formats_are_not_judged(format):
 
 def test_every_format_that_pillow_recognises_is_known():
     """Whatever begins like an image of a format that decoding allows is JPEG, PNG or WebP, or not judged."""
-    from embedpipe.images import decode
+    from embedpipe.images import as_open_clip
 
     Image.init()
     for beginning in range(1 << 16):
         data = beginning.to_bytes(2, "big") + bytes(14)
-        accepted = [name for name in decode._FORMATS if Image.OPEN[name][1] and Image.OPEN[name][1](data)]
+        accepted = [name for name in as_open_clip._FORMATS if Image.OPEN[name][1] and Image.OPEN[name][1](data)]
         assert not accepted or accepted == ["JPEG"] or not is_bounded(data), (data, accepted)
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from embedpipe.images import formats
-from embedpipe.read import grouping
+from embedpipe.read import names
 
 pillow_heif.register_heif_opener()
 
@@ -23,7 +23,7 @@ def test_a_format_is_found_in_what_pillow_writes(kind):
 def test_every_format_has_extensions_of_its_own_and_readers_share_the_list():
     assert len(set(formats.IMAGE_EXTENSIONS)) == len(formats.IMAGE_EXTENSIONS)
     assert not set(formats.REFUSED_EXTENSIONS) & set(formats.IMAGE_EXTENSIONS)
-    assert grouping.IMAGE_EXTENSIONS is formats.IMAGE_EXTENSIONS
+    assert names.IMAGE_EXTENSIONS is formats.IMAGE_EXTENSIONS
 
 
 @pytest.mark.parametrize(
