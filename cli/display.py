@@ -19,7 +19,7 @@ from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 from embedpipe.visible import visible
 
 from .fields import with_options
-from .terminal import drawn, harmless
+from .terminal import drawn, exact, harmless
 
 _Report = TypeVar("_Report")
 
@@ -27,9 +27,14 @@ _PLAIN_EVERY_S = 5.0
 _WORTH_SAYING_S = 1.5
 
 
-def print_json(value: Any) -> None:
-    """A result (dataclass, dict, list) as JSON on stdout."""
-    click.echo(as_json(plain(value), indent=2))
+def print_json(value: Any, rows: bool = False) -> None:
+    """A result (dataclass, dict, list) as JSON on stdout. rows: of data, whose urls are printed as they are."""
+    print_line(as_json(plain(value), indent=2), rows)
+
+
+def print_line(text: str, rows: bool) -> None:
+    """A line on stdout. rows: it holds rows of data, whose urls are printed as they are; else without secrets."""
+    click.echo(text, file=exact(sys.stdout) if rows else sys.stdout)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

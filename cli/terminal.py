@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from embedpipe.redact import redacted
 from embedpipe.visible import visible
 
 
@@ -15,11 +16,13 @@ class _Edge(io.TextIOBase):
     """A stream whose characters are all printed: those that its encoding lacks are written as escapes.
 
     shown: hidden characters too, see `visible`; without it, for what rich draws, whose texts have been made visible.
+    secret: secrets of urls stay; else they are left out, see `redacted`.
     """
 
-    def __init__(self, stream: Any, shown: bool) -> None:
+    def __init__(self, stream: Any, shown: bool, secret: bool = False) -> None:
         self.stream = stream
         self._shown = shown
+        self._secret = secret
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -34,6 +37,7 @@ class _Edge(io.TextIOBase):
     def write(self, text: str) -> int:
         """Print `text`."""
         shown = visible(text, one_line=False) if self._shown else text
+        shown = shown if self._secret else redacted(shown)
         self.stream.write(shown.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
 
@@ -57,6 +61,11 @@ class _Edge(io.TextIOBase):
 def drawn(stream: Any) -> Any:
     """`stream` for rich, which draws with control characters: it must be given visible texts."""
     return _Edge(stream.stream if isinstance(stream, _Edge) else stream, shown=False)
+
+
+def exact(stream: Any) -> Any:
+    """`stream` for rows of data as JSON, whose urls are printed as they are."""
+    return _Edge(stream.stream if isinstance(stream, _Edge) else stream, shown=True, secret=True)
 
 
 def harmless(stream: Any) -> Any:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .redact import redacted
+
 if TYPE_CHECKING:
     from .types import SourceShard
 
@@ -101,7 +103,7 @@ def _model_key(model: str) -> str:
 
 def _source_key(location: str) -> str:
     local = "://" not in location or location.startswith("file://")
-    return os.path.realpath(location.removeprefix("file://")) if local else location.rstrip("/")
+    return os.path.realpath(location.removeprefix("file://")) if local else redacted(location).rstrip("/")
 
 
 def _place(kind: str, key: str) -> Path | None:

@@ -25,14 +25,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .redact import redacted
+
 
 class EmbedpipeError(Exception):
-    """Base of all deliberate errors. `str()` is one line: the problem, its location, the remedy."""
+    """Base of all deliberate errors. `str()` is one line: the problem, its location, the remedy; without secrets."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        self.what = " ".join(what.split())
-        self.remedy = remedy
-        super().__init__(f"{self.what}. {remedy}" if remedy else self.what)
+        self.what = redacted(" ".join(what.split()))
+        self.remedy = redacted(remedy)
+        super().__init__(f"{self.what}. {self.remedy}" if remedy else self.what)
 
     def __reduce__(self) -> tuple[type[EmbedpipeError], tuple[str, str]]:
         # Errors are pickled between processes; the default would pass `str(self)` as `what` and lose the remedy.

@@ -23,6 +23,7 @@ from .checksummed_json import Unsound, dump, load
 from .clip_model.encoder_card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
 from .progress import CutCaptions
+from .redact import redacted
 from .types import SourceShard
 
 FORMAT_VERSION = 1
@@ -53,11 +54,12 @@ class RunCard:
     """`embedpipe.json`: `options` determine the data; `plan[i]` is the input of shard i and only grows.
 
     `columns` maps each metadata column to its Arrow type name, fixed when the output is created so that all shards
-    agree. `source` is the location of the input, for commands that read it again; nothing depends on it. `token_width`
-    is that of the stored token states, None if there are none. `pending`: the planned shards that were not committed
-    when this was last written, and so may lack a manifest; None if unknown (written by an older version). A manifest
-    that is missing and not pending was lost. `merged`: the data sets merged into this one, if any. `listing`: the files
-    of the input's folder when the plan was last made; None if it is no folder, or in output of older versions.
+    agree. `source` is the location of the input, for commands that read it again; nothing depends on it, and it is
+    written without secrets. `token_width` is that of the stored token states, None if there are none. `pending`: the
+    planned shards that were not committed when this was last written, and so may lack a manifest; None if unknown
+    (written by an older version). A manifest that is missing and not pending was lost. `merged`: the data sets merged
+    into this one, if any. `listing`: the files of the input's folder when the plan was last made; None if it is no
+    folder, or in output of older versions.
     """
 
     format: str
@@ -180,7 +182,16 @@ def totals(manifests: Iterable[ShardManifest]) -> Totals:
 
 def _dump(value: RunCard | ShardManifest) -> bytes:
     # Keys are not sorted: the order of `columns` is that of the metadata files.
-    return dump(dataclasses.asdict(value))
+    return dump(dataclasses.asdict(_without_secrets(value) if isinstance(value, RunCard) else value))
+
+
+def _without_secrets(run: RunCard) -> RunCard:
+    return dataclasses.replace(run, source=redacted(run.source), merged=tuple(map(_part_without_secrets, run.merged)))
+
+
+def _part_without_secrets(part: MergedPart) -> MergedPart:
+    inner = tuple(map(_part_without_secrets, part.merged))
+    return dataclasses.replace(part, path=redacted(part.path), source=redacted(part.source), merged=inner)
 
 
 def _load(kind: type[_T], location: str, data: bytes) -> _T:

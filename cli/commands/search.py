@@ -117,7 +117,7 @@ def command(
             searcher, query, k, min_score=min_score, **encoder, save=save, images=images, listen=view
         )
     if as_json:
-        display.print_json(hits)
+        display.print_json(hits, rows=True)
         return
     _table(hits)
     if save is not None:
@@ -138,7 +138,7 @@ def _show_many(found: Iterator[Answer], save: str | None, as_json: bool) -> None
         return
     for number, (text, these) in enumerate(found):
         if as_json:
-            click.echo(display.as_json(as_line(number, text, these)))
+            display.print_line(display.as_json(as_line(number, text, these)), rows=True)
         else:
             _table(these, text if text is not None else f"query {number}")
 

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..load import EmbeddingDataset
 from ..manifest import RunCard
 from ..progress import Listener
+from ..redact import redacted_values
 from .materialise import materialise, refuse_other_output, selection_run
 
 REPORT = "report.json"
@@ -57,4 +58,4 @@ def write_selected(
 
 def end_selection(out: str, report: dict[str, Any]) -> None:
     """Write report.json, last."""
-    files.write_bytes(files.join(out, REPORT), (json.dumps(report, indent=1) + "\n").encode())
+    files.write_bytes(files.join(out, REPORT), (json.dumps(redacted_values(report), indent=1) + "\n").encode())

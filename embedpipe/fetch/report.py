@@ -16,6 +16,7 @@ import pyarrow.parquet
 from .. import files, manifest
 from ..manifest import RunCard, Totals
 from ..progress import Listener, Progress, add_counts
+from ..redact import redacted_values
 from .config import FetchConfig
 from .http.url import host_of
 from .outcome import HostFailures
@@ -94,7 +95,7 @@ class RunReport:
         folder = files.join(self.out, _FOLDER)
         numbers = [int(stem) for name in files.names(folder, ".json") if (stem := name[:-5]).isdecimal()]
         location = files.join(folder, f"{max(numbers, default=0) + 1:05d}.json")
-        files.write_bytes(location, (json.dumps(document, indent=1) + "\n").encode())
+        files.write_bytes(location, (json.dumps(redacted_values(document), indent=1) + "\n").encode())
         return location
 
 

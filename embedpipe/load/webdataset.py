@@ -75,7 +75,7 @@ def _location(reader: Reader, name: str) -> str:
         held = reader.held[name]
         return _location(held.place.reader, held.shard.name)
     assert isinstance(reader, WebdatasetReader)
-    return files.join(locations.root(reader.data), name)
+    return locations.location_of(reader.data, name)
 
 
 def _opened(shards: Iterable[Sample]) -> Iterator[Sample]:

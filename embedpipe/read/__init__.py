@@ -8,6 +8,7 @@ from .. import files
 from ..errors import OptionError, did_you_mean
 from .base import Reader
 from .folder import FolderReader
+from .locations import without_query
 from .names import IMAGE, Naming
 from .sample import SampleRules
 from .table import TABLE_SUFFIXES, TableReader
@@ -51,7 +52,7 @@ def refuse_without_effect(reader: Reader, rules: SampleRules) -> None:
 
 def _guess(data: str) -> str:
     if not files.is_folder(data):
-        return "table" if data.lower().endswith(TABLE_SUFFIXES) else "webdataset"
+        return "table" if without_query(data).lower().endswith(TABLE_SUFFIXES) else "webdataset"
     names = [name for name in files.names(data) if not name.startswith(".")]
     if any(name.lower().endswith(TAR_SUFFIXES) for name in names) or "embedpipe.json" in names:
         return "webdataset"

@@ -10,6 +10,7 @@ import braceexpand
 from .. import files
 from ..accounts import Accounts, Ledger
 from ..errors import EmptyInput, InputError
+from ..redact import redacted
 from ..types import SourceShard
 from .names import Naming, printable
 
@@ -27,8 +28,19 @@ def root(data: str) -> str:
         return files.fixed_folder(data)
     if files.is_folder(data) or not files.exists(data):
         return data.rstrip("/") or "/"
-    folder, slash, _ = data.rpartition("/")
+    folder, slash, _ = without_query(data).rpartition("/")
     return folder or slash or "."
+
+
+def location_of(data: str, name: str) -> str:
+    """Where the shard of that name is; one file behind a signed url is at that url, whatever its shard is called."""
+    return data if without_query(data) != data else files.join(root(data), name)
+
+
+def without_query(data: str) -> str:
+    """A url of one file without its parameters; other locations unchanged, whose question marks are wildcards."""
+    query = not files.is_local(data) and "?" in data and not is_pattern(data)
+    return data.partition("?")[0] if query else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +133,7 @@ def _stats(found: list[str]) -> list[files.FileStat]:
 
 
 def _name(location: str, root: str) -> str:
-    return location if root == "." and not location.startswith("./") else location.removeprefix(root).lstrip("/")
+    if root == "." and not location.startswith("./"):
+        return location
+    name = location.removeprefix(root).lstrip("/")
+    return name if files.is_local(location) else redacted(name)

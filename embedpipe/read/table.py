@@ -69,7 +69,7 @@ class TableReader:
 
         Raises InputError if the table is damaged or lacks a required column.
         """
-        location = files.join(locations.root(self.data), shard.name)
+        location = locations.location_of(self.data, shard.name)
         ledger = ledger or Ledger(self.unit)
         with files.reading(location) as stream:
             if is_lfs_pointer(stream.read(_POINTER_BYTES)):
@@ -93,7 +93,7 @@ class TableReader:
 
     def count(self, shard: SourceShard, ledger: Ledger) -> None:
         """See `Counting`."""
-        location = files.join(locations.root(self.data), shard.name)
+        location = locations.location_of(self.data, shard.name)
         with files.reading(location) as stream, _damage_told(location):
             rows = pq.ParquetFile(stream).metadata.num_rows
         for row in range(rows):

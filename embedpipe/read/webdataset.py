@@ -52,7 +52,7 @@ class WebdatasetReader:
 
     def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The samples of one tar. A torn tar ends with a `shard_truncated` reject; earlier samples are kept."""
-        location = files.join(locations.root(self.data), shard.name)
+        location = locations.location_of(self.data, shard.name)
         with files.reading(location) as raw:
             yield from self._samples(location, _HashedStream(raw, digest), ledger, None)
 
@@ -66,7 +66,7 @@ class WebdatasetReader:
             pass
 
     def _seeking(self, shard: SourceShard, keys: Container[str], ledger: Ledger | None) -> Iterator[Sample | Reject]:
-        location = files.join(locations.root(self.data), shard.name)
+        location = locations.location_of(self.data, shard.name)
         with files.reading(location) as raw:
             # In a remote one all is read: a request after each gap would take longer.
             stored = _SeekingStream(raw, NoDigest()) if files.is_local(location) else _HashedStream(raw, NoDigest())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ... import files
+from ...redact import redacted_values
 
 _IDENTITY = "identity.json"
 
@@ -60,6 +61,7 @@ class Workspace(Kept):
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         super().__init__(folder)
+        identity = redacted_values(identity)
         said = json.dumps(identity, indent=1).encode()
         self.key = hashlib.sha256(said).hexdigest()[:12]
         if self._identity() != identity:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ... import files
 from ...consent import gave_source, remember_source
+from ...redact import redacted
 from ...types import SourceShard
 
 logger = logging.getLogger("embedpipe")
@@ -28,7 +29,7 @@ def guarded_source(dataset: str, source: str, shards: Sequence[SourceShard]) -> 
 
 def given_source(source: str, recorded: str, shards: Sequence[SourceShard]) -> str:
     """`source`, which the user gave; remembered if it is also the recorded one."""
-    if files.absolute(source) == recorded:
+    if redacted(files.absolute(source)) == redacted(recorded):
         remember_source(recorded, shards)
     return source
 

@@ -14,6 +14,7 @@ from embedpipe import files
 from embedpipe.clip_model.compatibility import same_encoder
 from embedpipe.clip_model.encoder_card import EncoderCard, card_from
 from embedpipe.errors import DatasetError, InputError
+from embedpipe.redact import redacted_values
 
 RUN_FILE = "run.json"
 _PACKAGES = ("embedpipe", "torch", "open_clip_torch", "numpy", "pyarrow", "img2dataset", "faiss-cpu")
@@ -44,7 +45,7 @@ def _git_commit() -> str | None:
 
 def write_run_record(folder: str, kind: str, facts: dict[str, Any]) -> None:
     """Write `run.json` whole: what kind of run this is, and its facts (plain JSON values)."""
-    content = {"kind": kind, "versions": versions(), **facts}
+    content = redacted_values({"kind": kind, "versions": versions(), **facts})
     files.write_bytes(files.join(folder, RUN_FILE), (json.dumps(content, indent=1) + "\n").encode())
 
 
