@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from embedpipe.accounts import Accounts
 from embedpipe.progress import Finished, Progress, add_counts, add_seconds
 from embedpipe.visible import visible
 
@@ -320,6 +321,13 @@ def seconds(value: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_passed_over(*accounts: Accounts | None) -> None:
+    """A line for each input in which something was passed over."""
+    for each in accounts:
+        if each is not None and (said := each.said()):
+            click.echo(said)
 
 
 def print_worst_hosts(hosts: Sequence[Any]) -> None:

@@ -80,6 +80,12 @@ class Accounts:
         reasons = (f"{count:,} {_in_words(reason)}{self._example(reason)}" for reason, count in most_first)
         return f"{plural(sum(told.values()), self.unit)} passed over: {', '.join(reasons)}"
 
+    def in_full(self) -> str:
+        """`28 seen, 21 used, 7 passed over: 5 .npy, 2 hidden`."""
+        passed = sum(self.passed_over.values())
+        reasons = ", ".join(f"{count:,} {_in_words(reason)}" for reason, count in self.passed_over.items())
+        return f"{self.seen:,} seen, {self.used:,} used, {passed:,} passed over" + f": {reasons}" * bool(reasons)
+
     def _example(self, reason: str) -> str:
         return f" ({self.examples[reason]})" if reason in self.examples else ""
 

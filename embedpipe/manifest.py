@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from . import files
-from .accounts import Accounts
+from .accounts import Accounts, total
 from .checksummed_json import Unsound, dump, load
 from .clip_model.encoder_card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
@@ -145,6 +145,11 @@ class ShardManifest:
     def file(self, path: str) -> FileRecord | None:
         """The record of the file at that path inside the output, None if the shard has none."""
         return next((record for record in self.files if record.path == path), None)
+
+
+def total_accounts(manifests: Iterable[ShardManifest]) -> Accounts | None:
+    """What became of everything in the input; None if it is not recorded. Rounds of retries are no input."""
+    return total(*(entry.accounts for entry in manifests if not entry.retried))
 
 
 _T = TypeVar("_T", RunCard, ShardManifest)

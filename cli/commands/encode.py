@@ -292,9 +292,7 @@ def _print(out: str, report: Any) -> None:
         click.echo(f"time: {display.shares(report.time_share)}")
     if done.rejects:
         display.print_table(["rejected because", "samples"], sorted(done.rejects.items(), key=lambda item: -item[1]))
-    for accounts in (report.listing, done.accounts):
-        if accounts is not None and (said := accounts.said()):
-            click.echo(said)
+    display.print_passed_over(report.listing, done.accounts)
     if done.cut.captions:
         click.echo(f"note: {done.cut.said(report.context_length)}; see the column text_tokens_cut", err=True)
     if torn := done.rejects.get("shard_truncated"):

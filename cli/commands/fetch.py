@@ -295,6 +295,7 @@ def _print(out: str, report: Any, meanings: dict[str, str]) -> None:
         display.print_table(
             ["failed", "rows", "because"], [(name, count, with_options(meanings[name])) for name, count in worst_first]
         )
+    display.print_passed_over(report.listing, report.accounts)
     display.print_worst_hosts(report.hosts)
     if report.report is not None:
         click.echo(f"report: {report.report}")

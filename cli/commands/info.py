@@ -88,6 +88,7 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
     rows += _norms(found)
     if found.cut is not None:
         rows.append(("captions cut", found.cut.shares()))
+    rows += _accounts(found)
     if found.merged:
         rows.append(("merged of", ", ".join(found.merged)))
     if found.columns:
@@ -105,6 +106,19 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
         rejects = [(name, count, with_options(meanings.get(name, ""), made_by)) for name, count in counts]
         display.print_table(["rejected because", "samples", "which means"], rejects)
     display.print_worst_hosts(found.hosts)
+
+
+def _accounts(found: OutputInfo) -> list[tuple[str, str]]:
+    """What became of everything in the input."""
+    rows = []
+    if found.accounts is not None:
+        of = f", in {found.shards - found.unaccounted:,} of {found.shards:,} shards" if found.unaccounted else ""
+        rows.append((f"{found.accounts.unit}s of the input", f"{found.accounts.in_full()}{of}"))
+    elif found.shards:
+        rows.append(("members of the input", "not recorded"))
+    if found.listing is not None:
+        rows.append(("files of the input's folder", found.listing.in_full()))
+    return rows
 
 
 def _norms(found: OutputInfo) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..accounts import Accounts
 from ..errors import InputError, OptionError, did_you_mean
 from ..execute import Cluster, refuse_address_beside
 from ..images.cost import DEFAULT_MAX_SECONDS
@@ -204,7 +205,8 @@ class FetchReport:
     counts the retries of all runs. `bytes` is the total size of the shards' files. `shards_now` of the `shards` were
     fetched by this run, in `seconds`, and the others by earlier ones; `shards_redone` of them because files were
     missing or truncated. `hosts` are those with the most failed urls in this run, `report` is the location of its
-    report, None if it did nothing. `caption_column` is the table's column with the captions, None without captions.
+    report, None if it did nothing. `accounts` is what became of everything in the shards' inputs, `listing` of the
+    files of a folder. `caption_column` is the table's column with the captions, None without captions.
     """
 
     rows: int
@@ -219,3 +221,5 @@ class FetchReport:
     retried: int
     hosts: tuple[HostFailures, ...]
     report: str | None
+    accounts: Accounts | None = None
+    listing: Accounts | None = None

@@ -244,4 +244,5 @@ def _report(
     total = manifest.totals(entries)
     size = sum(entry.bytes() for entry in entries)
     counts = (total.rows, total.succeeded, total.failed, size, len(entries))
-    return FetchReport(*counts, *now, seconds, plan.layout.caption, total.retried, *written)
+    accounts = (manifest.total_accounts(entries), plan.run.listing)
+    return FetchReport(*counts, *now, seconds, plan.layout.caption, total.retried, *written, *accounts)

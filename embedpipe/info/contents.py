@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import files, manifest
+from ..accounts import Accounts
 from ..columns import NORMS, measured, of_norm_1
 from ..errors import InputError
 from ..fetch.outcome import HostFailures
@@ -48,8 +49,9 @@ class OutputInfo:
     norms: of the projections before normalisation, by modality, for rows where they are known; empty if the data set
     has none. stored_norms: of the stored rows, and captions: characters per caption, both of a sample of rows. cut:
     captions longer than the model's context, None if not counted. merged: the data sets merged into this one.
-    fingerprint_version: 1 if version 0.1 wrote the card, or another tool the data set, so that the activation is not
-    recorded. None for image shards. dated: whether it was version 0.1.
+    accounts: what became of everything in the input shards; None if not recorded. unaccounted: shards of which it is
+    not. listing: of the files of the input's folder. fingerprint_version: 1 if version 0.1 wrote the card, or another
+    tool the data set, so that the activation is not recorded. None for image shards. dated: whether it was version 0.1.
 
     tokens, token_width: the total number of token states, and their width; None if none are stored.
     """
@@ -76,6 +78,9 @@ class OutputInfo:
     captions: Spread | None
     cut: CutCaptions | None
     merged: tuple[str, ...]
+    accounts: Accounts | None
+    unaccounted: int
+    listing: Accounts | None
     options: dict[str, Any]
     versions: dict[str, str]
     dated: bool
@@ -124,6 +129,9 @@ def describe(path: str, most_hosts: int = 0, listen: Listener = silent) -> Outpu
         captions=_captions(dataset) if dataset is not None else None,
         cut=cut if cut.rows else None,
         merged=tuple(part.path for part in run.merged),
+        accounts=manifest.total_accounts(entries),
+        unaccounted=sum(entry.accounts is None for entry in entries),
+        listing=run.listing,
         options=run.options,
         versions=run.versions,
         dated=run.dated,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import files, manifest
+from ..accounts import total
 from ..clip_model.encoder_card import BEFORE_ACTIVATION
 from ..errors import InputError, RunMismatch
 from ..execute import FailedTask, Task, open_executor
@@ -184,8 +185,9 @@ def _run_card(
     parts: Sequence[MergeInput], previous: RunCard | None, plan: tuple[SourceShard, ...], columns: dict[str, str]
 ) -> RunCard:
     records = tuple(part.record() for part in parts)
+    listing = total(*(part.run.listing for part in parts)) if all(part.run.listing for part in parts) else None
     if previous is not None:
-        return dataclasses.replace(previous, plan=plan, merged=records)
+        return dataclasses.replace(previous, plan=plan, merged=records, listing=listing)
     first = parts[0].run
     return RunCard(
         format=EMBEDDINGS,
@@ -197,6 +199,7 @@ def _run_card(
         versions=first.versions,
         token_width=first.token_width,
         merged=records,
+        listing=listing,
     )
 
 

@@ -20,7 +20,7 @@ READERS: dict[str, type[WebdatasetReader] | type[FolderReader] | type[TableReade
     "table": TableReader,
 }
 
-__all__ = ["READERS", "Reader", "SampleRules", "open_reader", "refuse_without_effect"]
+__all__ = ["READERS", "FolderReader", "Reader", "SampleRules", "open_reader", "refuse_without_effect"]
 
 
 def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_shard: int = 10_000) -> Reader:

@@ -15,6 +15,7 @@ from ..lock import exclusive
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard
 from ..progress import Listener, Progress, silent
 from ..store import open_format
+from .accounting import input_again, sum_fault
 from .listing import shard_paths, stored_files
 from .worker import FAULT, LEFTOVER, UNREAD, VerifyWork
 
@@ -112,12 +113,13 @@ def _check(path: str, run: RunCard, config: VerifyConfig, listen: Listener) -> V
     numbers = manifest.committed_numbers(path)
     there = stored_files(path, run)
     tasks = [Task(number, _name(run, number), _take(there, run, number)) for number in numbers]
+    again = input_again(run) if config.deep else None
     listen(Progress(planned=len(tasks)))
     with open_places(config.executor, ResourceRequest(workers=config.workers, threads=1), config.cluster) as (
         executor,
         _,
     ):
-        outcome = executor.run(VerifyWork(path, run, config.deep), tasks, listen)
+        outcome = executor.run(VerifyWork(path, run, config.deep, again), tasks, listen)
     lost = manifest.lost_numbers(run, numbers)
     notes = outcome.report.notes
     leftovers = (*there, *(note.text for note in notes if note.kind == LEFTOVER))
@@ -160,6 +162,8 @@ def _run_faults(path: str, run: RunCard, lost: Iterable[int], deep: bool) -> Ite
     names = [shard.name for shard in run.plan]
     if len(set(names)) < len(names):
         yield Fault(None, "", "the plan in embedpipe.json names an input shard twice")
+    for what in sum_fault(run.listing) if run.listing is not None else ():
+        yield Fault(None, "", f"embedpipe.json: {what}")
     for number in lost:
         yield Fault(
             number, _name(run, number), f"manifest/{manifest.shard_name(number, run.shard_digits)}.json: missing"

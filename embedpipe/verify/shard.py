@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest, shard_name
 from ..store import Contents, layout, open_format
+from .accounting import account_faults
 
 
 def shard_disagreements(run: RunCard, entry: ShardManifest, there: Mapping[str, int]) -> Iterator[str]:
@@ -16,6 +17,7 @@ def shard_disagreements(run: RunCard, entry: ShardManifest, there: Mapping[str, 
         yield f"{entry.rows_in} rows in, {entry.rows_out} out and {entry.rows_rejected} rejected{dropped} do not add up"
     if sum(entry.rejects.values()) != entry.rows_rejected:
         yield f"{entry.rows_rejected} rejected, but the classes add up to {sum(entry.rejects.values())}"
+    yield from account_faults(entry)
     if run.format == EMBEDDINGS:
         yield from _card_faults(run, entry)
     yield from _file_faults(run, entry, there)

@@ -12,6 +12,7 @@ from ..execute import Task, WorkerLoop, one_by_one
 from ..manifest import EMBEDDINGS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Note, TaskReport
 from . import embeddings, images
+from .accounting import InputAgain, count_faults
 from .shard import shard_disagreements
 
 # Kinds of notes. An unreadable file may be intact: a disk or network failure says nothing about it.
@@ -25,6 +26,7 @@ class VerifyWork:
     path: str
     run: RunCard
     deep: bool
+    input_again: InputAgain | None = None
 
     def start(self, worker: int) -> WorkerLoop:
         """Nothing to prepare, but check that the output is visible: otherwise all of it would seem to be lost."""
@@ -72,5 +74,5 @@ class VerifyWork:
 
     def _contents(self, entry: ShardManifest) -> Iterator[Note]:
         check = embeddings.embedding_faults if self.run.format == EMBEDDINGS else images.image_faults
-        for what in check(self.path, self.run, entry):
+        for what in (*check(self.path, self.run, entry), *count_faults(self.run, entry, self.input_again)):
             yield Note(entry.number, FAULT, what)

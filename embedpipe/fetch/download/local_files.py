@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from ... import files
 from ...errors import InputError
+from ...images.formats import SNIFF_BYTES, format_of, why_not_read
 from ...read.names import printable
 from ...read.sample import LFS_REMEDY, is_lfs_pointer
 from ..http import sniff
@@ -32,4 +33,7 @@ def _read(location: str, max_bytes: int) -> bytes | Failure:
         return Failure("empty", "a file without a byte")
     if is_lfs_pointer(body):
         return Failure("not_an_image", f"a pointer of Git LFS, not the image. {LFS_REMEDY}")
-    return body if sniff.kind_of(body[: sniff.BYTES]) is not None else sniff.not_an_image(body, None)
+    start = body[:SNIFF_BYTES]
+    if (refused := why_not_read(start)) is not None:
+        return Failure("not_an_image", refused)
+    return body if format_of(start) is not None else sniff.not_an_image(body, None)

@@ -43,12 +43,12 @@ def open_source(dataset: EmbeddingDataset, images: Images = None, captions: bool
             given_source(location, part.source, part.own_names(dataset.run.plan))
     if len(parts) == 1 and len(given) <= 1:
         place = given[0] if given else _guarded(dataset, parts[0])
-        return _open(place, parts[0].options, bool(given), captions)
+        return open_recorded(place, parts[0].options, bool(given), captions)
     places = tuple(_given_places(parts, given, captions))
     recorded = (
         PartPlace(part, reader, part.source)
         for part in parts
-        if (reader := _open(_guarded(dataset, part), part.options, False, captions)) is not None
+        if (reader := open_recorded(_guarded(dataset, part), part.options, False, captions)) is not None
     )
     held = locate_shards(dataset.run.plan, places, recorded)
     used = {found.place.location for found in held.values()}
@@ -67,12 +67,16 @@ def _given_places(parts: Sequence[SourcePart], given: Sequence[str], captions: b
     for turn, part in enumerate(parts):
         for number, location in enumerate(given):
             with contextlib.suppress(EmptyInput):
-                reader = _open(location, part.options, True, captions)
+                reader = open_recorded(location, part.options, True, captions)
                 if reader is not None:
                     yield PartPlace(part, reader, location, number, turn)
 
 
-def _open(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
+def open_recorded(place: str, made: Mapping[str, Any], asked_for: bool, captions: bool = False) -> Reader | None:
+    """A reader for `place` with the options `made` of a data set; None if it no longer exists, but see `asked_for`.
+
+    Raises InputError if it is missing although it was `asked_for`.
+    """
     if not place:
         return None  # other tools do not record the location of their images
     rules = SampleRules(
