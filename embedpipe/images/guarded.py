@@ -50,8 +50,16 @@ def guarded_decode(
 
 
 def _decode(data: bytes, *arguments: Any) -> Any:
-    """In the child: `decode`, with the pixels as an array, which is faster to send."""
-    found = decode(data, *arguments)
+    """In the child: `decode`, with the pixels as an array, which is faster to send.
+
+    Whatever it raises is about this image.
+    """
+    try:
+        found = decode(data, *arguments)
+    except MemoryError:
+        raise
+    except Exception as problem:
+        found = Undecodable("image_undecodable", f"{type(problem).__name__}: {problem}"[:300])
     if isinstance(found, Undecodable):
         if found.error_class != "image_too_large" and _NO_MEMORY.search(found.message):
             raise MemoryError(found.message)
