@@ -51,24 +51,25 @@ def plan_of(plan: TrainingPlan) -> dict[str, Any]:
 def show_comparison(found: Comparison, split_name: str, as_json: bool) -> None:
     """Print a comparison as a table and a sentence, or as JSON."""
     if as_json:
-        display.print_json({"rows": found.table(), "winners": dict(found.winners), "sentence": found.sentence()})
+        told = {"rows": found.table(), "winners": dict(found.winners), "sentence": found.sentence()}
+        display.print_json({**told, "notes": found.notes})
         return
-    rows = [
-        (
-            name,
-            score.cosine_image,
-            score.cosine_text,
-            score.cosine_unrelated,
-            score.recall_at_1,
-            score.recall_at_5,
-            score.recall_at_10,
-            score.norm,
-            score.spread,
-        )
-        for name, score in found.scores.items()
-    ]
-    images = next(iter(found.scores.values()))
-    columns = ["", "cos image", "cos text", "cos unrelated", "recall@1", "recall@5", "recall@10", "norm", "spread"]
-    display.print_table(columns, rows, title=f"{images.n} held-out rows ({split_name})")
+    for note in found.notes:
+        click.echo(note)
+    count = next(iter(found.scores.values())).n
+    deciding = list(next(iter(found.errors.values())))
+    rows = [(name, *(_with_error(found, name, metric) for metric in deciding)) for name in found.scores]
+    display.print_table(["", *deciding], rows, title=f"{count} held-out rows ({split_name}), ± standard error")
+    others = ("cosine_text", "cosine_unrelated", "norm", "spread")
+    display.print_table(
+        ["", *others], [(name, *(getattr(score, it) for it in others)) for name, score in found.scores.items()]
+    )
     click.echo(found.sentence())
+    click.echo("a tie: their rows differ by less than 1.96 standard errors of the mean difference")
+    images = next(iter(found.scores.values()))
     click.echo(f"spread: mean cosine between predictions for different rows; true images: {images.spread_images:.4f}")
+
+
+def _with_error(found: Comparison, name: str, metric: str) -> str:
+    """A metric and its standard error."""
+    return f"{getattr(found.scores[name], metric):.3f} ± {found.errors[name][metric]:.3f}"

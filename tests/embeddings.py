@@ -45,11 +45,12 @@ def write_dataset(
     tokens=None,
     rejects=(),
     names=None,
+    sha256=None,
 ):
     """Write float arrays [n, d] (normalised here) as a committed data set; returns the folder as a string.
 
     columns: passed-through ones, name → values (strings) or (type, values). tokens: a list of n arrays [length, w].
-    rejects: numbers of shards that end with a reject. names: of the input shards.
+    rejects: numbers of shards that end with a reject. names: of the input shards. sha256: of each row's image.
     """
     kinds = {name: values[0] if isinstance(values, tuple) else "string" for name, values in (columns or {}).items()}
     columns = {name: values[1] if isinstance(values, tuple) else values for name, values in (columns or {}).items()}
@@ -68,6 +69,8 @@ def write_dataset(
         metadata["caption"] = [f"caption {row}" for row in rows]
         metadata["src_shard"], metadata["src_index"] = [plan[number].name] * n, list(range(n))
         metadata["similarity"] = [float(similarity[row]) for row in rows]
+        if sha256 is not None:
+            metadata["sha256"] = [sha256[row] for row in rows]
         metadata |= {name: [values[row] for row in rows] for name, values in columns.items()}
         bad = (Reject("bad", n, "decode", "image_undecodable", "no picture"),) if number in rejects else ()
         states = None

@@ -13,6 +13,13 @@ from ..options import debug_option, device_option, json_option, refuse_missing, 
 @click.argument("runs", nargs=-1)
 @click.argument("emb")
 @click.option("--split", "split_name", default="valid", show_default=True, help="The held-out rows to compare on.")
+@click.option("--split-column", help="Column that says `train` or `valid`, for EMB without the column of the runs.")
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Hold out this share of EMB by a hash instead, for EMB without the column of the runs.",
+)
+@click.option("--common", is_flag=True, help="Compare on the rows that all runs held out, where they held out others.")
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
 @device_option()
@@ -26,6 +33,9 @@ def command(
     split_name: str,
     cond_scale: float,
     seed: int,
+    split_column: str | None,
+    valid_share: float | None,
+    common: bool,
     device: str | None,
     trust_old_card: bool,
     as_json: bool,
@@ -33,7 +43,8 @@ def command(
     """Compare priors with each other and with what needs no training, on held-out rows, and say which wins.
 
     RUNS are folders written by train-prior, none or any number; EMB is the data set. The baselines: the text embedding
-    itself, the mean image embedding, and ridge regression, fitted on the training rows of EMB.
+    itself, the mean image embedding, and ridge regression, fitted on the training rows of EMB. Runs that
+    were trained on some of the rows to compare on are refused.
 
     \b
     embedpipe evaluate prior emb
@@ -45,5 +56,7 @@ def command(
     from ..training_display import show_comparison
 
     display.note_old_data(emb)
-    found = embedpipe.evaluate(runs, emb, split_name, device, seed, cond_scale, trust_old_card)
+    found = embedpipe.evaluate(
+        runs, emb, split_name, device, seed, cond_scale, trust_old_card, split_column, valid_share, common
+    )
     show_comparison(found, split_name, as_json)

@@ -13,6 +13,7 @@ from ..options import CommandWithImages, debug_option, images_option, json_optio
 
 if TYPE_CHECKING:
     from embedpipe.info import OutputInfo
+    from embedpipe.info.folders import FolderInfo, RunInfo, SelectionInfo
     from embedpipe.load.images.source import Images
 
 
@@ -36,14 +37,17 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
     """Say what is in an output: counts, rejects by reason, the encoder, similarities and norms.
 
     PATH is a folder written by `fetch`, `encode` or `merge`, finished or still growing, or embeddings of
-    clip-retrieval, embedding-reader or DataComp.
+    clip-retrieval, embedding-reader or DataComp. Of a training run it says what was trained on what, how far, its
+    losses and checkpoints; of an output of `dedup` or `filter`, which rows of which data set were kept.
 
     \b
     embedpipe info emb
     embedpipe info emb --html emb.html
+    embedpipe info prior
     """
     from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
     from embedpipe.fetch import ERROR_CLASSES
+    from embedpipe.info import OutputInfo
     from embedpipe.manifest import IMAGE_SHARDS
     from embedpipe.types import REJECT_CLASSES
     from embedpipe.verify import KINDS
@@ -52,6 +56,12 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
 
     with display.progress("info", "rows") as view:
         found = embedpipe.info(path, hosts, html, samples, images, view)
+    if not isinstance(found, OutputInfo):
+        if as_json:
+            display.print_json(found)
+        else:
+            _print_folder(found)
+        return
     if html is not None:
         click.echo(f"written to {html}", err=True)
     if as_json:
@@ -89,6 +99,8 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
     if found.cut is not None:
         rows.append(("captions cut", found.cut.shares()))
     rows += _accounts(found)
+    if selection := found.options.get("selection"):
+        rows.append(("selected by", f"{selection['made_by']}: {selection['rows']:,} rows"))
     if found.merged:
         rows.append(("merged of", ", ".join(found.merged)))
     if found.columns:
@@ -135,3 +147,47 @@ def _norms(found: OutputInfo) -> list[tuple[str, str]]:
         stored = (f"{side} {norm.least:.5f} to {norm.most:.5f}" for side, norm in found.stored_norms.items())
         rows.append(("stored norms", ", ".join(stored)))
     return rows
+
+
+def _print_folder(found: FolderInfo) -> None:
+    """A table of what is known, for each stage of a decoder."""
+    from embedpipe.info.folders import DecoderInfo, RunInfo
+
+    if isinstance(found, DecoderInfo):
+        for stage in found.stages:
+            _print_run(stage)
+    elif isinstance(found, RunInfo):
+        _print_run(found)
+    else:
+        _print_selection(found)
+
+
+def _print_run(found: RunInfo) -> None:
+    from .. import display
+
+    rows = [("what", found.said), ("trained on", found.data or "not recorded yet")]
+    if found.train_rows is not None:
+        rows.append(("rows", f"{found.train_rows:,} to train, {found.valid_rows or 0:,} held out"))
+    best = f", best at {found.best_step:,}" if found.best_step else ""
+    rows.append(("steps", f"{found.steps:,}{best}"))
+    rows.append(("checkpoints", ", ".join(f"{step:,}" for step in found.checkpoints) or "none"))
+    for kind, numbers in found.losses.items():
+        told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name not in ("step", "samples"))
+        rows.append((f"{kind} at step {numbers.get('step', 0):,.0f}", told))
+    for change in found.record.get("history", ()):
+        rows.append((f"from step {change['step']:,}", "; ".join(change["changes"])))
+    display.print_table([found.path, ""], rows)
+
+
+def _print_selection(found: SelectionInfo) -> None:
+    from .. import display
+
+    rows = [("what", found.said), ("of", found.data or "a data set that report.json does not name")]
+    if found.rows is not None and found.kept is not None:
+        rows.append(("kept", f"{found.kept:,} of {found.rows:,} rows: kept.parquet"))
+    if found.dropped is not None:
+        where = ": dropped.parquet" if found.made_by == "dedup" else ""
+        rows.append(("dropped", f"{found.dropped:,} rows{where}"))
+    if found.rows is None:
+        rows.append(("note", "report.json is missing: the run that wrote it did not end"))
+    display.print_table([found.path, ""], rows)

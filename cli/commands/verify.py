@@ -41,7 +41,7 @@ def command(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Check that an output of `fetch`, `encode` or `merge` is whole, and say which shard is not.
+    """Check that an output of `fetch`, `encode` or `merge`, or a training run, is whole, and say what is not.
 
     Without options: manifests, counts and file sizes, in a moment. Shards that are planned and not made yet are no
     fault. The exit code is 0 if all is whole and 1 if anything is bad, also where --repair dropped it.
@@ -70,11 +70,15 @@ def command(
 def _print(report: VerifyReport) -> None:
     from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION
     from embedpipe.verify import KINDS
+    from embedpipe.verify.job import RUN_FORMAT
 
-    click.echo(
-        f"{report.path}: {KINDS[report.format]}, {report.committed:,} of {report.planned:,} shards, "
-        f"{plural(report.rows, 'row')}, {report.rejected:,} rejected, {report.bytes / 1e6:,.1f} MB"
-    )
+    if report.format == RUN_FORMAT:
+        click.echo(f"{report.path}: training run, {plural(report.committed, 'checkpoint')}")
+    else:
+        click.echo(
+            f"{report.path}: {KINDS[report.format]}, {report.committed:,} of {report.planned:,} shards, "
+            f"{plural(report.rows, 'row')}, {report.rejected:,} rejected, {report.bytes / 1e6:,.1f} MB"
+        )
     if report.dated:
         click.echo(BEFORE_ACTIVATION)
     if report.missing:

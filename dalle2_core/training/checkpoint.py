@@ -55,9 +55,9 @@ class Checkpoints:
         Raises CheckpointError if it cannot be written; older ones stay whole.
         """
         if state.sharded:
-            write_checkpoint(self.folder / _name(state.step), state, self.identity, together)
+            write_checkpoint(self.folder / step_name(state.step), state, self.identity, together)
         elif together.is_first:
-            write_checkpoint(self.folder / _name(state.step), state, self.identity)
+            write_checkpoint(self.folder / step_name(state.step), state, self.identity)
         if together.is_first:
             self._prune(state)
             if self.on_saved is not None:
@@ -78,7 +78,7 @@ class Checkpoints:
         steps = self.steps()
         _refuse_apart(steps, together)
         for step in reversed(steps):
-            folder = self.folder / _name(step)
+            folder = self.folder / step_name(step)
             said = None
             try:
                 content, tensors = read_checkpoint(folder, together.rank, together.world)
@@ -105,7 +105,7 @@ class Checkpoints:
         best = None if state.best is None else state.best.step
         for step in self.steps()[: -self.keep]:
             if step != best:
-                shutil.rmtree(_set_aside(self.folder / _name(step)))
+                shutil.rmtree(_set_aside(self.folder / step_name(step)))
 
 
 def write_checkpoint(
@@ -240,10 +240,10 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
     steps = Checkpoints(folder, {}).steps()
     if not steps:
         raise CheckpointError(f"{folder}: no checkpoint; has the training saved one yet?")
-    content, tensors = read_checkpoint(folder / _name(steps[-1]))
+    content, tensors = read_checkpoint(folder / step_name(steps[-1]))
     best = content["numbers"]["best"]
     if which == "best" and best is not None and best["step"] != steps[-1]:
-        content, tensors = read_checkpoint(folder / _name(best["step"]))
+        content, tensors = read_checkpoint(folder / step_name(best["step"]))
     load_weights(model, tensors.get("ema", tensors["model"]))
     return int(content["numbers"]["step"])
 
@@ -272,7 +272,8 @@ def steps_named(names: Iterable[str]) -> list[int]:
     return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
 
 
-def _name(step: int) -> str:
+def step_name(step: int) -> str:
+    """What the checkpoint of a step is called."""
     return f"step-{step:09d}"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 import torch
@@ -51,6 +52,24 @@ def evaluate_prior(predicted: Tensor, image: Tensor, text: Tensor, *, seed: int 
 
     Raises ShapeError if the shapes differ, there are fewer than 2 rows, or a value is not finite.
     """
+    norm = _norm(predicted, image, text)
+    rows = _row_scores(predicted, image)
+    predicted, image, text = (F.normalize(it.double(), dim=-1) for it in (predicted, image, text))
+    n = len(predicted)
+    unrelated = image[_derangement(n, seed).to(image.device)]
+    return PriorScores(
+        **{name: float(values.mean()) for name, values in rows.items()},
+        cosine_text=float((predicted * text).sum(dim=1).mean()),
+        cosine_unrelated=float((predicted * unrelated).sum(dim=1).mean()),
+        norm=norm,
+        spread=_mean_pairwise_cosine(predicted),
+        spread_images=_mean_pairwise_cosine(image),
+        n=n,
+    )
+
+
+def _norm(predicted: Tensor, image: Tensor, text: Tensor) -> float:
+    """The mean norm of predictions, once they are looked at. Raises ShapeError as `evaluate_prior` does."""
     if not (predicted.shape == image.shape == text.shape) or predicted.ndim != 2 or len(predicted) < 2:
         raise ShapeError(
             f"predicted {tuple(predicted.shape)}, image {tuple(image.shape)} and text {tuple(text.shape)} must all "
@@ -59,23 +78,15 @@ def evaluate_prior(predicted: Tensor, image: Tensor, text: Tensor, *, seed: int 
     if not bool(torch.isfinite(predicted).all()):
         bad = int((~torch.isfinite(predicted).all(dim=1)).sum())
         raise ShapeError(f"{bad} of {len(predicted)} predictions hold NaN or infinity; the prior is broken")
-    norm = float(predicted.double().norm(dim=1).mean())
-    predicted, image, text = (F.normalize(it.double(), dim=-1) for it in (predicted, image, text))
-    n = len(predicted)
+    return float(predicted.double().norm(dim=1).mean())
+
+
+def _row_scores(predicted: Tensor, image: Tensor) -> dict[str, Tensor]:
+    """float64 [n] by the name of each deciding metric, which is its mean."""
+    predicted, image = (F.normalize(it.double(), dim=-1) for it in (predicted, image))
     ranks = _ranks(predicted, image)
-    unrelated = image[_derangement(n, seed).to(image.device)]
-    return PriorScores(
-        cosine_image=float((predicted * image).sum(dim=1).mean()),
-        cosine_text=float((predicted * text).sum(dim=1).mean()),
-        cosine_unrelated=float((predicted * unrelated).sum(dim=1).mean()),
-        recall_at_1=float((ranks <= 1).double().mean()),
-        recall_at_5=float((ranks <= 5).double().mean()),
-        recall_at_10=float((ranks <= 10).double().mean()),
-        norm=norm,
-        spread=_mean_pairwise_cosine(predicted),
-        spread_images=_mean_pairwise_cosine(image),
-        n=n,
-    )
+    recalls = {f"recall_at_{k}": (ranks <= k).double() for k in (1, 5, 10)}
+    return {"cosine_image": (predicted * image).sum(dim=1), **recalls}
 
 
 # Whether a metric is better when high; the others describe and do not decide.
@@ -87,12 +98,22 @@ DECIDING: dict[str, bool] = {
 }
 
 
+# Two predictors tie where the mean difference of their rows is within so many of its standard errors (95%).
+TIE_ERRORS = 1.96
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Scores of several predictors on the same rows. winners: metric → names that share the best value."""
+    """Scores of several predictors on the same rows.
+
+    winners: metric → the best predictor and all that tie with it: their rows differ by less than sampling explains.
+    errors: by predictor, the standard error of each deciding metric. notes: on the rows, in plain words.
+    """
 
     scores: Mapping[str, PriorScores]
     winners: Mapping[str, tuple[str, ...]]
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """Plain words: who wins what."""
@@ -100,27 +121,43 @@ class Comparison:
         for metric, names in self.winners.items():
             wins.setdefault(names, []).append(metric)
         parts = [
-            f"{' and '.join(names)} {'wins' if len(names) == 1 else 'share'} {', '.join(metrics)}"
+            f"{' and '.join(names)} {'wins' if len(names) == 1 else 'tie on'} {', '.join(metrics)}"
             for names, metrics in wins.items()
         ]
         rows = next(iter(self.scores.values())).n
         return f"On {rows} held-out rows, {'; '.join(parts)}."
 
     def table(self) -> list[dict[str, str | float]]:
-        """One row for each predictor, for printing or JSON."""
-        return [{"predictor": name, **asdict(scores)} for name, scores in self.scores.items()]
+        """One row for each predictor, for printing or JSON; standard errors as `METRIC_error`."""
+        return [
+            {"predictor": name, **asdict(scores), **{f"{it}_error": e for it, e in self.errors.get(name, {}).items()}}
+            for name, scores in self.scores.items()
+        ]
 
 
 def compare_priors(predictions: Mapping[str, Tensor], image: Tensor, text: Tensor, *, seed: int = 0) -> Comparison:
-    """Score named predictions [n, d] on the same rows and say which is best on each deciding metric."""
+    """Score named predictions [n, d] on the same rows and say which is best on each deciding metric.
+
+    A predictor ties with the best one where the mean of the differences between their rows is within TIE_ERRORS of its
+    standard error: a comparison of pairs, which tells more than the errors of each.
+    """
     scores = {name: evaluate_prior(it, image, text, seed=seed) for name, it in predictions.items()}
+    rows = {name: _row_scores(it, image) for name, it in predictions.items()}
     winners = {}
-    for metric in (item.name for item in fields(PriorScores) if item.name in DECIDING):
-        sign = 1.0 if DECIDING[metric] else -1.0
-        values = {name: sign * getattr(score, metric) for name, score in scores.items()}
-        best = max(values.values())
-        winners[metric] = tuple(name for name, value in values.items() if value == best)
-    return Comparison(scores, winners)
+    for metric, high in DECIDING.items():
+        sign = 1.0 if high else -1.0
+        best = max(scores, key=lambda name: sign * getattr(scores[name], metric))
+        ahead = {name: sign * (rows[best][metric] - rows[name][metric]) for name in scores}
+        winners[metric] = tuple(
+            name for name, lead in ahead.items() if float(lead.mean()) <= TIE_ERRORS * _standard_error(lead)
+        )
+    errors = {name: {it: _standard_error(values) for it, values in found.items()} for name, found in rows.items()}
+    return Comparison(scores, winners, errors)
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean of [n] values."""
+    return float(values.std(correction=1)) / math.sqrt(len(values))
 
 
 def _ranks(predicted: Tensor, image: Tensor, rows_at_once: int = 1024) -> Tensor:

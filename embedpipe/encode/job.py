@@ -33,6 +33,7 @@ from .batching import BatchingConfig
 from .disk_space import with_need
 from .overwrite import discard_output
 from .planning import plan_input, refuse_other_background, refuse_other_options, run_card
+from .refusals import refuse_own_input
 from .reject_limit import RejectLimitListener
 from .resume import CommittedTotals, scan_committed
 from .worker import EncodeWork
@@ -173,6 +174,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     """
     begun = time.perf_counter()
     _refuse_contradictions(config)
+    refuse_own_input(data, out)
     config = config.going_on(out)
     reader = config.reader(data)
     with (
@@ -227,6 +229,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
     """What `encode` would do: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
+    refuse_own_input(data, out)
     config = config.going_on(out)
     found = manifest.read_run(out)
     change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)

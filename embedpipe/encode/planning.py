@@ -23,6 +23,7 @@ from ..read import Reader
 from ..shard_plan import PlanChange, grow_plan
 from ..store import open_format
 from ..types import Reject, SourceShard
+from .refusals import refuse_other_data, refuse_other_kind
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
 _OTHER_RUN = "Give the same as before, another output folder, or `overwrite=True` to begin again"
@@ -32,17 +33,17 @@ def plan_input(
     out: str, before: RunCard | None, shaping: dict[str, Any], reader: Reader, overwrite: bool
 ) -> PlanChange:
     """The current plan. Raises RunMismatch for options other than `shaping`, or a changed input shard."""
+    refuse_other_kind(out)
     if before is None:
         if manifest.committed_numbers(out):
             raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")
         return _grown((), reader)
-    if before.format != EMBEDDINGS:
-        raise RunMismatch(f"{out}: holds {before.format}, not {EMBEDDINGS}", "Give another output folder")
     if overwrite:
         return _grown((), reader)
     refuse_other_options(out, before, shaping)
     survey = reader.survey(before.plan)
     change = grow_plan(before.plan, survey.shards, survey.accounts)
+    refuse_other_data(out, change, len(before.plan))
     if not change.changed:
         return change
     committed = set(manifest.committed_numbers(out))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..load import EmbeddingDataset
+from ..load.split import CONTENT
 from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
 from ..types import SourceShard
@@ -22,7 +23,8 @@ class ExportConfig:
     to: a name in EXPORTS. dtype: float16 or float32; None uses the layout's default, mostly the stored dtype. keys: a
     file that lists the rows to export (see `embedpipe.subset`); None for all. text_tokens: include the token states
     (hf, parquet). splits: `valid=0.05,test=0.05` (hf). index_width: how many digits at the end of a key are the
-    sample's index in its tar (aligned). model_name: the model's name in columns (datacomp).
+    sample's index in its tar (aligned). model_name: the model's name in columns (datacomp). split_by: what
+    `splits` hash, see `embedpipe.load.splits`; an export of an earlier version is continued by its own rule.
     """
 
     to: str
@@ -32,6 +34,7 @@ class ExportConfig:
     splits: str | None = None
     index_width: int | None = None
     model_name: str | None = None
+    split_by: str = CONTENT
 
 
 @dataclass(frozen=True, slots=True)

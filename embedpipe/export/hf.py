@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from .. import files
 from ..errors import InputError, OptionError
 from ..load import EmbeddingDataset
-from ..load.split import TRAIN, hash_place
+from ..load.identity import identities_in
+from ..load.split import CONTENT, TRAIN, hash_place
 from ..manifest import FileRecord, ShardManifest
 from .base import ExportConfig, ExportPart, PlannedPart
 from .dataset_card import Split, dataset_card
@@ -34,8 +35,11 @@ class HuggingFace:
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
         self._dataset = dataset
         self._shares = parse_shares(config.splits)
+        self._by = config.split_by
         self.options: dict[str, Any] = {"splits": [list(share) for share in self._shares]}
-        rows = [self._rows_by_split(part, _identities(dataset, part)) for part in plan] if self._shares else []
+        if self._shares and self._by == CONTENT:
+            self.options["split_by"] = CONTENT
+        rows = [self._rows_by_split(part, self._identities(part)) for part in plan] if self._shares else []
         self._numbers = _numbers(rows) if self._shares else {TRAIN: {part.number: part.number for part in plan}}
         for name in self._names():
             if name not in self._numbers:
@@ -48,7 +52,7 @@ class HuggingFace:
         """One file for each split with rows in the part."""
         if not self._shares:
             return (write_table(out, self._path(TRAIN, part.planned.number), part),)
-        split_of = self._rows_by_split(part.planned, _identities_of(part.metadata))
+        split_of = self._rows_by_split(part.planned, self._identities_of(part.metadata))
         return tuple(
             write_table(out, self._path(name, part.planned.number), _chosen(part, rows))
             for name, rows in split_of.items()
@@ -75,6 +79,17 @@ class HuggingFace:
     def _path(self, split: str, part: int) -> str:
         numbers = self._numbers[split]
         return f"data/{split}-{numbers[part]:05d}-of-{len(numbers):05d}.parquet"
+
+    def _identities(self, part: PlannedPart) -> list[str]:
+        uid = ("uid",) if "uid" in self._dataset.column_names() else ()
+        found = self._dataset.metadata(part.shard, ("sha256", "src_shard", "key", *uid))
+        return self._identities_of(found if part.places is None else found.take(pa.array(part.places)))
+
+    def _identities_of(self, metadata: pa.Table) -> list[str]:
+        if self._by == CONTENT:
+            return identities_in(self._dataset, metadata)
+        pairs = zip(metadata["src_shard"].to_pylist(), metadata["key"].to_pylist(), strict=True)
+        return [f"{shard}\0{key}" for shard, key in pairs]
 
     def _rows_by_split(self, part: PlannedPart, identities: Sequence[str]) -> dict[str, np.ndarray]:
         """The rows of a part in each split, int64 ascending; empty splits are left out."""
@@ -111,16 +126,6 @@ def share_of(identity: str, shares: Sequence[tuple[str, float]]) -> str:
         if place < border:
             return name
     return TRAIN
-
-
-def _identities(dataset: EmbeddingDataset, part: PlannedPart) -> list[str]:
-    found = dataset.metadata(part.shard, ("src_shard", "key"))
-    return _identities_of(found if part.places is None else found.take(pa.array(part.places)))
-
-
-def _identities_of(metadata: pa.Table) -> list[str]:
-    pairs = zip(metadata["src_shard"].to_pylist(), metadata["key"].to_pylist(), strict=True)
-    return [f"{shard}\0{key}" for shard, key in pairs]
 
 
 def _numbers(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, dict[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
     contains something else), OutputBusy, OutputUnwritable, DiskFull, MissingExtra. Parts already written stay intact.
     """
     begun = time.perf_counter()
-    job = _prepare(emb, config)
+    job = _prepare(emb, out, config)
     written_locally = open_export(config).written_locally
     if written_locally and not files.is_local(out):
         with at_work(out, Scope((*written_locally, journal.FOLDER), rest=False)) as place:
@@ -86,7 +87,7 @@ def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple
 
 def plan_export(emb: str, out: str, config: ExportConfig) -> ExportPlan:
     """What `export` would do, without writing anything. Raises as `export` does."""
-    job = _prepare(emb, config)
+    job = _prepare(emb, out, config)
     journal.refuse_other_export(out, job.card)
     done = len(journal.committed_parts(out))
     return ExportPlan(
@@ -103,14 +104,14 @@ class _Job:
     card: RunCard
 
 
-def _prepare(emb: str, config: ExportConfig) -> _Job:
+def _prepare(emb: str, out: str, config: ExportConfig) -> _Job:
     kind = open_export(config)
     dataset = EmbeddingDataset(emb)
     plan = plan_parts(dataset, read_subset(dataset, config.keys) if config.keys is not None else None)
     if config.text_tokens:
         dataset.require_text_tokens()
     dtype = config.dtype or kind.dtype or dataset.card.dtype
-    exporter = kind.make(dataset, plan, config)
+    exporter = kind.make(dataset, plan, dataclasses.replace(config, split_by=journal.split_rule(out)))
     options = {"to": config.to, "dtype": dtype, "text_tokens": config.text_tokens, **exporter.options}
     return _Job(dataset, plan, dtype, exporter, journal.export_card(dataset, plan, options))
 

@@ -12,6 +12,7 @@ from typing import Any
 from .. import files, manifest
 from ..errors import RunMismatch
 from ..load import EmbeddingDataset
+from ..load.split import CONTENT, KEY
 from ..manifest import EXPORT, FileRecord, RunCard, ShardManifest
 from .base import PlannedPart
 
@@ -35,6 +36,13 @@ def export_card(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], options:
         source=files.absolute(dataset.path),
         encoder=dataset.card,
     )
+
+
+def split_rule(out: str) -> str:
+    """What the splits of an export hash, see `embedpipe.load.splits`: one of an earlier version keeps to the key."""
+    found = manifest.read_run(state(out))
+    earlier = found is not None and bool(found.options.get("splits")) and "split_by" not in found.options
+    return KEY if earlier else CONTENT
 
 
 def refuse_other_export(out: str, wanted: RunCard) -> None:

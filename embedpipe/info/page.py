@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 from .. import files
 from ..clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
+from ..errors import OptionError
 from ..fetch.outcome import ERROR_CLASSES
+from ..folder_kind import DECODER, RUN, SELECTION, what_is
 from ..images.html import document, html_histogram, html_table, picture, text
 from ..load.images.source import Images
 from ..progress import Listener, silent
 from ..types import REJECT_CLASSES
 from ..verify import KINDS
 from .contents import OutputInfo, Spread, describe, without_norms
+from .folders import FolderInfo, describe_run, describe_selection
 from .gallery import Gallery, GalleryItem, look_at
 
 _STYLE = """
@@ -32,12 +35,19 @@ def info(
     samples: int = 12,
     images: Images = None,
     listen: Listener = silent,
-) -> OutputInfo:
+) -> OutputInfo | FolderInfo:
     """What is in an output of `fetch`, `encode` or `merge`, or in embeddings that others wrote: see `describe`.
+
+    A training run, a decoder and a selection of rows are described from their records.
 
     hosts: of image shards, worst hosts to name. html: also write a page with `samples` images of each kind, from the
     image shards at `images` or where they were.
     """
+    what = what_is(path)
+    if what.kind in (RUN, DECODER, SELECTION):
+        if html is not None:
+            raise OptionError(f"{path}: is {what.said}; `html` shows images of data sets", "Leave `html` out")
+        return describe_selection(path, what) if what.kind == SELECTION else describe_run(path, what)
     found = describe(path, hosts, listen)
     if html is not None:
         kind = KINDS.get(found.format, found.format)

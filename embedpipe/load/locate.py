@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .. import files, manifest
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import DatasetError, InputError
+from ..folder_kind import require_embeddings
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
 from ..store import ShardReader, open_format
 from ..store.foreign.base import Foreign, read_note
@@ -31,8 +32,10 @@ def open_at(path: str, foreign: Foreign | None) -> Opened:
     """
     if not files.exists(path):
         raise InputError(f"{path}: no such folder", "Check the path")
-    if foreign is None and manifest.read_run(path) is not None:
-        return _ours(path)
+    if foreign is None:
+        require_embeddings(path)
+        if manifest.read_run(path) is not None:
+            return _ours(path)
     run, manifests, reader = open_foreign(path, foreign or read_note(path))
     assert run.encoder is not None
     return Opened(run, run.encoder, manifests, reader)

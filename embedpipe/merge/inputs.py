@@ -12,7 +12,8 @@ from ..clip_model.compatibility import same_encoder
 from ..clip_model.encoder_card import EncoderCard
 from ..columns import join_kinds
 from ..errors import DatasetError, InputError, RunMismatch
-from ..manifest import EMBEDDINGS, IMAGE_SHARDS, MergedPart, RunCard, ShardManifest
+from ..folder_kind import require_embeddings
+from ..manifest import EMBEDDINGS, MergedPart, RunCard, ShardManifest
 from ..store import Contents
 from ..types import SourceShard
 
@@ -54,13 +55,7 @@ def open_inputs(paths: Sequence[str], trust_old_card: bool = False) -> tuple[Mer
 
 
 def _open(path: str) -> MergeInput:
-    if files.exists(path):
-        found = manifest.read_run(path)
-        if found is not None and found.format == IMAGE_SHARDS:
-            raise InputError(
-                f"{path}: holds image shards; merge puts embedding data sets together",
-                "Encode each folder of shards, and merge what comes of it",
-            )
+    require_embeddings(path)
     run = manifest.require_run(path, EMBEDDINGS)
     entries = tuple(manifest.read_manifests(path, run.shard_digits))
     lost = manifest.lost_numbers(run, (entry.number for entry in entries))

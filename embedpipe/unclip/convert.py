@@ -19,7 +19,7 @@ from embedpipe.load import EmbeddingDataset
 
 from .evaluate.priors import PRIOR_RUN
 from .runs.record import write_run_record
-from .train.plan import SplitConfig
+from .runs.split import SplitConfig
 
 
 def convert(
@@ -111,7 +111,7 @@ def _write_converted_run(out: str, encoder: EncoderCard, text_tokens: bool, prio
     """Say of a prior trained elsewhere whose embeddings it is for, as a run of train-prior would."""
     facts = {
         "recipe": {"prior": prior, "text_tokens": text_tokens},
-        "split": dataclasses.asdict(SplitConfig()),
+        "split": SplitConfig().facts(),
         "encoder": dataclasses.asdict(encoder),
         "fingerprint": encoder.fingerprint(),
         "converted": True,

@@ -9,17 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .. import files, manifest
-from ..errors import DatasetError, InputError
+from ..errors import DatasetError, InputError, OptionError
 from ..execute import Cluster, Outcome, ResourceRequest, Task, open_places
+from ..folder_kind import DECODER, EXPORT, NOTHING, RUN, SELECTION, FolderKind, what_is
 from ..lock import exclusive
 from ..manifest import EMBEDDINGS, IMAGE_SHARDS, RunCard
 from ..progress import Listener, Progress, silent
 from ..store import open_format
 from .accounting import input_again, sum_fault
 from .listing import shard_paths, stored_files
+from .runs import checkpoint_steps, run_faults
 from .worker import FAULT, LEFTOVER, UNREAD, VerifyWork
 
-KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards"}
+RUN_FORMAT = "run"
+KINDS = {EMBEDDINGS: "embedding data set", IMAGE_SHARDS: "image shards", RUN_FORMAT: "training run"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +84,46 @@ class VerifyReport:
 
 
 def verify(path: str, config: VerifyConfig | None = None, listen: Listener = silent) -> VerifyReport:
-    """Check an output of `encode`, `merge` or `fetch`.
+    """Check an output of `encode`, `merge` or `fetch`, or the checkpoints of a training run.
 
     Raises InputError or DatasetError if it is not such an output or its embedpipe.json is damaged; then its shards
     cannot be checked, and nothing is dropped. Raises StorageFailed if a remote file system fails, and with `repair`
     OutputBusy and OutputUnwritable.
     """
     config = config or VerifyConfig()
-    run = _require_run(path)
+    what = what_is(path)
+    if what.kind in (RUN, DECODER):
+        return _check_run(path, what, config)
+    run = _require_run(path, what)
     with exclusive(path) if config.repair else contextlib.nullcontext():
         report = _check(path, run, config, listen)
         return _repair(path, run, report) if config.repair and report.faults else report
 
 
-def _require_run(path: str) -> RunCard:
-    if not files.exists(path):
+def _check_run(path: str, what: FolderKind, config: VerifyConfig) -> VerifyReport:
+    """Of a run, or all stages of a decoder. Raises OptionError for repair: training passes over bad checkpoints."""
+    if config.repair:
+        raise OptionError(
+            f"{path}: is {what.said}; `repair` is for data sets",
+            "Run its command again: it goes on from the newest whole checkpoint",
+        )
+    stages = [name for name in files.names(path) if name.startswith("stage-")] if what.kind == DECODER else [""]
+    folders = [files.join(path, stage) if stage else path for stage in stages]
+    faults = [
+        Fault(None, "", f"{stage}/{fault}".lstrip("/"))
+        for stage, folder in zip(stages, folders, strict=True)
+        for fault in run_faults(folder, what_is(folder), config.deep)
+    ]
+    count = sum(len(checkpoint_steps(folder)) for folder in folders)
+    size = sum(sum(files.sizes(folder).values()) for folder in folders)
+    return VerifyReport(path, RUN_FORMAT, config.deep, count, count, 0, 0, 0, size, tuple(faults), ())
+
+
+def _require_run(path: str, what: FolderKind) -> RunCard:
+    if what.kind == NOTHING:
         raise InputError(f"{path}: no such folder", "Check the path")
+    if what.kind in (SELECTION, EXPORT):
+        raise InputError(f"{path}: is {what.said}; it has no checksums to verify", "`embedpipe info` describes it")
     run = manifest.read_run(path)
     if run is None:
         raise DatasetError(f"{path}: no embedpipe.json in it", "Give a folder written by `embedpipe encode` or `fetch`")

@@ -31,7 +31,8 @@ from ...read import Reader, SampleRules, open_reader
 from ...read.base import NoDigest
 from ...read.sample import DEFAULT_CAPTION_KEY
 from ...types import Reject, Sample, SourceShard
-from ..split import hash_split
+from ..identity import content_identity
+from ..split import CONTENT, KEY, hash_split
 
 _FORMAT_VERSION = 1
 _PIXELS, _SAMPLES, _MARKER = "pixels.bin", "samples.parquet", "pictures.json"
@@ -41,10 +42,11 @@ _PIXELS, _SAMPLES, _MARKER = "pixels.bin", "samples.parquet", "pictures.json"
 class PictureOptions:
     """How images become rows.
 
-    preprocess: to the model's input. split_column: metadata field with each row's split; None for a hash of (source
-    shard, key) that holds out `valid_share`. caption_key: the .json field with the caption; `caption`: only where there
-    is no .txt. input: webdataset, folder or auto. max_pixels: larger images are rejected without decoding.
-    need_caption: images without one are rejected; else captions are not read, and are empty. rules: of decoding.
+    preprocess: to the model's input. split_column: metadata field with each row's split; None for a hash that holds out
+    `valid_share`: of the image, or of source shard and key (split_by, see `splits`). caption_key: the .json field with
+    the caption; `caption`: only where there is no .txt. input: webdataset, folder or auto. max_pixels: larger images
+    are rejected without decoding. need_caption: images without one are rejected; else captions are not read, and are
+    empty. rules: of decoding.
     """
 
     preprocess: PreprocessSpec
@@ -55,10 +57,13 @@ class PictureOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
     need_caption: bool = True
     rules: ImageRules = field(default_factory=image_rules)
+    split_by: str = CONTENT
 
     def shaping(self) -> dict[str, Any]:
         """Options that determine the rows, as plain values, without those that older caches do not name."""
         values = dataclasses.asdict(self)
+        if self.split_by == KEY or self.split_column is not None:
+            del values["split_by"]
         if self.need_caption:
             del values["need_caption"]
         if self.rules == OPEN_CLIP_RULES:
@@ -228,7 +233,8 @@ def _split(sample: Sample, shard: str, options: PictureOptions) -> str:
     """The split of a sample. Raises InputError if the metadata do not give it."""
     column = options.split_column
     if column is None:
-        return hash_split(f"{shard}\0{sample.key}", options.valid_share)
+        content = None if options.split_by == KEY else hashlib.sha256(sample.image or b"").hexdigest()
+        return hash_split(content_identity(content, None, shard, sample.key), options.valid_share)
     if column not in sample.metadata:
         known = did_you_mean(column, sample.metadata) if sample.metadata else "It has no metadata at all"
         raise InputError(f"{shard}: sample {sample.key} has no metadata field {column!r}", known)

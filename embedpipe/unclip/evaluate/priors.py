@@ -17,15 +17,18 @@ from dalle2_core.rng import PerSampleRNG, derived_seed
 from dalle2_core.training import Comparison, compare_priors, evaluate_prior, validation_loss
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe.errors import DatasetError, InputError, RunMismatch
-from embedpipe.load import EmbeddingDataset, rows_of_split, splits
-from embedpipe.load.split import TRAIN, VALID
+from embedpipe.load import EmbeddingDataset
+from embedpipe.load.split import VALID
 from embedpipe.mirror import local_copy
+from embedpipe.plural import plural
 
 from ..data.prior_batches import PriorRows
 from ..data.row_policy import RowPolicy
 from ..data.token_states import token_states
 from ..device import default_device
 from ..runs.record import made_for, read_run_record
+from ..runs.split import SplitConfig
+from .held_out_rows import held_out_rows
 
 PRIOR_RUN = "prior"
 
@@ -88,12 +91,16 @@ def evaluate_priors(
     seed: int = 0,
     cond_scale: float = 1.0,
     trust_old_card: bool = False,
+    split_column: str | None = None,
+    valid_share: float | None = None,
+    common: bool = False,
 ) -> Comparison:
     """The priors of some runs (a folder, or several) beside the baselines, on the rows of `emb` in a split.
 
-    Baselines are fitted on the training rows of `emb`, split as the runs' were. seed: of the priors' samples.
-    cond_scale: of guidance; 1 is none. Raises RunMismatch when `emb` was made by another encoder than a run's data, or
-    the runs do not agree on what was held out.
+    Baselines are fitted on the training rows of `emb`, split as the runs' were, or by `split_column`, or a hash that
+    holds out `valid_share`. seed: of the priors' samples. cond_scale: of guidance; 1 is none. common: compare on the
+    rows that all runs held out. Without it RunMismatch is raised when a run was trained on some of these rows, or the
+    runs were split in different ways; and always when `emb` was made by another encoder than a run's data.
     """
     device = device or default_device()
     run_folders = [local_copy(folder) for folder in ([runs] if isinstance(runs, str) else runs)]
@@ -102,13 +109,18 @@ def evaluate_priors(
     records = {folder: read_run_record(folder, PRIOR_RUN, "train-prior") for folder in run_folders}
     for folder, facts in records.items():
         refuse_another_encoder(folder, facts, dataset, trust_old_card)
-    split, policy = _agreed(records)
-    names = splits(dataset, split["column"], split["valid_share"])
+    asked = None
+    if split_column is not None or valid_share is not None:
+        asked = SplitConfig(split_column, 0.05 if valid_share is None else valid_share)
+    held = held_out_rows(records, dataset, split_name, asked, common)
+    policy = _agreed_policy(records)
     plain = PriorRows(dataset, policy)
-    rows = plain.checked(rows_of_split(names, split_name, emb))
+    rows = plain.checked(held.rows)
     if len(rows) < 2:
-        raise DatasetError(f"{emb}: one row in the split {split_name!r}; two or more are needed to compare")
-    fit_text, fit_image = plain.pairs(plain.checked(sample_rows(rows_of_split(names, TRAIN, emb), MOST_ROWS_TO_FIT)))
+        raise DatasetError(
+            f"{emb}: {plural(len(rows), 'row')} to compare on in the split {split_name!r}; two or more are needed"
+        )
+    fit_text, fit_image = plain.pairs(plain.checked(sample_rows(held.fit, MOST_ROWS_TO_FIT)))
     text, image = plain.pairs(rows)
 
     predictions = {}
@@ -121,8 +133,9 @@ def evaluate_priors(
         _refuse_another_width(folder, predictions[title], image)
     for name, baseline in BASELINES.items():
         if name not in predictions:
-            predictions[name] = baseline().fit(fit_text, fit_image).predict(text)
-    return compare_priors(predictions, image, text, seed=seed)
+            fitted = baseline().fit(fit_text, fit_image)
+            predictions[name] = fitted.sample(text, normalize=False)  # as runs are, so that norms compare
+    return dataclasses.replace(compare_priors(predictions, image, text, seed=seed), notes=held.notes)
 
 
 def refuse_another_encoder(
@@ -142,20 +155,16 @@ def refuse_another_encoder(
         )
 
 
-def _agreed(runs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], RowPolicy]:
-    """The split and the policy that all runs were trained with; the defaults where there are none."""
-    found: dict[str, Any] = {}
-    for folder, facts in runs.items():
-        settings = {"split": facts["split"], "rows": facts.get("rows", {})}
-        if found and found["settings"] != settings:
+def _agreed_policy(runs: Mapping[str, Mapping[str, Any]]) -> RowPolicy:
+    """The policy that all runs were trained with; the default where there are none."""
+    found = {folder: RowPolicy(**facts.get("rows", {})) for folder, facts in runs.items()}
+    first = next(iter(found), None)
+    for folder, policy in found.items():
+        if first is not None and policy != found[first]:
             raise RunMismatch(
-                f"{folder}: trained on another split ({settings['split']}) than {found['folder']} "
-                f"({found['settings']['split']}): what one held out, the other may have seen",
-                "Compare runs of the same split",
+                f"{folder}: trained with {policy}, {first} with {found[first]}", "Compare runs of the same"
             )
-        found = found or {"folder": folder, "settings": settings}
-    settings = found["settings"] if found else {"split": {"column": None, "valid_share": 0.05}, "rows": {}}
-    return settings["split"], RowPolicy(**settings["rows"])
+    return RowPolicy() if first is None else found[first]
 
 
 def _titles(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from embedpipe.errors import InputError, RunMismatch
 from embedpipe.images.sheet import SheetCell
-from embedpipe.load import EmbeddingDataset, rows_of_split, splits
+from embedpipe.load import EmbeddingDataset, rows_of_split
 from embedpipe.load.images.source import Images, source_images
 from embedpipe.load.split import TRAIN, VALID
 
+from ..evaluate.held_out_rows import trained_on
 from ..evaluate.priors import PRIOR_RUN, refuse_another_encoder, sample_rows
 from ..runs.record import read_run_record
+from ..runs.split import SplitConfig
 from .models import Models, decoder_facts
 
 _ROWS_AT_ONCE = 65_536
@@ -75,8 +77,15 @@ def open_held_out(models: Models, emb: str, most: int) -> HeldOut:
     dataset = EmbeddingDataset(emb)
     refuse_another_encoder(models.prior, facts, dataset, models.trust_old_card)
     _refuse_another_split(models, facts["split"])
-    names = splits(dataset, facts["split"]["column"], facts["split"]["valid_share"])
-    rows = sample_rows(rows_of_split(names, VALID, emb), most)
+    names = SplitConfig.of(facts["split"]).names(dataset, models.prior)
+    held = rows_of_split(names, VALID, emb)
+    seen = trained_on(models.prior, facts, dataset)[held]
+    if seen.any():
+        raise RunMismatch(
+            f"{models.prior}: was trained on {int(seen.sum()):,} of the {len(held):,} held-out rows of {emb}",
+            "Give the data set that it was trained on",
+        )
+    rows = sample_rows(held, most)
     if len(rows) < 2:
         raise InputError(f"{emb}: one held-out row; two or more are needed to compare captions")
     return HeldOut(

@@ -14,6 +14,7 @@ from embedpipe import files
 from embedpipe.clip_model.compatibility import same_encoder
 from embedpipe.clip_model.encoder_card import EncoderCard, card_from
 from embedpipe.errors import DatasetError, InputError
+from embedpipe.folder_kind import OTHER, what_is
 from embedpipe.redact import redacted_values
 
 RUN_FILE = "run.json"
@@ -67,11 +68,15 @@ def read_run_record(folder: str, kind: str, made_by: str) -> dict[str, Any]:
     if not files.exists(folder):
         raise InputError(f"{folder}: no such folder", "Check the path")
     if not files.exists(location):
-        raise DatasetError(f"{folder}: no {RUN_FILE} in it", f"Give a folder written by `embedpipe {made_by}`")
+        found = what_is(folder)
+        said = f"no {RUN_FILE} in it" if found.kind == OTHER else f"is {found.said}, not a {kind} run"
+        raise DatasetError(f"{folder}: {said}", f"Give a folder written by `embedpipe {made_by}`")
     try:
         content = json.loads(files.read_bytes(location))
     except ValueError as problem:
         raise DatasetError(f"{location}: damaged: {problem}") from problem
     if not isinstance(content, dict) or content.get("kind") != kind:
-        raise DatasetError(f"{folder}: is no {kind} run", f"Give a folder written by `embedpipe {made_by}`")
+        raise DatasetError(
+            f"{folder}: is {what_is(folder).said}, not a {kind} run", f"Give a folder written by `embedpipe {made_by}`"
+        )
     return content

@@ -32,10 +32,10 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
+from ..runs.split import SplitConfig
 from .plan import (
     IMAGE_RULES,
     PictureSource,
-    SplitConfig,
     TrainingPlan,
     described_rules,
     picture_cache,
@@ -129,7 +129,7 @@ def vae_job(
         data,
         out,
         recipe_of(preset, vae_preset, config, train_settings(settings, loggers, steps=steps, seed=seed)),
-        SplitConfig(split_column, valid_share),
+        SplitConfig(split_column, valid_share).continued([out]),
         PictureSource(input_format, max_pixels),
         vgg,
         device,
@@ -219,7 +219,7 @@ def _facts(job: VaeJob, pictures: Pictures, rules: ImageRules) -> dict[str, Any]
     """What the run's run.json says of it, as plain JSON values."""
     return {
         "recipe": dataclasses.asdict(job.recipe),
-        "split": dataclasses.asdict(job.split),
+        "split": job.split.facts(),
         "data": job.data,
         "vgg_sha256": None if job.vgg is None else sha256(Path(job.vgg)),
         "pictures": pictures.fingerprint,

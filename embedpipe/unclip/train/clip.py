@@ -31,9 +31,9 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import TRAINING
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
+from ..runs.split import SplitConfig
 from .plan import (
     PictureSource,
-    SplitConfig,
     TrainingPlan,
     described_rules,
     picture_cache,
@@ -133,7 +133,7 @@ def clip_job(
         data,
         out,
         recipe_of(preset, clip_preset, config, train_settings(settings, loggers, steps=steps, seed=seed)),
-        SplitConfig(split_column, valid_share),
+        SplitConfig(split_column, valid_share).continued([out]),
         PictureSource(input_format, max_pixels, caption_key),
         device,
         view or TrainingView.of(on_step, listen),
@@ -197,7 +197,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
             scores=scores,
             metrics=scores[VALID].numbers() | {"chance_at_10": scores[VALID].chance(10)},
         )
-        facts = {"recipe": dataclasses.asdict(recipe), "split": dataclasses.asdict(job.split), "data": job.data}
+        facts = {"recipe": dataclasses.asdict(recipe), "split": job.split.facts(), "data": job.data}
         write_run_record(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
     return outcome
 
@@ -255,7 +255,7 @@ def _describes(job: ClipJob, pictures: Pictures, rules: ImageRules) -> dict[str,
     """What must stay the same for a run to be continued, besides the training settings."""
     return {
         "clip": dataclasses.asdict(job.recipe.clip),
-        "split": dataclasses.asdict(job.split),
+        "split": job.split.facts(),
         "pictures": pictures.fingerprint,
         **described_rules(rules),
     }

@@ -39,6 +39,8 @@ from ..evaluate.priors import sample_rows
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
+from ..runs.split import SplitConfig
+from ..runs.trained_rows import write_trained_rows
 from .decoder_config import DecoderJob, DecoderOutcome, JudgeConfig, StageOutcome
 from .decoder_run import (
     STAGE_RUN,
@@ -52,7 +54,7 @@ from .decoder_run import (
     stage_of,
 )
 from .nonfinite import report_rows
-from .plan import NOT_FINITE, SplitConfig, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
+from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
 from .settings import Values, resolve_config, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -127,7 +129,7 @@ def decoder_job(
         resolve_config(recipe, config, changes),
         tuple(stages),
         tuple(local_copy(folder) for folder in vaes),
-        SplitConfig(split_column, valid_share),
+        SplitConfig(split_column, valid_share).continued(stage_of(out, it) for it in range(1, len(recipe.stages) + 1)),
         ImageSource(drop_unjoined, decode_threads, max_pixels, RowPolicy(normalise, drop_nonfinite)),
         JudgeConfig(features, score_rows, cond_scale=cond_scale),
         cache_latents,
@@ -261,6 +263,7 @@ def _train_stage(
         run = Run(Path(folder), identity_of(facts), place.commit)
         if together.is_first:
             refuse_another_run(folder, facts)
+            write_trained_rows(folder, seen.dataset, rows[TRAIN])
         together.wait()
         judge = _judge(job, number, folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
         loader = seen.loader(

@@ -8,7 +8,7 @@ from dalle2_core.presets.decoder import DecoderRecipe
 from embedpipe.load.images.join import JoinCounts
 
 from ..data.decoder_batches import ImageSource
-from .plan import SplitConfig
+from ..runs.split import SplitConfig
 from .view import TrainingView
 
 

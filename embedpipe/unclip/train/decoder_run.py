@@ -63,7 +63,7 @@ def run_record(
         "recipe": dataclasses.asdict(job.recipe.part(number)),
         "network": dataclasses.asdict(stage.unet.config),
         "diffusion": dataclasses.asdict(stage.config),
-        "split": dataclasses.asdict(job.split),
+        "split": job.split.facts(),
         "rows": dataclasses.asdict(job.source.rows),
         "data": job.images[0] if len(job.images) == 1 else list(job.images or sources_of(seen.dataset)),
         "embeddings": job.emb,

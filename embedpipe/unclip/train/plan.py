@@ -15,12 +15,13 @@ from embedpipe import files
 from embedpipe.clip_model.encoder_card import OPEN_CLIP_RULES, ImageRules, PreprocessSpec
 from embedpipe.errors import InputError
 from embedpipe.images.rules import image_rules
-from embedpipe.load import EmbeddingDataset, rows_of_split, splits
+from embedpipe.load import EmbeddingDataset, rows_of_split
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, count_pictures
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import working_folder
 
 from ..data.row_policy import RowPolicy
+from ..runs.split import SplitConfig
 from .view import TrainingView
 
 if TYPE_CHECKING:
@@ -30,16 +31,6 @@ if TYPE_CHECKING:
     from dalle2_core.presets.prior import PriorRecipe
 
 NOT_FINITE = "not finite"
-
-
-@dataclass(frozen=True, slots=True)
-class SplitConfig:
-    """Which rows train and which are held out: a metadata column's values, or a share by a hash of the key."""
-
-    column: str | None = None
-    valid_share: float = 0.05
-
-
 IMAGE_RULES = "image_rules"
 
 
@@ -60,6 +51,7 @@ class PictureSource:
             self.caption_key or "caption",
             self.input,
             max_pixels=self.max_pixels,
+            split_by=split.by,
             need_caption=self.caption_key is not None,
             rules=rules,
         )
@@ -129,7 +121,7 @@ def rows_by_split(
 
     among: of these alone. Raises DatasetError where a split has no rows or the policy refuses some.
     """
-    names = splits(dataset, split.column, split.valid_share)
+    names = split.names(dataset)
     there = {name: rows_of_split(names, name, dataset.path) for name in (TRAIN, VALID)}
     if among is not None:
         there = {name: np.intersect1d(rows, among, assume_unique=True) for name, rows in there.items()}

@@ -30,8 +30,10 @@ from ..evaluate.priors import MOST_ROWS_TO_FIT, PRIOR_RUN, evaluate_priors, samp
 from ..runs.folder import run_folder
 from ..runs.record import RUN_FILE, write_run_record
 from ..runs.resume import refuse_finished, refusing_another
+from ..runs.split import SplitConfig
+from ..runs.trained_rows import write_trained_rows
 from .nonfinite import report_rows
-from .plan import NOT_FINITE, SplitConfig, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
+from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -107,7 +109,7 @@ def prior_job(
         emb,
         out,
         recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior})),
-        SplitConfig(split_column, valid_share),
+        SplitConfig(split_column, valid_share).continued([out]),
         RowPolicy(normalise, drop_nonfinite),
         device,
         view or TrainingView.of(on_step, listen),
@@ -144,6 +146,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         facts = _facts(job, seen, rows)
         if together.is_first:
             _refuse_another_run(job, facts)
+            write_trained_rows(place.folder, seen.dataset, rows[TRAIN])
         steps = best_step = 0
         if isinstance(prior, Trainable):
             run = Run(Path(place.folder), _describes(facts), place.commit)
@@ -186,9 +189,11 @@ def plan_all_priors(job: PriorJob) -> dict[str, TrainingPlan]:
 
 
 def _of_each_kind(job: PriorJob) -> list[PriorJob]:
+    outs = {name: files.join(job.out, name) for name in PRIORS}
+    split = job.split.continued(outs.values())
     return [
-        dataclasses.replace(job, out=files.join(job.out, name), recipe=dataclasses.replace(job.recipe, prior=name))
-        for name in PRIORS
+        dataclasses.replace(job, out=out, split=split, recipe=dataclasses.replace(job.recipe, prior=name))
+        for name, out in outs.items()
     ]
 
 
@@ -213,7 +218,7 @@ def _facts(job: PriorJob, seen: PriorRows, rows: Mapping[str, np.ndarray]) -> di
     card = seen.dataset.card
     return {
         "recipe": dataclasses.asdict(job.recipe),
-        "split": dataclasses.asdict(job.split),
+        "split": job.split.facts(),
         "rows": dataclasses.asdict(job.policy),
         "data": job.emb,
         "encoder": dataclasses.asdict(card),

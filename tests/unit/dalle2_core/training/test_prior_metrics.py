@@ -75,7 +75,7 @@ def test_comparison_says_who_wins():
     assert [row["predictor"] for row in result.table()] == ["prior", "text"]
     tie = compare_priors({"a": image, "b": image}, image, text)
     assert tie.winners["recall_at_1"] == ("a", "b")
-    assert "a and b share" in tie.sentence()
+    assert "a and b tie on" in tie.sentence()
 
 
 def test_mistakes_are_named():

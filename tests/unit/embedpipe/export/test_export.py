@@ -1,5 +1,6 @@
 """Exports: the contract of every layout (whole or not at all, resumable, nothing mixed), and what each promises."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 import embedpipe
-from embedpipe import files
+from embedpipe import files, manifest
 from embedpipe.encode.job import encode
 from embedpipe.errors import (
     DatasetError,
@@ -264,6 +265,17 @@ def test_splits_hold_every_row_once_and_agree_with_valid_share(tmp_path, emb):
         assert all(
             f"caption {int(key)}" == caption for key, caption in zip(split["key"], split["caption"], strict=True)
         )
+
+
+def test_an_export_of_an_earlier_version_goes_on_by_its_rule(tmp_path, emb):
+    out = tmp_path / "out"
+    embedpipe.export(emb, str(out), ExportConfig("hf", splits="valid=0.2"))
+    run = manifest.read_run(str(out / ".embedpipe"))
+    options = {name: value for name, value in run.options.items() if name != "split_by"}
+    manifest.write_run(str(out / ".embedpipe"), dataclasses.replace(run, options=options))
+    plan = plan_export(emb, str(out), ExportConfig("hf", splits="valid=0.2"))
+    assert (plan.to_write, "split_by" in plan.options) == (0, False)
+    assert embedpipe.export(emb, str(out), ExportConfig("hf", splits="valid=0.2")).already == plan.parts
 
 
 def test_the_dataset_card_is_valid_says_the_truth_and_is_not_written_over(tmp_path, emb):
