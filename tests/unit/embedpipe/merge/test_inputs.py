@@ -135,7 +135,7 @@ def test_what_is_no_whole_data_set_is_refused(tmp_path):
 def test_image_shards_are_not_merged(tmp_path):
     run = manifest.require_run(make(tmp_path / "a"), manifest.EMBEDDINGS)
     manifest.write_run(str(tmp_path / "images"), dataclasses.replace(run, format=IMAGE_SHARDS))
-    with pytest.raises(InputError, match="images: holds image shards; merge puts embedding data sets together"):
+    with pytest.raises(InputError, match="images: holds image shards, not embeddings"):
         open_inputs([str(tmp_path / "images")])
 
 

@@ -148,7 +148,7 @@ def test_what_cannot_be_merged_says_so(pair, tmp_path):
 
     manifest.write_run(str(tmp_path / "images"), RunCard(IMAGE_SHARDS, {}, ()))
     for paths, out, problem, said in (
-        ([pair[0], str(tmp_path / "images")], "out", InputError, "holds image shards; merge puts embedding data sets"),
+        ([pair[0], str(tmp_path / "images")], "out", InputError, "holds image shards, not embeddings"),
         ([pair[0], str(tmp_path / "no")], "out", InputError, "no such folder"),
         (pair, "a", InputError, "is one of the data sets to merge"),
         (pair, "images", RunMismatch, "holds something that merge did not make"),
