@@ -23,7 +23,7 @@ from ..read import Reader
 from ..shard_plan import PlanChange, grow_plan
 from ..store import open_format
 from ..types import Reject, SourceShard
-from .refusals import refuse_other_data, refuse_other_kind
+from .refusals import refuse_other_data, refuse_other_folder
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
 _OTHER_RUN = "Give the same as before, another output folder, or `overwrite=True` to begin again"
@@ -33,7 +33,7 @@ def plan_input(
     out: str, before: RunCard | None, shaping: dict[str, Any], reader: Reader, overwrite: bool
 ) -> PlanChange:
     """The current plan. Raises RunMismatch for options other than `shaping`, or a changed input shard."""
-    refuse_other_kind(out)
+    refuse_other_folder(out)
     if before is None:
         if manifest.committed_numbers(out):
             raise RunMismatch(f"{out}: has manifests but no embedpipe.json", "Give another output folder")

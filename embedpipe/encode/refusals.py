@@ -20,7 +20,7 @@ def refuse_own_input(data: str, out: str) -> None:
         raise RunMismatch(f"{out}: is the folder of the images themselves", _REMEDY)
 
 
-def refuse_other_kind(out: str) -> None:
+def refuse_other_folder(out: str) -> None:
     """Raise RunMismatch if `out` is of embedpipe, but no embeddings: a run, a selection, image shards."""
     found = what_is(out)
     if found.kind not in (EMBEDDINGS, OTHER, NOTHING):
