@@ -87,7 +87,7 @@ def test_a_dry_run_looks_at_the_data_and_writes_nothing(prior, emb, tmp_path):
     assert plan["runs"] == {str(tmp_path / "new"): {"steps": 60, "done": 0, "left": 60}}
     every = result_of(*words, "--prior", "all")
     assert {name: list(said["plan"]["runs"]) for name, said in every.items()} == {
-        **{name: [str(tmp_path / "new" / name)] for name in ("diffusion", "autoregressive", "contrastive")},
+        **{name: [str(tmp_path / "new" / name)] for name in ("diffusion", "autoregressive", "contrastive", "unclip")},
         **{name: [] for name in ("ridge", "mean")},
     }
     assert "fewer than a batch of 1,000" in str(run(*words, "--set", "train.batch_size=1000").exception)
