@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle2_core.errors import ShapeError
+from dalle2_core.inputs import finite_where_seen
 from dalle2_core.rng import RNG, integers
 
 
@@ -34,11 +35,11 @@ def random_crops(size: int, *images: Tensor, draws: RNG) -> list[Tensor]:
     """A square of `size` pixels of each row, at the same place in all `images`, which are equally large."""
     first = images[0]
     rows, _, height, width = first.shape
-    places = [integers(0, extent - size + 1, (rows,), draws, first.device).tolist() for extent in (height, width)]
-    return [
-        torch.stack([row[:, top : top + size, left : left + size] for row, top, left in zip(it, *places, strict=True)])
-        for it in images
-    ]
+    device, side = first.device, torch.arange(size, device=first.device)
+    top, left = (integers(0, extent - size + 1, (rows,), draws, device)[:, None] for extent in (height, width))
+    row = torch.arange(rows, device=device)[:, None, None, None]
+    down, across = (top + side)[:, None, :, None], (left + side)[:, None, None, :]
+    return [it[row, torch.arange(it.shape[1], device=device)[:, None, None], down, across] for it in images]
 
 
 def check_images(images: Tensor, channels: int, smallest: int, what: str = "images") -> None:
@@ -52,5 +53,5 @@ def check_images(images: Tensor, channels: int, smallest: int, what: str = "imag
         raise ShapeError(f"{what} of {height} x {width} pixels are not square; crop them first")
     if height < smallest:
         raise ShapeError(f"{what} of {height} pixels are smaller than the stage's {smallest}")
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+    if images.is_floating_point() and not finite_where_seen(images):
         raise ShapeError(f"{what} hold NaN or infinity")

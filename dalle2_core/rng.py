@@ -33,7 +33,7 @@ class PerSampleRNG:
         self.rows = rows
         self._offset = start - first * _ROWS_PER_PIECE
         self._pieces = [_seeded(device, seed, "rows", piece) for piece in pieces]
-        self._common = _seeded(device, seed, "common")
+        self._common = _seeded(torch.device("cpu"), seed, "common")
 
     def of_rows(self, shape: Sequence[int], draw: Callable[[tuple[int, ...], torch.Generator], Tensor]) -> Tensor:
         """A tensor of that shape; `draw(shape, generator)` draws a piece of it."""
@@ -43,7 +43,7 @@ class PerSampleRNG:
         return drawn[self._offset : self._offset + self.rows].reshape(tuple(shape))
 
     def in_common(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """A draw that all rows share, whichever part of the batch they are in."""
+        """A draw that all rows share, whichever part of the batch they are in; on the host, where it decides."""
         return draw(self._common)
 
 
@@ -77,21 +77,21 @@ def integers(low: int, high: int, shape: Sequence[int], draws: RNG, device: torc
     return draws.of_rows(shape, draw) if isinstance(draws, PerSampleRNG) else draw(tuple(shape), draws)
 
 
-def coin(probability: float, draws: RNG, device: torch.device) -> bool:
+def coin(probability: float, draws: RNG) -> bool:
     """True with that probability: one toss for the whole batch."""
 
     def draw(generator: torch.Generator | None) -> Tensor:
-        return torch.rand((), generator=generator, device=device)
+        return torch.rand((), generator=generator, device=None if generator is None else generator.device)
 
     tossed = draws.in_common(draw) if isinstance(draws, PerSampleRNG) else draw(draws)
     return float(tossed) < probability
 
 
-def common_seed(draws: RNG, device: torch.device) -> int:
+def common_seed(draws: RNG) -> int:
     """A seed in [0, 2^62) that all rows share."""
 
     def draw(generator: torch.Generator | None) -> Tensor:
-        return torch.randint(2**62, (), generator=generator, device=device)
+        return torch.randint(2**62, (), generator=generator, device=None if generator is None else generator.device)
 
     return int(draws.in_common(draw) if isinstance(draws, PerSampleRNG) else draw(draws))
 

@@ -36,11 +36,11 @@ class StepLoss:
     """One step's loss.
 
     loss: scalar tensor with a graph, the mean over the batch.
-    metrics: further numbers for the log, each a mean over the batch.
+    metrics: further numbers for the log, each a mean over the batch; a tensor is read together with the loss, later.
     """
 
     loss: Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -98,11 +98,12 @@ class PriorBatch:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
+        text = TextCondition(self.text_embed, self.text_tokens, self.text_mask).trimmed()
         return PriorBatch(
             text_embed=self.text_embed.to(device, non_blocking=True),
             image_embed=self.image_embed.to(device, non_blocking=True),
-            text_tokens=move(self.text_tokens),
-            text_mask=move(self.text_mask),
+            text_tokens=move(text.tokens),
+            text_mask=move(text.mask),
         )
 
     def part(self, start: int, stop: int) -> PriorBatch:
@@ -139,8 +140,12 @@ class TextCondition:
         return replace(self, embed=self.embed.to(dtype), tokens=None if self.tokens is None else self.tokens.to(dtype))
 
     def trimmed(self) -> TextCondition:
-        """Without the places at the end where no row has a token."""
-        if self.tokens is None or self.mask is None:
+        """Without the places at the end where no row has a token.
+
+        In training on a GPU they stay, hidden: to know the length the host would wait for the device in every step.
+        Batches are trimmed on the host, before they are moved.
+        """
+        if self.tokens is None or self.mask is None or (self.mask.device.type != "cpu" and torch.is_grad_enabled()):
             return self
         used = self.mask.any(dim=0).nonzero()
         length = int(used[-1]) + 1 if len(used) else 0
@@ -219,6 +224,13 @@ class ClipEncoders(Protocol):
     def embed_image(self, image: Tensor) -> EmbeddedImage:
         """image: [b, 3, h, w], float in [0, 1] or uint8."""
         ...
+
+
+def on_host(named: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Scalars as numbers; those on a device are copied together: the host waits for it once."""
+    tensors = {name: it.detach().double() for name, it in named.items() if isinstance(it, Tensor)}
+    read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
+    return {name: read[name] if name in read else float(it) for name, it in named.items()}
 
 
 def check_clip_width(clip: ClipEncoders | None, width: int | None, whose: str) -> None:

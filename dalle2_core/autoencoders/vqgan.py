@@ -28,7 +28,7 @@ from dalle2_core.collectives import Collectives, SingleProcess
 from dalle2_core.conditioning import DecoderBatch
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats
-from dalle2_core.inputs import RangeCheck
+from dalle2_core.inputs import RangeCheck, finite_where_seen
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.codebook import Codebook, Quantized
@@ -342,5 +342,5 @@ class VQGanVAE(CompanionModules):
                 f"images of {height} x {width} pixels; both must be multiples of {self.downsampling}, for "
                 f"{config.layers} layers"
             )
-        if not bool(torch.isfinite(pixels).all()):
+        if not finite_where_seen(pixels):
             raise ShapeError("images hold NaN or infinity")

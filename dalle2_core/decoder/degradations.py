@@ -22,15 +22,16 @@ _BSR_NOISE = (1 / 255, 12 / 255)
 _BSR_QUALITY = (40, 95)  # of JPEG
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, size: Tensor | int) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, size: Tensor | int, largest: int | None = None) -> Tensor:
     """Blur each row with its own deviation and kernel.
 
-    sigma: [b] pixels, or [b, 2] for height and width. size: [b] odd numbers of pixels, or one for all rows.
+    sigma: [b] pixels, or [b, 2] for height and width. size: [b] odd numbers of pixels, or one for all rows. largest:
+    of the sizes, where the caller knows it: the host would wait for a GPU to tell.
     """
     rows, channels, height, width = images.shape
     sigma = sigma.to(images).view(rows, -1).expand(rows, 2)
     sizes = torch.as_tensor(size, device=images.device).expand(rows)
-    edge = int(sizes.max()) // 2
+    edge = (int(sizes.max()) if largest is None else largest) // 2
     offset = torch.arange(-edge, edge + 1, device=images.device, dtype=images.dtype)
     line = torch.exp(-0.5 * (offset / sigma[:, :, None]) ** 2) * (offset.abs() <= sizes[:, None, None] // 2)
     line = line / line.sum(dim=2, keepdim=True)
@@ -47,7 +48,7 @@ def sometimes_blurred(
     drawn = uniform((len(images), 3), draws, images.device)
     smallest, largest = size
     sizes = smallest + 2 * (drawn[:, 2] * ((largest - smallest) // 2 + 1)).long()
-    blurred = gaussian_blur(images, sigma[0] + (sigma[1] - sigma[0]) * drawn[:, 1], sizes)
+    blurred = gaussian_blur(images, sigma[0] + (sigma[1] - sigma[0]) * drawn[:, 1], sizes, largest)
     return torch.where(drawn[:, 0, None, None, None] < probability, blurred, images)
 
 

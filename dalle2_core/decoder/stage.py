@@ -22,7 +22,7 @@ from dalle2_core.diffusion.thresholding import Threshold, none, threshold_named
 from dalle2_core.diffusion.weighting import WEIGHTINGS, Weighting, p2
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, check_images, random_crops, resized
-from dalle2_core.inputs import RangeCheck, dtype_of
+from dalle2_core.inputs import RangeCheck, dtype_of, finite_where_seen
 from dalle2_core.keywords import from_keywords
 from dalle2_core.modules import CompanionModules
 from dalle2_core.networks.unet import Unet
@@ -108,7 +108,7 @@ class DecoderStage(CompanionModules):
             return StepLoss(simple)
         # A timestep's share times T estimates the whole bound.
         whole = bound.mean() * self.config.timesteps
-        metrics = {"simple": float(simple.detach()), "bound_bits": float(whole.detach())}
+        metrics = {"simple": simple.detach(), "bound_bits": whole.detach()}
         return StepLoss(simple + self.config.vb_loss_weight * whole, metrics)
 
     def training_pair(self, batch: DecoderBatch, draws: RNG) -> tuple[Tensor, DecoderCondition]:
@@ -173,12 +173,12 @@ class DecoderStage(CompanionModules):
             seen = replace(seen, image_embed=None, image_keep=None)
         if not config.cond_on_text_encodings:
             seen = replace(seen, text_tokens=None, text_mask=None, text_keep=None)
-        if seen.image_embed is not None and not bool(torch.isfinite(seen.image_embed).all()):
+        if seen.image_embed is not None and not finite_where_seen(seen.image_embed):
             raise ShapeError("image_embed holds NaN or infinity")
         tokens, mask = seen.text_tokens, seen.text_mask
         if tokens is not None:
-            real = tokens if mask is None else tokens[mask]
-            if not bool(torch.isfinite(real).all()):
+            real = tokens if mask is None else tokens.masked_fill(~mask[:, :, None], 0.0)
+            if not finite_where_seen(real):
                 raise ShapeError("text_encodings hold NaN or infinity")
         return seen.in_dtype(dtype_of(self.unet))
 

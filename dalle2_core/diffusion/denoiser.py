@@ -128,7 +128,7 @@ def first_estimate(denoise: Denoise, x_t: Tensor, t: Tensor, draws: RNG) -> Tens
 
     Chen et al. 2208.04202, section 2.2.
     """
-    if not coin(0.5, draws, x_t.device):
+    if not coin(0.5, draws):
         return None
     with torch.no_grad():
         return denoise(x_t, t, None).x0

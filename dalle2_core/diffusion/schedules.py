@@ -57,11 +57,11 @@ class NoiseSchedule(PreciseBuffers):
 
     def alpha(self, t: Tensor) -> Tensor:
         """Share of the data's amplitude left; the shape of t, in [0, 1]."""
-        return self.alphas[t + 1]
+        return _looked_up(self.alphas, t + 1)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise; the shape of t, in [0, 1]."""
-        return self.sigmas[t + 1]
+        return _looked_up(self.sigmas, t + 1)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma for timesteps [b], shaped [b, 1, …] to multiply `like` [b, …]."""
@@ -76,6 +76,11 @@ class NoiseSchedule(PreciseBuffers):
         """Variance of q(x_t | x_s), s < t: beta, for neighbours. The shape of t and s."""
         ratio = self.alpha(t) / self.alpha(s)
         return (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp(min=0.0)
+
+
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[index]; an index without dimensions would be brought to the host, which waits for the device."""
+    return table.index_select(0, index.reshape(-1)).view(index.shape)
 
 
 def _cosine(timesteps: int) -> Tensor:

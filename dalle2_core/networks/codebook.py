@@ -121,7 +121,7 @@ class Codebook(nn.Module):
 
     def _remember(self, rows: Tensor, nearest: Tensor, draws: RNG) -> None:
         """rows: [b, h w, d]."""
-        seed = common_seed(draws, rows.device)
+        seed = common_seed(draws)
         if self._seen is None:
             self._seen = _Seen(torch.zeros_like(self.counts), torch.zeros_like(self.sums), seed)
         seen = self._seen

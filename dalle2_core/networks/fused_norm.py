@@ -37,8 +37,7 @@ class _NormAffineSilu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-        rows, channels, height, width = x.shape
-        normed, _, rstd = torch.native_group_norm(x, None, None, rows, channels, height * width, groups, eps)
+        normed, rstd = _group_norm(x, groups, eps)
         ctx.save_for_backward(normed, gain, offset, rstd)
         ctx.mark_non_differentiable(normed)
         return _affine_silu(normed, gain, offset), normed
@@ -57,12 +56,32 @@ class _NormAffineSilu(torch.autograd.Function):
         count = normed[0].numel() // groups
         mean = _by_group(gain * grad_offset, groups) / count
         product = _by_group(gain * grad_gain, groups) / count
-        rstd_c = _by_channel(rstd, gain)
+        rstd_c = _by_channel(rstd.to(gain.dtype), gain)
         slope = -rstd_c * _by_channel(product, gain)
         level = -rstd_c * _by_channel(mean, gain)
         grad_x = torch.addcmul(level[:, :, None, None], normed, slope[:, :, None, None])
         grad_x.addcmul_(grad_affine, (rstd_c * gain)[:, :, None, None])
         return grad_x, grad_gain, grad_offset, None, None
+
+
+def _group_norm(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Normed values in the layout and dtype of x [b, c, h, w], and one over each group's deviation [b, groups].
+
+    On a GPU the statistics are float32, of a view by groups: torch's own kernel demands plain contiguous maps there
+    before torch 2.14, copies from and to channels last after it, and gives statistics in the dtype of x.
+    """
+    rows, channels, height, width = x.shape
+    if _torchs_own_is_right(x):
+        normed, _, rstd = torch.native_group_norm(x, None, None, rows, channels, height * width, groups, eps)
+        return normed, rstd
+    by_group = x.view(rows, groups, channels // groups, height, width)
+    variance, mean = torch.var_mean(by_group.float(), dim=(2, 3, 4), correction=0, keepdim=True)
+    rstd = (variance + eps).rsqrt()
+    return ((by_group - mean) * rstd).to(x.dtype).view(x.shape), rstd.view(rows, groups)
+
+
+def _torchs_own_is_right(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _by_group(values: Tensor, groups: int) -> Tensor:

@@ -93,7 +93,7 @@ class ContrastivePrior(Prior):
         cosines = F.normalize(predicted, dim=-1) @ F.normalize(batch.text_embed.float(), dim=-1).T
         own = torch.arange(len(batch), device=cosines.device)
         contrast = F.cross_entropy(cosines / self.config.contrastive_temperature, own)
-        metrics = {"squared_error": float(squared.detach()), "contrast": float(contrast.detach())}
+        metrics = {"squared_error": squared.detach(), "contrast": contrast.detach()}
         return StepLoss(squared + self.config.contrastive_weight * contrast, metrics)
 
     def _predict(self, embed: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:

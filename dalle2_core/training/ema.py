@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+M = TypeVar("M", bound="_HostCounted")
 
 
 def decay_at(updates: int, decay: float) -> float:
@@ -20,16 +22,25 @@ def decay_at(updates: int, decay: float) -> float:
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
     """An averaged copy of `model`. Its first update copies the weights; buffers are copied at every update."""
-    averaged = AveragedModel(model, multi_avg_fn=_average_with(decay))
+    averaged = _HostCounted(model, multi_avg_fn=_average_with(decay, lambda: int(averaged.n_averaged)))
     averaged.requires_grad_(False)
     averaged.eval()
     return averaged
 
 
-def _average_with(decay: float) -> Callable[[Any, Any, Any], None]:
+class _HostCounted(AveragedModel):
+    """Its count of updates stays on the host, which would otherwise wait for the device to know it."""
+
+    def _apply(self: M, fn: Callable[..., Any], recurse: bool = True) -> M:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.n_averaged = self.n_averaged.cpu()
+        return self
+
+
+def _average_with(decay: float, updates: Callable[[], int]) -> Callable[[Any, Any, Any], None]:
     @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        weight = 1.0 - decay_at(int(updates), decay)
+    def average(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        weight = 1.0 - decay_at(updates(), decay)
         # torch gives the tensors of one dtype at a time; whole numbers have no average.
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, weight)

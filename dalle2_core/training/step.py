@@ -18,7 +18,7 @@ from dalle2_core.training.distributed import Processes
 from dalle2_core.training.optim import OptimConfig
 from dalle2_core.training.seeding import seeded_layers, step_draws
 from dalle2_core.training.state import TrainState
-from dalle2_core.types import NonGradientUpdate, SizedBatch, StepLoss
+from dalle2_core.types import NonGradientUpdate, SizedBatch, StepLoss, on_host
 
 _ADVICE = "the last checkpoint is intact. Look at those rows, or lower optim.lr"
 
@@ -74,8 +74,7 @@ def take_step(
         )
 
     state.optimizer.zero_grad(set_to_none=True)
-    losses: list[tuple[int, int, Tensor]] = []
-    sums: dict[str, float] = {}
+    results: list[tuple[int, int, StepLoss]] = []
     cuts = [(stop - start) * part // config.accumulate for part in range(config.accumulate + 1)]
     for first, last in itertools.pairwise(cuts):
         rows = last - first
@@ -86,20 +85,17 @@ def take_step(
                 result: StepLoss = loss_pass(batch if rows == len(batch) else batch.part(first, last), draws)
             # Parts add up and processes are averaged: this makes it the mean over the rows of the global batch.
             (result.loss * (rows * together.world / config.batch_size)).backward()  # type: ignore[no-untyped-call]
-        losses.append((start + first, rows, result.loss.detach()))
-        for name, value in result.metrics.items():
-            sums[name] = sums.get(name, 0.0) + value * rows
+        results.append((start + first, rows, StepLoss(result.loss.detach(), result.metrics)))
 
-    sums["loss"] = sum(float(loss) * rows for _, rows, loss in losses)
+    limit = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    losses, sums, grad_norm = _read(results, norm.full_tensor() if isinstance(norm, DTensor) else norm)
     means = {name: value / config.batch_size for name, value in together.add_up(sums).items()}
     if not math.isfinite(means["loss"]):
         first, last = _broken(losses, together)
         where = f"step {step}, samples {state.samples + first + 1} to {state.samples + last}"
         raise NonFiniteLoss(f"{where}: the loss is {means['loss']}; {_ADVICE}", step)
 
-    limit = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not math.isfinite(grad_norm):
         where = f"step {step}, samples {state.samples + 1} to {state.samples + config.batch_size}"
         raise NonFiniteLoss(f"{where}: the gradient's norm is {grad_norm}; {_ADVICE}", step)
@@ -117,8 +113,23 @@ def take_step(
     return means["loss"]
 
 
-def _broken(losses: list[tuple[int, int, Tensor]], together: Processes) -> tuple[int, int]:
+def _read(
+    results: list[tuple[int, int, StepLoss]], norm: Tensor
+) -> tuple[list[tuple[int, int, float]], dict[str, float], float]:
+    """The parts' losses, all numbers added up over their rows, and the gradient's norm: the one wait of a step."""
+    numbers = [{**one.metrics, "loss": one.loss} for _, _, one in results]
+    flat = {f"{place}/{name}": it for place, some in enumerate(numbers) for name, it in some.items()}
+    told = on_host({**flat, "norm": norm})
+    sums: dict[str, float] = {}
+    for place, ((_, rows, _), some) in enumerate(zip(results, numbers, strict=True)):
+        for name in some:
+            sums[name] = sums.get(name, 0.0) + told[f"{place}/{name}"] * rows
+    losses = [(first, rows, told[f"{place}/loss"]) for place, (first, rows, _) in enumerate(results)]
+    return losses, sums, told["norm"]
+
+
+def _broken(losses: list[tuple[int, int, float]], together: Processes) -> tuple[int, int]:
     """[first, last) rows of the first part, over all processes, whose loss is not finite."""
-    mine = [(first, first + rows) for first, rows, loss in losses if not math.isfinite(float(loss))]
+    mine = [(first, first + rows) for first, rows, loss in losses if not math.isfinite(loss)]
     first, last = min(itertools.chain.from_iterable(together.gather(mine)))
     return int(first), int(last)

@@ -37,7 +37,7 @@ def train(stage, steps, learning_rate=3e-3):
         loss = stage.loss(batch, torch.Generator().manual_seed(step))
         loss.loss.backward()
         optimizer.step()
-        log.append({"loss": loss.loss.item(), **loss.metrics})
+        log.append({"loss": loss.loss.item(), **{name: float(it) for name, it in loss.metrics.items()}})
     return log
 
 

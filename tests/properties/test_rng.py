@@ -16,7 +16,7 @@ def all_kinds(draws, rows):
         uniform((rows,), draws, CPU),
         integers(-2, 5, (rows, 2), draws, CPU),
         normal((2 * rows, 4), draws, CPU),  # two draws for each row
-        torch.tensor(coin(0.5, draws, CPU)),
+        torch.tensor(coin(0.5, draws)),
     )
 
 
@@ -54,7 +54,7 @@ def test_the_distributions_are_right():
     assert u.max() < 1
     dice = integers(1, 7, (n,), draws, CPU)
     assert torch.bincount(dice, minlength=7)[1:].float().div(n).sub(1 / 6).abs().max() < 0.02
-    tosses = [coin(0.3, PerSampleRNG(seed, 0, 1, CPU), CPU) for seed in range(2000)]
+    tosses = [coin(0.3, PerSampleRNG(seed, 0, 1, CPU)) for seed in range(2000)]
     assert sum(tosses) / 2000 == pytest.approx(0.3, abs=0.05)
 
 
@@ -70,7 +70,7 @@ def test_every_kind_of_draw_comes_from_the_generator_that_is_given():
         return (
             uniform((3, 2), draws, CPU),
             integers(-5, 500, (3, 2), draws, CPU),
-            torch.tensor(common_seed(draws, CPU)),
+            torch.tensor(common_seed(draws)),
             normal((3, 2), draws, CPU, torch.float64),
         )
 
@@ -91,15 +91,15 @@ def test_every_kind_of_draw_comes_from_the_generator_that_is_given():
     ours = drawn(None)
     torch.manual_seed(5)
     assert all(map(torch.equal, ours, expected(None)))
-    tossed = [coin(0.3, torch.Generator().manual_seed(seed), CPU) for seed in range(50)]
+    tossed = [coin(0.3, torch.Generator().manual_seed(seed)) for seed in range(50)]
     assert tossed == [float(torch.rand((), generator=torch.Generator().manual_seed(seed))) < 0.3 for seed in range(50)]
-    assert coin(1.0, None, CPU)
-    assert not coin(0.0, None, CPU)
+    assert coin(1.0, None)
+    assert not coin(0.0, None)
 
 
 def test_rows_share_a_seed_in_a_wide_range():
-    seeds = [common_seed(PerSampleRNG(seed, 0, 3, CPU), CPU) for seed in range(50)]
-    assert seeds == [common_seed(PerSampleRNG(seed, 17, 5, CPU), CPU) for seed in range(50)]
+    seeds = [common_seed(PerSampleRNG(seed, 0, 3, CPU)) for seed in range(50)]
+    assert seeds == [common_seed(PerSampleRNG(seed, 17, 5, CPU)) for seed in range(50)]
     assert len(set(seeds)) == 50
     assert 2**60 < max(seeds) < 2**62
 

@@ -41,4 +41,4 @@ def test_an_unknown_name_imports_nothing_and_names_the_near_ones():
 def test_the_names_of_priors_need_no_torch():
     code = "import sys; from dalle2_core.priors import PRIORS; print(*PRIORS); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["diffusion", "autoregressive", "contrastive", "ridge", "mean"]
+    assert done.stdout.split() == ["diffusion", "autoregressive", "contrastive", "unclip", "ridge", "mean"]
