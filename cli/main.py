@@ -185,6 +185,7 @@ def _exit_code(problem: Exception) -> int:
 
 def _one_line(problem: Exception) -> str:
     from embedpipe.errors import EmbedpipeError
+    from embedpipe.scarcity import lack_of, out_of
 
     core = sys.modules.get("dalle2_core.errors")  # no need to load torch to say that a file is missing
     ours = (EmbedpipeError, core.CoreError) if core is not None else EmbedpipeError
@@ -192,6 +193,8 @@ def _one_line(problem: Exception) -> str:
         return with_options(f"error: {problem}") + " (--debug shows it)" * _has_worker_traceback(problem)
     if isinstance(problem, MemoryError):
         return "error: out of memory. Try a smaller --batch-size or fewer --workers"
+    if (lack := lack_of(problem)) is not None:
+        return f"error: {out_of(lack)}"
     text = " ".join(str(problem).split())[:500]
     return f"internal error: {type(problem).__name__}: {text}. Run again with --debug for the traceback"
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -36,7 +36,8 @@ def replaced(path: Path) -> Iterator[Path]:
     # The ending stays last: matplotlib picks its format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        temporary.touch()
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         mode = temporary.stat().st_mode & 0o777
         yield temporary
         if temporary.stat().st_mode & 0o777 != mode:
@@ -46,6 +47,14 @@ def replaced(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[TextIO]:
+    """A text stream at the end of `path`, which is created if missing. Raises OSError, also if it is a link."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(handle, "a", encoding="utf-8") as stream:
+        yield stream
 
 
 @contextmanager

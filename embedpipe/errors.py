@@ -13,6 +13,7 @@ EmbedpipeError
 ├── OutputUnwritable      no permission, read-only
 │   └── DiskFull
 ├── TooManyRejects        rejects exceed the limit so far that the run was stopped before its end
+├── OutOfResources        this machine lacks open files, memory, processes, ports or a network
 ├── WorkerDied            a worker process ended without an answer
 └── MissingExtra          an optional dependency is not installed
 
@@ -87,6 +88,10 @@ class DiskFull(OutputUnwritable):
 
 class TooManyRejects(EmbedpipeError):
     """More samples are rejected than the limit allows; the run was stopped before its end."""
+
+
+class OutOfResources(EmbedpipeError):
+    """This machine lacks open files, memory, processes, ports or a network; this says nothing about the data."""
 
 
 class WorkerDied(EmbedpipeError):

@@ -12,6 +12,7 @@ import io
 import os
 import posixpath
 import re
+import stat as statmodule
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from .errors import DiskFull, InputError, OutputUnwritable, StorageFailed
+from .errors import DiskFull, InputError, OutOfResources, OutputUnwritable, StorageFailed
 from .filesystem import ask as ask
 from .filesystem import asking, filesystem
 from .filesystem import is_local as is_local
 from .filesystem import local_path as local_path
+from .scarcity import lack_of, out_of, telling
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".tmp-"
@@ -263,7 +265,7 @@ def read_range(location: str, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file, without reading others; fewer if the file ends first."""
     try:
         if is_local(location):
-            with local_path(location).open("rb", buffering=0) as stream:
+            with telling(), local_path(location).open("rb", buffering=0) as stream:
                 stream.seek(start)
                 return stream.read(stop - start)
         fs, path = filesystem(location)
@@ -278,9 +280,6 @@ def read_range(location: str, start: int, stop: int) -> bytes:
 
 def read_bytes(location: str) -> bytes:
     """The contents of a file."""
-    if is_local(location):
-        with reading(location) as stream:
-            return stream.read()
     found = read_if_there(location)
     if found is None:
         raise InputError(f"{location}: no such file", "Check the path")
@@ -292,7 +291,7 @@ def read_if_there(location: str) -> bytes | None:
     fs, path = filesystem(location)
     try:
         if is_local(location):
-            return local_path(location).read_bytes()
+            return _read_regular(location)
         return ask(location, lambda: bytes(fs.cat_file(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -300,6 +299,16 @@ def read_if_there(location: str) -> bytes | None:
         raise InputError(
             f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
         ) from problem
+
+
+def _read_regular(location: str) -> bytes:
+    with telling():
+        descriptor = os.open(local_path(location), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not statmodule.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would be waited for, for ever
+        os.close(descriptor)
+        raise InputError(f"{location}: not a regular file", "Check the path")
+    with os.fdopen(descriptor, "rb") as stream:
+        return stream.read()
 
 
 def sha256(location: str) -> str:
@@ -329,8 +338,10 @@ def writing(location: str) -> Iterator[BinaryIO]:
         raise unwritable(location, problem) from problem
 
 
-def unwritable(location: str, problem: OSError) -> OutputUnwritable:
+def unwritable(location: str, problem: OSError) -> OutputUnwritable | OutOfResources:
     """The error to raise for an OSError met while writing to `location`."""
+    if (lack := lack_of(problem)) is not None:
+        return out_of(lack)
     if problem.errno in _NO_ROOM:
         return DiskFull(
             f"{location}: no space left on the device",
@@ -363,7 +374,7 @@ def _beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        beside.touch()
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         mode = beside.stat().st_mode & 0o777
         yield beside
         if beside.stat().st_mode & 0o777 != mode:

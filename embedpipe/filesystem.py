@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import fsspec
 
 from .errors import EmbedpipeError, InputError, MissingExtra, StorageFailed
+from .scarcity import lack_of, out_of, telling
 
 _TRIES = 5
 _PAUSE_S = 0.1
@@ -32,7 +33,8 @@ def local_path(location: str) -> Path:
 def filesystem(location: str) -> tuple[Any, str]:
     """The fsspec file system of `location` and the path inside it."""
     try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(location))
+        with telling():
+            return cast("tuple[Any, str]", fsspec.core.url_to_fs(location))
     except ImportError as problem:
         extra = location.partition("://")[0]
         how = f'pip install "embedpipe[{extra}]"' if extra == "s3" else "Install the package it names"
@@ -54,6 +56,8 @@ def asking(location: str) -> Iterator[None]:
     except Exception as problem:  # every backend raises its own, such as botocore's or aiohttp's
         if is_local(location):
             raise
+        if (lack := lack_of(problem)) is not None:
+            raise out_of(lack) from problem
         if isinstance(problem, PermissionError):
             raise InputError(f"{location}: no permission: {problem}", "Check the credentials") from problem
         raise StorageFailed(
@@ -68,7 +72,8 @@ def ask(location: str, question: Callable[[], _Read]) -> _Read:
     The file systems retry by themselves, but not after every failure: not in the middle of a response, for example.
     """
     if is_local(location):
-        return question()
+        with telling():
+            return question()
     for attempt in range(1, _TRIES):
         try:
             with asking(location):

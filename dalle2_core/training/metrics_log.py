@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle2_core.files import disk_errors, replaced
+from dalle2_core.files import appending, disk_errors, replaced
 from dalle2_core.training.config import Run
 from dalle2_core.training.loggers import LOGGERS, Logger
 
@@ -37,7 +37,7 @@ class MetricLog:
         record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with appending(self.path) as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from embedpipe.containment import open_regular, refuse_outward_links
 from embedpipe.files import unwritable, write_bytes
 
 from .captions import caption
@@ -65,6 +67,7 @@ def write_demo_pictures(folder: Path, *, limit: int | None = None, size: int = D
     marker = _marker(limit, size)
     if _is_complete(folder, marker):
         return folder / TABLE_NAME
+    refuse_outward_links(str(folder))
     (folder / _MARKER_NAME).unlink(missing_ok=True)
     concepts = list_concepts()[:limit]
     try:
@@ -123,7 +126,9 @@ def _draw_style(folder: Path, style: Style, concepts: list[Concept], size: int) 
     (folder / style).mkdir(parents=True, exist_ok=True)
     files = emoji_drawings(style)
     for concept in concepts:
-        (folder / style / f"{concept.code}.png").write_bytes(_draw(files[concept.code], size))
+        place = folder / style / f"{concept.code}.png"
+        with os.fdopen(open_regular(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as stream:
+            stream.write(_draw(files[concept.code], size))
 
 
 def _draw(drawing: Path, size: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import TooManyRejects
+from ..lock import require_held
 from ..plural import plural
 from ..progress import Listener, Progress, RejectLimit, add_counts
 from .resume import CommittedTotals
@@ -12,7 +13,8 @@ class RejectLimitListener:
     """A `Listener` that forwards all reports to another one.
 
     rows_seen: rows this run encoded, committed or not. Raises TooManyRejects once the limit can no longer be met while
-    shards are left: between shards, so that all rejects so far are committed with their reasons.
+    shards are left: between shards, so that all rejects so far are committed with their reasons. Raises OutputBusy if
+    the lock of `out` was taken away.
     """
 
     def __init__(self, listen: Listener, out: str, limit: RejectLimit | None, committed: CommittedTotals) -> None:
@@ -30,6 +32,7 @@ class RejectLimitListener:
         self.rows_seen += step.rows
         self._left += (step.planned or 0) - step.tasks
         if step.finished is not None:
+            require_held(self._out)
             report = step.finished.report
             self._total += report.rows + report.rejected
             self._rejects = add_counts(self._rejects, report.rejects)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import EmbedpipeError
 from ..progress import Progress, TaskReport
+from ..scarcity import lack_of, out_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ def attempt(work: Callable[[], None]) -> Failed | None:
         work()
     except EmbedpipeError as problem:
         return Failed(problem, traceback.format_exc())
-    except Exception:
+    except Exception as problem:
+        if (lack := lack_of(problem)) is not None:
+            return Failed(out_of(lack), traceback.format_exc())
         return Failed(None, traceback.format_exc())
     return None

@@ -19,6 +19,7 @@ from ..imports import uncollected
 from ..openmp import bounded_in_children
 from ..pillow import ignore_metadata_warnings
 from ..progress import Listener, Progress, TaskReport
+from ..scarcity import telling
 from .base import Outcome, Task, Tasks, WorkerFactory
 from .messages import Asks, Done, Refused, WorkerStep, attempt
 from .task_tracker import InFlight, TaskTracker
@@ -140,7 +141,8 @@ class _Crew:
 
     def hire(self, number: int) -> None:
         """Start a worker process."""
-        ours, theirs = self._context.Pipe()
+        with telling():
+            ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_serve,
             args=(self._work, number, theirs, os.getpid()),
@@ -150,7 +152,7 @@ class _Crew:
         # Ctrl-C reaches the whole group; a worker that is still importing would print a traceback.
         unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with bounded_in_children():
+            with bounded_in_children(), telling():
                 process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import files
+from ..containment import refuse_outward_links
 from ..load import EmbeddingDataset
 from ..lock import exclusive
 from ..manifest import RunCard, ShardManifest
@@ -70,6 +71,7 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
 def _write(out: str, job: _Job, config: ExportConfig, listen: Listener) -> tuple[list[ShardManifest], int]:
     """Write the missing parts; returns (all parts, how many existed)."""
     journal.refuse_other_export(out, job.card)  # also here, so that nothing is left in a folder given by mistake
+    refuse_outward_links(out)
     with exclusive(journal.state(out)):
         journal.refuse_other_export(out, job.card)
         whole = journal.resume(out, job.card, job.exporter.folders)

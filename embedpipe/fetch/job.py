@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import math
 import shutil
 import tempfile
@@ -17,12 +18,14 @@ from .. import files, lock, manifest
 from ..errors import EmbedpipeError, InputError, OutputUnwritable
 from ..manifest import Totals
 from ..progress import Listener, Progress, silent
+from ..scarcity import most_open_files
 from . import resizers, retry
 from .cluster import DownloadWork, download_on_cluster
 from .config import FetchConfig, FetchReport
 from .download.image import PictureRules
 from .download.messages import WorkerSettings
 from .download.pool import DownloadPool
+from .download.threads import affordable_threads
 from .outcome import HostFailures
 from .plan import FetchPlan, ShardRange, make_plan
 from .planned_rows import planned_urls
@@ -30,6 +33,8 @@ from .report import RunReport
 from .shards import commit
 from .shards.assembly import SMALLEST_PART, Assembly, RunContext
 from .shards.seen import RepeatedUrls, StoredContents, index_urls
+
+logger = logging.getLogger(__name__)
 
 _HIDDEN = ".fetch"
 _LOG = "download.log"
@@ -203,6 +208,14 @@ def _staging(out: str) -> Iterator[_Staging]:
 
 
 def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
+    threads = min(config.threads, affordable_threads())
+    if threads < config.threads and not plan.folder:
+        logger.warning(
+            "downloading with %d threads a process instead of %d: it may open %d files (`ulimit -n`)",
+            threads,
+            config.threads,
+            most_open_files(),
+        )
     contact = f" ({config.user_agent})" if config.user_agent else ""
     return WorkerSettings(
         folder=plan.folder,
@@ -217,7 +230,7 @@ def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
         ),
         quality=config.stored_quality,
         resizer=config.resizer,
-        threads=config.threads,
+        threads=threads,
         timeout_s=config.timeout_s,
         deadline_s=config.timeout_s * _DEADLINE_PER_TIMEOUT,
         retries=config.retries,

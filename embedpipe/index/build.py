@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 
 from .. import files
+from ..containment import refuse_outward_link
 from ..load import EmbeddingDataset
 from ..manifest import FileRecord
 from ..mirror import Scope, at_work
@@ -46,6 +47,7 @@ def build_index(path: str, config: IndexConfig | None = None, listen: Listener =
         return plan.base  # works on a read-only disk, too
     side = config.modality
     scope = Scope((f"{side}.json", f"{side}-*.faiss", f"{side}-*.npz"), rest=False, name=side)
+    refuse_outward_link(path, folder_of(path))
     with at_work(folder_of(path), scope) as place:
         files.sweep_temporaries(place.folder)
         home = str(Path(place.folder).parent)

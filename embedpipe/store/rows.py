@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import DatasetError, InputError
+from ..scarcity import telling
 
 # A request to an object store takes as long as many bytes; a local read should fit in the processor's cache.
 _LOCAL_BYTES_AT_ONCE = 1 << 20
@@ -143,7 +144,8 @@ class NpyRows:
 
     def _local(self, place: int, out: np.ndarray) -> int:
         if self._file is None:
-            self._file = os.open(files.local_path(self.location), os.O_RDONLY)
+            with telling():
+                self._file = os.open(files.local_path(self.location), os.O_RDONLY)
         view, done = memoryview(out.data).cast("B"), 0
         while done < len(view):
             got = os.preadv(self._file, [view[done:]], place + done)

@@ -1,5 +1,8 @@
 """`fetch` from a server that errs at random: every stored picture says which url it belongs to."""
 
+import json
+import resource
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -31,6 +34,24 @@ def fetched(site, tmp_path, urls):
                 if member.name.endswith(".png"):
                     found[number[member.name[:-4]]] = erring.number_of(tar.extractfile(member).read())
     return report, found
+
+
+def test_more_threads_than_open_files_write_no_url_off(tmp_path):
+    with erring.serving((), rate=0) as site:
+        (tmp_path / "urls.txt").write_text("".join(f"{site.url(number)}\n" for number in range(300)))
+        options = "--threads 400 --per-host 400 --processes 1 --allow-host 127.0.0.1 --retries 0 --json"
+        command = [sys.executable, "-m", "embedpipe_cli", "fetch", "urls.txt", "out", *options.split()]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    assert json.loads(done.stdout)["succeeded"] == 300
+    assert "downloading with 32 threads a process instead of 400: it may open 256 files (`ulimit -n`)" in done.stderr
 
 
 @pytest.mark.parametrize("urls", [400, pytest.param(10_000, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...containment import open_regular
 from ...errors import DiskFull
 
 
@@ -31,7 +32,7 @@ class ScratchRows:
         self._dtype = np.dtype(dtype)
         self._dim = dim
         self._row_bytes = dim * self._dtype.itemsize
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = open_regular(path, os.O_RDWR | os.O_CREAT)
 
     def __enter__(self) -> ScratchRows:
         return self

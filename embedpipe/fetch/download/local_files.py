@@ -9,6 +9,7 @@ from ...errors import InputError
 from ...images.formats import SNIFF_BYTES, format_of, why_not_read
 from ...read.names import printable
 from ...read.sample import LFS_REMEDY, is_lfs_pointer
+from ...scarcity import lack_of, out_of
 from ..http import sniff
 from ..http.client import Response
 from ..outcome import Failure
@@ -26,6 +27,8 @@ def _read(location: str, max_bytes: int) -> bytes | Failure:
         with files.reading(location) as stream:
             body = stream.read(max_bytes + 1)
     except (InputError, OSError) as problem:
+        if (lack := lack_of(problem)) is not None:
+            raise out_of(lack) from problem
         return Failure("unreadable", printable(str(problem))[:300])
     if len(body) > max_bytes:
         return Failure("too_large", f"more than {max_bytes} bytes")

@@ -94,7 +94,7 @@ class Event:
     """A report of a download process: its task is done or has failed, or the outcomes since the last report.
 
     `failed` counts by error class, `received` bytes. A task fails if a file cannot be written or read: `error` is its
-    path, `errno` the reason.
+    path, `errno` the reason; or if the machine lacks something: `lack` says what, `remedy` what to do.
     """
 
     rows: int = 0
@@ -103,6 +103,8 @@ class Event:
     done: bool = False
     error: str = ""
     errno: int = 0
+    lack: str = ""
+    remedy: str = ""
 
 
 def to_line(value: WorkerSettings | DownloadTask | Event) -> bytes:

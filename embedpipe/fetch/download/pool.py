@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ... import files
-from ...errors import WorkerDied
+from ...errors import OutOfResources, WorkerDied
 from ...progress import Listener, Progress
+from ...scarcity import telling
 from . import messages
 from .messages import DownloadTask, WorkerSettings
 
@@ -67,9 +68,10 @@ class DownloadPool:
 
     def __enter__(self) -> DownloadPool:
         try:
-            for _ in range(self.size):
-                self._start()
-        except OSError:
+            with telling():
+                for _ in range(self.size):
+                    self._start()
+        except (OSError, OutOfResources):
             self._kill_all()
             raise
         return self
@@ -133,6 +135,8 @@ class DownloadPool:
         *lines, process.unread = (process.unread + data).split(b"\n")
         done = None
         for event in map(messages.event_from, lines):
+            if event.lack:
+                raise OutOfResources(event.lack, event.remedy)
             if event.error:
                 raise files.unwritable(event.error, OSError(event.errno, os.strerror(event.errno)))
             if event.rows or event.failed:

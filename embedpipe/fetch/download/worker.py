@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from ...errors import OutOfResources
+from ...scarcity import raise_file_limit
 from .. import rights
 from ..http.client import HttpClient, Limits, Response
 from ..http.connections import Connections
@@ -29,7 +31,7 @@ from . import local_files, messages
 from .guarded import GuardedPictures, MakerSettings, hide_unneeded_modules
 from .image import StoredImage
 from .messages import DownloadTask, Event, WorkerSettings
-from .threads import DownloadLoop
+from .threads import DownloadLoop, affordable_threads
 
 _REPORT_EVERY_S = 0.5
 _OF_PICTURE = ("width", "height", "original_width", "original_height", "orientation")
@@ -106,7 +108,9 @@ class Worker:
             Connections(Resolver(), settings.allow_hosts, settings.ca_file),
             settings.robots,
         )
-        self.loop = DownloadLoop(self.transport, settings.threads, settings.retries, settings.per_host)
+        raise_file_limit()
+        threads = min(settings.threads, affordable_threads())
+        self.loop = DownloadLoop(self.transport, threads, settings.retries, settings.per_host)
 
     def run(self, task: DownloadTask) -> None:
         """Download one part. Raises OSError if its files cannot be written."""
@@ -171,6 +175,8 @@ def main() -> None:
         try:
             worker.run(task)
             tell(Event(done=True))
+        except OutOfResources as problem:
+            tell(Event(lack=problem.what, remedy=problem.remedy))
         except OSError as problem:
             tell(Event(error=str(problem.filename or task.stem), errno=problem.errno or errno.EIO))
 

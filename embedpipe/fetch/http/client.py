@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from email.message import Message
 from urllib.parse import quote, urljoin
 
+from ...errors import OutOfResources
+from ...scarcity import has_network, lack_of, out_of
 from .. import outcome
 from ..outcome import Failure, NotFetched
 from . import body, optout_headers, robots, ssrf_guard, tdmrep
@@ -29,6 +31,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RESERVED = "%/:?#[]@!$&'()*+,;=~"  # reserved and already encoded characters are kept
 # Exceptions that http.client, ssl and socket raise for a server's response: those are data, any other is a bug.
 _WEB_FAULTS = (OSError, http.client.HTTPException, ValueError, LookupError, NotFetched)
+_LIKE_NO_NETWORK = frozenset({"dns", "connection", "timeout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ class HttpClient:
         """The response for `url` in one attempt.
 
         With a `position`, it may come over a connection that was used before: it counts unless `settle` returns that
-        position. Without one, every request has a connection of its own, and the response is final.
+        position. Without one, every request has a connection of its own, and the response is final. Raises
+        OutOfResources if this machine cannot ask.
         """
         content_type: str | None = None
         try:
@@ -92,9 +96,10 @@ class HttpClient:
                     raise NotFetched(Failure("opt_out", f"forbidden by {forbidden}"))
                 found = body.read(response, self.limits.max_bytes, deadline, self.large)
             return Response(found.data, None, content_type=content_type, held=found.held)
-        except _WEB_FAULTS as problem:
+        except (*_WEB_FAULTS, MemoryError) as problem:
+            failure = self._failure_of(problem)
             asked_s = asked_pause_s(problem.headers) if isinstance(problem, _Refused) else None
-            return Response(None, outcome.of_exception(problem), content_type=content_type, asked_pause_s=asked_s)
+            return Response(None, failure, content_type=content_type, asked_pause_s=asked_s)
 
     def done_with(self, answer: Response) -> None:
         """Release the memory budget of `answer`'s body."""
@@ -104,6 +109,24 @@ class HttpClient:
     def settle(self) -> set[int]:
         """End all connections, with no request under way; returns the positions that must be asked for again."""
         return self.connections.settle()
+
+    def release(self) -> None:
+        """End the connections that are not in use."""
+        self.connections.release()
+
+    def _failure_of(self, problem: Exception) -> Failure:
+        """The failure for an exception. Raises OutOfResources if it is this machine's and not the server's."""
+        if (lack := lack_of(problem)) is not None:
+            raise out_of(lack) from problem
+        failure = outcome.of_exception(problem)
+        # Without a network, what this machine serves to itself can still be asked for.
+        local_only = self.connections.local_only and self.connections.answered
+        if failure.error_class in _LIKE_NO_NETWORK and not local_only and not has_network():
+            raise OutOfResources(
+                f"this machine has no network: {failure.message}",
+                "What is committed is whole. Connect it, and run the same command again",
+            ) from problem
+        return failure
 
     @contextlib.contextmanager
     def _following(
@@ -162,7 +185,7 @@ class HttpClient:
                     raise NotFetched(outcome.of_status(response.status, response.reason))
                 return body.read_start(response, most_bytes)
         except _WEB_FAULTS as problem:
-            failure = outcome.of_exception(problem)
+            failure = self._failure_of(problem)
             said = f"{path.rpartition('/')[2]} of {host}: {failure.message}"
             raise NotFetched(Failure(failure.error_class, said, False)) from problem
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import http.client
 import select
 import socket
@@ -17,8 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from ...scarcity import lack_of
 from ..outcome import Failure, NotFetched
 from . import ssrf_guard
 from .deadline import Deadline
@@ -29,6 +32,7 @@ from .resolver import Resolver
 _MOST_ADDRESSES = 4  # tried per name before giving up
 _MOST_IDLE = 64
 _MOST_ENDING = 64
+MOST_KEPT = _MOST_IDLE + _MOST_ENDING
 _IDLE_S = 2.0  # shorter than servers wait: a connection that they end proves nothing
 _END_S = 5.0  # to wait for servers to close their side
 _MOST_REQUESTS = 32  # per connection: the most that are asked for again if it ends out of order
@@ -119,6 +123,7 @@ class Connections:
         self.allow_hosts = allow_hosts
         self.tls = tls_context(ca_file)
         self.order = AnswerOrder()
+        self.answered, self.local_only = False, True  # whether any server has, and whether all were this machine
         self.lock = threading.Lock()
         self.idle: collections.deque[Connection] = collections.deque()
         self.ending: collections.deque[Connection] = collections.deque()
@@ -262,6 +267,7 @@ class Connections:
             on_failure.callback(self._judge, connection, Heard.BROKEN)
             response = connection.request(target, headers, deadline)
             on_failure.pop_all()
+            self.answered = True
             return connection, response
 
     def _opened(self, target: Target, deadline: Deadline) -> Connection:
@@ -279,8 +285,12 @@ class Connections:
             try:
                 connected = self.dial((address, target.port), deadline.wait_s())
             except OSError as refused:
-                problem = refused
+                # Without an IPv6 address of its own, a machine has no port for one either.
+                if lack_of(refused) is not None and not (refused.errno == errno.EADDRNOTAVAIL and ":" in address):
+                    raise
+                problem = refused if lack_of(refused) is None else OSError(errno.ENETUNREACH, "no IPv6 here")
                 continue
+            self.local_only &= ip_address(address.partition("%")[0]).is_loopback
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return Link(self._secured(connected, target, deadline), deadline)
         raise problem

@@ -7,6 +7,7 @@ are cached for a minute; the guard checks the addresses on every use.
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from ...scarcity import lack_of, telling
 from ..outcome import Failure, NotFetched, of_exception
 
 Lookup = Callable[[str], Sequence[str]]
@@ -56,25 +58,40 @@ class Resolver:
         if len(self.pending) >= _MOST_PENDING:
             raise NotFetched(Failure("dns", f"the resolver leaves {_MOST_PENDING} lookups unanswered", True))
         future: Future[_Found] = Future()
+        thread = threading.Thread(target=self._look_up, args=(host, future), name=f"resolve {host}", daemon=True)
+        with telling():
+            thread.start()
         self.pending[host] = future
-        threading.Thread(target=self._look_up, args=(host, future), name=f"resolve {host}", daemon=True).start()
         return future
 
     def _look_up(self, host: str, future: Future[_Found]) -> None:
-        found: _Found
+        found: _Found | BaseException
         try:
             found = tuple(self.lookup(host)) or Failure("dns", "the name has no addresses")
-        except (OSError, UnicodeError) as problem:
+        except (OSError, UnicodeError, MemoryError) as problem:
+            lack = problem if lack_of(problem) is not None else _hidden_lack()
             # EAI_AGAIN means that the name server did not respond; other errors are final.
             passing = isinstance(problem, socket.gaierror) and problem.errno == socket.EAI_AGAIN
-            found = Failure(of_exception(problem).error_class, str(problem), passing)
+            found = lack or Failure(of_exception(problem).error_class, str(problem), passing)
         with self.lock:
-            if not (isinstance(found, Failure) and found.passing):
+            if not isinstance(found, BaseException) and not (isinstance(found, Failure) and found.passing):
                 self.kept[host] = (time.monotonic() + self.kept_s, found)
                 if len(self.kept) > _MOST_KEPT:
                     self.kept.popitem(last=False)
             del self.pending[host]
-        future.set_result(found)
+        if isinstance(found, BaseException):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
+
+
+def _hidden_lack() -> OSError | None:
+    """The lack of open files behind a failed lookup: the C library says that the name is not known."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as problem:
+        return problem
+    return None
 
 
 def _addresses(found: _Found) -> Sequence[str]:

@@ -20,6 +20,7 @@ from dalle2_core.presets.decoder import IN_LATENTS, DecoderRecipe, decoder_prese
 from dalle2_core.training import Processes, Run, load_trained, train
 from dalle2_core.training.stage_samples import check_stage_guidance
 from embedpipe import files
+from embedpipe.containment import refuse_outward_links
 from embedpipe.errors import InputError, OptionError
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
@@ -167,6 +168,7 @@ def run_decoder(job: DecoderJob) -> DecoderOutcome | None:
     """
     job.numbers()
     together, device, view = join_training(job.device, job.view)
+    refuse_outward_links(job.out)
     dataset, stages = _open(job, device)
     seen = _join(job, dataset, together, view)
     rows, dropped = _rows(job, seen)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedpipe import manifest
 from embedpipe.errors import InputError, OutputBusy, OutputUnwritable
-from embedpipe.lock import Part, claimed, exclusive, planning
+from embedpipe.lock import Part, claimed, exclusive, planning, require_held
 
 HOLDER = """
 import sys, time
@@ -196,3 +197,44 @@ def test_who_waits_at_the_door_of_a_refused_run_does_not_hold_a_lock_that_is_gon
         assert (root / ".lock").exists()
         with pytest.raises(OutputBusy), exclusive(str(root)):
             pass
+
+
+def test_a_lock_file_that_is_removed_during_a_run_lets_nobody_else_in(tmp_path, holder):
+    (tmp_path / "out" / ".lock").unlink()
+    with pytest.raises(OutputBusy, match="in use by another process, whose lock file has been removed"):
+        exclusive(str(tmp_path / "out")).__enter__()
+    with pytest.raises(OutputBusy, match="removed"), claimed(str(tmp_path / "out"), Part(0, 2)):
+        pass
+
+
+@pytest.mark.parametrize("lock", [exclusive, lambda root: claimed(root, Part(1, 2))])
+@pytest.mark.parametrize("taken", ["removed", "replaced", "moved"])
+def test_the_holder_notices_that_its_lock_was_taken_away_and_commits_nothing_more(tmp_path, lock, taken):
+    out = tmp_path / "out"
+    with lock(str(out)):
+        manifest.write_run(str(out), manifest.RunCard("embedpipe-images", {}, ()))
+        name = ".lock" if (out / ".lock").read_bytes() else ".lock-1-of-2"
+        if taken == "moved":
+            out.rename(tmp_path / "elsewhere")
+        else:
+            (out / name).unlink()
+        if taken == "replaced":
+            (out / name).write_bytes(b"")
+        with pytest.raises(OutputBusy, match=rf"{name}: was removed during this run"):
+            manifest.settle(str(out))
+        with pytest.raises(OutputBusy):
+            manifest.write_run(str(out), manifest.RunCard("embedpipe-images", {}, ()))
+    require_held(str(out))  # nobody works on it any more
+
+
+def test_where_folders_cannot_be_locked_the_file_does(tmp_path, monkeypatch):
+    real = fcntl.flock
+
+    def flock(descriptor, how):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EBADF, "as NFS does")
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive(str(tmp_path)), pytest.raises(OutputBusy):
+        exclusive(str(tmp_path)).__enter__()

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from embedpipe.errors import OutOfResources
 from embedpipe.fetch.download import threads as loop
 from embedpipe.fetch.download.threads import DownloadLoop
 from embedpipe.fetch.http.client import Response
@@ -24,6 +25,7 @@ class Scripted:
         self.asked = Counter()
         self.done = Counter()
         self.lock = threading.Lock()
+        self.released = 0
 
     def get(self, url, position=None):
         what, *rest = url.split("/")[3:]
@@ -32,6 +34,8 @@ class Scripted:
             times = self.asked[url]
         if what == "held":
             self._hold()
+        if what == "lack" and times <= int(rest[0]):
+            raise OutOfResources("this machine has run out of patience", "wait")
         if what == "fault":
             raise RuntimeError("a fault of the program")
         if what == "fail" and times <= int(rest[1]):
@@ -50,6 +54,9 @@ class Scripted:
 
     def settle(self):
         return set()
+
+    def release(self):
+        self.released += 1
 
     def done_with(self, answer):
         self.done[answer.body] += 1
@@ -119,3 +126,19 @@ def test_whoever_stops_listening_stops_it():
     answers.close()
     time.sleep(0.2)
     assert transport.asked.total() < 20
+
+
+def test_a_lack_of_this_machine_is_no_attempt_and_leaves_fewer_threads(monkeypatch):
+    monkeypatch.setattr(loop, "_LACK_PAUSE_S", 0.01)
+    urls = [f"http://h{i}/lack/3/{i}" for i in range(20)] + ["http://h/ok"]
+    transport, answers = run(urls, threads=8, retries=0)
+    assert sorted(answers) == list(range(21))
+    assert all(answer.body is not None and answer.attempts == 1 for answer in answers.values())
+    assert transport.released == 60
+
+
+def test_a_lack_that_does_not_end_stops_the_round(monkeypatch):
+    monkeypatch.setattr(loop, "_LACK_PAUSE_S", 0.01)
+    monkeypatch.setattr(loop, "_PATIENCE_S", 0.1)
+    with pytest.raises(OutOfResources, match="patience"):
+        run(["http://a/lack/100000", "http://b/lack/100000"])

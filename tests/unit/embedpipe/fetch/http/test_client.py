@@ -1,6 +1,7 @@
 """One try at one url, against a server that does everything wrong."""
 
 import email.utils
+import errno
 import http.client
 import queue
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[5]))
+from embedpipe.errors import OutOfResources
 from embedpipe.fetch import outcome
 from embedpipe.fetch.http.body import ByteBudget
 from embedpipe.fetch.http.client import HttpClient, Limits, asked_pause_s
@@ -267,6 +269,39 @@ def test_a_kept_connection_that_is_closed_or_talks_out_of_turn_is_not_used_again
         assert sender.get(f"http://127.0.0.1:{server.getsockname()[1]}/").body == body
         served.get(timeout=60)  # and closed, where it is
     server.close()
+
+
+# --- what this machine lacks ---
+
+
+def unknown(host):
+    raise socket.gaierror(socket.EAI_AGAIN, "no name server answered")
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_without_a_network_no_url_has_failed(monkeypatch, site, robots):
+    monkeypatch.setattr("embedpipe.fetch.http.client.has_network", lambda: False)
+    sender = transport(lookup=unknown, robots=robots, kept_s=0.0)
+    with pytest.raises(OutOfResources, match=r"this machine has no network: .*no name server answered"):
+        sender.get("http://e.org/1.jpg")
+    monkeypatch.setattr("embedpipe.fetch.http.client.has_network", lambda: True)
+    assert class_of(sender.get("http://e.org/1.jpg")) == "dns"
+    monkeypatch.setattr("embedpipe.fetch.http.client.has_network", lambda: False)
+    sender = transport(lookup=lambda host: ["127.0.0.1"] if host == "127.0.0.1" else unknown(host))
+    assert class_of(sender.get(site.url("/photo/1.jpg"))) is None
+    assert class_of(sender.get("http://e.org/1.jpg")) == "dns"  # a machine that serves itself needs no network
+
+
+@pytest.mark.parametrize("lack", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL])
+def test_a_lack_of_this_machine_is_no_failure_of_the_url(lack):
+    def dial(address, timeout_s):
+        raise OSError(lack, "this machine")
+
+    with pytest.raises(OutOfResources, match="this machine has run out of"):
+        transport(lookup=lambda host: [PUBLIC], dial=dial).get("http://e.org/1.jpg")
+    if lack == errno.EADDRNOTAVAIL:  # what a machine without IPv6 says of every such address
+        sender = transport(lookup=lambda host: ["2606:2800:21f::1"], dial=dial)
+        assert class_of(sender.get("http://e.org/1.jpg")) == "connection"
 
 
 # --- robots.txt ---
