@@ -41,6 +41,15 @@ if TYPE_CHECKING:
     help="Read columns of a csv or tsv as numbers or booleans where all their values are. Default: as text.",
 )
 @click.option("--url-col", default="url", show_default=True, help="The table's column with the urls.")
+@click.option(
+    "--local-root",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="The table holds local paths, relative to itself; read those that lead below DIR.",
+)
+@click.option(
+    "--file-col", help="The column with the local paths. Default: file_name, file, path … whichever there is."
+)
 @click.option("--caption-col", help="The column with the captions. Default: `caption`, if there is one.")
 @click.option(
     "--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of the table a shard."
@@ -159,6 +168,8 @@ def command(
     encoding: str | None,
     infer_types: bool,
     url_col: str,
+    local_root: str | None,
+    file_col: str | None,
     caption_col: str | None,
     samples_per_shard: int,
     image_size: int,
@@ -201,6 +212,7 @@ def command(
     \b
     embedpipe fetch laion.parquet shards --url-col URL --caption-col TEXT
     embedpipe fetch photos shards
+    embedpipe fetch captions.csv shards --local-root photos
     embedpipe fetch 'urls/*.csv.gz' shards --resize-mode center_crop --image-size 224
     embedpipe fetch laion.parquet shards --url-col URL --caption-col TEXT --retry-failed --only timeout,5xx
     embedpipe fetch laion.parquet shards --executor ray --address head:6379 --processes 64
@@ -219,6 +231,8 @@ def command(
         encoding=encoding,
         infer_types=infer_types,
         url_col=url_col,
+        local_root=local_root,
+        file_col=file_col,
         caption_col=caption_col,
         samples_per_shard=samples_per_shard,
         image_size=image_size,

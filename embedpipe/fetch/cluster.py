@@ -40,9 +40,10 @@ class DownloadWork:
                 f"{self.parts}: {socket.gethostname()} does not see what the run has begun there",
                 "Give an output folder that all machines share at the same place",
             )
-        if self.settings.folder and not files.exists(self.settings.folder):
+        images = self.settings.root or self.settings.folder
+        if images and not files.exists(images):
             raise InputError(
-                f"{self.settings.folder}: {socket.gethostname()} does not see it",
+                f"{images}: {socket.gethostname()} does not see it",
                 "Give a folder that all machines share at the same place, or an object store",
             )
 

@@ -47,7 +47,9 @@ class FetchConfig:
 
     Those of `shaping()` determine the contents of the shards and are fixed for an output; the others may change between
     runs. `quoting` (auto, minimal or none), `delimiter` and `encoding` describe text tables; None and auto detect them.
-    With `infer_types` the columns of a csv become numbers and booleans where all their values are. `caption_col` None
+    With `infer_types` the columns of a csv become numbers and booleans where all their values are. With
+    `local_root` the table holds local paths, in the column `file_col` (or one of a usual name), relative to the table's
+    folder; they must not lead out of that folder. `caption_col` None
     means the column `caption`, if the table has one. `max_aspect_ratio` 0 means any, `quality` None the format's
     default. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
     write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
@@ -68,6 +70,8 @@ class FetchConfig:
     infer_types: bool = False
     url_col: str = "url"
     caption_col: str | None = None
+    local_root: str | None = None
+    file_col: str | None = None
     samples_per_shard: int = 10_000
     image_size: int = 256
     resize_mode: str = "keep_ratio"

@@ -219,6 +219,7 @@ def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
     contact = f" ({config.user_agent})" if config.user_agent else ""
     return WorkerSettings(
         folder=plan.folder,
+        root=plan.root,
         pictures=PictureRules(
             image_size=config.image_size,
             resize_mode=config.resize_mode,

@@ -9,7 +9,7 @@ import urllib.error
 from dataclasses import dataclass
 
 ERROR_CLASSES = {
-    "invalid_url": "the url is null, empty, malformed, or neither http nor https",
+    "invalid_url": "the url (or local path) is null, empty, malformed, or neither http nor https",
     "refused_address": "the host is a private, loopback or link-local address and not named by `allow_hosts`",
     "opt_out": "this use is forbidden: by a header, by the image's metadata, or (with `robots`) by a file of the host",
     "http_403": "401 or 403: the server wants a login or does not want us",
@@ -33,7 +33,8 @@ ERROR_CLASSES = {
     "aspect_ratio": "the longer side is more than `max_aspect_ratio` times the shorter one",
     "no_image": "of a folder: a caption or fields without an image",
     "sidecar": "of a folder: the .txt or .json beside the image cannot be read",
-    "unreadable": "of a folder: the image file cannot be read",
+    "unreadable": "of a folder or a local path: the image file cannot be read",
+    "outside_root": "of local paths: it leads out of `local_root`",
     "duplicate": "the same bytes are stored already, and `drop_duplicates` is given",
     "lost": "the downloader dropped the row without saying why",
 }

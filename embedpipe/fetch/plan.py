@@ -23,10 +23,12 @@ from ..types import SourceShard
 from . import rights
 from .config import FetchConfig
 from .tables import image_folder as folder
-from .tables import table
+from .tables import sources, table
 from .tables.layout import chosen_layout, continued_layout, infers_types, kept_options, widened_layout
+from .tables.local_paths import refuse_local_paths
 from .tables.recorded import TableInput, identify, recorded, require_unchanged, retry_file
 from .tables.schema import Layout
+from .tables.sources import Source
 from .tables.table_file import TableFile, TableOptions
 
 _SAME_URL = "the same request"
@@ -51,7 +53,8 @@ class ShardRange:
 class FetchPlan:
     """All planned shards, and the layout of their rows. `previous` is the run card found in the output, if any.
 
-    folder: the location of the images, if they come from a folder, else empty.
+    folder: the location of the images, if they come from a folder, else empty. root: the folder that a table's local
+    paths must not lead out of; empty for urls.
     """
 
     run: RunCard
@@ -59,6 +62,7 @@ class FetchPlan:
     layout: Layout
     shards: tuple[ShardRange, ...]
     folder: str = ""
+    root: str = ""
 
     @property
     def compares_requests(self) -> bool:
@@ -105,11 +109,13 @@ def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
     """
     previous = _previous_run(out)
     config = replace(config, rights=_settled_rights(config, previous))
-    images = config.source == "images" or (config.source == "auto" and folder.holds_images(urls))
-    if previous is not None:
-        before_kind = {"source": previous.options.get("source", "table")}
-        manifest.refuse_difference(out, before_kind, {"source": "images" if images else "table"}, "kind of source")
-    return _folder_plan(urls, out, config, previous) if images else _table_plan(urls, out, config, previous)
+    before = None if previous is None else str(previous.options.get("source", "table"))
+    source = sources.source_of(urls, config, before)
+    if before is not None:
+        manifest.refuse_difference(out, {"source": before}, {"source": source.kind}, "kind of source")
+    if source.kind == sources.IMAGES:
+        return _folder_plan(urls, out, config, previous)
+    return _table_plan(source, out, config, previous)
 
 
 def _settled_rights(config: FetchConfig, previous: RunCard | None) -> str:
@@ -118,8 +124,9 @@ def _settled_rights(config: FetchConfig, previous: RunCard | None) -> str:
     return rights.OBEY if previous is None else str(previous.options.get("rights", rights.OFF))
 
 
-def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
-    found = table.locate_tables(urls)
+def _table_plan(source: Source, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
+    found = source.tables()
+    config = source.with_known_columns(config, previous)
     before = recorded(previous)
     known = {entry.name: entry for entry in before if not entry.retry}
     require_unchanged(out, found, known, config.dialect)
@@ -130,15 +137,20 @@ def _table_plan(urls: str, out: str, config: FetchConfig, previous: RunCard | No
     surveyed = {file.name: table.survey(file, reading) for file in fresh}
     filled = [file for file in fresh if surveyed[file.name].rows]
     if not filled and not any(entry.rows for entry in before):
-        raise EmptyInput(f"{urls}: no rows in it")
+        raise EmptyInput(f"{source.location}: no rows in it")
+    if previous is None:
+        config = source.with_columns(config, [surveyed[file.name].schema.names for file in filled])
     chosen = chosen_layout(filled, surveyed, config) if base is None else widened_layout(out, base, filled, surveyed)
     inputs = [*before, *(identify(file, surveyed[file.name].rows, surveyed[file.name].dialect) for file in fresh)]
     dialects = {entry.name: entry.dialect for entry in inputs}
     by_name = {file.name: replace(file, dialect=dialects[file.name]) for file in found}
     by_name |= {entry.name: retry_file(out, entry.retry) for entry in before if entry.retry}
     shards = tuple(_ranges([(by_name[entry.name], entry) for entry in inputs], config.samples_per_shard))
-    run = _run_card(urls, config, chosen, inputs, shards, previous)
-    return FetchPlan(run, previous, chosen, shards)
+    if previous is None and not source.root:
+        refuse_local_paths(shards[0].file, chosen.url)
+    run = _run_card(source.location, config, chosen, inputs, shards, previous)
+    plan = FetchPlan(run, previous, chosen, shards, root=source.root)
+    return replace(plan, run=source.recorded_in(run, by_name.values(), chosen.url))
 
 
 def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:
@@ -187,7 +199,7 @@ def with_retry(plan: FetchPlan, out: str, rows: int, config: FetchConfig) -> Fet
         options={**plan.run.options, "inputs": [*entries, dataclasses.asdict(entry)]},
         plan=(*plan.run.plan, *(shard.source for shard in fresh)),
     )
-    return FetchPlan(run, plan.run, plan.layout, (*plan.shards, *fresh), plan.folder)
+    return FetchPlan(run, plan.run, plan.layout, (*plan.shards, *fresh), plan.folder, plan.root)
 
 
 def _previous_run(out: str) -> RunCard | None:

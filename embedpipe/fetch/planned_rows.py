@@ -39,8 +39,8 @@ def planned_urls(plan: FetchPlan) -> Iterator[tuple[tuple[int, int], str]]:
 
     Urls of a round of retries carry its number: they repeat those of failed rows, but must be requested again.
     """
-    if plan.images:
-        return  # each path occurs once
+    if plan.images or plan.root:
+        return  # what is on this machine is read as often as it is named
     by_file: dict[TableFile, list[ShardRange]] = {}
     for shard in plan.shards:
         by_file.setdefault(shard.file, []).append(shard)

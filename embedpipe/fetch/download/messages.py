@@ -37,12 +37,15 @@ OUTCOMES = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The settings of a download process. folder: the folder to read files from instead of urls, or empty.
+    """The settings of a download process.
 
+    folder: the folder to read files from instead of urls, or empty. root: the folder that paths of files must not lead
+    out of, or empty.
     rights: a name in `rights.MODES`.
     """
 
     folder: str
+    root: str
     pictures: PictureRules
     quality: int
     resizer: str

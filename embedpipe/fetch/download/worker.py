@@ -120,11 +120,12 @@ class Worker:
         writer = PartWriter(task, self.tell)
         urls = table.column("url").to_pylist()
         settings = self.settings
-        found = (
-            local_files.read_local_files(settings.folder, urls, settings.max_bytes)
-            if settings.folder
-            else self.loop.answers(urls)
-        )
+        if settings.root:
+            found = local_files.read_files_below(settings.root, urls, settings.max_bytes)
+        elif settings.folder:
+            found = local_files.read_local_files(settings.folder, urls, settings.max_bytes)
+        else:
+            found = self.loop.answers(urls)
         for position, answer in found:
             stated = self._rights(answer)
             writer.write(rows[position], answer, self._picture(answer, stated, task.careful), stated)

@@ -20,7 +20,8 @@ from ..plan import FetchPlan, ShardRange
 from ..planned_rows import shard_rows
 from ..report import HostCounts
 from ..tables.image_folder import accounts_of
-from ..tables.schema import REFUSED_CLASS, REFUSED_MESSAGE
+from ..tables.local_paths import located
+from ..tables.schema import REFUSED_CLASS, REFUSED_MESSAGE, RETRY_OF
 from . import commit
 from .seen import Place, RepeatedUrls, StoredContents
 
@@ -86,8 +87,7 @@ class Assembly:
     def _opened(self, shard: ShardRange, rows: pa.Table) -> _OpenShard:
         urls = rows.column("url").to_pylist()
         repeats = self.context.repeats.of(shard.number)
-        web = () if self.context.plan.images else enumerate(urls)
-        requests = {i: requested(url, self.context.config.allow_hosts) for i, url in web if i not in repeats}
+        requests = self._requests(shard, rows, repeats)
         refused = {i: request for i, request in requests.items() if isinstance(request, Failure)}
         if shard.source.members:
             rows, refused = _without_refusals(rows)
@@ -100,6 +100,23 @@ class Assembly:
         opened.waiting = len(opened.parts)
         return opened
 
+    def _requests(self, shard: ShardRange, rows: pa.Table, repeats: dict[int, Place]) -> dict[int, str | Failure]:
+        """What to ask for, by row: urls, or local paths that a table names. Nothing for the files of a folder."""
+        plan = self.context.plan
+        if plan.images:
+            return {}
+        urls = enumerate(rows.column("url").to_pylist())
+        if not plan.root:
+            return {i: requested(url, self.context.config.allow_hosts) for i, url in urls if i not in repeats}
+        homes = [shard.file.folder] * rows.num_rows
+        if shard.retry:
+            homes = [plan.shards[self._number(key)].file.folder for key in rows.column(RETRY_OF).to_pylist()]
+        return {i: located(url, homes[i]) for i, url in urls}
+
+    def _number(self, key: str) -> int:
+        """The shard of a row, by its key."""
+        return commit.shard_of_key(key, self.context.config.samples_per_shard)
+
     def _parts(self, shard: ShardRange, urls: list[tuple[int, str]]) -> Iterator[DownloadTask]:
         """Ranges of urls, one task each. More than one only if there are fewer shards than processes."""
         size = max(SMALLEST_PART, math.ceil(len(urls) / self.cuts))
@@ -107,7 +124,7 @@ class Assembly:
             piece = urls[first : first + size]
             task = DownloadTask(shard.number, part, len(piece), str(self.context.parts / f"{shard.number}-{part}"))
             columns = {"row": pa.array([i for i, _ in piece], pa.int32()), "url": pa.array([url for _, url in piece])}
-            if self.context.plan.images:
+            if self.context.plan.images or self.context.plan.root:
                 columns["url"] = pa.array([self._path(url) for _, url in piece], pa.binary())
             table = pa.table(columns)
             with pa.OSFile(task.urls_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

@@ -72,6 +72,11 @@ def key_of(shard: int, row: int, shard_digits: int, samples_per_shard: int) -> s
     return f"{shard:0{shard_digits}d}{row:0{len(str(samples_per_shard - 1))}d}"
 
 
+def shard_of_key(key: str, samples_per_shard: int) -> int:
+    """The number of the shard in a key of `key_of`."""
+    return int(key[: -len(str(samples_per_shard - 1))])
+
+
 def commit_shard(
     out: str, fetched: FetchedShard, shard_digits: int, config: FetchConfig, contents: StoredContents | None = None
 ) -> CommittedShard:

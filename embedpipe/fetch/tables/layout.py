@@ -14,6 +14,7 @@ from ...manifest import RunCard
 from .. import rights
 from ..config import DEFAULT_CAPTION_COLUMN, FetchConfig
 from . import schema, table
+from .local_paths import hint
 from .schema import Layout
 from .table_file import Surveyed, TableFile
 from .type_inference import join_types
@@ -47,7 +48,9 @@ def continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout
 def chosen_layout(fresh: Sequence[TableFile], surveyed: dict[str, Surveyed], config: FetchConfig) -> Layout:
     """The layout for the files of a new run. Raises InputError."""
     for file in fresh:
-        schema.choose_columns(surveyed[file.name].schema, config.url_col, config.caption_col, file.location)
+        columns = surveyed[file.name].schema
+        otherwise = hint(columns.names)
+        schema.choose_columns(columns, config.url_col, config.caption_col, file.location, otherwise)
     kinds: dict[str, pa.DataType] = {}
     for file in fresh:
         for field in surveyed[file.name].schema:

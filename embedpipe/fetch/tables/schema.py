@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ...errors import InputError, did_you_mean
+from ...read.sample import first_caption
 from .. import rights
 from ..config import DEFAULT_CAPTION_COLUMN
 
@@ -70,9 +71,15 @@ class Layout:
         return fixed_columns(self.with_rights)
 
     @property
+    def lists_captions(self) -> bool:
+        """Whether the column of captions holds lists: the first is the caption, and the list is passed through."""
+        return self.caption is not None and _is_list(self.table.field(self.caption).type)
+
+    @property
     def passed(self) -> dict[str, str]:
         """Passed-through columns: name in the shard → name in the table."""
-        others = [name for name in self.table.names if name not in (self.url, self.caption)]
+        used = (self.url,) if self.lists_captions else (self.url, self.caption)
+        others = [name for name in self.table.names if name not in used]
         ours = self.fixed.names
         taken = set(ours) | set(others)
         renamed = {"": "unnamed"} | {name: f"source_{name}" for name in ours}
@@ -125,6 +132,8 @@ def _column(batch: pa.RecordBatch, source: str | None, kind: pa.DataType) -> pa.
     values = batch.column(position)
     if values.type == kind:
         return values
+    if _is_list(values.type) and pa.types.is_string(kind):
+        return pa.array([first_caption(captions) for captions in values.to_pylist()], kind)
     try:
         return values.cast(kind)
     except pa.ArrowInvalid as problem:
@@ -133,25 +142,34 @@ def _column(batch: pa.RecordBatch, source: str | None, kind: pa.DataType) -> pa.
         ) from problem
 
 
-def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, where: str) -> Layout:
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def choose_columns(table: pa.Schema, url_col: str, caption_col: str | None, where: str, otherwise: str = "") -> Layout:
     """The layout for a table with these columns. Raises InputError with similar names if a requested column is missing.
 
     `caption_col` None uses the column `caption` if there is one.
     """
-    _require(table.names, url_col, where, "url_col")
+    _require(table.names, url_col, where, "url_col", otherwise)
     if caption_col is not None:
         _require(table.names, caption_col, where, "caption_col")
     elif DEFAULT_CAPTION_COLUMN in table.names and url_col != DEFAULT_CAPTION_COLUMN:
         caption_col = DEFAULT_CAPTION_COLUMN
     for name in filter(None, (url_col, caption_col)):
-        if pa.types.is_nested(table.field(name).type):
+        kind = table.field(name).type
+        if pa.types.is_nested(kind) and not (name == caption_col and _is_list(kind) and _is_text(kind.value_type)):
             raise InputError(f"{where}: the column {name} holds {table.field(name).type}, not text")
     return Layout(url_col, caption_col, table)
 
 
-def _require(names: Sequence[str], name: str, where: str, field: str) -> None:
+def _require(names: Sequence[str], name: str, where: str, field: str, otherwise: str = "") -> None:
     if name not in names:
         near = did_you_mean(name, names)
         raise InputError(
-            f"{where}: no column {name!r}", f"{near}{'.' * (not near.endswith('?'))} Choose with `{field}`"
+            f"{where}: no column {name!r}", f"{near}{'.' * (not near.endswith('?'))} Choose with `{field}`{otherwise}"
         )

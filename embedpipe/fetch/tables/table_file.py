@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -31,6 +32,11 @@ class TableFile:
     def contents(self) -> TextFile:
         """The file itself."""
         return TextFile(self.location, self.compression)
+
+    @property
+    def folder(self) -> str:
+        """The folder that it lies in."""
+        return posixpath.dirname(self.location) or "."
 
     @property
     def partition(self) -> dict[str, str | None]:

@@ -194,3 +194,16 @@ def test_an_output_keeps_the_dialect_of_its_files(tmp_path):
         planned(tmp_path / "t.csv", tmp_path / "out", quoting="minimal")
     with pytest.raises(RunMismatch, match="infer_types was false, now true"):
         planned(tmp_path / "t.csv", tmp_path / "out", infer_types=True)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_of_a_list_of_captions_the_first_is_the_caption_and_the_list_stays(tmp_path, ending):
+    captions = [["a", "b"], ["c"], [], None]
+    if ending == "jsonl":
+        path = jsonl(tmp_path, *({"caption": value} for value in captions))
+    else:
+        path = tmp_path / "t.parquet"
+        pq.write_table(pa.table({"url": [U] * 4, "caption": captions}), path)
+    found = planned(path)
+    assert found.column("caption").to_pylist() == ["a", "c", None, None]
+    assert found.column("source_caption").to_pylist() == captions
