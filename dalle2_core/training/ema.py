@@ -32,8 +32,9 @@ class _HostCounted(AveragedModel):
     """Its count of updates stays on the host, which would otherwise wait for the device to know it."""
 
     def _apply(self: M, fn: Callable[..., Any], recurse: bool = True) -> M:
+        count = self.n_averaged
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.n_averaged = self.n_averaged.cpu()
+        self.n_averaged = count
         return self
 
 
