@@ -147,8 +147,10 @@ class _OnItsWay:
         self._host = measured.to("cpu", non_blocking=True)
         self._copied: torch.cuda.Event | None = None
         if measured.device.type == "cuda":
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(measured.device))
+            # Blocking: waiting by default keeps a core busy, which decoding needs.
+            with torch.cuda.device(measured.device):
+                self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                self._copied.record(torch.cuda.current_stream(measured.device))
 
     def wait(self) -> Embedded:
         """Wait for the embeddings."""

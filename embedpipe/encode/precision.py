@@ -15,8 +15,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
     """fp32, bf16 or fp16 for `wanted` (one of PRECISIONS) on `device`.
 
-    auto is bf16 on hardware that supports it: CUDA cards that report it, CPUs with AVX512-BF16 or AMX (twice as fast
-    there; elsewhere slower than fp32, as are depthwise convolutions in bf16 on any CPU). Raises InputError.
+    auto is bf16 on hardware that supports it: CUDA cards with units for it (others emulate it, slowly), CPUs with
+    AVX512-BF16 or AMX (twice as fast there; elsewhere slower than fp32, as are depthwise convolutions in bf16 on any
+    CPU). Raises InputError.
     """
     if wanted not in PRECISIONS:
         raise OptionError(f"no precision {wanted!r}", did_you_mean(wanted, PRECISIONS))
@@ -25,7 +26,7 @@ def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
     if wanted != "auto":
         return wanted
     if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if _cpu_multiplies_bf16() and not convolutional else "fp32"
 
 

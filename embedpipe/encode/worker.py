@@ -71,7 +71,9 @@ class EncodeWork:
             def finish(gathered: ShardBuffer) -> None:
                 desk.done(gathered.task, self._commit(gathered))
 
-            with torch_threads(self._threads):
+            # Beside a GPU, torch's own threads only get in the way of those that decode.
+            on_gpu = self._devices[worker].startswith("cuda")
+            with torch_threads(1 if on_gpu else self._threads):
                 encode_shards(desk, self._reader, encoder, self._stage, finish)
 
         return work
