@@ -7,10 +7,12 @@ Format". Nothing is ever extracted; links, devices and sparse files have no cont
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
+from urllib.parse import quote, unquote
 
 from .files import Written
 
@@ -294,3 +296,28 @@ class TarWriter:
         self.stream.write(data)
         self.digest.update(data)
         self.bytes += len(data)
+
+
+# Characters that lead out of a folder, end a name, or are none on some systems.
+_UNSAFE = re.compile(r'[%\\:\x00-\x1f\x7f<>"|?*\udc80-\udcff]')
+_LONE_SLASH = re.compile(r"^/|/(?=/|$)")
+
+
+def member_key(key: str) -> str:
+    """`key` as the key of tar members, which no program extracts outside its folder; `key_of_member` undoes it.
+
+    Unsafe characters are percent-encoded as in urls, and so are a slash that is not between two names, the dots of a
+    folder called `.` or `..`, and those of the last name, where a key would end. Different keys stay different.
+    """
+    *folders, last = _LONE_SLASH.sub("%2F", _UNSAFE.sub(lambda found: _encoded(found[0]), key)).split("/")
+    folders = [folder.replace(".", "%2E") if folder in (".", "..") else folder for folder in folders]
+    return "/".join((*folders, last.replace(".", "%2E")))
+
+
+def key_of_member(name: str) -> str:
+    """The key that `member_key` made `name` of."""
+    return unquote(name, errors="surrogateescape")
+
+
+def _encoded(character: str) -> str:
+    return quote(character, safe="", errors="surrogateescape")

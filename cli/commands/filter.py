@@ -33,7 +33,12 @@ from ..options import CommandWithImages, debug_option, dry_run_option, images_op
     help="Keep these rows: kept.parquet or its folder, a .parquet with key (and src_shard), DataComp's .npy, or a text "
     "file of keys. Repeatable.",
 )
-@click.option("--not-keys", multiple=True, metavar="FILE", help="Leave these rows out, likewise. Repeatable.")
+@click.option(
+    "--not-keys",
+    multiple=True,
+    metavar="FILE",
+    help="Leave these rows out: dropped.parquet of dedup, or another such file, no folder. Repeatable.",
+)
 @click.option("--allow-missing", is_flag=True, help="Count keys that EMB has not, instead of refusing them.")
 @click.option("--head", metavar="FILE", help="Score the embeddings with a linear head or MLP: .pth or .safetensors.")
 @click.option(

@@ -25,7 +25,7 @@ from ..manifest import IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Progress, silent
 from ..read import Reader
 from ..subset import read_subset
-from ..tar import TarWriter
+from ..tar import TarWriter, member_key
 from ..types import Sample
 from ..uid import uid
 from .materialise import SELECTION, selection_run
@@ -221,9 +221,7 @@ def _add(tar: TarWriter, row: dict[str, Any], sample: Sample) -> dict[str, Any]:
     if sample.image is not None:
         ending = _ending(sample.image)
         parts[ending] = sample.image
-    # In a tar a key ends at its first dot; that of a loose file may contain one.
-    folder, slash, last = sample.key.rpartition("/")
-    key = f"{folder}{slash}{last.replace('.', '%2E')}"
+    key = member_key(sample.key)
     begins = {suffix: tar.add(f"{key}.{suffix}", data) for suffix, data in sorted(parts.items())}
     known = {name: sample.metadata.get(name) for name in FIXED.names}
     return {

@@ -12,7 +12,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from ..scarcity import telling
 _LOCAL_BYTES_AT_ONCE = 1 << 20
 _REMOTE_BYTES_AT_ONCE = 16 << 20
 _NPY_HEADER_BYTES = 4096
+_LONGEST_HEADER = 1 << 20
 _DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
 # numpy parses headers with ast.literal_eval, which may raise SystemError in concurrent threads (CPython gh-106905).
 HEADERS = threading.Lock()
@@ -51,11 +52,24 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NpyHeader:
-    """The header of an .npy file: shape, dtype, and the byte offset of the data."""
+    """The header of an .npy file: shape, dtype, and the byte offset of the data.
+
+    dtype: as it is in memory, in this machine's byte order. stored: as it is in the file. fortran: column after column.
+    """
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    stored: np.dtype[Any]
     offset: int
+    fortran: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.stored.newbyteorder("=")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the bytes of a row are as they are in memory, one after the other."""
+        return not self.fortran and self.stored == self.dtype
 
 
 def whole(rows: Rows) -> np.ndarray:
@@ -68,10 +82,14 @@ def whole(rows: Rows) -> np.ndarray:
 def npy_header(location: str) -> NpyHeader:
     """The header of an .npy file of embeddings, checked against the file's size.
 
-    Raises DatasetError if it is not an .npy, is truncated, or has anything but float16 or float32 rows in C order.
+    Raises DatasetError if it is not an .npy, is truncated, or has anything but float16 or float32 rows. Any version of
+    the format, order of the array and byte order is read.
     """
     try:
-        header = _parse(files.read_range(location, 0, _NPY_HEADER_BYTES))
+        start = files.read_range(location, 0, _NPY_HEADER_BYTES)
+        if (needed := min(_header_bytes(start), _LONGEST_HEADER)) > len(start):
+            start = files.read_range(location, 0, needed)
+        header = _parse(start)
         there = files.stat(location).bytes
     except (OSError, ValueError, EOFError, InputError) as problem:
         raise DatasetError(f"{location}: cannot be read: {problem}", _NOT_WHOLE) from problem
@@ -92,17 +110,23 @@ def _parse(start: bytes) -> NpyHeader:
 
 def _parse_alone(stream: io.BytesIO) -> NpyHeader:
     version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    # Version 3 allows field names in UTF-8, which rows have none of: else it is as version 2.
+    later = np.lib.format.read_array_header_2_0
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): later, (3, 0): later}
     if version not in read:
         raise ValueError(f"version {version} of the npy format")
     shape, fortran_order, dtype = read[version](stream)
-    if fortran_order and len(shape) > 1 and min(shape) > 1:
-        raise ValueError("its array is in Fortran order")
-    return NpyHeader(shape, dtype, stream.tell())
+    return NpyHeader(shape, dtype, stream.tell(), fortran_order and len(shape) > 1 and min(shape) > 1)
+
+
+def _header_bytes(start: bytes) -> int:
+    """How long the header says it is, with what comes before it."""
+    digits = 2 if start[6:7] == b"\x01" else 4
+    return 8 + digits + int.from_bytes(start[8 : 8 + digits], "little")
 
 
 def _require_rows(location: str, header: NpyHeader) -> None:
-    if len(header.shape) != 2 or header.dtype not in _DTYPES:
+    if len(header.shape) != 2 or header.dtype not in _DTYPES or min(header.shape) < 0:
         raise DatasetError(
             f"{location}: an array of shape {header.shape} and type {header.dtype}, not rows of float16 or float32",
             "Save it as float16 or float32, [rows, width]",
@@ -126,6 +150,8 @@ class NpyRows:
         self.location = location
         header = header or npy_header(location)
         self.shape, self.dtype, self._offset = (header.shape[0], header.shape[1]), header.dtype, header.offset
+        self._header = header
+        self._array: np.ndarray | None = None  # of what is not plain
         self._row_bytes = self.shape[1] * self.dtype.itemsize
         self.rows_at_once = _at_once(location, self._row_bytes)
         self._file: int | None = None
@@ -134,6 +160,10 @@ class NpyRows:
         """See `Rows`."""
         if not out.size:
             return
+        if not self.plain:
+            _require_there(self, start, out)
+            out[...] = self._other_order()[start : start + len(out)]
+            return
         first = self._offset + start * self._row_bytes
         try:
             got = self._local(first, out) if files.is_local(self.location) else self._remote(first, out)
@@ -141,6 +171,28 @@ class NpyRows:
             raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
         if got < out.nbytes:
             raise DatasetError(f"{self.location}: ends {out.nbytes - got} bytes early", _NOT_WHOLE)
+
+    @property
+    def plain(self) -> bool:
+        """See `NpyHeader`."""
+        return self._header.plain
+
+    def _other_order(self) -> np.ndarray:
+        """The array as it is stored: memory-mapped, or if it is remote, read once and kept."""
+        if self._array is None:
+            stored = self._header.stored
+            order: Literal["C", "F"] = "F" if self._header.fortran else "C"
+            try:
+                if files.is_local(self.location):
+                    path = files.local_path(self.location)
+                    self._array = np.memmap(path, stored, "r", self._offset, self.shape, order)
+                else:
+                    end = self._offset + self.shape[0] * self._row_bytes
+                    data = files.read_range(self.location, self._offset, end)
+                    self._array = np.frombuffer(data, stored).reshape(self.shape, order=order)
+            except (OSError, ValueError, InputError) as problem:
+                raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
+        return self._array
 
     def _local(self, place: int, out: np.ndarray) -> int:
         if self._file is None:
@@ -164,6 +216,7 @@ class NpyRows:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        self._array = None
 
 
 def npz_headers(location: str) -> dict[str, NpyHeader]:
@@ -194,7 +247,8 @@ class NpzRows:
         if self._array is None:
             try:
                 with files.reading(self.location) as stream, np.load(stream, allow_pickle=False) as archive, HEADERS:
-                    self._array = archive[self._name]
+                    stored = archive[self._name]
+                    self._array = stored.astype(stored.dtype.newbyteorder("="), copy=False)
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, InputError) as problem:
                 raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem
             if (self._array.shape, self._array.dtype) != (self.shape, self.dtype):

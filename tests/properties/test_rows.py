@@ -183,11 +183,42 @@ def test_a_header_is_numpys(version, tmp_path):
     assert np.array_equal(whole(NpyRows(str(tmp_path / "a.npy"), header)), array)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 3), "<f4", "F"), np.zeros(3, "<f4"), np.zeros((4, 3), ">f4")], ids=str)
-def test_numbers_that_lie_in_another_order_are_refused(array, tmp_path):
-    np.save(tmp_path / "a.npy", array)
-    with pytest.raises(DatasetError, match=r"a\.npy: .*(Fortran order|not rows of float16 or float32)"):
-        NpyRows(str(tmp_path / "a.npy"))
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4"])
+def test_any_order_of_numbers_is_read_as_numpy_reads_it(version, order, dtype, tmp_path):
+    array = np.asarray(np.random.default_rng(0).normal(size=(7, 5)), dtype, order)
+    with (tmp_path / "a.npy").open("wb") as stream:
+        np.lib.format.write_array(stream, array, version)
+    rows = NpyRows(str(tmp_path / "a.npy"))
+    assert rows.dtype == np.dtype(dtype).newbyteorder("=")
+    assert np.array_equal(whole(rows), array)
+    part = np.empty((3, 5), rows.dtype)
+    rows.read(2, part)
+    assert np.array_equal(part, array[2:5])
+    rows.close()
+    with pytest.raises(DatasetError, match="ends|wanted"):
+        rows.read(5, part)
+    np.savez(tmp_path / "a.npz", a=array)
+    header = npz_headers(str(tmp_path / "a.npz"))["a"]
+    assert np.array_equal(whole(NpzRows(str(tmp_path / "a.npz"), "a", header)), array)
+
+
+def test_another_order_is_read_from_an_object_store(tmp_path):
+    import fsspec
+
+    array = np.asfortranarray(np.random.default_rng(0).normal(size=(9, 4)).astype(">f4"))
+    with fsspec.open("memory://orders/a.npy", "wb") as stream:
+        np.lib.format.write_array(stream, array)
+    assert np.array_equal(whole(NpyRows("memory://orders/a.npy")), array)
+
+
+def test_a_long_header_is_read_whole(tmp_path):
+    array = values("float32")
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": array.shape}).encode() + b" " * 9000 + b"\n"
+    start = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
+    (tmp_path / "a.npy").write_bytes(start + array.tobytes())
+    assert np.array_equal(whole(NpyRows(str(tmp_path / "a.npy"))), array)
 
 
 def test_a_column_of_numbers_lies_in_any_order(tmp_path):
@@ -203,11 +234,9 @@ def test_fortran_order_is_taken_where_it_is_no_other(shape, same, tmp_path):
         about = {"descr": "<f2", "fortran_order": True, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, about)
         stream.write(numbers.tobytes())
-    if same:
-        assert np.array_equal(whole(NpyRows(str(tmp_path / "a.npy"))), numbers.reshape(shape))
-        return
-    with pytest.raises(DatasetError, match="its array is in Fortran order"):
-        NpyRows(str(tmp_path / "a.npy"))
+    rows = NpyRows(str(tmp_path / "a.npy"))
+    assert rows.plain is same
+    assert np.array_equal(whole(rows), numbers.reshape(shape, order="F"))
 
 
 def test_what_is_no_npy_or_torn_is_named(tmp_path):

@@ -17,7 +17,7 @@ from ...load import EmbeddingDataset
 from ...load.images.source import Images
 from ...lock import exclusive
 from ...progress import Listener, Progress, silent
-from ...subset import find_subset
+from ...subset import KEPT, find_subset
 from .. import selection
 from ..materialise import refuse_other_output
 from ..page import Line, Section, pairs_page
@@ -35,8 +35,9 @@ class FilterConfig:
 
     min_similarity: of image and caption. where: conditions on columns, see `expression`. top: the share (above 0, up to
     1) of all rows with the largest `by`, a number column. keys, not_keys: files of keys to keep, and to leave out, see
-    `subset`; allow_missing: count keys missing from the data set instead of refusing them. head: a file of a score
-    head, made for head_model (see `open_head`) and applied to the embeddings of `modality`; min_score: of its score.
+    `subset`; a folder of dedup or filter stands for the rows it kept, and is refused as not_keys. allow_missing: count
+    keys missing from the data set instead of refusing them. head: a file of a score head, made for head_model (see
+    `open_head`) and applied to the embeddings of `modality`; min_score: of its score.
     trust_old_card: score data sets of version 0.1, whose card does not record the activation. materialise: also write
     the kept rows as an embedding data set. examples: how many rows around each threshold examples.html shows. images:
     where the image shards are now (one place or several), None for where they were. threads: None for one per core.
@@ -244,6 +245,13 @@ def _top(share: float, column: str, numbers: np.ndarray) -> _Condition:
 
 
 def _named(dataset: EmbeddingDataset, path: str, kept: bool, allow_missing: bool) -> _Condition:
+    if not kept and files.is_folder(path):
+        dropped = files.join(path, "dropped.parquet")
+        both = f", or {dropped} to leave out what it dropped" if files.exists(dropped) else ""
+        raise InputError(
+            f"{path}: is a folder with the rows that were kept; `not_keys` leaves rows out, so it needs a file",
+            f"Name {files.join(path, KEPT)} to leave out what it kept{both}, or give the folder with `keys`",
+        )
     found = find_subset(dataset, path)
     if found.absent and not allow_missing:
         raise InputError(

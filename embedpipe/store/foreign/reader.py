@@ -188,7 +188,7 @@ class ForeignReader:
         if rows is None:
             return None
         try:
-            if isinstance(rows, NpyRows) and files.is_local(rows.location):
+            if isinstance(rows, NpyRows) and rows.plain and files.is_local(rows.location):
                 with HEADERS:
                     mapped: np.ndarray = np.load(files.local_path(rows.location), mmap_mode="r", allow_pickle=False)
                 return mapped

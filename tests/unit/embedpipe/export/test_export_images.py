@@ -14,6 +14,7 @@ from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, InputError, OutputBusy, RunMismatch
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
+from embedpipe.tar import key_of_member
 from embedpipe.verify import verify
 from tests import shards
 
@@ -88,6 +89,24 @@ def test_a_folder_of_loose_files_becomes_shards(tmp_path, encode_config):
     }  # fmt: skip
     encode(str(tmp_path / "out"), str(tmp_path / "again"), encode_config())
     assert np.array_equal(EmbeddingDataset(str(tmp_path / "again")).image[:], dataset.image[:])
+
+
+def test_keys_that_lead_outside_or_alike_become_members_of_their_own(tmp_path, encode_config):
+    keys = ("../up/04", "../up/05", "a%2Eb", "/abs/1")
+    source = shards.write_tar(
+        tmp_path / "in" / "0.tar", [m for i, k in enumerate(keys) for m in shards.sample(i, key=k)]
+    )
+    encode(source, str(tmp_path / "emb"), encode_config())
+    dataset = EmbeddingDataset(str(tmp_path / "emb"))
+    assert dataset.keys() == list(keys)
+    export_images(dataset, None, str(tmp_path / "out"))
+    found = {name.rpartition(".")[0] for name, _ in members(tmp_path / "out" / "00000.tar")}
+    assert {key_of_member(name) for name in found} == set(keys)
+    assert not any(name.startswith(("/", "..")) for name in found)
+    encode(str(tmp_path / "out"), str(tmp_path / "again"), encode_config())
+    again = EmbeddingDataset(str(tmp_path / "again"))
+    rows = [keys.index(key_of_member(key)) for key in again.column("key").to_pylist()]
+    assert np.array_equal(again.image[:], dataset.image[rows])
 
 
 def test_what_is_gone_or_another_is_not_passed_off(tmp_path, encode_config):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedpipe.curate import FilterConfig, filter, plan_filter
+from embedpipe.curate import DedupConfig, FilterConfig, dedup, filter, plan_filter
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, InputError, OutputBusy, OutputUnwritable, RunMismatch
 from embedpipe.load import EmbeddingDataset
@@ -174,3 +174,20 @@ def test_threads_make_no_difference(data, tmp_path):
     for threads in (1, 3):
         filter(data, str(tmp_path / str(threads)), FilterConfig(top=0.4, threads=threads))
     assert kept(tmp_path / "1") == kept(tmp_path / "3")
+
+
+def test_a_folder_of_dedup_says_what_it_would_leave_out(tmp_path):
+    """Its kept.parquet was taken for the rows to leave out, which are those that stay."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(12, 8))
+    image[6:] = image[:6]
+    place = embeddings.write_dataset(tmp_path / "emb", image, image)
+    dedup(place, str(tmp_path / "dedup"), DedupConfig(pairs=0))
+    folder = str(tmp_path / "dedup")
+    for job in (plan_filter, lambda path, config: filter(path, str(tmp_path / "out"), config)):
+        with pytest.raises(InputError, match=r"Name .*kept.parquet to leave out what it kept, or .*dropped.parquet"):
+            job(place, FilterConfig(not_keys=(folder,)))
+    left = plan_filter(place, FilterConfig(not_keys=(f"{folder}/dropped.parquet",)))
+    assert (left.kept, left.dropped) == (6, 6)
+    assert plan_filter(place, FilterConfig(keys=(folder,))).kept == 6
+    assert plan_filter(place, FilterConfig(not_keys=(f"{folder}/kept.parquet",))).kept == 6
