@@ -209,7 +209,7 @@ def has_size(location: str, size: int) -> bool:
 
 @contextlib.contextmanager
 def reading(location: str) -> Iterator[BinaryIO]:
-    """A binary stream of a file. Raises InputError when it cannot be opened."""
+    """A binary stream of a file. Raises InputError when it cannot be opened, OutOfResources for a lack in the block."""
     fs, path = filesystem(location)
     try:
         stream = ask(location, lambda: fs.open(path, "rb"))
@@ -219,7 +219,7 @@ def reading(location: str) -> Iterator[BinaryIO]:
         raise InputError(
             f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
         ) from problem
-    with cast(BinaryIO, stream if is_local(location) else _RemoteStream(stream, location)) as ours:
+    with telling(), cast(BinaryIO, stream if is_local(location) else _RemoteStream(stream, location)) as ours:
         yield ours
 
 

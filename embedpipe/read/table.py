@@ -18,6 +18,7 @@ from pyarrow import types as kinds
 from .. import files
 from ..accounts import Ledger
 from ..errors import InputError
+from ..scarcity import telling
 from ..types import Reject, Sample, SourceShard
 from . import locations
 from .base import Digest, Survey
@@ -104,7 +105,8 @@ class TableReader:
 @contextlib.contextmanager
 def _damage_told(location: str) -> Iterator[None]:
     try:
-        yield
+        with telling():
+            yield
     except (pa.ArrowException, OSError) as problem:
         raise InputError(
             f"{location}: cannot be read as parquet: {str(problem).rstrip('.')}", "Repair the file or take it away"

@@ -16,6 +16,7 @@ from ..columns import schema
 from ..errors import DatasetError, InputError
 from ..manifest import FileRecord, ShardManifest
 from ..ragged import RaggedRows
+from ..scarcity import telling
 from ..types import EmbeddingShard
 from . import layout
 from .base import Contents
@@ -123,7 +124,7 @@ def _load(root: str, record: FileRecord, shape: tuple[int | None, ...]) -> np.nd
     try:
         if files.is_local(location):
             require_written(root, record)
-            with HEADERS:
+            with HEADERS, telling():
                 array = np.load(files.local_path(location), mmap_mode="r", allow_pickle=False)
         else:
             data = files.read_bytes(location)

@@ -304,7 +304,8 @@ class ParquetRows:
     @contextlib.contextmanager
     def _ours(self) -> Iterator[None]:
         try:
-            yield
+            with telling():
+                yield
         except (OSError, pa.ArrowException, InputError) as problem:
             self.close()
             raise DatasetError(f"{self.location}: cannot be read: {problem}", _NOT_WHOLE) from problem

@@ -1,6 +1,7 @@
 """What this machine lacks is said in one line, and never held against the data: under real limits."""
 
 import errno
+import os
 import resource
 import socket
 import subprocess
@@ -8,10 +9,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedpipe import files, scarcity
 from embedpipe.errors import OutOfResources
+from embedpipe.load import EmbeddingDataset
 from tests import erring
 from tests.embeddings import write_dataset
 
@@ -76,6 +81,7 @@ def test_reading_without_a_free_file_says_so(tmp_path):
         + """
 from embedpipe import files
 from embedpipe.errors import OutOfResources
+from embedpipe.load import EmbeddingDataset
 fill()
 for read in (files.read_bytes, files.read_if_there, files.sha256, lambda p: files.read_range(p, 0, 1)):
     try:
@@ -100,6 +106,7 @@ def test_a_repair_without_a_free_file_drops_nothing(tmp_path):
         FILLED
         + """
 from embedpipe.errors import OutOfResources
+from embedpipe.load import EmbeddingDataset
 from embedpipe.verify import VerifyConfig
 from embedpipe.verify.job import verify
 from embedpipe import files
@@ -165,6 +172,7 @@ def test_a_lookup_that_had_no_free_file_is_no_answer_and_not_kept():
         + FILLED
         + """
 from embedpipe.errors import OutOfResources
+from embedpipe.load import EmbeddingDataset
 import os, resource, socket
 socket.getaddrinfo("localhost", 80)
 resolver = sender.connections.resolver
@@ -213,3 +221,38 @@ def test_where_routes_cannot_be_read_there_may_be_a_network(tmp_path, monkeypatc
 
 def test_a_full_disk_is_none_of_them():
     assert files.unwritable("x", OSError(errno.EDQUOT, "quota")).what == "x: no space left on the device"
+
+
+@pytest.mark.parametrize("lack", [pa.lib.ArrowMemoryError("malloc"), MemoryError(), OSError(errno.ENOMEM, "mmap")])
+@pytest.mark.parametrize("read", ["metadata", "image"])
+def test_a_shard_that_does_not_fit_in_memory_is_not_damaged(tmp_path, monkeypatch, lack, read):
+    def fail(*_, **__):
+        raise lack
+
+    dataset = EmbeddingDataset(write_dataset(tmp_path / "emb", [[1.0, 2.0]] * 4, [[2.0, 1.0]] * 4))
+    monkeypatch.setattr(pq, "read_table", fail)
+    monkeypatch.setattr(np, "load", fail)
+    monkeypatch.setattr(os, "open", fail if isinstance(lack, OSError) else os.open)
+    with pytest.raises((OutOfResources, type(lack)), match="memory|malloc|^$"):
+        dataset.metadata[0] if read == "metadata" else dataset.image[0]
+
+
+def test_workers_that_cannot_be_started_are_a_lack(tmp_path):
+    code = (
+        FILLED
+        + """
+from embedpipe.errors import OutOfResources
+from embedpipe.load import EmbeddingDataset
+from embedpipe.execute.base import Task
+from embedpipe.execute.processes import ProcessExecutor
+from embedpipe.progress import silent
+import multiprocessing.popen_spawn_posix, multiprocessing.resource_tracker
+from tests.works import Doing
+fill()
+try:
+    ProcessExecutor(2).run(Doing("x"), [Task(0, "a", None), Task(1, "b", None)], silent)
+except OutOfResources as problem:
+    print(problem.what)
+"""
+    )
+    assert "open files" in python(code, NOFILE=60)
