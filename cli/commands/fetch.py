@@ -50,7 +50,11 @@ if TYPE_CHECKING:
 @click.option(
     "--file-col", help="The column with the local paths. Default: file_name, file, path … whichever there is."
 )
-@click.option("--caption-col", help="The column with the captions. Default: `caption`, if there is one.")
+@click.option(
+    "--caption-col",
+    help="The column with the captions. Default: `caption`, if there is one. In a folder of images: the .json "
+    "field with them, also where there is a .txt.",
+)
 @click.option(
     "--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of the table a shard."
 )

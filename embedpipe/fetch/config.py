@@ -31,6 +31,7 @@ IMAGE_FORMATS = {"jpg": (95, range(1, 101)), "png": (6, range(10)), "webp": (95,
 EXECUTORS = ("auto", "processes", "ray")
 SOURCES = ("auto", "table", "images")
 DEFAULT_CAPTION_COLUMN = "caption"
+DEFAULT_URL_COLUMN = "url"
 
 
 def _class_named(name: str) -> str:
@@ -50,7 +51,8 @@ class FetchConfig:
     With `infer_types` the columns of a csv become numbers and booleans where all their values are. With
     `local_root` the table holds local paths, in the column `file_col` (or one of a usual name), relative to the table's
     folder; they must not lead out of that folder. `caption_col` None
-    means the column `caption`, if the table has one. `max_aspect_ratio` 0 means any, `quality` None the format's
+    means the column `caption`, if the table has one; of a folder it is the field of .json with the captions, and None
+    means the .txt, or else the field `caption`. `max_aspect_ratio` 0 means any, `quality` None the format's
     default. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
     write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
@@ -68,7 +70,7 @@ class FetchConfig:
     delimiter: str | None = None
     encoding: str | None = None
     infer_types: bool = False
-    url_col: str = "url"
+    url_col: str = DEFAULT_URL_COLUMN
     caption_col: str | None = None
     local_root: str | None = None
     file_col: str | None = None

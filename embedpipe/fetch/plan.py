@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import files, manifest
-from ..errors import EmptyInput, InputError, RunMismatch
+from ..errors import EmptyInput, InputError, OptionError, RunMismatch
 from ..manifest import RunCard
+from ..read import SampleRules
 from ..read.names import FIRST_READING, printable
 from ..types import SourceShard
 from . import rights
-from .config import FetchConfig
+from .config import DEFAULT_URL_COLUMN, FetchConfig
 from .tables import image_folder as folder
 from .tables import sources, table
 from .tables.layout import chosen_layout, continued_layout, infers_types, kept_options, widened_layout
@@ -80,9 +81,9 @@ class FetchPlan:
         return bool(self.folder)
 
     @property
-    def reading(self) -> int:
-        """The version of the rules for names in a folder."""
-        return folder.reading_of(self.run)
+    def rules(self) -> SampleRules:
+        """How the files of a folder become samples."""
+        return folder.rules_of(self.run)
 
     def paths(self) -> dict[str, str]:
         """url → path, for those files of a folder whose names are not UTF-8."""
@@ -160,6 +161,10 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
         kept = kept_options(previous, config)
         of_tables = {name: kept.get(name) for name in ("url_col", "caption_col", "infer_types")}
         manifest.refuse_difference(out, kept, config.shaping() | of_tables, "set of options")
+        named = {"caption_col": previous.options.get("caption_key")}
+        manifest.refuse_difference(out, named, {"caption_col": config.caption_col}, "set of options")
+    if config.url_col != DEFAULT_URL_COLUMN:
+        raise OptionError("`url_col` is for a table, and the input is a folder of images", "Drop `url_col`")
     reading = folder.reading_of(previous)
     planned = folder.plan_folder(location, out, config.samples_per_shard, previous)
     of_folder = iter(planned.shards)
@@ -175,9 +180,13 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
         shards.append(_loose(location, len(shards), source, reading))
     chosen = replace(folder.LAYOUT, with_rights=config.rights != rights.OFF)
     run = _run_card(location, config, chosen, entries, shards, previous)
+    options = {**run.options, "source": "images"}
     # Absent in the output of older versions, which goes on under their rules.
-    options = {**run.options, "source": "images", **({"reading": reading} if reading != FIRST_READING else {})}
+    options |= {"reading": reading} if reading != FIRST_READING else {}
+    options |= {"caption_key": config.caption_col} if config.caption_col is not None else {}
     run = replace(run, options=options, listing=planned.accounts)
+    if previous is None:
+        folder.require_captions(location, planned.shards, folder.rules_of(run))
     return FetchPlan(run, previous, chosen, tuple(shards), location)
 
 

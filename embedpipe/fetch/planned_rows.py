@@ -22,7 +22,7 @@ def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardR
     for file, shards in by_file.items():
         if shards[0].source.members:
             if shards[0].number in wanted:
-                yield shards[0], image_folder.folder_rows(plan.folder, shards[0].source, plan.reading)
+                yield shards[0], image_folder.folder_rows(plan.folder, shards[0].source, plan.rules)
             continue
         last = max((i for i, shard in enumerate(shards) if shard.number in wanted), default=-1)
         chosen = plan.layout.for_retry() if shards[0].retry else plan.layout

@@ -15,7 +15,7 @@ from ..accounts import Ledger
 from ..errors import InputError
 from ..files import FileStat
 from ..images.formats import SNIFF_BYTES
-from .names import Name, Naming, printable
+from .names import IMAGE, Name, Naming, printable
 
 _RUN_FILE = "embedpipe.json"
 
@@ -53,6 +53,18 @@ def list_files(folder: str, naming: Naming, ledger: Ledger) -> dict[str, FileSta
         else:
             ledger.pass_over(printable(it.path), reason)
     return found
+
+
+def any_image_below(folder: str, naming: Naming) -> bool:
+    """Whether there is an image at any depth, by name or else by content; as soon as one is found."""
+    undecided = []
+    for it in _below(folder):
+        name = naming(it.path)
+        if it.passed is None and name.passed is None:
+            if name.kind == IMAGE:
+                return True
+            undecided += [name] if name.kind is None else []
+    return any(name.kind_by(_start(folder, name.path) or b"") for name in undecided)
 
 
 def _reason(name: Name, starts: dict[str, bytes | None]) -> str | None:

@@ -1,14 +1,18 @@
 """What readers passed over: in manifests, said by encode, fetch and info, checked by verify, summed by merge."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedpipe import manifest
+from embedpipe.accounts import Accounts
 from embedpipe.encode.job import encode
-from embedpipe.errors import EmptyInput, OptionError
+from embedpipe.errors import EmptyInput, InputError, OptionError, RunMismatch
 from embedpipe.fetch import FetchConfig, fetch
 from embedpipe.load import EmbeddingDataset
 from embedpipe.merge import merge
@@ -125,7 +129,7 @@ def test_every_picture_of_a_folder_is_encoded_or_told_of(folder, tmp_path, encod
     report = encode(str(folder), out, encode_config(stage={"texts": False}))
     dataset = EmbeddingDataset(out)
     assert set(dataset.metadata["key"].read().to_pylist()) == KEYS
-    assert report.rejects == {"file_unreadable": 1, "image_undecodable": 1}
+    assert report.rejects == {"file_unreadable": 1, "image_unsupported": 1}
     assert report.listing.passed_over == LISTED
     assert report.report.accounts.passed_over == {"second_image": 1}
     assert verify(out, shards.DEEP).whole
@@ -147,8 +151,8 @@ def test_every_picture_of_a_folder_is_fetched_or_told_of(folder, tmp_path):
     assert (report.accounts.seen, report.accounts.used) == (13, 12)
     assert verify(out, shards.DEEP).whole
     (folder / os.fsdecode(b"caf\xe8.png")).write_bytes(b"")  # fails, and is read again by its own name
-    assert fetch(str(folder), out, FETCH).failed["empty"] == 1
-    (folder / os.fsdecode(b"caf\xe8.png")).write_bytes(b"")
+    again = fetch(str(folder), out, dataclasses.replace(FETCH, retry_failed=True))
+    assert (again.failed, again.retried) == ({"empty": 1, "not_an_image": 1, "unreadable": 1}, 3)
 
 
 def test_no_usable_sample_says_why(tmp_path, encode_config):
@@ -236,3 +240,45 @@ def test_an_output_of_before_goes_on_under_its_rules(tmp_path, encode_config):
     assert EmbeddingDataset(str(out)).metadata["key"].read().to_pylist() == [f"{i:05d}" for i in (0, 1, 2, 0, 1, 2)]
     assert manifest.read_manifest(str(out), 1, 5).accounts.passed_over["unknown_type .jpg"] == 1
     assert verify(str(out), shards.DEEP).whole
+
+
+def test_captions_of_a_fetched_folder_come_from_the_named_field(tmp_path):
+    fields = json.dumps({"ja": "neko", "many": ["first", "second"]}).encode()
+    shards.write_files(tmp_path / "in", [("a.jpg", JPEG), ("a.json", fields), ("a.txt", b"of txt")])
+    found = {}
+    for key in (None, "ja", "many"):
+        chosen = dataclasses.replace(FETCH, caption_col=key)
+        fetch(str(tmp_path / "in"), str(tmp_path / f"out-{key}"), chosen)
+        (found[key],) = table_of(str(tmp_path / f"out-{key}")).column("caption").to_pylist()
+    assert found == {None: "of txt", "ja": "neko", "many": "first"}
+    with pytest.raises(RunMismatch, match='caption_col was "ja", now "many"'):
+        fetch(str(tmp_path / "in"), str(tmp_path / "out-ja"), dataclasses.replace(FETCH, caption_col="many"))
+    with pytest.raises(InputError, match="no caption in the field 'de' of the .json files; their fields are ja, many"):
+        fetch(str(tmp_path / "in"), str(tmp_path / "de"), dataclasses.replace(FETCH, caption_col="de"))
+    with pytest.raises(OptionError, match="`url_col` is for a table"):
+        fetch(str(tmp_path / "in"), str(tmp_path / "de"), dataclasses.replace(FETCH, url_col="link"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_of_a_list_of_captions_the_first_counts_and_all_are_kept(kind, tmp_path, encode_config):
+    captions = [["one", "two"], [" ", "three"], [], None]
+    place = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"url": ["x:/"] * 4, "caption": captions}), place)
+    else:
+        place.write_text("".join(json.dumps({"url": "x:/", "caption": it}) + "\n" for it in captions))
+    fetch(str(place), str(tmp_path / "out"), FETCH)
+    rows = table_of(str(tmp_path / "out")).to_pylist()
+    assert [row["caption"] for row in rows] == ["one", "three", None, None]
+    assert [row["source_caption"] for row in rows] == captions
+
+
+def test_of_a_list_of_captions_in_a_table_of_images_too(tmp_path, encode_config):
+    captions = [["one", "two"], [" ", "three"], [], None]
+    shards.write_table(tmp_path / "t.parquet", shards.table(4, caption=captions))
+    report = encode(str(tmp_path / "t.parquet"), str(tmp_path / "emb"), encode_config())
+    assert report.rejects == {"caption_missing": 2}
+    dataset = EmbeddingDataset(str(tmp_path / "emb"))
+    assert dataset.metadata["caption"].read().to_pylist() == ["one", "three"]
+    assert json.loads(dataset.metadata["extra"].read().to_pylist()[1]) == {"caption": [" ", "three"]}
+    assert report.report.accounts == Accounts("row", 4, 4)

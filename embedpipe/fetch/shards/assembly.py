@@ -177,7 +177,7 @@ class Assembly:
 
 def _accounts(plan: FetchPlan, opened: _OpenShard) -> Accounts:
     source = opened.shard.source
-    return accounts_of(source, plan.reading) if source.members else all_rows(opened.rows.num_rows)
+    return accounts_of(source, plan.rules) if source.members else all_rows(opened.rows.num_rows)
 
 
 def _without_refusals(rows: pa.Table) -> tuple[pa.Table, dict[int, Failure]]:

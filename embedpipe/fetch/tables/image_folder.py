@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 
 import pyarrow as pa
 
@@ -16,16 +17,17 @@ from ...accounts import Accounts, Ledger
 from ...columns import storable
 from ...errors import InputError, RunMismatch
 from ...manifest import RunCard
+from ...read import listing
 from ...read.folder import FolderReader, NamedMembers, Siblings, read_loose
 from ...read.grouping import samples
-from ...read.listing import list_files
-from ...read.names import FIRST_READING, IMAGE, READING, Naming, printable
-from ...read.sample import Member, SampleRules, first_caption
+from ...read.names import FIRST_READING, IMAGE, METADATA, READING, Naming, printable
+from ...read.sample import Member, SampleRules, first_caption, shown
 from ...types import Reject, Sample, SourceShard
 from .schema import REFUSED_CLASS, REFUSED_MESSAGE, Layout
 
 # .txt and .json may be captions, so they are ignored here.
 _SURE_TABLES = ("parquet", "csv", "tsv", "jsonl")
+_SAMPLES_TO_LOOK_AT = 256
 LAYOUT = Layout(
     "url", "caption", pa.schema([("url", pa.string()), ("caption", pa.string()), ("metadata", pa.string())])
 )
@@ -36,8 +38,10 @@ def reading_of(previous: RunCard | None) -> int:
     return READING if previous is None else int(previous.options.get("reading", FIRST_READING))
 
 
-def _rules(reading: int) -> SampleRules:
-    return SampleRules(need_caption=False, reading=reading)
+def rules_of(run: RunCard | None) -> SampleRules:
+    """How files become samples, in a run so far or in a new one."""
+    key = None if run is None else run.options.get("caption_key")
+    return SampleRules(caption_key=key, need_caption=False, reading=reading_of(run))
 
 
 def holds_images(location: str) -> bool:
@@ -52,12 +56,7 @@ def holds_images(location: str) -> bool:
             f"{location}: contains both images and {tables[0]}",
             "Give `source='images'` or `source='table'`",
         )
-    return not tables and _any_image(location, naming)
-
-
-def _any_image(location: str, naming: Naming) -> bool:
-    found = list_files(location, naming, Ledger("file"))
-    return any(naming(path).kind in (IMAGE, None) for path in found)
+    return not tables and listing.any_image_below(location, naming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCa
     Raises RunMismatch if files of planned shards are changed or missing.
     """
     known = [shard for shard in previous.plan if shard.members] if previous is not None else []
-    survey = FolderReader(location, _rules(reading_of(previous)), samples_per_shard).survey(known)
+    survey = FolderReader(location, rules_of(previous), samples_per_shard).survey(known)
     change = growth.grow_plan(known, survey.shards)
     for number in (*change.changed, *change.vanished):
         first, last = (printable(known[number].members[end]) for end in (0, -1))
@@ -92,9 +91,29 @@ def row_count(shard: SourceShard, reading: int) -> int:
     return sum(1 for _ in groupby(shard.members, lambda path: naming(path).key))
 
 
-def accounts_of(shard: SourceShard, reading: int) -> Accounts:
+def require_captions(location: str, shards: Sequence[SourceShard], rules: SampleRules) -> None:
+    """Raise InputError if a field is named for captions that none of the first .json files has."""
+    if rules.caption_key is None:
+        return
+    naming = Naming(first_dot=False, reading=rules.reading)
+    names = (naming(path) for shard in shards for path in shard.members)
+    members = (Member(name) for name in names if name.kind == METADATA)
+    fields: dict[str, None] = {}
+    for member in islice(members, _SAMPLES_TO_LOOK_AT):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(read_loose(location, member, rules) or "")
+            if isinstance(found, dict) and first_caption(found.get(rules.caption_key)) is not None:
+                return
+            fields |= dict.fromkeys(found if isinstance(found, dict) else ())
+    there = f"their fields are {shown(list(fields))}" if fields else "there is none"
+    raise InputError(
+        f"{location}: no caption in the field {rules.caption_key!r} of the .json files; {there}",
+        "Choose with `caption_col`, or drop it",
+    )
+
+
+def accounts_of(shard: SourceShard, rules: SampleRules) -> Accounts:
     """What became of the files of a shard of a folder."""
-    rules = _rules(reading)
     ledger = Ledger(FolderReader.unit)
     FolderReader("", rules).count(shard, ledger)
     return ledger.closed()
@@ -119,20 +138,22 @@ class _Beside(NamedMembers):
         return self._siblings(key)
 
 
-def folder_rows(location: str, shard: SourceShard, reading: int) -> pa.Table:
+def folder_rows(location: str, shard: SourceShard, rules: SampleRules) -> pa.Table:
     """The rows of a shard: relative paths as urls, and a refusal if the caption or the fields are damaged."""
     schema = LAYOUT.for_folder().schema
-    naming = Naming(first_dot=False, reading=reading)
+    naming = Naming(first_dot=False, reading=rules.reading)
     siblings = Siblings(location, naming)
     grouped = groupby(shard.members, lambda path: naming(path).key)
     beside = (_Beside(location, naming, list(paths), siblings) for _, paths in grouped)
-    return pa.Table.from_pylist([_row(one, _rules(reading)) for one in beside], schema=schema)
+    return pa.Table.from_pylist([_row(one, rules) for one in beside], schema=schema)
 
 
 def _row(beside: _Beside, rules: SampleRules) -> dict[str, str | None]:
     members = list(beside)
     image = next((member.name.path for member in members if member.name.kind == IMAGE), None)
-    captioned = image is not None and any(member.name.path.lower().endswith(".txt") for member in members)
+    captioned = (
+        rules.txt_counts and image is not None and any(member.name.path.lower().endswith(".txt") for member in members)
+    )
     sample = _first(beside, replace(rules, need_caption=captioned))
     if not isinstance(sample, Sample) and sample.error_class == "caption_missing":
         sample = _first(beside, rules)  # an empty .txt means no caption, and is not an error
