@@ -78,12 +78,19 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises CheckpointError if the file is missing or is not JSON."""
+    _require_plain(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
         raise CheckpointError(f"{path}: cannot be read as JSON ({problem})") from problem
+
+
+def _require_plain(path: Path) -> None:
+    """Raise CheckpointError for a pipe, which would be waited for, a device or a folder."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: not a file, but a folder, pipe or device")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -105,6 +112,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU. Raises CheckpointError if it is missing or damaged."""
+    _require_plain(path)
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -115,6 +123,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
+    _require_plain(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

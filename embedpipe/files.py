@@ -12,7 +12,6 @@ import io
 import os
 import posixpath
 import re
-import stat as statmodule
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from .errors import DiskFull, InputError, OutOfResources, OutputUnwritable, StorageFailed
 from .filesystem import ask as ask
-from .filesystem import asking, filesystem
+from .filesystem import asking, filesystem, open_plain, require_plain
 from .filesystem import is_local as is_local
 from .filesystem import local_path as local_path
 from .scarcity import lack_of, out_of, telling
@@ -192,6 +191,7 @@ def stat(location: str) -> FileStat:
     try:
         if is_local(location):
             found = local_path(location).stat()
+            require_plain(location, found)
             return FileStat(found.st_size, str(found.st_mtime_ns))
         info = ask(location, lambda: fs.info(path))
     except (FileNotFoundError, NotADirectoryError) as problem:
@@ -210,16 +210,19 @@ def has_size(location: str, size: int) -> bool:
 @contextlib.contextmanager
 def reading(location: str) -> Iterator[BinaryIO]:
     """A binary stream of a file. Raises InputError when it cannot be opened, OutOfResources for a lack in the block."""
-    fs, path = filesystem(location)
     try:
-        stream = ask(location, lambda: fs.open(path, "rb"))
+        if is_local(location):
+            stream: Any = open_plain(location)
+        else:
+            fs, path = filesystem(location)
+            stream = _RemoteStream(ask(location, lambda: fs.open(path, "rb")), location)
     except FileNotFoundError as problem:
         raise InputError(f"{location}: no such file", "Check the path") from problem
     except (PermissionError, IsADirectoryError, NotADirectoryError) as problem:
         raise InputError(
             f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
         ) from problem
-    with telling(), cast(BinaryIO, stream if is_local(location) else _RemoteStream(stream, location)) as ours:
+    with telling(), cast(BinaryIO, stream) as ours:
         yield ours
 
 
@@ -265,7 +268,7 @@ def read_range(location: str, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file, without reading others; fewer if the file ends first."""
     try:
         if is_local(location):
-            with telling(), local_path(location).open("rb", buffering=0) as stream:
+            with open_plain(location, buffering=0) as stream:
                 stream.seek(start)
                 return stream.read(stop - start)
         fs, path = filesystem(location)
@@ -291,7 +294,8 @@ def read_if_there(location: str) -> bytes | None:
     fs, path = filesystem(location)
     try:
         if is_local(location):
-            return _read_regular(location)
+            with open_plain(location) as stream:
+                return stream.read()
         return ask(location, lambda: bytes(fs.cat_file(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -299,16 +303,6 @@ def read_if_there(location: str) -> bytes | None:
         raise InputError(
             f"{location}: {problem.strerror or problem}", "Check the path and its permissions"
         ) from problem
-
-
-def _read_regular(location: str) -> bytes:
-    with telling():
-        descriptor = os.open(local_path(location), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not statmodule.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would be waited for, for ever
-        os.close(descriptor)
-        raise InputError(f"{location}: not a regular file", "Check the path")
-    with os.fdopen(descriptor, "rb") as stream:
-        return stream.read()
 
 
 def sha256(location: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
@@ -15,6 +17,13 @@ from .errors import EmbedpipeError, InputError, MissingExtra, StorageFailed
 from .scarcity import lack_of, out_of, telling
 
 _TRIES = 5
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _PAUSE_S = 0.1
 
 _Read = TypeVar("_Read")
@@ -28,6 +37,32 @@ def is_local(location: str) -> bool:
 def local_path(location: str) -> Path:
     """The pathlib form of a local location."""
     return Path(location.removeprefix("file://"))
+
+
+def open_plain(location: str, buffering: int = -1) -> BinaryIO:
+    """A local file for reading. Raises InputError for what is none: a pipe would be waited for, a device be set off.
+
+    Raises OSError like `open`, OutOfResources.
+    """
+    path = local_path(location)
+    require_plain(location, path.stat())
+    with telling():
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have been replaced since
+    try:
+        require_plain(location, os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb", buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def require_plain(location: str, found: os.stat_result) -> None:
+    """Raise InputError unless a local location is a file, by its `stat`."""
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for test, name in _KINDS if test(found.st_mode)), "a special file")
+        raise InputError(
+            f"{location}: {kind}, not a regular file", "Check the path; write what a pipe gives to a file first"
+        )
 
 
 def filesystem(location: str) -> tuple[Any, str]:

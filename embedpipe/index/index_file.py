@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
 import faiss
 import numpy as np
 
@@ -13,6 +18,8 @@ from .card import IndexCard, build_command, ends_digest, index_path, read_card
 from .exact import NearestRows
 from .ids import NONE
 
+# What faiss may allocate to read a file: tables that it computes are larger than the file, but not without bound.
+_TIMES_ITS_SIZE, _BESIDES_BYTES = 4, 3 << 30
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024)  # of a graph's search
 
 
@@ -66,9 +73,28 @@ class OpenIndex:
 
 
 def open_file(location: str, lists: bool, mapped: bool = True) -> faiss.Index:
-    """Read an index file, memory-mapped unless rows will be added. Raises RuntimeError if faiss cannot read it."""
+    """Read an index file, memory-mapped unless rows will be added.
+
+    Raises RuntimeError if faiss cannot read it, MemoryError if it asks for more memory than a file of its size may.
+    """
     flags = (faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC) if mapped else 0
-    return faiss.read_index(str(files.local_path(location)), flags)
+    with _bounded(_TIMES_ITS_SIZE * files.stat(location).bytes + _BESIDES_BYTES):
+        return faiss.read_index(str(files.local_path(location)), flags)
+
+
+@contextlib.contextmanager
+def _bounded(more_bytes: int) -> Iterator[None]:
+    """Within the block, this process gets at most that much more address space: a header may claim any size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    wanted = pages * resource.getpagesize() + more_bytes
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def index_faults(path: str, card: IndexCard, deep: bool = False) -> list[str]:
@@ -116,8 +142,8 @@ def _open(path: str, card: IndexCard) -> OpenIndex:
     local = local_file(location, Written(card.bytes, card.sha256))
     try:
         opened = OpenIndex(open_file(local, "IVF" in card.kind))
-    except RuntimeError as problem:
-        said = str(problem).rpartition("Error: ")[2].strip()
+    except (RuntimeError, MemoryError) as problem:
+        said = str(problem).rpartition("Error: ")[2].strip() or "it asks for too much memory"
         raise DatasetError(
             f"{location}: faiss {faiss.__version__} cannot read it: {said}",
             build_command(path, card.modality, rebuild=True),

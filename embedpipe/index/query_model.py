@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import files
 from ..clip_model.compatibility import computes_quick_gelu, same_encoder
 from ..clip_model.encoder_card import EncoderCard
 from ..clip_model.spec import ModelOptions, has_quick_gelu, is_checkpoint
@@ -104,10 +104,7 @@ def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     """float32 [dim] of an image file. Raises InputError if it is missing or cannot be decoded."""
     from ..images.decode import Undecodable, decode
 
-    try:
-        data = Path(path).read_bytes()
-    except OSError as problem:
-        raise InputError(f"{path}: {problem.strerror or problem}", "Check the path") from problem
+    data = files.read_bytes(path)
     decoded = decode(data, encoder.card.preprocess, encoder.card.rules)
     if isinstance(decoded, Undecodable):
         raise InputError(f"{path}: {decoded.message}", "Give another picture")

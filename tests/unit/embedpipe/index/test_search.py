@@ -154,7 +154,7 @@ def test_a_row_is_found_by_its_own_picture_and_caption(encoded, tiny_encoder, tm
 
 
 def test_a_picture_that_is_none_is_an_input_error(tiny_encoder, tmp_path):
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         embed_image(tiny_encoder, str(tmp_path / "no.jpg"))
     (tmp_path / "bad.jpg").write_bytes(b"text")
     with pytest.raises(InputError, match=r"bad\.jpg: no image format"):
