@@ -5,7 +5,8 @@
     OUT/.lock-plan       exclusive while the run of a part reads or writes what all parts share
 
 The folder itself is locked as well, where its file system can (NFS cannot): a lock file may be removed during a run,
-and then the next process would lock a new one. The holder notices that too, at its next commit (`require_held`).
+and then the next process would lock a new one. Where that could happen, the holder notices it at its next commit
+(`require_held`).
 
 Object stores have no such locks; there the manifests alone keep two writers from harm (same input and options give the
 same bytes).
@@ -39,7 +40,8 @@ _TRIES = 20
 # Errors from cluster file systems mounted without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
-# The open lock file of each output or part of one that this process works on, by the output's absolute path.
+# What this process holds open, and where it must still be, for each output or part of one that it works on: a folder
+# that is locked exclusively, else the lock file. By the output's absolute path.
 _held: dict[str, tuple[Path, int]] = {}
 
 
@@ -86,7 +88,7 @@ def exclusive(root: str) -> Iterator[None]:
         if not is_free:
             raise OutputBusy(f"{root}: in use by {_holder(root, lock)}", _WAIT)
         try:
-            with _folder_locked(root, fcntl.LOCK_EX), _holding(root, _LOCK_FILE, lock):
+            with _folder_locked(root, fcntl.LOCK_EX) as folder, _holding(root, _LOCK_FILE, lock, folder):
                 refuse_outward_links(root)
                 _sign(lock)
                 for leftover, _ in _part_files(root):  # of killed parts: none runs now
@@ -136,7 +138,10 @@ def planning(root: str) -> Iterator[None]:
 
 
 def require_held(root: str) -> None:
-    """Raise OutputBusy if this process works on `root` and its lock file has been removed or replaced since."""
+    """Raise OutputBusy if this process works on `root` and another one can have locked it since.
+
+    That is if the folder was removed or replaced, or the lock file where nothing else keeps others out.
+    """
     held = _held.get(files.absolute(root))
     if held is not None and not _is_at(*held):
         raise OutputBusy(
@@ -146,10 +151,11 @@ def require_held(root: str) -> None:
 
 
 @contextlib.contextmanager
-def _holding(root: str, name: str, descriptor: int) -> Iterator[None]:
+def _holding(root: str, name: str, lock: int, folder: int | None = None) -> Iterator[None]:
     key = files.absolute(root)
     before = _held.get(key)
-    _held[key] = (files.local_path(root) / name, descriptor)
+    place = files.local_path(key)
+    _held[key] = (place / name, lock) if folder is None else (place, folder)
     try:
         yield
     finally:
@@ -160,8 +166,8 @@ def _holding(root: str, name: str, descriptor: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _folder_locked(root: str, how: int) -> Iterator[None]:
-    """Lock the folder itself, if its file system can. Raises OutputBusy if another process has."""
+def _folder_locked(root: str, how: int) -> Iterator[int | None]:
+    """The folder, open and locked; None if its file system cannot. Raises OutputBusy if another process has it."""
     descriptor = os.open(files.local_path(root), os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -169,8 +175,9 @@ def _folder_locked(root: str, how: int) -> Iterator[None]:
         except BlockingIOError:
             raise OutputBusy(f"{root}: in use by another process, whose lock file has been removed", _WAIT) from None
         except OSError:  # NFS, for one: there the lock file has to do
-            pass
-        yield
+            yield None
+            return
+        yield descriptor
     finally:
         os.close(descriptor)
 

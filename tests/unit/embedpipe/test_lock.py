@@ -207,13 +207,29 @@ def test_a_lock_file_that_is_removed_during_a_run_lets_nobody_else_in(tmp_path, 
         pass
 
 
-@pytest.mark.parametrize("lock", [exclusive, lambda root: claimed(root, Part(1, 2))])
+@pytest.fixture
+def nfs(monkeypatch):
+    """A file system that cannot lock folders."""
+    real = fcntl.flock
+
+    def flock(descriptor, how):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EBADF, "as NFS does")
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def commit(out):
+    manifest.write_run(str(out), manifest.RunCard("embedpipe-images", {}, ()))
+
+
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("taken", ["removed", "replaced", "moved"])
-def test_the_holder_notices_that_its_lock_was_taken_away_and_commits_nothing_more(tmp_path, lock, taken):
-    out = tmp_path / "out"
-    with lock(str(out)):
-        manifest.write_run(str(out), manifest.RunCard("embedpipe-images", {}, ()))
-        name = ".lock" if (out / ".lock").read_bytes() else ".lock-1-of-2"
+def test_the_holder_notices_that_its_lock_was_taken_away_and_commits_nothing_more(tmp_path, nfs, whole, taken):
+    out, name = tmp_path / "out", ".lock" if whole else ".lock-1-of-2"
+    with exclusive(str(out)) if whole else claimed(str(out), Part(1, 2)):
+        commit(out)
         if taken == "moved":
             out.rename(tmp_path / "elsewhere")
         else:
@@ -223,18 +239,23 @@ def test_the_holder_notices_that_its_lock_was_taken_away_and_commits_nothing_mor
         with pytest.raises(OutputBusy, match=rf"{name}: was removed during this run"):
             manifest.settle(str(out))
         with pytest.raises(OutputBusy):
-            manifest.write_run(str(out), manifest.RunCard("embedpipe-images", {}, ()))
+            commit(out)
     require_held(str(out))  # nobody works on it any more
 
 
-def test_where_folders_cannot_be_locked_the_file_does(tmp_path, monkeypatch):
-    real = fcntl.flock
+def test_a_run_whose_folder_is_locked_goes_on_without_its_lock_file_and_not_without_the_folder(tmp_path):
+    out = tmp_path / "out"
+    with exclusive(str(out)):
+        (out / ".lock").unlink()
+        commit(out)
+        out.rename(tmp_path / "elsewhere")
+        with pytest.raises(OutputBusy, match="out: was removed during this run"):
+            commit(out)
+        out.mkdir()
+        with pytest.raises(OutputBusy, match="out: was removed during this run"):
+            commit(out)
 
-    def flock(descriptor, how):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.EBADF, "as NFS does")
-        real(descriptor, how)
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+def test_where_folders_cannot_be_locked_the_file_does(tmp_path, nfs):
     with exclusive(str(tmp_path)), pytest.raises(OutputBusy):
         exclusive(str(tmp_path)).__enter__()
