@@ -40,6 +40,7 @@ COMMANDS = (
     "search",
     "dedup",
     "filter",
+    "takedown",
     "export",
     "train-clip",
     "train-prior",

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from .merge.job import merge
     from .predict import predict_images
     from .subset import read_subset, write_subset
+    from .takedown import TakedownConfig
+    from .takedown.job import plan_takedown, takedown
     from .unclip import (
         SamplingConfig,
         plan_generation,
@@ -101,6 +103,7 @@ _HOMES = {
     "Query": "index",
     "SamplingConfig": "unclip",
     "Searcher": "index",
+    "TakedownConfig": "takedown",
     "VerifyConfig": "verify",
     "build_index": "index",
     "check_index": "index",
@@ -125,6 +128,7 @@ _HOMES = {
     "plan_index": "index",
     "plan_merge": "merge",
     "plan_sampling": "unclip",
+    "plan_takedown": "takedown.job",
     "plan_train_all_priors": "unclip",
     "plan_train_clip": "unclip",
     "plan_train_decoder": "unclip",
@@ -145,7 +149,7 @@ _HOMES = {
     "trust_model": "consent",
     "write_subset": "subset",
 }
-_ROOMS = ("encode", "export", "fetch", "index", "info", "merge", "verify")
+_ROOMS = ("encode", "export", "fetch", "index", "info", "merge", "takedown", "verify")
 
 __all__ = [
     "BatchingConfig",
@@ -168,6 +172,7 @@ __all__ = [
     "Query",
     "SamplingConfig",
     "Searcher",
+    "TakedownConfig",
     "VerifyConfig",
     "build_index",
     "check_index",
@@ -198,6 +203,7 @@ __all__ = [
     "plan_index",
     "plan_merge",
     "plan_sampling",
+    "plan_takedown",
     "plan_train_all_priors",
     "plan_train_clip",
     "plan_train_decoder",
@@ -210,6 +216,7 @@ __all__ = [
     "save_results",
     "search",
     "search_many",
+    "takedown",
     "train_all_priors",
     "train_clip",
     "train_decoder",

@@ -452,6 +452,21 @@ def copy(location: str, to: str) -> None:
         raise InputError(f"{location}: no such file", "Check the path") from problem
 
 
+def move(location: str, to: str) -> None:
+    """Move a file within one file system, replacing `to`; atomic on a local disk."""
+    if not is_local(location):
+        copy(location, to)
+        remove(location)
+        return
+    place = local_path(to)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        local_path(location).replace(place)
+        _sync_folder(place.parent)
+    except OSError as problem:
+        raise unwritable(to, problem) from problem
+
+
 def create(location: str, data: bytes) -> bool:
     """Write a file atomically unless it exists; returns False if it does. Of concurrent processes, one succeeds."""
     fs, path = filesystem(location)
@@ -483,6 +498,19 @@ def remove(location: str) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             ask(location, lambda: fs.rm_file(path))
+    except OSError as problem:
+        raise unwritable(location, problem) from problem
+
+
+def remove_folder(location: str) -> None:
+    """Remove a folder with everything in it, if it exists. Raises OutputUnwritable."""
+    fs, path = filesystem(location)
+    try:
+        fs.invalidate_cache()
+        if ask(location, lambda: fs.exists(path)):
+            ask(location, lambda: fs.rm(path, recursive=True))
+    except FileNotFoundError:
+        pass
     except OSError as problem:
         raise unwritable(location, problem) from problem
 

@@ -100,7 +100,7 @@ def _write_shard(
 ) -> ShardManifest:
     """Write one shard's files; returns its manifest, to be committed."""
     shard = _chosen(dataset, rows, entry)
-    cut = _cut(entry, shard)
+    cut = cut_among(entry, shard)
     format = open_format(str(run.options.get("format", "npy")))
     written = format.write(out, shard, entry.source.name, run.columns, run.shard_digits)
     return dataclasses.replace(
@@ -115,8 +115,8 @@ def _write_shard(
     )
 
 
-def _cut(entry: ShardManifest, shard: EmbeddingShard) -> CutCaptions | None:
-    """Truncated captions among the selected rows, if known for all rows of the shard."""
+def cut_among(entry: ShardManifest, shard: EmbeddingShard) -> CutCaptions | None:
+    """Truncated captions among the rows of `shard`, some of `entry`, if known for all rows of the shard."""
     if entry.captions_cut is None:
         return None
     if not len(shard):

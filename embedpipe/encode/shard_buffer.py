@@ -22,6 +22,7 @@ from ..columns import (
 from ..execute import Task
 from ..plural import plural
 from ..ragged import RaggedRows
+from ..taken_down import TakenDown
 from ..types import EmbeddingShard, Reject
 from .base import Embedded, EmbeddedTexts, Later
 from .batching import Row
@@ -52,14 +53,16 @@ class ShardBuffer:
         """Samples in the input shard, including rejects."""
         return len(self.rows) + len(self.rejects)
 
-    def shard(self, dtype: str, columns: Mapping[str, str]) -> EmbeddingShard:
+    def shard(self, dtype: str, columns: Mapping[str, str], taken: TakenDown | None = None) -> EmbeddingShard:
         """The contents as an embedding shard.
 
-        Rows with non-finite values become rejects, and so do those with too long captions, if requested.
+        Rows with non-finite values become rejects, and so do those with too long captions, if requested. What was
+        taken out of the output before is left out, rows and rejects alike.
         """
         image, text, tokens = _together(self.image), self.text, self.text_tokens
-        refused = self._refused(image)
-        kept = np.array([row not in refused for row in range(len(self.rows))], bool)
+        gone = self._taken(taken) if taken is not None else frozenset()
+        refused = {row: reject for row, reject in self._refused(image).items() if row not in gone}
+        kept = np.array([row not in refused and row not in gone for row in range(len(self.rows))], bool)
         if image is not None:
             image = Embedded(image.rows[kept], image.norms[kept])
         if text is not None:
@@ -71,10 +74,23 @@ class ShardBuffer:
             metadata=_metadata(
                 [self.rows[row] for row in np.flatnonzero(kept)], self.task.name, _measured(image, text), columns
             ),
-            rejects=(*self.rejects, *refused.values()),
+            rejects=(*(it for it in self.rejects if taken is None or not self._names(taken, it)), *refused.values()),
             text_tokens=tokens.take(kept) if tokens is not None else None,
             tokens_cut=text.tokens_cut if text is not None else None,
         )
+
+    def _taken(self, taken: TakenDown) -> frozenset[int]:
+        """The rows that were taken out of the output before."""
+        return frozenset(
+            place
+            for place, row in enumerate(self.rows)
+            if taken.has_row(
+                self.task.name, row.sample.key, optional_string(row.sample.metadata.get("url")), row.sha256
+            )
+        )
+
+    def _names(self, taken: TakenDown, reject: Reject) -> bool:
+        return taken.has_row(self.task.name, reject.key, None, None)
 
     def _refused(self, image: Embedded | None) -> dict[int, Reject]:
         """Faults of encoded rows, by row, in order."""

@@ -15,6 +15,7 @@ from ..manifest import RunCard, ShardManifest
 from ..progress import CutCaptions, TaskReport
 from ..read import Reader
 from ..store import open_format
+from ..taken_down import read_taken_down
 from ..types import SourceShard
 from . import load_encoder
 from .base import Encoder, EncoderConfig
@@ -47,6 +48,7 @@ class EncodeWork:
         self._digits = run.shard_digits
         self._devices = devices
         self._threads = threads
+        self._taken = read_taken_down(out)
         self._loaded: Encoder | None = None
 
     def adopt(self, encoder: Encoder) -> None:
@@ -82,7 +84,7 @@ class EncodeWork:
         """Write the results of an input shard, its manifest last."""
         source: SourceShard = gathered.task.payload
         begun = time.perf_counter()
-        shard = gathered.shard(self._card.dtype, self._columns)
+        shard = gathered.shard(self._card.dtype, self._columns, self._taken)
         written = open_format(self._format).write(self._out, shard, source.name, self._columns, self._digits)
         spent = {**gathered.spent_s, "write": time.perf_counter() - begun}
         cut = CutCaptions.of(shard.tokens_cut)
@@ -94,6 +96,7 @@ class EncodeWork:
             rows_in=gathered.rows_in,
             rows_out=len(shard),
             rows_rejected=len(shard.rejects),
+            rows_dropped=gathered.rows_in - len(shard) - len(shard.rejects),
             rejects=dict(sorted(rejects.items())),
             files=written,
             dim=self._card.dim,

@@ -18,7 +18,11 @@ from .. import files, lock, manifest
 from ..errors import EmbedpipeError, InputError, OutputUnwritable
 from ..manifest import Totals
 from ..progress import Listener, Progress, silent
+<<<<<<< HEAD
 from ..scarcity import most_open_files
+=======
+from ..taken_down import read_taken_down
+>>>>>>> 8110a25 (Take rows out of everything that was made of an image, for good)
 from . import resizers, retry
 from .cluster import DownloadWork, download_on_cluster
 from .config import FetchConfig, FetchReport
@@ -141,7 +145,7 @@ def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: Fet
         if config.drop_duplicates:
             contents = opened.enter_context(_stored_contents(plan, out, staging.kept))
         repeats = _repeated_urls(plan, staging.kept)
-        context = RunContext(plan, out, config, repeats, contents, staging.parts)
+        context = RunContext(plan, out, config, repeats, contents, staging.parts, read_taken_down(out))
         assembly = Assembly(context, todo, cuts, run, run.hosts)
         settings = _settings(config, plan)
         if config.executor == "ray":

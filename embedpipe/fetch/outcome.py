@@ -36,11 +36,12 @@ ERROR_CLASSES = {
     "unreadable": "of a folder or a local path: the image file cannot be read",
     "outside_root": "of local paths: it leads out of `local_root`",
     "duplicate": "the same bytes are stored already, and `drop_duplicates` is given",
+    "taken_down": "it was taken out of the output by `takedown`",
     "lost": "the downloader dropped the row without saying why",
 }
 
 # Failures that another run cannot change: nothing was requested, or there is nothing to request.
-FINAL = frozenset({"invalid_url", "duplicate", "no_image", "sidecar"})
+FINAL = frozenset({"invalid_url", "duplicate", "no_image", "sidecar", "taken_down"})
 
 # Worth a retry: the same request may well succeed a moment later.
 TRANSIENT = frozenset({"timeout", "connection", "http_429", "http_5xx"})
@@ -61,6 +62,9 @@ class Failure:
     def may_pass(self) -> bool:
         """Whether the same request may well succeed a moment later."""
         return self.error_class in TRANSIENT if self.passing is None else self.passing
+
+
+TAKEN_DOWN = Failure("taken_down", "taken down")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,16 @@ import pyarrow as pa
 
 from ...accounts import Accounts, all_rows
 from ...progress import Listener, Progress
+from ...taken_down import TakenDown
 from ..config import FetchConfig
 from ..download.messages import DownloadTask
+<<<<<<< HEAD
 from ..http.ssrf_guard import requested
 from ..outcome import Failure
+=======
+from ..http.ssrf_guard import refusal
+from ..outcome import TAKEN_DOWN, Failure
+>>>>>>> 8110a25 (Take rows out of everything that was made of an image, for good)
 from ..plan import FetchPlan, ShardRange
 from ..planned_rows import shard_rows
 from ..report import HostCounts
@@ -30,7 +36,8 @@ SMALLEST_PART = 200  # rows; below that, another process costs more than it gain
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """The inputs of a run. contents: an index of stored contents, to drop duplicates. parts: for unfinished parts."""
+    """The inputs of a run. contents: an index of stored contents, to drop duplicates. parts: for unfinished parts.
+    taken: what was taken out of the output, and is not fetched again."""
 
     plan: FetchPlan
     out: str
@@ -38,6 +45,7 @@ class RunContext:
     repeats: RepeatedUrls
     contents: StoredContents | None
     parts: Path
+    taken: TakenDown | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +99,8 @@ class Assembly:
         refused = {i: request for i, request in requests.items() if isinstance(request, Failure)}
         if shard.source.members:
             rows, refused = _without_refusals(rows)
+        if (taken := self.context.taken) is not None:
+            refused |= {i: TAKEN_DOWN for i, url in enumerate(urls) if i not in repeats and taken.has_url(url)}
         needs = {number for number, _ in repeats.values()}
         if self.context.contents is not None:
             needs |= {number for number in self.uncommitted if number < shard.number}
@@ -162,7 +172,7 @@ class Assembly:
             context.plan.layout.fixed,
             _accounts(context.plan, opened),
         )
-        committed = commit.commit_shard(context.out, fetched, digits, context.config, context.contents)
+        committed = commit.commit_shard(context.out, fetched, digits, context.config, context.contents, context.taken)
         if context.contents is not None:
             context.contents.add(opened.shard.number, committed.stored)
         for part in opened.parts:

@@ -19,6 +19,7 @@ from ... import files, manifest
 from ...accounts import Accounts
 from ...files import Written
 from ...manifest import FileRecord, ShardManifest
+from ...taken_down import TakenDown
 from ...tar import TarWriter
 from ...types import SourceShard
 from ...uid import uid
@@ -78,17 +79,25 @@ def shard_of_key(key: str, samples_per_shard: int) -> int:
 
 
 def commit_shard(
-    out: str, fetched: FetchedShard, shard_digits: int, config: FetchConfig, contents: StoredContents | None = None
+    out: str,
+    fetched: FetchedShard,
+    shard_digits: int,
+    config: FetchConfig,
+    contents: StoredContents | None = None,
+    taken: TakenDown | None = None,
 ) -> CommittedShard:
     """Write a shard's files and then its manifest. The bytes depend on the rows and the responses alone.
 
-    contents: those of earlier shards; rows with the same bytes become failures.
+    contents: those of earlier shards; rows with the same bytes become failures. taken: what was taken out of the
+    output; rows with its bytes become failures, too.
     """
     shard = fetched.shard
     name_key = functools.partial(key_of, shard_digits=shard_digits, samples_per_shard=config.samples_per_shard)
     source, retry_of, retried = _without_retry(fetched.rows)
     outcomes = _outcomes(fetched)
     duplicates.answer_repeats(outcomes, shard.number, fetched.repeats, out, shard_digits, name_key)
+    if taken is not None:
+        duplicates.drop_taken(outcomes, taken)
     if contents is not None:
         duplicates.drop_stored(outcomes, shard.number, contents, name_key)
     rows = [
@@ -122,7 +131,7 @@ def commit_shard(
     late = Counter(
         row["error_class"]
         for i, row in enumerate(rows)
-        if row["status"] == "failed" and (i in fetched.repeats or row["error_class"] == "duplicate")
+        if row["status"] == "failed" and (i in fetched.repeats or row["error_class"] in ("duplicate", "taken_down"))
     )
     stored = [(i, row["sha256"]) for i, row in enumerate(rows) if row["sha256"]]
     failures = [(row["url"], row["error_class"]) for row in rows if row["status"] == "failed"]

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow.parquet
 
 from ... import files, manifest
+from ...taken_down import TakenDown
 from .. import rights
+from ..outcome import TAKEN_DOWN
 from .seen import Place, StoredContents
 
 _COPIED = (
@@ -57,6 +59,17 @@ def _earlier(out: str, shard: int, rows: list[int], shard_digits: int) -> Outcom
     tar = files.join(out, f"{name}.tar")
     found = table.take(rows).to_pylist()
     return {row: {**outcome, "file": tar} for row, outcome in zip(rows, found, strict=True)}
+
+
+def drop_taken(outcomes: Outcomes, taken: TakenDown) -> None:
+    """Turn images with bytes that were taken out of the output into failures, whatever their url is now."""
+    for row, outcome in outcomes.items():
+        if outcome.get("sha256") in taken.contents:
+            outcomes[row] = {
+                "error_class": TAKEN_DOWN.error_class,
+                "error_message": TAKEN_DOWN.message,
+                "attempts": outcome["attempts"],
+            }
 
 
 def drop_stored(outcomes: Outcomes, shard: int, contents: StoredContents, name_key: NameKey) -> None:

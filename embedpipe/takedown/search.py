@@ -1,0 +1,164 @@
+"""The search at the end: is anything of what went still in a file of the outputs, whatever the file is for?
+
+Tars are read member by member, parquet column by column, loose arrays row by row, any other file byte by byte: hidden
+and temporary files and leftovers of killed runs as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import files, manifest
+from ..errors import DatasetError, InputError
+from ..filesystem import filesystem
+from ..taken_down import FOLDER, url_digest
+from ..tar import TarDamaged, regular_files
+from .outputs import Output
+
+_CHUNK = 1 << 22
+_MOST_NEEDLES = 2_000
+_LEAST_NEEDLE_BYTES = 8
+_TAR_MAGIC, _PARQUET_MAGIC, _NPY_MAGIC = b"ustar", b"PAR1", b"\x93NUMPY"
+
+
+@dataclass(slots=True)
+class Needles:
+    """What must be nowhere. urls, contents, keys: digests, keys in what form `key_digest` has them without a shard;
+    texts: urls as they were stored, as far as this run saw them; rows: bytes of embeddings of images.
+    """
+
+    urls: set[str] = field(default_factory=set)
+    contents: set[str] = field(default_factory=set)
+    texts: set[bytes] = field(default_factory=set)
+    rows: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Searched:
+    """How much was searched."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+def search(output: Output, needles: Needles, searched: Searched) -> None:
+    """Look through every file of an output. Raises DatasetError if something of what went is still there."""
+    committed = {record.path for entry in output.entries() for record in entry.files}
+    for path in every_file(output.path):
+        if path.startswith(f"{FOLDER}/") or posixpath.basename(path).startswith(".lock"):
+            continue
+        location = files.join(output.path, path)
+        try:
+            what = _found(location, path in committed, needles)
+            searched.bytes += files.stat(location).bytes
+        except InputError:  # gone since it was listed
+            continue
+        searched.files += 1
+        if what:
+            raise DatasetError(
+                f"{location}: {what} is still in it",
+                "If it is no file of this output, remove it; run the same command again",
+            )
+
+
+def every_file(root: str) -> list[str]:
+    """Paths of all files below `root`, temporary and hidden ones among them."""
+    fs, place = filesystem(root)
+    fs.invalidate_cache()
+    below = len(place.rstrip("/")) + 1
+    return sorted(str(found)[below:] for found in files.ask(root, lambda: fs.find(place)))
+
+
+def _found(location: str, committed: bool, needles: Needles) -> str:
+    """What of the needles is in a file; empty if nothing is."""
+    head = files.read_range(location, 0, 512)
+    if head[257:262] == _TAR_MAGIC:
+        return next(_in_tar(location, needles), "")
+    if head.startswith(_PARQUET_MAGIC):
+        return next(_in_parquet(location, needles), "")
+    if head.startswith(_NPY_MAGIC):
+        return "" if committed else _in_array(location, needles)
+    return _in_bytes(location, needles)
+
+
+def _in_tar(location: str, needles: Needles) -> Iterator[str]:
+    try:
+        with files.reading(location) as stream:
+            for path, data in regular_files(stream, lambda path, size: True):
+                if hashlib.sha256(data or b"").hexdigest() in needles.contents:
+                    yield f"the image {path}, which was taken down,"
+                if path.endswith(".json") and any(text in (data or b"") for text in needles.texts):
+                    yield f"a url that was taken down ({path})"
+    except TarDamaged:  # torn: what is in it of a whole member was seen
+        yield from filter(None, [_in_bytes(location, needles)])
+
+
+def _in_parquet(location: str, needles: Needles) -> Iterator[str]:
+    try:
+        with files.reading(location) as stream:
+            file = pq.ParquetFile(stream)
+            names = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+            for batch in file.iter_batches(columns=names):
+                for name, column in zip(names, batch.columns, strict=True):
+                    values = column.to_pylist()
+                    if name == "sha256" and not needles.contents.isdisjoint(values):
+                        yield "a row of an image that was taken down"
+                    if any(value and value.encode() in needles.texts for value in values):
+                        yield "a url that was taken down"
+                    if name == "url" and any(value and url_digest(value) in needles.urls for value in values):
+                        yield "a url that was taken down"
+    except (pa.ArrowException, OSError):
+        yield from filter(None, [_in_bytes(location, needles)])
+
+
+def _in_array(location: str, needles: Needles) -> str:
+    """Rows of a loose array: one that belongs to no shard."""
+    try:
+        array = np.load(io.BytesIO(files.read_bytes(location)), allow_pickle=False)
+    except (ValueError, EOFError):
+        return _in_bytes(location, needles)
+    if array.ndim == 2 and any(row.tobytes() in needles.rows for row in array):
+        return "an embedding that was taken down"
+    return ""
+
+
+def _in_bytes(location: str, needles: Needles) -> str:
+    sought = [text for text in needles.texts if len(text) >= _LEAST_NEEDLE_BYTES]
+    sought += [np.frombuffer(row, np.float16).astype(np.float32).tobytes() for row in needles.rows]
+    sought = sorted({*sought, *needles.rows})[:_MOST_NEEDLES]
+    if not sought:
+        return ""
+    pattern = re.compile(b"|".join(map(re.escape, sought)))
+    longest = max(map(len, sought))
+    tail = b""
+    with files.reading(location) as stream:
+        while chunk := stream.read(_CHUNK):
+            if pattern.search(tail + chunk):
+                return "a url or an embedding that was taken down"
+            tail = (tail + chunk)[-longest:]
+    return ""
+
+
+def shard_needles(output: Output, number: int, places: Collection[int]) -> set[bytes]:
+    """The bytes of the image embeddings of some rows of a shard, as far as no row that stays has the same."""
+    from ..store import open_format
+
+    entry = manifest.read_manifest(output.path, number, output.run.shard_digits)
+    if output.images or not places or not entry.rows_out:
+        return set()
+    reader = open_format(str(output.run.options.get("format", "npy"))).reader
+    array = reader.embeddings(output.path, entry, "image", output.run.shard_digits)
+    if array is None:
+        return set()
+    gone = {np.asarray(array[place]).tobytes() for place in places}
+    stays = {np.asarray(row).tobytes() for place, row in enumerate(array) if place not in places}
+    return gone - stays
