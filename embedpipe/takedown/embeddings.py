@@ -29,7 +29,9 @@ _LISTS = (KEPT, "dropped.parquet")
 MODALITIES = ("image", "text")
 
 
-def without_rows(output: Output, entry: ShardManifest, rows: Sequence[IdentifiedRow], place: str) -> ShardManifest:
+def embedding_shard_without(
+    output: Output, entry: ShardManifest, rows: Sequence[IdentifiedRow], place: str
+) -> ShardManifest:
     """Write the shard without `rows` below `place`; returns its manifest.
 
     If the tar that it was made from lost the same samples, the shard becomes what it would be if made from that tar:

@@ -12,7 +12,7 @@ from ..manifest import ShardManifest
 from ..progress import Listener, Progress
 from ..taken_down import RewrittenTar, TakedownRecord, key_digest, unfinished
 from .outputs import IdentifiedRow, Output
-from .request import Request
+from .request import TakedownRequest
 
 Place = tuple[str, str]  # a folder of image shards, the name of a tar in it
 
@@ -33,7 +33,7 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class FoundRows:
+class TakedownRows:
     """The rows that go, by output and shard number. copies: how many of them were not named themselves."""
 
     rows: dict[str, dict[int, list[IdentifiedRow]]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class FoundRows:
         return self.rows.get(output.path, {})
 
 
-def find_rows(outputs: Sequence[Output], request: Request, listen: Listener) -> FoundRows:
+def find_rows(outputs: Sequence[Output], request: TakedownRequest, listen: Listener) -> TakedownRows:
     """Look through the outputs until no row is found that is the same as one found before.
 
     A row with the url or the bytes of one that goes, goes as well: it is the same picture. Raises InputError if a key
@@ -53,7 +53,7 @@ def find_rows(outputs: Sequence[Output], request: Request, listen: Listener) -> 
     wanted = _known(outputs, request)
     while True:
         before = wanted.size()
-        found = FoundRows()
+        found = TakedownRows()
         for output in outputs:
             found.rows[output.path] = _rows_of(output, request, wanted, found)
             listen(Progress())
@@ -61,7 +61,7 @@ def find_rows(outputs: Sequence[Output], request: Request, listen: Listener) -> 
             return found
 
 
-def _known(outputs: Sequence[Output], request: Request) -> Wanted:
+def _known(outputs: Sequence[Output], request: TakedownRequest) -> Wanted:
     """What earlier takedowns of the named rows took, and all that an interrupted one was about to."""
     wanted = Wanted()
     for output in outputs:
@@ -78,7 +78,9 @@ def _known(outputs: Sequence[Output], request: Request) -> Wanted:
     return wanted
 
 
-def _rows_of(output: Output, request: Request, wanted: Wanted, found: FoundRows) -> dict[int, list[IdentifiedRow]]:
+def _rows_of(
+    output: Output, request: TakedownRequest, wanted: Wanted, found: TakedownRows
+) -> dict[int, list[IdentifiedRow]]:
     taken: dict[int, list[IdentifiedRow]] = {}
     shards_of: dict[str, str] = {}
     keys = wanted.keys.setdefault(output.path, set())

@@ -27,7 +27,7 @@ _LEFT = ("uid", "key", "retry_of")
 _RETRY_OF, _RETRIED_CLASS = ":retry_of", ":retried_class"  # of the lists in retry/
 
 
-def without_rows(
+def image_shard_without(
     output: Output, entry: ShardManifest, rows: Sequence[IdentifiedRow], place: str
 ) -> tuple[ShardManifest, RewrittenTar]:
     """Write the shard without `rows` below `place`; returns its manifest, and how its tar changed."""

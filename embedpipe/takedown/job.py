@@ -14,10 +14,10 @@ from ..progress import Listener, Progress, silent
 from ..taken_down import FOLDER, TakedownRecord, TakenRow, finish_record, read_records, write_rows, write_tar
 from . import embeddings, image_shards, switch
 from .config import TakedownConfig, TakedownReport, TakenFrom
-from .find import FoundRows, find_rows, open_record
+from .find import TakedownRows, find_rows, open_record
 from .outputs import KINDS, IdentifiedRow, Output, SelectionFolder, open_outputs
-from .request import Request, read_request
-from .search import Needles, Searched, search, shard_needles
+from .request import TakedownRequest, read_request
+from .search import Needles, Searched, search_files, shard_needles
 
 _FETCH_FILES = ".fetch"  # indexes of what is stored, and a log: fetch makes them again
 
@@ -60,12 +60,12 @@ def takedown(paths: Sequence[str], config: TakedownConfig, listen: Listener = si
         searched = Searched()
         for output in outputs:
             if output.path in records:
-                search(output, needles, searched)
+                search_files(output, needles, searched)
         _finish(outputs, records, found)
         return _report(request, outputs, selections, found, searched, cleared)
 
 
-def _begun(output: Output, found: FoundRows) -> TakedownRecord | None:
+def _begun(output: Output, found: TakedownRows) -> TakedownRecord | None:
     """The record of what goes from an output, written; None if nothing does."""
     earlier = open_record(output)
     rows = [_taken(row) for of_shard in found.of(output).values() for row in of_shard]
@@ -87,7 +87,7 @@ def _taken(row: IdentifiedRow) -> TakenRow:
     return TakenRow(row.uid, url, content, key)
 
 
-def _note_needles(output: Output, record: TakedownRecord | None, found: FoundRows, needles: Needles) -> None:
+def _note_needles(output: Output, record: TakedownRecord | None, found: TakedownRows, needles: Needles) -> None:
     for row in record.rows if record is not None else ():
         needles.urls.update(filter(None, [row.url_sha256]))
         needles.contents.update(filter(None, [row.sha256]))
@@ -97,7 +97,7 @@ def _note_needles(output: Output, record: TakedownRecord | None, found: FoundRow
         needles.rows |= shard_needles(output, number, places)
 
 
-def _take_from(output: Output, record: TakedownRecord, found: FoundRows, needles: Needles, listen: Listener) -> None:
+def _take_from(output: Output, record: TakedownRecord, found: TakedownRows, needles: Needles, listen: Listener) -> None:
     rows = found.of(output)
     output.of_sources.clear()  # the image shards have changed since
     switch.announce(output, rows)
@@ -116,10 +116,10 @@ def _take_from(output: Output, record: TakedownRecord, found: FoundRows, needles
 def _rewrite(output: Output, record: TakedownRecord, entry: ShardManifest, rows: list[IdentifiedRow]) -> None:
     place = switch.staging(output)
     if output.images:
-        changed, tar = image_shards.without_rows(output, entry, rows, place)
+        changed, tar = image_shards.image_shard_without(output, entry, rows, place)
         write_tar(output.path, record.number, tar)
     else:
-        changed = embeddings.without_rows(output, entry, rows, place)
+        changed = embeddings.embedding_shard_without(output, entry, rows, place)
     switch.stage(output, changed)
     switch.carry_out(output)
 
@@ -131,7 +131,7 @@ def _clear(selection: SelectionFolder, outputs: Sequence[Output]) -> int:
     return embeddings.clear_lists(selection, keys, {row.uid for row in rows if row.uid and len(row.uid) == 32})
 
 
-def _finish(outputs: Sequence[Output], records: dict[str, TakedownRecord], found: FoundRows) -> None:
+def _finish(outputs: Sequence[Output], records: dict[str, TakedownRecord], found: TakedownRows) -> None:
     for output in outputs:
         if output.path in records:
             record = dataclasses.replace(records[output.path], finished=_now())
@@ -139,10 +139,10 @@ def _finish(outputs: Sequence[Output], records: dict[str, TakedownRecord], found
 
 
 def _report(
-    request: Request,
+    request: TakedownRequest,
     outputs: Sequence[Output],
     selections: Sequence[SelectionFolder],
-    found: FoundRows,
+    found: TakedownRows,
     searched: Searched,
     cleared: dict[str, int] | None = None,
 ) -> TakedownReport:

@@ -14,7 +14,7 @@ from .config import TakedownConfig
 
 
 @dataclass(slots=True)
-class Request:
+class TakedownRequest:
     """The entries of the file by digest, as they were given. by_url: urls, else keys (`any_shard`: without one).
 
     met: digests that some row had, or once had.
@@ -43,19 +43,19 @@ class Request:
         return tuple(given for digest, given in self.entries.items() if digest not in self.met)
 
 
-def read_request(config: TakedownConfig) -> Request:
+def read_request(config: TakedownConfig) -> TakedownRequest:
     """The request in the file. Raises InputError if it cannot be read, EmptyInput."""
     if config.urls is not None:
         (urls,) = _columns(config.urls, ("url",), 1)
-        found = Request(True, {url_digest(url): url for url in urls if url and url.strip()})
+        found = TakedownRequest(True, {url_digest(url): url for url in urls if url and url.strip()})
     else:
         location = str(config.keys)
         keys, *sources = _columns(location, ("key", "src_shard"), 1)
         if sources:
             pairs = [(source, key) for source, key in zip(sources[0], keys, strict=True) if key]
-            found = Request(False, {key_digest(source or "", key): f"{source} {key}" for source, key in pairs})
+            found = TakedownRequest(False, {key_digest(source or "", key): f"{source} {key}" for source, key in pairs})
         else:
-            found = Request(False, {key_digest("", key): key for key in keys if key}, any_shard=True)
+            found = TakedownRequest(False, {key_digest("", key): key for key in keys if key}, any_shard=True)
     if not found.entries:
         raise EmptyInput(f"{config.urls or config.keys}: names nothing")
     return found

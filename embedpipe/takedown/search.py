@@ -50,7 +50,7 @@ class Searched:
     bytes: int = 0
 
 
-def search(output: Output, needles: Needles, searched: Searched) -> None:
+def search_files(output: Output, needles: Needles, searched: Searched) -> None:
     """Look through every file of an output. Raises DatasetError if something of what went is still there."""
     committed = {record.path for entry in output.entries() for record in entry.files}
     for path in every_file(output.path):
