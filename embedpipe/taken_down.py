@@ -41,12 +41,16 @@ class TakenRow:
 
 @dataclass(frozen=True, slots=True)
 class RewrittenTar:
-    """A tar that lost samples: its sha256 before and after, and the positions of those samples among all of it."""
+    """A tar that lost samples: its sha256 before and after, and the positions of those samples among all of it.
+
+    members: how many files of the tar they were.
+    """
 
     number: int
     before: str
     after: str
     removed: tuple[int, ...]
+    members: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,8 @@ from .. import files, lock, manifest
 from ..errors import EmbedpipeError, InputError, OutputUnwritable
 from ..manifest import Totals
 from ..progress import Listener, Progress, silent
-<<<<<<< HEAD
 from ..scarcity import most_open_files
-=======
 from ..taken_down import read_taken_down
->>>>>>> 8110a25 (Take rows out of everything that was made of an image, for good)
 from . import resizers, retry
 from .cluster import DownloadWork, download_on_cluster
 from .config import FetchConfig, FetchReport

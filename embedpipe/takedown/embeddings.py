@@ -42,8 +42,11 @@ def embedding_shard_without(
     shard = _kept(output, entry, rows, lost)
     storage = open_format(str(output.run.options.get("format", "npy")))
     written = storage.write(place, shard, entry.source.name, output.run.columns, output.run.shard_digits)
-    source, sha256 = entry.source, entry.source_sha256
+    source, sha256, accounts = entry.source, entry.source_sha256, entry.accounts
     if changes:
+        members = sum(change.members for change in changes)
+        if accounts is not None:
+            accounts = dataclasses.replace(accounts, seen=accounts.seen - members, used=accounts.used - members)
         source, sha256 = _source_now(output, entry), changes[-1].after
     cut = cut_among(entry, shard)
     rows_in = entry.rows_in - len(lost)
@@ -51,6 +54,7 @@ def embedding_shard_without(
         entry,
         source=source,
         source_sha256=sha256,
+        accounts=accounts,
         rows_in=rows_in,
         rows_out=len(shard),
         rows_rejected=len(shard.rejects),

@@ -32,7 +32,7 @@ def image_shard_without(
 ) -> tuple[ShardManifest, RewrittenTar]:
     """Write the shard without `rows` below `place`; returns its manifest, and how its tar changed."""
     name = manifest.shard_name(entry.number, output.run.shard_digits)
-    tar, offsets = _write_tar(output, name, {str(row.key) for row in rows}, place)
+    tar, offsets, members = _write_tar(output, name, {str(row.key) for row in rows}, place)
     with files.reading(files.join(output.path, f"{name}.parquet")) as stream:
         table = pq.read_table(stream)
     kept = _left_rows(table, {row.place for row in rows}, "selection" in output.run.options)
@@ -53,7 +53,7 @@ def image_shard_without(
     )
     removed = tuple(sorted(row.position for row in rows if row.position is not None))
     before = next(record.sha256 for record in entry.files if record.path == f"{name}.tar")
-    return changed, RewrittenTar(entry.number, before, tar.sha256, removed)
+    return changed, RewrittenTar(entry.number, before, tar.sha256, removed, members)
 
 
 def _facts(written: Written) -> tuple[int, str]:
@@ -71,9 +71,13 @@ def _left_rows(table: pa.Table, gone: Collection[int], whole_rows: bool) -> list
     ]
 
 
-def _write_tar(output: Output, name: str, gone: Collection[str], place: str) -> tuple[Written, dict[str, int]]:
-    """Copy the tar without the samples of those keys; returns also where each image begins, by key."""
+def _write_tar(output: Output, name: str, gone: Collection[str], place: str) -> tuple[Written, dict[str, int], int]:
+    """Copy the tar without the samples of those keys.
+
+    Returns also where each image begins, by key, and how many members were left out.
+    """
     offsets: dict[str, int] = {}
+    left_out = 0
     with (
         files.reading(files.join(output.path, f"{name}.tar")) as stream,
         tarfile.open(fileobj=stream, mode="r|") as archive,
@@ -85,11 +89,12 @@ def _write_tar(output: Output, name: str, gone: Collection[str], place: str) -> 
             key, _, ending = member.name.rpartition(".")
             content = archive.extractfile(member)
             if key in gone or content is None:
+                left_out += 1
                 continue
             begins = tar.add(member.name, content.read())
             if ending not in ("json", "txt"):
                 offsets[key] = begins
-        return tar.finish(), offsets
+        return tar.finish(), offsets, left_out
 
 
 def _retried(output: Output, entry: ShardManifest, rows: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from .. import files, manifest
 from ..errors import DatasetError, InputError
 from ..filesystem import filesystem
 from ..taken_down import FOLDER, url_digest
-from ..tar import TarDamaged, regular_files
+from ..tar import TarDamaged, entries
 from .outputs import Output
 
 _CHUNK = 1 << 22
@@ -93,11 +93,12 @@ def _found(location: str, committed: bool, needles: Needles) -> str:
 def _in_tar(location: str, needles: Needles) -> Iterator[str]:
     try:
         with files.reading(location) as stream:
-            for path, data in regular_files(stream, lambda path, size: True):
-                if hashlib.sha256(data or b"").hexdigest() in needles.contents:
-                    yield f"the image {path}, which was taken down,"
-                if path.endswith(".json") and any(text in (data or b"") for text in needles.texts):
-                    yield f"a url that was taken down ({path})"
+            for member in entries(stream, lambda path, size, start: True):
+                data = member.data or b""
+                if hashlib.sha256(data).hexdigest() in needles.contents:
+                    yield f"the image {member.path}, which was taken down,"
+                if member.path.endswith(".json") and any(text in data for text in needles.texts):
+                    yield f"a url that was taken down ({member.path})"
     except TarDamaged:  # torn: what is in it of a whole member was seen
         yield from filter(None, [_in_bytes(location, needles)])
 

@@ -15,13 +15,8 @@ from ...progress import Listener, Progress
 from ...taken_down import TakenDown
 from ..config import FetchConfig
 from ..download.messages import DownloadTask
-<<<<<<< HEAD
 from ..http.ssrf_guard import requested
-from ..outcome import Failure
-=======
-from ..http.ssrf_guard import refusal
 from ..outcome import TAKEN_DOWN, Failure
->>>>>>> 8110a25 (Take rows out of everything that was made of an image, for good)
 from ..plan import FetchPlan, ShardRange
 from ..planned_rows import shard_rows
 from ..report import HostCounts
