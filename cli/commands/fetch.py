@@ -79,6 +79,13 @@ if TYPE_CHECKING:
     help="Longer side over shorter; reject images above it. Default: any.",
 )
 @click.option(
+    "--background",
+    metavar="COLOUR",
+    default="white",
+    show_default=True,
+    help="What transparent images are put on: a CSS colour (white, gray, '#ff8800').",
+)
+@click.option(
     "--orient/--no-orient",
     default=True,
     show_default=True,
@@ -182,6 +189,7 @@ def command(
     min_image_size: int,
     max_aspect_ratio: float,
     orient: bool,
+    background: str,
     drop_duplicates: bool,
     image_format: str,
     quality: int | None,
@@ -245,6 +253,7 @@ def command(
         min_image_size=min_image_size,
         max_aspect_ratio=max_aspect_ratio,
         orient=orient,
+        background=background,
         drop_duplicates=drop_duplicates,
         image_format=image_format,
         quality=quality,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from .. import files, manifest
 from ..errors import DatasetError, InputError, RunMismatch
 from ..fetch.shards.commit import json_safe
 from ..fetch.tables.schema import FIXED
+from ..images.formats import EXTENSIONS, SNIFF_BYTES, format_of
 from ..load import EmbeddingDataset
 from ..load.images.source import Images, open_source, places_of, sources_of
 from ..lock import exclusive
@@ -29,8 +28,6 @@ from ..tar import TarWriter, member_key
 from ..types import Sample
 from ..uid import uid
 from .materialise import SELECTION, selection_run
-
-_NAMES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +241,4 @@ def _add(tar: TarWriter, row: dict[str, Any], sample: Sample) -> dict[str, Any]:
 
 def _ending(data: bytes) -> str:
     """The file name extension of an image format."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _NAMES.get(image.format or "", "jpg")
-    except OSError:
-        return "jpg"
+    return EXTENSIONS.get(format_of(data[:SNIFF_BYTES]) or "JPEG", ("jpg",))[0]

@@ -140,7 +140,7 @@ def _draw(drawing: Path, size: int) -> bytes:
     # No drawing contains text, and scanning system fonts takes longer than drawing.
     drawn = svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
     png = io.BytesIO()
-    with Image.open(io.BytesIO(bytes(drawn))) as opaque:
+    with Image.open(io.BytesIO(bytes(drawn)), formats=("PNG",)) as opaque:
         opaque.convert("RGB").save(png, "PNG")
     return png.getvalue()
 

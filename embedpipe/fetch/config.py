@@ -11,6 +11,7 @@ from ..accounts import Accounts
 from ..errors import InputError, OptionError, did_you_mean
 from ..execute import Cluster, refuse_address_beside
 from ..images.cost import DEFAULT_MAX_SECONDS
+from ..images.rules import WHITE, colour
 from ..read.delimited import DialectOptions
 from .http.connections import tls_context
 from .http.ssrf_guard import host_and_port
@@ -53,7 +54,7 @@ class FetchConfig:
     folder; they must not lead out of that folder. `caption_col` None
     means the column `caption`, if the table has one; of a folder it is the field of .json with the captions, and None
     means the .txt, or else the field `caption`. `max_aspect_ratio` 0 means any, `quality` None the format's
-    default. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
+    default. `background` is the CSS colour that transparent images are composited over. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
     write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
     number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
@@ -84,6 +85,7 @@ class FetchConfig:
     quality: int | None = None
     resizer: str = AUTO
     orient: bool = True
+    background: str = WHITE
     drop_duplicates: bool = False
     rights: str | None = None
     allow_hosts: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ class FetchConfig:
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
+        colour(self.background)  # which refuses what is none
         if self.resize_mode not in RESIZE_MODES:
             raise OptionError(
                 f"`resize_mode={self.resize_mode!r}`: no such mode", did_you_mean(self.resize_mode, RESIZE_MODES)
@@ -200,6 +203,8 @@ class FetchConfig:
             "orient": self.orient,
             "drop_duplicates": self.drop_duplicates,
             "rights": self.rights,
+            # Absent where it is white, so that outputs older than the option can be resumed.
+            **({} if colour(self.background) == WHITE else {"background": colour(self.background)}),
         }
 
 

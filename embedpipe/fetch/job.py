@@ -228,6 +228,7 @@ def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
             min_image_size=config.min_image_size,
             max_aspect_ratio=config.max_aspect_ratio,
             orient=config.orient,
+            background=config.background,
             image_format=config.image_format,
         ),
         quality=config.stored_quality,

@@ -8,6 +8,9 @@ import ssl
 import urllib.error
 from dataclasses import dataclass
 
+from ..images.formats import SNIFF_BYTES, why_not_read
+from ..images.undecodable import Undecodable
+
 ERROR_CLASSES = {
     "invalid_url": "the url (or local path) is null, empty, malformed, or neither http nor https",
     "refused_address": "the host is a private, loopback or link-local address and not named by `allow_hosts`",
@@ -24,8 +27,10 @@ ERROR_CLASSES = {
     "tls": "the certificate or the TLS handshake is bad",
     "too_large": "more bytes or more pixels than fetch takes in",
     "empty": "an answer without a body",
-    "not_an_image": "the body does not begin like an image that fetch takes: a web page, SVG, anything else",
-    "decode": "the body begins like an image and cannot be decoded: truncated or damaged",
+    "not_an_image": "the body does not begin like an image: a web page, anything else",
+    "unsupported": "an image of a format that fetch does not read: SVG; HEIC without the extra heif",
+    "damaged": "begins like an image, and is truncated or damaged: it does not decode, or libjpeg warns",
+    "decode": "the body does not unpack (gzip), or the image cannot be resized or stored",
     "too_costly_memory": "decoding takes more memory than one image may: 1.5 GB, and three times its own bytes",
     "too_costly_time": "decoding takes longer than `max_sample_seconds` of processor time, or hangs",
     "decoder_died": "the decoder crashed on the image, in two processes one after the other",
@@ -113,6 +118,26 @@ def _class_of(problem: BaseException) -> str:
     if isinstance(problem, http.client.InvalidURL | ValueError):  # includes UnicodeError: a host that IDNA refuses
         return "invalid_url"
     return "connection"  # OSError, HTTPException: refused, reset, short, or no HTTP at all
+
+
+def of_start(start: bytes, content_type: str | None) -> Failure:
+    """The failure for a body that does not begin like an image that fetch takes."""
+    refused = why_not_read(start[:SNIFF_BYTES])
+    if refused is not None:
+        return Failure("unsupported", refused)
+    return Failure("not_an_image", f"begins with {str(start[:32])[2:-1]!r}, sent as {content_type or 'no type'}")
+
+
+_OF_UNDECODABLE = {
+    "image_too_large": "too_large",
+    "image_undecodable": "not_an_image",
+    "image_unsupported": "unsupported",
+}
+
+
+def of_undecodable(found: Undecodable) -> Failure:
+    """The failure for an image that was not decoded."""
+    return Failure(_OF_UNDECODABLE.get(found.error_class, "damaged"), found.message)
 
 
 def of_resizing(message: str) -> Failure:

@@ -8,9 +8,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
 from ..visible import visible
+from .open import open_upright_srgb
+from .undecodable import Undecodable
 
 _STYLE = """
 body { font: 14px sans-serif; margin: 2em; color: #222; }
@@ -57,12 +57,10 @@ def picture(data: bytes | None, side_px: int = 192) -> str:
     """A thumbnail of an encoded image, or a placeholder if there is none."""
     if data is None:
         return "<i>no picture</i>"
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            small = image.convert("RGB")
-            small.thumbnail((side_px, side_px))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    small = open_upright_srgb(data)
+    if isinstance(small, Undecodable):
         return "<i>no picture</i>"
+    small.thumbnail((side_px, side_px))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'

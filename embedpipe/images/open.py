@@ -11,11 +11,12 @@ import io
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 from PIL import Image
 
 from ..clip_model.encoder_card import ImageRules
 from . import jpeg_data, png_chunks
-from .colour import to_srgb
+from .colour import is_srgb, to_srgb
 from .depth import is_deep, scaled_to_eight_bits
 from .formats import SNIFF_BYTES, format_of, why_not_read
 from .jpeg_data import JpegHeader
@@ -56,14 +57,16 @@ def open_upright_srgb(
 
 
 class Picture:
-    """A picture whose header has been read. width, height: in pixels, upright."""
+    """A picture whose header has been read. width, height: in pixels, upright. orientation: EXIF's, if to be undone."""
 
-    def __init__(self, kind: str, opened: Image.Image, jpeg: JpegHeader | None, data: bytes) -> None:
+    def __init__(self, kind: str, opened: Image.Image, jpeg: JpegHeader | None, data: bytes, orient: bool) -> None:
         self.kind = kind
         self._opened = opened
         self._jpeg = jpeg
         self._data = data
-        self.orientation = self._turned()
+        profile = opened.info.get("icc_profile")
+        self._profile = profile if isinstance(profile, bytes) else None
+        self.orientation = self._turned() if orient else None
         lying = self.orientation is not None and self.orientation >= 5 and kind != "TIFF"  # Pillow turns those itself
         self.width, self.height = opened.size[::-1] if lying else opened.size
 
@@ -80,34 +83,54 @@ class Picture:
                 return None
         return value if value in UPRIGHT else None
 
-    def upright(self, rules: ImageRules, shrink: int = 1) -> Image.Image:
-        """The picture in mode RGB, see `open_upright_srgb`. shrink: the factor by which both sides may be reduced.
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pixels need no more than decoding: upright, opaque, sRGB, eight bits."""
+        return (
+            self.orientation is None
+            and self._opened.mode in ("RGB", "L")
+            and not self._opened.has_transparency_data
+            and is_srgb(self._profile)
+        )
+
+    def upright(self, rules: ImageRules) -> Image.Image:
+        """The picture in mode RGB, see `open_upright_srgb`.
 
         Raises `DamagedPicture`, and what Pillow raises for damaged data.
         """
+        image = self._composited(rules)
+        return self._set_upright(image if image.mode == "RGB" else image.convert("RGB"))
+
+    def upright_array(self, rules: ImageRules, shrink: int = 1) -> np.ndarray:
+        """uint8 [h, w, 3], or [h, w] of greys. shrink: the factor by which both sides are reduced.
+
+        Raises as `upright` does.
+        """
+        if self.is_plain and self._jpeg is not None and self._jpeg.colorspace in _OPEN_COLORSPACES:
+            return self._decoded_jpeg(self._jpeg)
+        image = self._composited(rules)
+        return np.asarray(self._set_upright(image.reduce(shrink) if shrink > 1 else image))
+
+    def _set_upright(self, image: Image.Image) -> Image.Image:
+        if self.orientation is None or self.kind == "TIFF":
+            return image
+        return image.transpose(UPRIGHT[self.orientation])
+
+    def _composited(self, rules: ImageRules) -> Image.Image:
         image, alpha = self._pixels()
-        picture = image if image.mode == "RGB" else image.convert("RGB")
-        if alpha is not None:
-            ground = Image.new("RGB", picture.size, background_rgb(rules))
-            ground.paste(picture, mask=alpha)
-            picture = ground
-        if shrink > 1:
-            picture = picture.reduce(shrink)
-        if self.orientation is not None and self.kind != "TIFF":
-            picture = picture.transpose(UPRIGHT[self.orientation])
-        return picture
+        if alpha is None:
+            return image
+        ground = Image.new("RGB", image.size, background_rgb(rules))
+        ground.paste(image if image.mode == "RGB" else image.convert("RGB"), mask=alpha)
+        return ground
 
     def _pixels(self) -> tuple[Image.Image, Image.Image | None]:
         """sRGB, in mode L or RGB, and the alpha channel if there is one."""
-        profile = self._opened.info.get("icc_profile")
-        profile = profile if isinstance(profile, bytes) else None
+        profile = self._profile
         if self._jpeg is not None:
-            colours = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(self._jpeg.colorspace, "RGB")
-            decoded = jpeg_data.decode_strictly(self._jpeg.data, colours)
-            if isinstance(decoded, Undecodable):
-                raise DamagedPicture(decoded)
+            decoded = self._decoded_jpeg(self._jpeg)
             if self._jpeg.colorspace in _OPEN_COLORSPACES:
-                return to_srgb(Image.fromarray(decoded[..., 0] if colours == "GRAY" else decoded), profile), None
+                return to_srgb(Image.fromarray(decoded), profile), None
         if self.kind == "PNG" and (chunk := png_chunks.damaged_chunk(self._data)) is not None:
             raise DamagedPicture(Undecodable("image_damaged", f"PNG: wrong checksum of {chunk}"))
         image = self._opened
@@ -119,6 +142,14 @@ class Picture:
             return to_srgb(image, profile), None
         return to_srgb(image.convert(image.mode[:-1]), profile), image.getchannel("A")
 
+    def _decoded_jpeg(self, jpeg: JpegHeader) -> np.ndarray:
+        """Of inks, only whether they are whole: Pillow knows which programs store them inverted."""
+        colours = {"Gray": "GRAY", "CMYK": "CMYK", "YCCK": "CMYK"}.get(jpeg.colorspace, "RGB")
+        decoded = jpeg_data.decode_strictly(jpeg.data, colours)
+        if isinstance(decoded, Undecodable):
+            raise DamagedPicture(decoded)
+        return decoded[..., 0] if colours == "GRAY" else decoded
+
 
 class DamagedPicture(Exception):
     """Raised within the decoding of one picture; carries the reason."""
@@ -128,8 +159,8 @@ class DamagedPicture(Exception):
         super().__init__(reason.message)
 
 
-def read_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture | Undecodable:
-    """The picture with its header read, nothing decoded; else why there is none."""
+def read_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, orient: bool = True) -> Picture | Undecodable:
+    """The picture with its header read, nothing decoded; else why there is none. orient: apply the orientation."""
     start = data[:SNIFF_BYTES]
     refused, kind = why_not_read(start), format_of(start)
     if refused is not None:
@@ -142,7 +173,7 @@ def read_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture |
         width, height = opened.size
         if width * height > max_pixels:  # before EXIF, for which Pillow may decode the picture
             return Undecodable("image_too_large", f"{width}×{height} is more than {max_pixels} pixels")
-        return Picture(kind, opened, jpeg, data)
+        return Picture(kind, opened, jpeg, data, orient)
     except Exception as problem:
         return damage(problem)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from ..visible import visible
+from .open import open_upright_srgb
 
 _MARGIN = 8
 _BACKGROUND, _INK, _EMPTY = (255, 255, 255), (30, 30, 30), (235, 235, 235)
@@ -50,15 +51,8 @@ def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5,
 
 def thumbnail(data: bytes | None, side: int) -> Image.Image:
     """The image on white, at most `side` px per side; a grey box if there is none, or it cannot be decoded."""
-    if data is not None:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                picture = image.convert("RGBA")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            pass
-        else:
-            picture.thumbnail((side, side))
-            flat = Image.new("RGB", picture.size, _BACKGROUND)
-            flat.paste(picture, mask=picture.getchannel("A"))
-            return flat
-    return Image.new("RGB", (side, side), _EMPTY)
+    picture = open_upright_srgb(data) if data is not None else None
+    if not isinstance(picture, Image.Image):
+        return Image.new("RGB", (side, side), _EMPTY)
+    picture.thumbnail((side, side))
+    return picture

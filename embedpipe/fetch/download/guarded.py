@@ -83,6 +83,6 @@ def _make(body: bytes, settings: MakerSettings) -> StoredImage | Failure:
         raise
     except Exception as problem:
         made = Failure("decode", f"{type(problem).__name__}: {problem}"[:300])
-    if isinstance(made, Failure) and made.error_class == "decode" and _NO_MEMORY.search(made.message):
+    if isinstance(made, Failure) and made.error_class in ("damaged", "decode") and _NO_MEMORY.search(made.message):
         raise MemoryError(made.message)
     return made

@@ -11,7 +11,7 @@ from ...read.names import printable
 from ...read.rooted import OutsideRoot, read_below
 from ...read.sample import LFS_REMEDY, is_lfs_pointer
 from ...scarcity import lack_of, out_of
-from ..http import sniff
+from .. import outcome
 from ..http.client import Response
 from ..outcome import Failure
 
@@ -53,6 +53,4 @@ def _judged(body: bytes, max_bytes: int) -> bytes | Failure:
     if is_lfs_pointer(body):
         return Failure("not_an_image", f"a pointer of Git LFS, not the image. {LFS_REMEDY}")
     start = body[:SNIFF_BYTES]
-    if (refused := why_not_read(start)) is not None:
-        return Failure("not_an_image", refused)
-    return body if format_of(start) is not None else sniff.not_an_image(body, None)
+    return outcome.of_start(body, None) if why_not_read(start) or format_of(start) is None else body

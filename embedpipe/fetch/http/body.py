@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ...images.formats import SNIFF_BYTES, format_of
+from .. import outcome
 from ..outcome import Failure, NotFetched
-from . import sniff
 from .deadline import Deadline
 
 _CHUNK = 1 << 16
@@ -131,11 +132,11 @@ class _Reading:
             self.large.give_back(self.held)
 
     def _add(self, piece: bytes, wire: int) -> None:
-        unsure = len(self.data) < sniff.BYTES
+        unsure = len(self.data) < SNIFF_BYTES
         self.data += piece
         if max(wire, len(self.data)) > self.most:
             raise NotFetched(too_large(self.most))
-        if unsure and len(self.data) >= sniff.BYTES:
+        if unsure and len(self.data) >= SNIFF_BYTES:
             self._require_image()
         if len(self.data) > _LARGE and not self.held:
             if len(self.data) > _HIGHEST_RATIO * self.decoder.taken:
@@ -145,9 +146,9 @@ class _Reading:
             self.held = self.large.take(wire + (promised or 0) if plain else self.most, self.deadline)
 
     def _require_image(self) -> None:
-        start = bytes(self.data[: sniff.BYTES])
-        if sniff.kind_of(start) is None:
-            raise NotFetched(sniff.not_an_image(start, self.response.headers.get("Content-Type")))
+        start = bytes(self.data[:SNIFF_BYTES])
+        if format_of(start) is None:
+            raise NotFetched(outcome.of_start(start, self.response.headers.get("Content-Type")))
 
 
 def read(response: http.client.HTTPResponse, most: int, deadline: Deadline, large: ByteBudget) -> Body:

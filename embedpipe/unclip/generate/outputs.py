@@ -71,8 +71,8 @@ def write_pictures(
 
 
 def enlarged(data: bytes) -> bytes:
-    """A picture smaller than a cell of the grid with its pixels repeated until it nearly fills it."""
-    with Image.open(io.BytesIO(data)) as image:
+    """A PNG smaller than a cell of the grid with its pixels repeated until it nearly fills it."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         times = max(1, _CELL_PX // max(image.size))
         return data if times == 1 else _stored(image.resize((image.width * times, image.height * times), _NEAREST))
 

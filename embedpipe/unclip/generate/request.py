@@ -92,7 +92,7 @@ class Made:
 
     def pil(self) -> list[Image.Image]:
         """The images as Pillow's: a notebook shows them."""
-        return [Image.open(io.BytesIO(png(image))) for image in self.images]
+        return [Image.open(io.BytesIO(png(image)), formats=("PNG",)) for image in self.images]
 
 
 @dataclass(frozen=True, slots=True)
