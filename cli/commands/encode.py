@@ -272,7 +272,17 @@ def _print_plan(data: str, out: str, config: Any, rate: float | None, price: flo
 
 
 def _print(out: str, report: Any) -> None:
+    from embedpipe import manifest
+    from embedpipe.clip_model.encoder_card import OPEN_CLIP_RULES, rules_in_words
+
     from .. import display
+
+    run = manifest.read_run(out)
+    if run is not None and run.encoder is not None and run.encoder.rules == OPEN_CLIP_RULES:
+        click.echo(
+            f"note: {out} was begun with other rules for images and keeps them: {rules_in_words(OPEN_CLIP_RULES)}",
+            err=True,
+        )
 
     done = report.report
     for name in report.redone:

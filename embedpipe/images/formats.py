@@ -58,7 +58,7 @@ _REFUSED_BEGINNINGS = (
 # Before its document type or root element stand a byte order mark, an XML declaration, comments. Nothing is tried twice
 # (`>`, `+`): hostile text would take for ever.
 _SVG = re.compile(
-    rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<(?:!DOCTYPE\s+svg|(?:svg:)?svg)[\s>]", re.DOTALL | re.IGNORECASE
+    rb"(?:\xef\xbb\xbf)?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<(?:!DOCTYPE\s+svg|(?:svg:)?svg)[\s/>]", re.DOTALL | re.IGNORECASE
 )
 
 

@@ -62,7 +62,7 @@ EXPECTED = {
     "/status/500": ("http_5xx", 2),
     "/slow/9.jpg": ("timeout", 2),
     "/drip/1.jpg": ("timeout", 2),
-    "/truncated/1.jpg": ("decode", 1),
+    "/truncated/1.jpg": ("damaged", 1),
     "/short/1.jpg": ("connection", 2),
     "/reset": ("connection", 2),
     "/garbage.jpg": ("not_an_image", 1),

@@ -79,7 +79,7 @@ def class_of(answer):
         ("/status/304", "redirect"),
         ("/garbage.jpg", "not_an_image"),
         ("/html.jpg", "not_an_image"),
-        ("/svg.svg", "not_an_image"),
+        ("/svg.svg", "unsupported"),
         ("/zeros.jpg", "not_an_image"),
         ("/empty.jpg", "empty"),
         ("/slow/5.jpg", "timeout"),
