@@ -54,7 +54,8 @@ class FetchConfig:
     folder; they must not lead out of that folder. `caption_col` None
     means the column `caption`, if the table has one; of a folder it is the field of .json with the captions, and None
     means the .txt, or else the field `caption`. `max_aspect_ratio` 0 means any, `quality` None the format's
-    default. `background` is the CSS colour that transparent images are composited over. `resizer` is a name in `resizers.RESIZERS`, or auto for the first that is installed; all
+    default. `background` is the CSS colour that transparent images are composited over. `resizer` is a name in
+    `resizers.RESIZERS`, or auto for the first that is installed; all
     write identical bytes. `source` table or images is the contents of a folder; auto detects it. `timeout_s` bounds
     each wait on the network, `3 * timeout_s` a whole attempt, from name resolution to the last byte. `per_host` is the
     number of concurrent requests per host, divided among the processes. `ca_file` is a PEM file of certificate
