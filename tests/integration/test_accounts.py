@@ -143,7 +143,7 @@ def test_every_picture_of_a_folder_is_fetched_or_told_of(folder, tmp_path):
     assert {url.rpartition(".")[0] or url for url in stored} == KEYS
     assert {url: row["error_class"] for url, row in rows.items() if url not in stored} == {
         "nowhere.jpg": "unreadable",
-        "s.svg": "not_an_image",
+        "s.svg": "unsupported",
     }
     assert "SVG" in rows["s.svg"]["error_message"]
     assert report.listing.passed_over == LISTED
