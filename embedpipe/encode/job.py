@@ -30,6 +30,7 @@ from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
 from . import load_encoder
 from .base import Encoder, EncoderConfig
 from .batching import BatchingConfig
+from .crashed_run import noted, with_care
 from .disk_space import with_need
 from .overwrite import discard_output
 from .planning import plan_input, refuse_other_background, refuse_other_options, run_card
@@ -210,7 +211,8 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
             workers = len(places.devices)
             loading = f"{plural(workers, 'worker')} loading {config.encoder.model}" if workers > 1 else ""
             watch(Progress(planned=len(todo), doing=loading))
-            outcome = executor.run(work, todo, watch)
+            with noted(out, config.part) as was_killed:
+                outcome = executor.run(work, with_care(todo, workers) if was_killed else todo, watch)
             # Leftovers of killed workers, replaced or not.
             sweep_dataset_temporaries(out, config.holds if config.part is not None else None)
             sweep_leftovers(out, run.shard_digits, [aside.task.number for aside in outcome.failed_tasks])

@@ -102,10 +102,11 @@ def _as_the_card_says(card: EncoderCard) -> ModelOptions:
 
 def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     """float32 [dim] of an image file. Raises InputError if it is missing or cannot be decoded."""
-    from ..images.decode import Undecodable, decode
+    from ..images.decode import Undecodable
+    from ..images.guarded import guarded_decode
 
     data = files.read_bytes(path)
-    decoded = decode(data, encoder.card.preprocess, encoder.card.rules)
+    decoded = guarded_decode(data, encoder.card.preprocess, encoder.card.rules)
     if isinstance(decoded, Undecodable):
         raise InputError(f"{path}: {decoded.message}", "Give another picture")
     first: np.ndarray = encoder.images(decoded.pixels[None]).wait().rows[0]

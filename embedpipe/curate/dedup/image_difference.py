@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...clip_model.encoder_card import PreprocessSpec
-from ...images.decode import Undecodable, decode
+from ...images.decode import Undecodable
+from ...images.guarded import guarded_decode
 
 SIDE = 48
 _SPEC = PreprocessSpec((SIDE, SIDE), (0.0,) * 3, (1.0,) * 3, "bilinear", "squash", 0)
@@ -34,7 +35,7 @@ _INSIDE[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = 1
 
 def grey_thumbnail(data: bytes) -> np.ndarray | None:
     """uint8 [3, SIDE, SIDE] of an encoded image of any shape; None if it cannot be decoded."""
-    decoded = decode(data, _SPEC, how="fast")
+    decoded = guarded_decode(data, _SPEC, how="fast")
     return None if isinstance(decoded, Undecodable) else decoded.pixels.numpy()
 
 

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from ... import files
 from ...clip_model.encoder_card import OPEN_CLIP_RULES, ImageRules, PreprocessSpec
 from ...errors import EmptyInput, InputError, did_you_mean
-from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable
+from ...images.guarded import guarded_decode
 from ...images.rules import image_rules
 from ...progress import Listener, Progress, silent
 from ...read import Reader, SampleRules, open_reader
@@ -255,7 +256,7 @@ class _Writer:
             self.rejects[sample.error_class] += 1
             return False
         assert sample.image is not None
-        decoded = decode(sample.image, self._options.preprocess, self._options.rules, self._options.max_pixels)
+        decoded = guarded_decode(sample.image, self._options.preprocess, self._options.rules, self._options.max_pixels)
         if isinstance(decoded, Undecodable):
             self.rejects[decoded.error_class] += 1
             return False

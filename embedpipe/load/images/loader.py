@@ -13,7 +13,8 @@ import numpy as np
 
 from ...clip_model.encoder_card import PreprocessSpec
 from ...errors import DatasetError, InputError
-from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable, decode
+from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable
+from ...images.guarded import guarded_decode
 from ...read.base import NoDigest, Selective
 from ...types import EmbeddingBatch, Sample
 from ..dataset import EmbeddingDataset
@@ -214,7 +215,9 @@ class ImageLoader:
         )
 
     def _pixels(self, image: _Encoded) -> np.ndarray:
-        decoded = decode(image.data, self._options.preprocess, self._dataset.card.rules, self._options.max_pixels)
+        decoded = guarded_decode(
+            image.data, self._options.preprocess, self._dataset.card.rules, self._options.max_pixels
+        )
         if isinstance(decoded, Undecodable):
             raise DatasetError(
                 f"{image.shard}: the image of {image.key} (row {image.row} of {self._dataset.path}) does not decode: "

@@ -1,9 +1,14 @@
 """A sample that crashes or hangs the decoder is a reject, whoever decodes it, and its shard is done."""
 
+import signal
+import subprocess
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 
 from embedpipe import manifest
+from embedpipe.encode import batching
 from embedpipe.encode.job import encode
 from tests import shards
 from tests.faulty_pillow import faulty_pillow, marked
@@ -38,6 +43,33 @@ def test_in_a_format_that_is_decoded_in_a_child(tmp_path, encode_config, faulty_
     for how, (error_class, message) in HOW.items():
         assert found[how][0] == error_class
         assert message in found[how][1]
+
+
+def test_shards_that_a_killed_run_was_at_are_decoded_with_care(tmp_path, encode_config, monkeypatch):
+    source, out = shards.write_shards(tmp_path / "in", shards=6, per_shard=2), tmp_path / "emb"
+    seen = []
+    real = batching.guarded_decode
+    monkeypatch.setattr(
+        batching, "guarded_decode", lambda *given, **more: seen.append(more["careful"]) or real(*given, **more)
+    )
+    encode(source, str(out), encode_config())
+    assert not any(seen)
+    shards.forget(out, 0, 1, 2, 3, 4, 5)
+    (out / ".encoding").touch()  # as a killed run leaves it
+    seen.clear()
+    encode(source, str(out), encode_config())
+    assert seen == [True] * 8 + [False] * 4
+    assert not (out / ".encoding").exists()
+
+
+@pytest.mark.slow
+def test_in_the_only_process_which_is_run_again(tmp_path, tiny_model, faulty_pillow):
+    shards.write_tar(tmp_path / "in" / "0.tar", [*shards.samples(4), *bad_sample("segfault", "PNG")])
+    command = [sys.executable, "-m", "embedpipe_cli.main", "encode", tmp_path / "in", tmp_path / "emb"]
+    command += ["--model", tiny_model, "--gpus", 0, "--precision", "fp32"]
+    codes = [subprocess.run(list(map(str, command)), capture_output=True).returncode for _ in range(2)]
+    assert codes == [-signal.SIGSEGV, 0]
+    assert list(rejects_of(tmp_path / "emb")) == ["segfault"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Pictures decoded once for training: the right rows, kept whole, made anew when they must be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from embedpipe.errors import EmptyInput, InputError
 from embedpipe.images.decode import decode
 from embedpipe.load.images import decoded_cache as module
 from embedpipe.load.images.decoded_cache import PictureOptions, cached_rows, open_pictures, pictures_are_decoded
-from tests import shards
+from tests import costly, shards
 
 SPEC = PreprocessSpec((16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", "shortest", 0)
 OPTIONS = PictureOptions(SPEC, split_column="label")
@@ -31,7 +32,7 @@ def cache(tmp_path):
 def decoded(monkeypatch):
     """Counts the pictures that are decoded."""
     calls = []
-    monkeypatch.setattr(module, "decode", lambda *args: calls.append(1) or decode(*args))
+    monkeypatch.setattr(module, "guarded_decode", lambda *args: calls.append(1) or decode(*args))
     return calls
 
 
@@ -43,6 +44,14 @@ def test_row_i_is_the_same_sample_everywhere(data, cache):
     for i in range(10):
         assert np.array_equal(found.pixels[i], decode(shards.jpeg(i), SPEC).pixels.numpy())
     assert found.rejects == {}
+
+
+def test_costly_pictures_are_rejects(data, cache):
+    bomb = costly.tiff_of_one_tile(20_000, 20_000)
+    shards.write_tar(Path(data) / "9.tar", [("bomb.tif", bomb), ("bomb.txt", b"caption"), *shards.sample(90)])
+    found = open_pictures(data, cache, replace(OPTIONS, max_pixels=1_000_000))
+    assert len(found.pixels) == 11
+    assert found.rejects == {"too_costly_memory": 1}
 
 
 def test_they_are_decoded_once(data, cache, decoded):
@@ -89,7 +98,7 @@ def test_decoding_that_was_cut_off_leaves_nothing_to_be_taken_for_whole(data, ca
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "decode", fail)
+        patched.setattr(module, "guarded_decode", fail)
         with pytest.raises(KeyboardInterrupt):
             open_pictures(data, cache, OPTIONS)
     assert not (Path(cache) / "pictures.json").exists()
