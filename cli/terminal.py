@@ -11,6 +11,9 @@ from typing import Any
 from embedpipe.redact import redacted
 from embedpipe.visible import visible
 
+# What we draw and write ourselves, where the encoding lacks it.
+_PLAINER = str.maketrans({"█": "#", "▏": "|", "×": "x", "·": ".", "…": "...", "→": "->", "–": "-", "µ": "u"})
+
 
 class _Edge(io.TextIOBase):
     """A stream whose characters are all printed: those that its encoding lacks are written as escapes.
@@ -38,7 +41,12 @@ class _Edge(io.TextIOBase):
         """Print `text`."""
         shown = visible(text, one_line=False) if self._shown else text
         shown = shown if self._secret else redacted(shown)
-        self.stream.write(shown.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        try:
+            shown.encode(self.encoding)
+        except UnicodeEncodeError:
+            plainer = shown.translate(_PLAINER)
+            shown = plainer.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        self.stream.write(shown)
         return len(text)
 
     def flush(self) -> None:

@@ -76,6 +76,10 @@ def filesystem(location: str) -> tuple[Any, str]:
         raise MissingExtra(f"{location}: {problem}", how) from problem
     except ValueError as problem:
         raise InputError(f"{location}: {problem}") from problem
+    except Exception as problem:  # some connect as soon as they are made, and each raises its own
+        if is_local(location) or isinstance(problem, EmbedpipeError):
+            raise
+        raise _storage_failed(location, problem) from problem
 
 
 @contextlib.contextmanager
@@ -95,10 +99,14 @@ def asking(location: str) -> Iterator[None]:
             raise out_of(lack) from problem
         if isinstance(problem, PermissionError):
             raise InputError(f"{location}: no permission: {problem}", "Check the credentials") from problem
-        raise StorageFailed(
-            f"{location}: the storage failed: {type(problem).__name__}: {str(problem).rstrip('.')}",
-            "Check endpoint, network and credentials, and run the same command again",
-        ) from problem
+        raise _storage_failed(location, problem) from problem
+
+
+def _storage_failed(location: str, problem: Exception) -> StorageFailed:
+    return StorageFailed(
+        f"{location}: the storage failed: {type(problem).__name__}: {str(problem).rstrip('.')}",
+        "Check endpoint, network and credentials, and run the same command again",
+    )
 
 
 def ask(location: str, question: Callable[[], _Read]) -> _Read:

@@ -98,6 +98,7 @@ def test_errors_of_urls_that_cannot_be_read(embedpipe, tiny_model, tmp_path):
             done = embedpipe(*command)
             assert done.exit_code != 0, command
             assert SECRET not in done.output, command
+            assert "internal error" not in done.stderr, (command, done.stderr)
     assert files_with_the_secret(tmp_path) == []
 
 

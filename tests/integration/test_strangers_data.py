@@ -176,3 +176,48 @@ def test_sources_of_merged_data_sets_are_guarded_one_by_one(elsewhere, encode_co
     page = _page(embedpipe, tmp_path / "both", tmp_path)
     assert "data:image" in page
     assert "no picture" in page
+
+
+def test_trainings_evaluation_and_generation_do_not_load_it_either(
+    elsewhere, encoded, tiny_model, embedpipe, tmp_path, monkeypatch
+):
+    import dataclasses
+
+    import open_clip
+
+    from embedpipe.unclip.data.token_states import token_states
+    from embedpipe.unclip.evaluate.image_features import open_features
+    from embedpipe.unclip.generate.models import Models, _encoder
+
+    monkeypatch.setattr(open_clip, "create_model", None)
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    emb = stranger.names(encoded, model=str(copy))
+    dataset = EmbeddingDataset(emb)
+    for load in (
+        lambda: token_states(dataset, "cpu"),
+        lambda: open_features("encoder", dataset, "cpu"),
+        lambda: _encoder(Models("decoder", "prior"), {"encoder": dataclasses.asdict(dataset.card)}),
+    ):
+        with pytest.raises(UntrustedModel, match=str(copy)):
+            load()
+    done = embedpipe("train-prior", emb, tmp_path / "prior", "--steps", "1", "--set", "text_tokens=true")
+    assert done.exit_code == 1
+    assert "say so once with --trust-model" in done.stderr
+
+
+def test_commands_that_need_no_model_load_none(elsewhere, encoded, embedpipe, tmp_path, monkeypatch):
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "create_model", None)
+    emb = stranger.names(encoded, model="hf-hub:attacker/repo")
+    for command in (
+        ("info", emb, "--html", tmp_path / "page.html"),
+        ("verify", emb),
+        ("index", emb, "--type", "flat"),
+        ("search", emb, "--key", "00003"),
+        ("dedup", emb, tmp_path / "dedup"),
+        ("filter", emb, tmp_path / "kept", "--min-similarity", "-1", "--materialise"),
+        ("export", emb, tmp_path / "export", "--to", "parquet"),
+    ):
+        done = embedpipe(*command)
+        assert done.exit_code == 0, (command, done.stderr)
