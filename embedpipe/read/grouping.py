@@ -132,7 +132,7 @@ def _groups(members: Members) -> Iterator[list[Member]]:
             yield group
             group, held = [], 0
         group.append(member)
-        held += len(member.data or b"")
+        held += member.size  # whether or not it was read, so that counting decides as reading does
     if group:
         yield group
 

@@ -15,6 +15,7 @@ from ..types import SourceShard
 from .names import Naming, printable
 
 _MANY = 16
+_OURS = frozenset({"embedpipe.json", ".lock", ".lock-plan"})
 
 
 def is_pattern(data: str) -> bool:
@@ -96,10 +97,10 @@ def _of_folder(folder: str, names: list[str]) -> FoundFiles:
 
 
 def _reason(name: str, stems: set[str]) -> str:
+    if _stem(name) in stems or name in _OURS:
+        return "companion"
     if name.startswith("."):
         return "hidden"
-    if _stem(name) in stems or name == "embedpipe.json":
-        return "companion"
     if name.endswith(".tar"):
         return "uncommitted"
     return Naming(first_dot=False)(name).unknown()

@@ -22,11 +22,12 @@ _KINDS = {
     READING: {**dict.fromkeys((*IMAGE_EXTENSIONS, *REFUSED_EXTENSIONS), IMAGE), **_OTHERS},
 }
 # Not opened to see what they are: no images, or (raw photographs) TIFFs that show a thumbnail to whoever decodes them.
-_NO_IMAGES = """
+_DATA = """
 npy npz pt pth ckpt safetensors onnx pkl pyd cls cbor msgpack h5 db sqlite csv tsv jsonl parquet arrow md rst html htm
 xml yaml yml toml ini cfg log py sh ipynb zip gz tgz tar bz2 xz zst 7z rar pdf ps eps doc docx mp4 mkv webm mov avi mp3
 wav flac ogg m4a ttf otf woff lock cr2 cr3 nef arw dng orf rw2 pef sr2 raf
 """
+_NO_IMAGES = frozenset(_DATA.split())
 # Too short or too common a beginning to tell an image without a name for it.
 _NEED_A_NAME = ("PPM", "ICO")
 _CLASSIC, _OTHER, _PART_OF_NAME, _REFUSED = range(4)
@@ -103,7 +104,7 @@ class Naming:
         if self.image_member or self.caption_member:
             name = self._asked_for(name, rest.lower())
         if name.kind is None and name.passed is None:
-            if extension in _NO_IMAGES.split():
+            if extension in _NO_IMAGES:
                 return _passed(name, name.unknown())
             if not _EXTENSION.fullmatch(extension):  # `photo.1`: no extension at all
                 return Name(path, path.rstrip("."), "", path.rstrip("."), None)

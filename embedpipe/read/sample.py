@@ -17,7 +17,7 @@ DEFAULT_MAX_SAMPLE_BYTES = 1 << 29  # an uncompressed picture of 100 million pix
 MAX_NESTING = 64
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LFS_REMEDY = "Run: git lfs pull, in its repository"
-_MOST_SHOWN = 5
+_MOST_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,15 @@ class SampleRules:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of a shard. data: None if too large or unwanted. problem: why it cannot be read; empty if it can."""
+    """One member of a shard.
+
+    data: None if too large or unwanted. problem: why it cannot be read; empty if it can. size: in a tar, in bytes.
+    """
 
     name: Name
     data: bytes | None = None
     problem: str = ""
+    size: int = 0
 
 
 @dataclass(slots=True)

@@ -104,6 +104,7 @@ class _TarMembers:
         self._rules = rules
         self._keys = keys
         self._beside: dict[str, list[str]] = {}
+        self._name: Name | None = None  # of the member that was asked about last
         self.torn: str | None = None
 
     def __iter__(self) -> Iterator[Member]:
@@ -121,14 +122,14 @@ class _TarMembers:
 
     def _member(self, entry: tar.Entry) -> Member | str:
         """The member, or why it is passed over."""
-        name = self._naming(entry.path)
         if entry.what != tar.FILE:
             return entry.what
+        name = self._named(entry.path)
         if name.passed is None and name.kind is None:
             kind = name.kind_by(entry.start)
             name = replace(name, kind=kind, passed=None if kind else name.unknown())
         if name.passed is None:
-            return Member(name, entry.data)
+            return Member(name, entry.data, size=entry.size)
         if name.passed != "hidden":
             self._remember(name)
         return name.passed
@@ -143,8 +144,13 @@ class _TarMembers:
         """Names of members with this key that are of no kind; of recent ones only."""
         return self._beside.get(key, ())
 
+    def _named(self, path: str) -> Name:
+        if self._name is None or self._name.path != path:
+            self._name = self._naming(path)
+        return self._name
+
     def _takes(self, path: str, size: int, start: bytes | None) -> bool | None:
-        name = self._naming(path)
+        name = self._named(path)
         if name.passed is not None:
             return False
         kind = name.kind

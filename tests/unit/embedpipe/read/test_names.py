@@ -10,7 +10,7 @@ import pytest
 from embedpipe.accounts import Ledger
 from embedpipe.errors import InputError
 from embedpipe.images.formats import EXTENSIONS
-from embedpipe.read import SampleRules, open_reader
+from embedpipe.read import SampleRules, grouping, open_reader
 from embedpipe.types import Sample
 from tests import shards
 
@@ -249,3 +249,22 @@ def test_what_macos_leaves_beside_shards_is_no_shard(tmp_path):
     assert (accounts.seen, accounts.used) == (6, 2)
     assert accounts.passed_over == {"companion": 1, "hidden": 2, "no_extension": 1}
     assert accounts.said() == "3 files passed over: 2 hidden (.DS_Store), 1 without extension (README)"
+
+
+def test_a_key_with_too_many_bytes_to_hold_is_counted_as_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(grouping, "_MOST_BYTES", 1000)
+    names = [f"day.{name}.{ending}" for name in ("a", "b", "c") for ending in ("jpg", "png")] + ["day.d.txt", "day.txt"]
+    place = shards.write_tar(tmp_path / "a.tar", [(name, bytes(600)) for name in names])
+    reader = open_reader(place, RULES)
+    (shard,) = reader.shards(())
+    read, counted = Ledger(reader.unit), Ledger(reader.unit)
+    list(reader.read(shard, shards.Digest(), read))
+    reader.count(shard, counted)
+    assert read.closed() == counted.closed()
+    assert read.closed().add_up
+
+
+def test_what_fetch_and_a_lock_leave_beside_shards_is_nothing_to_speak_of(tmp_path):
+    shards.write_shards(tmp_path, shards=1, per_shard=1)
+    shards.write_files(tmp_path, [(".lock", b"{}"), ("00000.parquet", b""), ("00000_stats.json", b"{}")])
+    assert open_reader(str(tmp_path), RULES).survey(()).accounts.said() == ""
