@@ -92,7 +92,7 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
     yield "|---|---|"
     rows = {
         "rows": ", ".join(f"{split.name} {split.rows:,}" for split in splits),
-        "model": " ".join(map(_public, (card.model, card.pretrained))).strip(),
+        "model": " ".join(map(public_name, (card.model, card.pretrained))).strip(),
         "sha256 of the weights": card.weights_sha256,
         "dimension": card.dim,
         "L2-normalised": "yes" if card.normalised else "no",
@@ -114,7 +114,7 @@ def _words(dataset: EmbeddingDataset, schema: pa.Schema, splits: Sequence[Split]
     yield "`src_shard` and `key` together say where a row comes from."
 
 
-def _public(name: str) -> str:
+def public_name(name: str) -> str:
     """The name of a model, or the last part of a local path, which should not be published."""
     return name.rstrip("/").rpartition("/")[2] if name.startswith("/") else name
 

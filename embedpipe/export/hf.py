@@ -1,6 +1,6 @@
 """Hugging Face datasets: parquet files named by split, and a dataset card.
 
-OUT/data/train-00000-of-00012.parquet   OUT/README.md
+OUT/data/train-00000-of-00012.parquet   OUT/README.md   OUT/croissant.json
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..load.identity import identities_in
 from ..load.split import CONTENT, TRAIN, hash_place
 from ..manifest import FileRecord, ShardManifest
 from .base import ExportConfig, ExportPart, PlannedPart
+from .croissant import write_croissant
 from .dataset_card import Split, dataset_card
 from .parquet import write_table
 
@@ -59,7 +60,8 @@ class HuggingFace:
         )
 
     def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
-        """The dataset card, last; an existing one, possibly edited, is kept."""
+        """The descriptions for Croissant and the hub, last; existing ones, possibly edited, are kept."""
+        write_croissant(out, "croissant.json", self._dataset, written, "data/*.parquet")
         location = files.join(out, _CARD)
         if files.exists(location):
             return

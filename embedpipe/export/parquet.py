@@ -1,6 +1,6 @@
 """Parquet: one flat file per part, embeddings as fixed-size lists beside the metadata.
 
-OUT/embeddings_00000.parquet
+OUT/embeddings_00000.parquet   OUT/_croissant.json (Spark and pandas take it for data without the underscore)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ..manifest import FileRecord, ShardManifest, shard_name
 from ..store import parquet
 from ..store.hashed_writer import write_hashed
 from .base import ExportConfig, ExportPart, PlannedPart, avoid_name_clash
+from .croissant import write_croissant
 
 
 class Parquet:
@@ -21,6 +22,7 @@ class Parquet:
     folders: tuple[str, ...] = ("",)
 
     def __init__(self, dataset: EmbeddingDataset, plan: Sequence[PlannedPart], config: ExportConfig) -> None:
+        self._dataset = dataset
         self.options: dict[str, Any] = {}
         self._digits = max(5, len(str(len(plan))))
 
@@ -29,7 +31,8 @@ class Parquet:
         return (write_table(out, f"embeddings_{shard_name(part.planned.number, self._digits)}.parquet", part),)
 
     def finish(self, out: str, written: Sequence[ShardManifest]) -> None:
-        """Nothing."""
+        """The description for Croissant; an existing one, possibly edited, is kept."""
+        write_croissant(out, "_croissant.json", self._dataset, written, "embeddings_*.parquet")
 
     def opened_by(self, out: str) -> str:
         """pandas; Spark and DuckDB read the same folder."""
