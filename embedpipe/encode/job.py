@@ -17,6 +17,7 @@ from ..clip_model.trusted import trust_card
 from ..consent import remember_source
 from ..errors import DiskFull, EmbedpipeError, ModelError, OptionError, RunMismatch, did_you_mean
 from ..execute import Allocation, Cluster, Executor, FailedTask, Outcome, ResourceRequest, Task, open_places
+from ..images.rules import colour
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
 from ..plural import plural
@@ -338,6 +339,8 @@ def _note_pending(out: str, config: EncodeConfig, changed: bool) -> None:
 
 
 def _refuse_contradictions(config: EncodeConfig) -> None:
+    if config.encoder.background is not None:
+        colour(config.encoder.background)  # which refuses what is none
     if config.format not in FORMATS:
         raise OptionError(f"no storage format {config.format!r}", did_you_mean(config.format, FORMATS))
     if not config.stage.images and not config.stage.texts:
