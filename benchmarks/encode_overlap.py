@@ -141,7 +141,7 @@ class Bench:
     reader: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reader = open_reader(str(self.data), SampleRules("caption", True, True))
+        self.reader = open_reader(str(self.data), SampleRules())
 
     def end_to_end(self, encoder: Any) -> float:
         """The encode job with an encoder that is loaded already, into an empty folder."""
@@ -182,7 +182,7 @@ class Bench:
 
 
 def _decoded(image: bytes, card: Any, max_pixels: int) -> None:
-    if not isinstance(decode(image, card.preprocess, max_pixels, card.decode), DecodedImage):
+    if not isinstance(decode(image, card.preprocess, card.rules, max_pixels, card.decode), DecodedImage):
         raise RuntimeError("a photo of the benchmark does not decode")
 
 
