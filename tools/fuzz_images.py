@@ -94,7 +94,7 @@ class Findings:
 
 
 def fuzz(numbers: Iterable[int], seed: int = 0, cpu_seconds: float | None = None, keep: Path | None = None) -> Findings:
-    """Try the damaged images of those numbers, or as many as that much processor time allows."""
+    """Try the damaged images of those numbers, or as many as that much processor time allows, or until Ctrl-C."""
     whole, findings, calls = originals(), Findings(), LimitedCalls(_prepare)
     begun = _cpu_s()
     try:
@@ -105,6 +105,8 @@ def fuzz(numbers: Iterable[int], seed: int = 0, cpu_seconds: float | None = None
                 (keep / f"{seed}-{number}").write_bytes(image.data)
             if cpu_seconds is not None and _cpu_s() - begun + findings.tried * 0.001 > cpu_seconds:
                 break
+    except KeyboardInterrupt:
+        pass  # what was found so far is told
     finally:
         calls.close()
     return findings

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..visible import visible
-from .open import open_upright_srgb
-from .undecodable import Undecodable
+from .thumbnail import small_picture
 
 _STYLE = """
 body { font: 14px sans-serif; margin: 2em; color: #222; }
@@ -55,12 +54,9 @@ def _cell(value: Any) -> str:
 
 def picture(data: bytes | None, side_px: int = 192) -> str:
     """A thumbnail of an encoded image, or a placeholder if there is none."""
-    if data is None:
+    small = small_picture(data, side_px) if data is not None else None
+    if small is None:
         return "<i>no picture</i>"
-    small = open_upright_srgb(data)
-    if isinstance(small, Undecodable):
-        return "<i>no picture</i>"
-    small.thumbnail((side_px, side_px))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from ..visible import visible
-from .open import open_upright_srgb
+from .thumbnail import small_picture
 
 _MARGIN = 8
 _BACKGROUND, _INK, _EMPTY = (255, 255, 255), (30, 30, 30), (235, 235, 235)
@@ -51,8 +51,5 @@ def contact_sheet(cells: Sequence[SheetCell], title: str = "", columns: int = 5,
 
 def thumbnail(data: bytes | None, side: int) -> Image.Image:
     """The image on white, at most `side` px per side; a grey box if there is none, or it cannot be decoded."""
-    picture = open_upright_srgb(data) if data is not None else None
-    if not isinstance(picture, Image.Image):
-        return Image.new("RGB", (side, side), _EMPTY)
-    picture.thumbnail((side, side))
-    return picture
+    picture = small_picture(data, side) if data is not None else None
+    return picture if picture is not None else Image.new("RGB", (side, side), _EMPTY)
