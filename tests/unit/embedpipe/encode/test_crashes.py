@@ -1,9 +1,12 @@
 """A sample that crashes or hangs the decoder is a reject, whoever decodes it, and its shard is done."""
 
+import contextlib
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,3 +87,32 @@ def test_in_a_worker_which_is_replaced(workers, tmp_path, encode_config, faulty_
     assert list(rejects_of(out)) == ["segfault"]
     assert rejects_of(out)["segfault"][0] == "decoder_died"
     assert manifest.committed_numbers(str(out)) == [0, 1, 2]
+
+
+def descendants(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_a_run_whose_decoder_hangs(workers, tmp_path, tiny_model, faulty_pillow):
+    for i in range(2):
+        shards.write_tar(tmp_path / "in" / f"{i}.tar", [*shards.samples(2), *bad_sample("sleep", "TIFF")])
+    command = [sys.executable, "-m", "embedpipe_cli.main", "encode", tmp_path / "in", tmp_path / "emb"]
+    command += ["--model", tiny_model, "--gpus", 0, "--workers", workers, "--max-sample-seconds", 1000]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 300
+    servers = []
+    while not any(server.children() for server in servers):  # one that decodes
+        assert time.monotonic() < until
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+        servers = [it for it in descendants(process.pid) if "limited.server" in " ".join(it.cmdline())]
+    left = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive
