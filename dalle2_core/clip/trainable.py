@@ -296,6 +296,7 @@ def load_open_clip(
     architecture is given by. A checkpoint file does not record them: it gets what all tags of the model agree on; what
     they do not agree on must be given, else ConfigError names the keyword. Keywords that contradict are errors, too.
     """
+    _refuse_code(name)
     keywords = {"quick_gelu": quick_gelu, "mean": mean and tuple(mean), "std": std and tuple(std)}
     values = _trained_with(name, pretrained, {key: it for key, it in keywords.items() if it is not None})
     try:
@@ -312,6 +313,24 @@ def load_open_clip(
     size = model.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     return LoadedClip(model, tuple(model.visual.image_mean), tuple(model.visual.image_std), int(size), tokenizer)
+
+
+# Of a tokenizer, what a model may set of itself; transformers would take more, such as to run the model's own Python.
+_TOKENIZER_OPTIONS = frozenset({"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"})
+
+
+def _refuse_code(name: str) -> None:
+    """Raise ConfigError for a folder or repository whose tokenizer's options are not all known to be harmless."""
+    try:
+        config = (open_clip.get_model_config(name) if ":" in name else None) or {}
+    except (RuntimeError, ValueError, OSError):
+        return  # there is none, which loading it says
+    options = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+    if strange := sorted(set(options) - _TOKENIZER_OPTIONS):
+        raise ConfigError(
+            f"{name}: tokenizer_kwargs.{strange[0]} is no option of a tokenizer that a model may set; nothing of it was "
+            "loaded"
+        )
 
 
 _QUICK_GELU_SUFFIX = "-quickgelu"
