@@ -328,8 +328,7 @@ def _refuse_code(name: str) -> None:
     options = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
     if strange := sorted(set(options) - _TOKENIZER_OPTIONS):
         raise ConfigError(
-            f"{name}: tokenizer_kwargs.{strange[0]} is no option of a tokenizer that a model may set; nothing of it was "
-            "loaded"
+            f"{name}: tokenizer_kwargs.{strange[0]} is no option of a tokenizer that a model may set; not loaded"
         )
 
 
