@@ -88,7 +88,7 @@ class DownloadLoop:
         """
         asked = list(urls)
         yield from self._round([Job(position, url) for position, url in enumerate(asked)])
-        if void := self.transport.settle():
+        while void := self.transport.settle():
             yield from self._round([Job(position, asked[position], alone=True) for position in sorted(void)])
 
     def _round(self, jobs: list[Job]) -> Iterator[tuple[int, Response]]:
@@ -146,7 +146,7 @@ class DownloadLoop:
         handed_back = False
         try:
             job.attempts += 1
-            answer = self.transport.get(job.url, None if job.alone else job.position)
+            answer = self.transport.get(job.url, job.position, final=job.alone)
             crew.met_none()
             failure = answer.failure
             if failure is not None and failure.may_pass() and job.attempts <= self.retries:

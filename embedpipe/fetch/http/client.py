@@ -23,6 +23,7 @@ from . import body, optout_headers, robots, ssrf_guard, tdmrep
 from .body import ByteBudget
 from .connections import Connections, Target, target_of
 from .deadline import Deadline
+from .link import Answer
 from .origin_rules import Origin, OriginRules, RulesCache
 from .url import InvalidUrl, normalised
 
@@ -77,17 +78,17 @@ class HttpClient:
         self.large = ByteBudget()
         self.rules = RulesCache(self._ask_rules) if with_robots else None
 
-    def get(self, url: str, position: int | None = None) -> Response:
+    def get(self, url: str, position: int | None = None, final: bool = False) -> Response:
         """The response for `url` in one attempt.
 
         With a `position`, it may come over a connection that was used before: it counts unless `settle` returns that
-        position. Without one, every request has a connection of its own, and the response is final. Raises
+        position. Without one, or if it is to be `final`, every request has a connection of its own. Raises
         OutOfResources if this machine cannot ask.
         """
         content_type: str | None = None
         try:
             deadline = Deadline(self.limits.deadline_s, self.limits.timeout_s)
-            with self._following(normalised(url), deadline, self.rules, position) as response:
+            with self._following(normalised(url), deadline, self.rules, None if final else position) as response:
                 headers = response.headers
                 if not 200 <= response.status < 300:
                     raise _Refused(outcome.of_status(response.status, response.reason), headers)
@@ -95,6 +96,8 @@ class HttpClient:
                 if (forbidden := optout_headers.forbidden_by(headers)) is not None:
                     raise NotFetched(Failure("opt_out", f"forbidden by {forbidden}"))
                 found = body.read(response, self.limits.max_bytes, deadline, self.large)
+                if position is not None:
+                    self.connections.order.compare(position, hash(found.data), response.earlier, final)
             return Response(found.data, None, content_type=content_type, held=found.held)
         except (*_WEB_FAULTS, MemoryError) as problem:
             failure = self._failure_of(problem)
@@ -131,7 +134,7 @@ class HttpClient:
     @contextlib.contextmanager
     def _following(
         self, url: str, deadline: Deadline, rules: RulesCache | None, position: int | None
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[Answer]:
         """The response for `url` after redirects, each guarded like the first url, and checked by `rules` if any."""
         for step in range(MAX_REDIRECTS + 1):
             if (failure := ssrf_guard.refusal(url, self.connections.allow_hosts)) is not None:
@@ -149,7 +152,7 @@ class HttpClient:
         raise NotFetched(Failure("redirect", f"more than {MAX_REDIRECTS} redirects"))
 
     @contextlib.contextmanager
-    def _asking(self, target: Target, deadline: Deadline, position: int | None) -> Iterator[http.client.HTTPResponse]:
+    def _asking(self, target: Target, deadline: Deadline, position: int | None) -> Iterator[Answer]:
         connection, response = self.connections.ask(target, self.headers, deadline, position)
         failed = True
         try:

@@ -90,18 +90,22 @@ class Connection:
         self.requests = 0
         self.position: int | None = None
         self.provisional: list[int] = []
+        self.bodies: set[int] = set()
         self.http = http.client.HTTPConnection(target.host, target.port)
         self.http.response_class = Answer
         self.http.default_port = 443 if target.scheme == "https" else 80  # omitted from the Host header
         self.http.auto_open = 0  # it never connects by itself
 
-    def request(self, target: Target, headers: Mapping[str, str], deadline: Deadline) -> http.client.HTTPResponse:
+    def request(self, target: Target, headers: Mapping[str, str], deadline: Deadline) -> Answer:
         """Send a request; returns the response, its body unread."""
         self.requests += 1
         self.link.deadline = deadline
         self.http.sock = self.link  # type: ignore[assignment]
         self.http.request("GET", target.path, headers=dict(headers))
-        return self.http.getresponse()
+        response = self.http.getresponse()
+        assert isinstance(response, Answer)
+        response.earlier = self.bodies
+        return response
 
     def close(self) -> None:
         """Close it, whatever its state."""
@@ -130,7 +134,7 @@ class Connections:
 
     def ask(
         self, target: Target, headers: Mapping[str, str], deadline: Deadline, position: int | None
-    ) -> tuple[Connection, http.client.HTTPResponse]:
+    ) -> tuple[Connection, Answer]:
         """Send a GET. The caller ends with `give_back`.
 
         `position` identifies the url until `settle`; without one, or where answers have been out of order, the request
@@ -262,7 +266,7 @@ class Connections:
 
     def _asked(
         self, connection: Connection, target: Target, headers: Mapping[str, str], deadline: Deadline
-    ) -> tuple[Connection, http.client.HTTPResponse]:
+    ) -> tuple[Connection, Answer]:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._judge, connection, Heard.BROKEN)
             response = connection.request(target, headers, deadline)

@@ -101,7 +101,12 @@ class Link:
 
 
 class Answer(http.client.HTTPResponse):
-    """A response; interim ones (1xx: early hints, processing) are passed over."""
+    """A response; interim ones (1xx: early hints, processing) are passed over.
+
+    earlier: hashes of the bodies that came before on the same connection.
+    """
+
+    earlier: set[int]
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(_MOST_INTERIM):

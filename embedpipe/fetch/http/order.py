@@ -9,19 +9,22 @@ own, and in between comes not a byte. The first answer on a connection is certai
 - A byte that belongs to no request voids all provisional answers of its origin, whatever the connection: who answers
   twice once may also omit an answer, and then the numbers match again.
 - Both end the reuse of connections to that origin.
+- An image that had come before on the same connection may be an answer that was sent twice, with another one omitted:
+  the numbers match. It is void, and if asking again gives another image, all provisional answers of its origin are.
 
-The urls of void answers are asked for again, each on a connection of its own.
+The urls of void answers are asked for again, each on a connection of its own; those answers are final.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 
 Origin = tuple[str, str, int]
 
 _MOST_KEPT = 100_000
+_MOST_DOUBTED = 64  # per origin and round: many hosts have one image for everything that is missing
 
 
 class AnswerOrder:
@@ -31,6 +34,8 @@ class AnswerOrder:
         self.lock = threading.Lock()
         self.provisional: defaultdict[Origin, set[int]] = defaultdict(set)
         self.void: set[int] = set()
+        self.doubted: dict[int, tuple[Origin, int]] = {}
+        self.doubts: Counter[Origin] = Counter()
         self.singly: OrderedDict[Origin, None] = OrderedDict()  # origins without reuse, the oldest first
 
     def may_reuse(self, origin: Origin) -> bool:
@@ -50,9 +55,36 @@ class AnswerOrder:
             if len(self.singly) > _MOST_KEPT:
                 self.singly.popitem(last=False)
 
+    def compare(self, position: int, body: int, earlier: set[int], final: bool) -> None:
+        """An image has come for the url at `position`: the hash of its body, and those before it on its connection.
+
+        final: it was asked for again, and counts.
+        """
+        with self.lock:
+            if final:
+                origin, doubted = self.doubted.get(position, (None, body))
+                if origin is not None and doubted != body:
+                    self.void |= self.provisional[origin]
+                    self.singly[origin] = None
+            elif body in earlier:
+                self._doubt(position, body)
+            earlier.add(body)
+
+    def _doubt(self, position: int, body: int) -> None:
+        for origin, positions in self.provisional.items():
+            if position in positions and self.doubts[origin] < _MOST_DOUBTED:
+                self.doubts[origin] += 1
+                self.doubted[position] = (origin, body)
+                self.void.add(position)
+
     def settle(self) -> set[int]:
-        """End a round in which all connections have ended: the positions to ask for again."""
+        """End a round in which all connections have ended: the positions to ask for again, which are final then."""
         with self.lock:
             void, self.void = self.void, set()
-            self.provisional.clear()
+            for positions in self.provisional.values():
+                positions -= void
+            if not void:
+                self.provisional.clear()
+                self.doubted.clear()
+                self.doubts.clear()
         return void

@@ -27,7 +27,7 @@ class Scripted:
         self.lock = threading.Lock()
         self.released = 0
 
-    def get(self, url, position=None):
+    def get(self, url, position=None, final=False):
         what, *rest = url.split("/")[3:]
         with self.lock:
             self.asked[url] += 1
