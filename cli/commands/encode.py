@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     "input_format",
     default="auto",
     show_default=True,
-    help="webdataset, folder (loose files), table (parquet), or auto to find out.",
+    help="webdataset, folder (loose files), imagefolder (with metadata.csv), table (parquet), or auto to find out.",
 )
 @click.option(
     "--samples-per-shard",

@@ -219,8 +219,8 @@ def _settings(config: FetchConfig, plan: FetchPlan) -> WorkerSettings:
         )
     contact = f" ({config.user_agent})" if config.user_agent else ""
     return WorkerSettings(
-        folder=plan.folder,
-        root=plan.root,
+        folder=plan.folder or plan.root,
+        root="" if plan.follows_links else plan.root,
         pictures=PictureRules(
             image_size=config.image_size,
             resize_mode=config.resize_mode,

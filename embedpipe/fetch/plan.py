@@ -76,6 +76,11 @@ class FetchPlan:
         return str(self.run.options.get("rights", rights.OFF))
 
     @property
+    def follows_links(self) -> bool:
+        """Whether links out of `root` are followed: those of an image folder are, as of any folder of images."""
+        return self.run.options.get("source") == sources.IMAGE_FOLDER
+
+    @property
     def images(self) -> bool:
         """Whether the images come from a folder."""
         return bool(self.folder)

@@ -8,15 +8,18 @@ from .. import files
 from ..errors import OptionError, did_you_mean
 from .base import Reader
 from .folder import FolderReader
+from .image_folder import METADATA_TABLES, metadata_tables
+from .image_folder_reader import ImageFolderReader
 from .locations import without_query
 from .names import IMAGE, Naming
 from .sample import SampleRules
 from .table import TABLE_SUFFIXES, TableReader
 from .webdataset import TAR_SUFFIXES, WebdatasetReader
 
-READERS: dict[str, type[WebdatasetReader] | type[FolderReader] | type[TableReader]] = {
+READERS: dict[str, type[WebdatasetReader] | type[FolderReader] | type[ImageFolderReader] | type[TableReader]] = {
     "webdataset": WebdatasetReader,
     "folder": FolderReader,
+    "imagefolder": ImageFolderReader,
     "table": TableReader,
 }
 
@@ -24,7 +27,7 @@ __all__ = ["READERS", "FolderReader", "Reader", "SampleRules", "open_reader", "r
 
 
 def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_shard: int = 10_000) -> Reader:
-    """The reader for `data`. `auto` decides by file names: tars, else parquet tables, else a folder of loose files.
+    """The reader for `data`. `auto` decides by file names: tars, else parquet tables, else a folder of images.
 
     Raises InputError for an unknown kind or if `data` does not exist.
     """
@@ -34,6 +37,8 @@ def open_reader(data: str, rules: SampleRules, kind: str = "auto", samples_per_s
         raise OptionError(f"no input format {kind!r}", did_you_mean(kind, READERS))
     if kind == "folder":
         return FolderReader(data, rules, samples_per_shard)
+    if kind == "imagefolder":
+        return ImageFolderReader(data, rules, samples_per_shard)
     return READERS[kind](data, rules)
 
 
@@ -59,4 +64,6 @@ def _guess(data: str) -> str:
     # A table beside loose images, or beside a folder of its name (as in img2dataset's output), describes those.
     loose = any(Naming(first_dot=False)(name).kind == IMAGE for name in names)
     tables = any(name.lower().endswith(TABLE_SUFFIXES) and PurePosixPath(name).stem not in names for name in names)
-    return "table" if tables and not loose else "folder"
+    if tables and not loose and not any(name in METADATA_TABLES for name in names):
+        return "table"
+    return "imagefolder" if metadata_tables(data) else "table" if tables and not loose else "folder"

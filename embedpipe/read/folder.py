@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .. import files
@@ -41,14 +41,20 @@ class FolderReader:
         """See `Reader`."""
         ledger = Ledger(self.unit)
         stats = list_files(self.data, self.naming, ledger)
-        by_key: dict[str, list[str]] = {}
-        for path in sorted(stats, key=lambda p: (self._key(p), p)):
-            by_key.setdefault(self._key(path), []).append(path)
-        if not by_key:
+        if not stats:
             what = "images" if self.rules.need_image else "captions"
             said = ledger.closed().said()
             raise EmptyInput(f"{self.data}: no {what} in it" + f" ({said})" * bool(said), _LOOKED_FOR[what])
 
+        return Survey(self.cut(stats, known), ledger.closed())
+
+    def cut(
+        self, stats: Mapping[str, files.FileStat], known: Sequence[SourceShard], name_of: str = "part"
+    ) -> list[SourceShard]:
+        """Files as shards: those with a key of a known shard belong to it, others to new ones, in path order."""
+        by_key: dict[str, list[str]] = {}
+        for path in sorted(stats, key=lambda p: (self._key(p), p)):
+            by_key.setdefault(self._key(path), []).append(path)
         home = {key: shard.name for shard in known for key in map(self._key, shard.members)}
         cuts: dict[str, list[str]] = {}
         fresh = [key for key in by_key if key not in home]
@@ -56,14 +62,14 @@ class FolderReader:
             if key in home:
                 cuts.setdefault(home[key], []).extend(by_key[key])
         for start in range(0, len(fresh), self.samples_per_shard):
-            name = f"part-{len(known) + start // self.samples_per_shard:05d}"
+            name = f"{name_of}-{len(known) + start // self.samples_per_shard:05d}"
             cuts[name] = [path for key in fresh[start : start + self.samples_per_shard] for path in by_key[key]]
-        return Survey([_shard(name, paths, stats) for name, paths in cuts.items()], ledger.closed())
+        return [_shard(name, paths, stats) for name, paths in cuts.items()]
 
     def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The samples of one shard, from its files. One that cannot be read is a reject."""
         ledger = ledger or Ledger(self.unit)
-        return samples(_LooseMembers(self, shard, digest, ledger), self.rules, ledger)
+        return samples(LooseMembers(self, shard, digest, ledger), self.rules, ledger)
 
     def count(self, shard: SourceShard, ledger: Ledger) -> None:
         """See `Counting`."""
@@ -110,7 +116,7 @@ class NamedMembers:
         return ()
 
 
-class _LooseMembers(NamedMembers):
+class LooseMembers(NamedMembers):
     """The files of one shard, in order. Loose files are never torn."""
 
     def __init__(self, reader: FolderReader, shard: SourceShard, digest: Digest, ledger: Ledger) -> None:
@@ -190,7 +196,7 @@ class Siblings:
         return self._listed[lead].get(key, ())
 
 
-def _shard(name: str, paths: list[str], stats: dict[str, files.FileStat]) -> SourceShard:
+def _shard(name: str, paths: list[str], stats: Mapping[str, files.FileStat]) -> SourceShard:
     marks = hashlib.sha256()
     for path in paths:
         marks.update(f"{path}\0{stats[path].bytes}\0{stats[path].modified}\0".encode("utf-8", "surrogateescape"))

@@ -245,9 +245,9 @@ def _rows(batch: pa.RecordBatch, columns: _Columns, first: int, most_bytes: int)
     images = _images(batch.column(columns.image), most_bytes) if columns.image else [None] * n
     captions = _captions(batch.column(columns.caption)) if columns.caption else [None] * n
     keys = _keys(batch.column(columns.key)) if columns.key else [None] * n
-    passed = {name: _plain_values(batch.column(name)) for name in columns.passed}
+    passed = {name: plain_values(batch.column(name)) for name in columns.passed}
     if columns.caption and _is_list(batch.column(columns.caption).type):  # the other captions are kept
-        passed[columns.caption] = _plain_values(batch.column(columns.caption))
+        passed[columns.caption] = plain_values(batch.column(columns.caption))
     for i, key in enumerate(keys):
         metadata = {name: values[i] for name, values in passed.items()}
         number = f"{first + i:0{_KEY_DIGITS}d}"
@@ -295,7 +295,7 @@ def _text(raw: bytes) -> str:
     return printable(raw.decode("utf-8", "surrogateescape"))
 
 
-def _plain_values(column: pa.Array) -> list[Any]:
+def plain_values(column: pa.Array) -> list[Any]:
     """Values that JSON can represent, for metadata."""
     if _holds_text(column.type):
         return [None if raw is None else _text(raw) for raw in _text_bytes(column)]

@@ -195,3 +195,20 @@ def test_a_folder_that_began_as_loose_images_goes_on_so(tmp_path):
     (data / "metadata.csv").write_text("name,text\na.jpg,x\n")
     with pytest.raises(InputError, match="none of its columns is called"):
         fetch(str(data), str(tmp_path / "other"), CONFIG)
+
+
+def test_links_in_an_image_folder_are_followed_as_those_of_loose_images(pictures):
+    """As in the cache of the Hugging Face hub, whose snapshots are links to blobs."""
+    data = pictures / "data"
+    data.mkdir()
+    (data / "a.jpg").symlink_to(pictures / "outside" / "d.jpg")
+    rows = ["file_name,text", "a.jpg,x", "../outside/d.jpg,y", f"{pictures}/outside/d.jpg,z", "./a.jpg,w"]
+    (data / "metadata.csv").write_text("\n".join(rows) + "\n")
+    fetch(str(data), str(pictures / "out"), CONFIG)
+    found = table_of(pictures / "out").to_pylist()
+    assert [(row["caption"], row["error_class"]) for row in found] == [
+        ("x", None),
+        ("y", "outside_root"),
+        ("z", "outside_root"),
+        ("w", None),
+    ]

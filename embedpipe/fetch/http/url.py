@@ -7,10 +7,11 @@ resolved; the default port and the fragment are dropped.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import unicodedata
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import idna
 
@@ -63,10 +64,12 @@ def is_url(text: str | None) -> bool:
 
 
 def host_of(text: str | None) -> str | None:
-    """The host of a url, as `normalised` writes it; None if it has none."""
+    """The host of a url, as `normalised` writes it, or that of a url which is none of http; None if it has none."""
     try:
         authority = normalised(text or "").split("/")[2]
     except InvalidUrl:
+        with contextlib.suppress(ValueError):
+            return urlsplit(text or "").hostname
         return None
     host = authority.rpartition("@")[2]
     return host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]

@@ -116,7 +116,8 @@ class Assembly:
         homes = [shard.file.folder] * rows.num_rows
         if shard.retry:
             homes = [plan.shards[self._number(key)].file.folder for key in rows.column(RETRY_OF).to_pylist()]
-        return {i: located(url, homes[i]) for i, url in urls}
+        root = plan.root if plan.follows_links else ""
+        return {i: located(url, homes[i], root) for i, url in urls}
 
     def _number(self, key: str) -> int:
         """The shard of a row, by its key."""

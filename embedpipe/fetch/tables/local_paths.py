@@ -37,8 +37,8 @@ def path_column(names: Sequence[str], asked: str | None, otherwise: str, where: 
     return found
 
 
-def located(text: str | None, home: str) -> str | Failure:
-    """The path that a table in the folder `home` means by `text`."""
+def located(text: str | None, home: str, root: str = "") -> str | Failure:
+    """The path that a table in the folder `home` means by `text`; with a `root`, one that lies below it as written."""
     if text is None or not text.strip():
         return Failure("invalid_url", "no path")
     if text.startswith("file:"):
@@ -48,7 +48,13 @@ def located(text: str | None, home: str) -> str | Failure:
         return unquote(parts.path)
     if is_url(text):
         return Failure("invalid_url", "a url in a column of local paths")
-    return os.path.join(files.local_path(home), text)  # noqa: PTH118  as text: a path may be of any bytes
+    path = os.path.join(files.local_path(home).absolute(), text)  # noqa: PTH118  as text: a path may be of any bytes
+    if not root:
+        return path
+    path = os.path.normpath(path)
+    if "\0" in path or not path.startswith(f"{root.rstrip('/')}/"):
+        return Failure("outside_root", f"leads out of {root}")
+    return path
 
 
 def refuse_local_paths(file: TableFile, column: str) -> None:

@@ -128,7 +128,8 @@ def test_options_are_checked(tmp_path):
         read(tmp_path, "\n\n")
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+# Python's own writer forgets to quote a lone \r where lines end with \n.
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)
 tricky = st.lists(st.sampled_from(['"', ",", "\t", "\n", "\r\n", ";", "a", " ", "'", "\\", U]), max_size=6).map("".join)
 
 

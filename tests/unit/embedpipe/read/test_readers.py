@@ -1,6 +1,7 @@
 """What holds for every reader in READERS: a new one is tested here before its own tests are written."""
 
 import hashlib
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from embedpipe.types import Reject, Sample, SourceShard
 from tests import shards
 
 RULES = SampleRules()
+FOLDERS = ("folder", "imagefolder")
 COUNT = 6
 
 
@@ -21,7 +23,13 @@ def write(kind, folder, count=COUNT, first=0):
     half = count // 2
     if kind == "folder":
         shards.write_files(folder, shards.samples(count, first))
-    for part in range(2) if kind != "folder" else ():
+    if kind == "imagefolder":
+        for i in range(first, first + count):
+            shards.write_files(folder, [(f"{i:05d}.jpg", shards.jpeg(i))])
+            row = {"file_name": f"{i:05d}.jpg", "text": shards.caption(i), "number": i, "label": f"l{i % 3}"}
+            with (Path(folder) / "metadata.jsonl").open("a") as table:
+                table.write(json.dumps(row) + "\n")
+    for part in range(2) if kind not in FOLDERS else ():
         begin = first + part * half
         if kind == "webdataset":
             shards.write_tar(Path(folder) / f"{begin:05d}.tar", shards.samples(half, begin))
@@ -86,7 +94,7 @@ def test_the_digest_covers_every_byte(kind, reader, tmp_path):
         for path in shard.members or (shard.name,):
             stored = (tmp_path / "in" / path).read_bytes()
             assert stored in fed.data
-            if kind != "folder":
+            if kind not in FOLDERS:
                 assert stored == fed.data
 
 
@@ -100,7 +108,7 @@ def test_known_shards_keep_their_names_as_the_input_grows(kind, reader, tmp_path
 
 def test_a_shard_that_is_gone_raises(kind, reader, tmp_path):
     (shard, _) = reader.shards(())
-    if kind == "folder":
+    if kind in FOLDERS:
         shutil.rmtree(tmp_path / "in")  # a single file would be a reject
     else:
         (tmp_path / "in" / shard.name).unlink()
