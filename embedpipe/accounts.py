@@ -22,6 +22,7 @@ PASSED_OVER = {
     "second_caption": "another caption of a sample that has one",
     "second_metadata": "another .json of a sample that has one",
     "not_named": "another image or caption than the one that `image_member` or `caption_member` names",
+    "blank_line": "a line of a text table that is blank",
     "no_row": "an image that no row of the folder's metadata tables names",
     "own_output": "in an output of embedpipe below the folder",
     "unreadable": "it cannot be opened, and its name does not say what it is; or a folder that cannot be listed",
@@ -36,6 +37,7 @@ _WORDS = {
     "second_caption": "second caption",
     "second_metadata": "second .json",
     "not_named": "not the member named",
+    "blank_line": "blank lines",
     "no_row": "without a row in the metadata",
     "own_output": "embedpipe's own",
 }

@@ -11,11 +11,13 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import files, manifest
+from ..accounts import Accounts, total
 from ..errors import EmptyInput, InputError, OptionError, RunMismatch
 from ..manifest import RunCard
 from ..read import SampleRules
@@ -30,7 +32,9 @@ from .tables.local_paths import refuse_local_paths
 from .tables.recorded import TableInput, identify, recorded, require_unchanged, retry_file
 from .tables.schema import Layout
 from .tables.sources import Source
-from .tables.table_file import TableFile, TableOptions
+from .tables.table_file import Surveyed, TableFile, TableOptions
+
+logger = logging.getLogger(__name__)
 
 _SAME_URL = "the same request"
 
@@ -155,8 +159,20 @@ def _table_plan(source: Source, out: str, config: FetchConfig, previous: RunCard
     if previous is None and not source.root:
         refuse_local_paths(shards[0].file, chosen.url)
     run = _run_card(source.location, config, chosen, inputs, shards, previous)
+    run = _with_notes(run, surveyed)
     plan = FetchPlan(run, previous, chosen, shards, root=source.root)
     return replace(plan, run=source.recorded_in(run, by_name.values(), chosen.url))
+
+
+def _with_notes(run: RunCard, surveyed: Mapping[str, Surveyed]) -> RunCard:
+    """The run card with the count of blank lines. Tables without rows are only said."""
+    for name, found in surveyed.items():
+        if not found.rows:
+            logger.warning("%s: no rows in it", name)
+    blank = sum(found.blank_lines for found in surveyed.values())
+    if not blank:
+        return run
+    return replace(run, listing=total(run.listing, Accounts("line", blank, 0, {"blank_line": blank})))
 
 
 def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard | None) -> FetchPlan:

@@ -195,3 +195,12 @@ def test_an_explicit_caption_column_must_be_there_a_default_one_need_not(tmp_pat
     assert rows(path).column("caption").to_pylist() == [None]
     with pytest.raises(InputError, match=r"no column 'text'.* Did you mean TEXT"):
         rows(path, caption_col="text")
+
+
+def test_blank_lines_are_counted_and_a_table_without_rows_is_said(tmp_path, caplog):
+    written(tmp_path, "a.txt", f"\n{URLS[0]}\n  \n\n{URLS[1]}\n")
+    written(tmp_path, "b.txt", "\n")
+    plan = make_plan(str(tmp_path), "/nowhere", FetchConfig())
+    assert plan.rows == 2
+    assert plan.run.listing.passed_over == {"blank_line": 4}
+    assert "b.txt: no rows in it" in caplog.text
