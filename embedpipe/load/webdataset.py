@@ -33,7 +33,8 @@ def webdataset_pipeline(
     images: where the image shards are now (a place or several), None for where they were; any fsspec url. columns:
     metadata to add. decode: as webdataset decodes images: "torchrgb", "pil" …; None leaves the bytes.
 
-    Raises InputError where there are no tars, DatasetError where one has changed since it was encoded.
+    Raises InputError where there are no tars, DatasetError where one has changed since it was encoded, or where keys
+    have dots in their file names: webdataset's end at the first.
     """
     join = _Join(dataset, _places(dataset, images), tuple(columns))
     return wds.DataPipeline(
@@ -111,6 +112,12 @@ class _Stored:
     def __init__(self, dataset: EmbeddingDataset, number: int, columns: tuple[str, ...]) -> None:
         table = dataset.metadata(number, ("key", *columns))
         keys: list[str] = table.column("key").to_pylist()
+        dotted = next((key for key in keys if "." in key.rpartition("/")[2]), None)
+        if dotted is not None:
+            raise DatasetError(
+                f"{dataset.path}: has a row {dotted!r}: webdataset ends keys at the first dot, and would leave it out",
+                "Load its images with embedpipe.ImageLoader",
+            )
         self._place = {key: place for place, key in enumerate(keys)}
         self._columns = {name: table.column(name) for name in columns}
         self._start = dataset.shards[number].start

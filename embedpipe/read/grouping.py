@@ -163,8 +163,12 @@ def _told_apart(group: list[Member], ledger: Ledger) -> Iterator[tuple[str, dict
         if member.name.part:
             by_stem.setdefault(member.name.stem, []).append(member)
     own = {stem: some for stem, some in by_stem.items() if _stands_alone(some, plain, by_stem)}
-    parts = [member for stem, some in by_stem.items() if stem not in own for member in some]
-    mine = [*plain, *parts]
+    mine = list(plain)
+    for member in (member for stem, some in by_stem.items() if stem not in own for member in some):
+        if plain and member.name.kind in _unneeded(_kinds(plain)):
+            ledger.pass_over(printable(member.name.path), "unused_part")
+        else:
+            mine.append(member)
     if mine:
         yield mine[0].name.key, _chosen(mine, ledger)
     for stem, some in own.items():
@@ -175,11 +179,17 @@ def _stands_alone(some: list[Member], plain: list[Member], by_stem: dict[str, li
     """Whether members of one stem, with several dots in their names, are a sample of their own."""
     kinds = _kinds(some)
     if not some[0].name.named_part:
-        return not plain or (IMAGE in kinds and len(kinds) > 1) or bool(kinds - _kinds(plain))
+        missing = (kinds - _kinds(plain)) & {IMAGE, CAPTION}
+        return not plain or (IMAGE in kinds and len(kinds) > 1) or bool(missing)
     if plain:
         return False
     named = [others for others in by_stem.values() if others[0].name.named_part]
     return any(len(_kinds(others)) > 1 for others in named) or len({k for o in named for k in _kinds(o)}) == 1
+
+
+def _unneeded(own: set[str | None]) -> set[str]:
+    """The kinds that parts do not add to a sample with members `own`: a .json may hold its caption already."""
+    return {METADATA, CAPTION} - own if METADATA in own else {METADATA} - own
 
 
 def _kinds(some: list[Member]) -> set[str | None]:

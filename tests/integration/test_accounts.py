@@ -12,7 +12,7 @@ import pytest
 from embedpipe import manifest
 from embedpipe.accounts import Accounts
 from embedpipe.encode.job import encode
-from embedpipe.errors import EmptyInput, InputError, OptionError, RunMismatch
+from embedpipe.errors import DatasetError, EmptyInput, InputError, OptionError, RunMismatch
 from embedpipe.fetch import FetchConfig, fetch
 from embedpipe.load import EmbeddingDataset
 from embedpipe.merge import merge
@@ -282,3 +282,11 @@ def test_of_a_list_of_captions_in_a_table_of_images_too(tmp_path, encode_config)
     assert dataset.metadata["caption"].read().to_pylist() == ["one", "three"]
     assert json.loads(dataset.metadata["extra"].read().to_pylist()[1]) == {"caption": [" ", "three"]}
     assert report.report.accounts == Accounts("row", 4, 4)
+
+
+def test_a_pipeline_of_webdataset_leaves_no_row_out_silently(source, tmp_path, encode_config):
+    from embedpipe.load.webdataset import webdataset_pipeline
+
+    encode(str(source), str(tmp_path / "emb"), encode_config())
+    with pytest.raises(DatasetError, match=r"has a row 'Dr\. No': webdataset ends keys at the first dot"):
+        list(webdataset_pipeline(EmbeddingDataset(str(tmp_path / "emb"))))

@@ -249,3 +249,42 @@ def test_two_thousand_tars(members, rules, folder):
 @given(members=MEMBERS, rules=RULES)
 def test_two_thousand_folders(members, rules, folder):
     holds_folder(members, rules, folder)
+
+
+OF_EVERY_KIND = st.sets(
+    st.builds(
+        "{}{}.{}".format,
+        st.sampled_from(["000", "001", "a", "b/c", "Dr", "IMG_1"]),
+        st.sampled_from(["", "", "", ".seg", ".0", ". No", ".left", ".v1.2"]),
+        st.sampled_from(["jpg", "png", "txt", "json", "cls", "npy", "avif", "JPG", "svg", "orig"]),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=150)
+@given(names=OF_EVERY_KIND, need_caption=st.booleans())
+def test_rows_that_version_0_1_read_of_a_sorted_tar_are_read_as_they_were(names, need_caption, folder):
+    contents = {
+        "txt": b"caption of ",
+        "json": b'{"caption": "in %s"}',
+        "cls": b"1",
+        "npy": b"\x93NUMPY",
+        "svg": b"<svg/>",
+    }
+
+    def content(name):
+        data = contents.get(name.rpartition(".")[2], JPEG)
+        return data % name.encode() if b"%s" in data else data + name.encode()
+
+    place = shards.write_tar(folder / "sorted.tar", [(name, content(name)) for name in sorted(names)])
+    before, now = (
+        {
+            sample.key: sample
+            for sample in shards.read(open_reader(place, SampleRules(need_caption=need_caption, reading=reading)))[0]
+        }
+        for reading in (1, 2)
+    )
+    for key, sample in before.items():
+        found = now[key]
+        assert (found.image, found.caption, found.metadata) == (sample.image, sample.caption, sample.metadata)

@@ -69,6 +69,8 @@ def test_members_named_behind_the_first_dot_are_one_sample(tmp_path):
         # A part takes the place of what is missing.
         (["0.left.jpg", "0.right.jpg", "0.txt"], {"0": "0.txt"}, {}, {"second_image": 1}),
         (["0.jpg", "0.ja.txt"], {"0": "0.ja.txt"}, {}, {}),
+        (["0.jpg", "0.json", "0.ja.txt"], {"0": "of json"}, {}, {"unused_part": 1}),
+        (["0.jpg", "0.seg.json", "0.txt"], {"0": "0.txt"}, {}, {"unused_part": 1}),
         (["photo.jpg", "photo.jpg.txt"], {"photo": "photo.jpg.txt"}, {}, {}),
         # All of one kind: each is a sample, or the reject of one.
         (["0.left.jpg", "0.right.jpg"], {}, {"0.left": "caption_missing", "0.right": "caption_missing"}, {}),
