@@ -130,7 +130,11 @@ def tell(python: Path, folder: Path, stage: Callable[[str], AbstractContextManag
     of_others = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONWARNINGS")
     environment = {name: value for name, value in os.environ.items() if name not in of_others}
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"
-    environment |= {"EMBEDPIPE_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+    environment |= {
+        "EMBEDPIPE_CACHE": str(folder / "cache"),
+        "EMBEDPIPE_STATE": str(folder / "state"),
+        "COLUMNS": "200",
+    }
     installed = Installed(python, folder, environment)
     with stage("import every module, ask every command for its help"):
         commands = installed.run("python", "-c", _IMPORTS).stdout.split()
