@@ -152,7 +152,7 @@ def test_every_picture_of_a_folder_is_fetched_or_told_of(folder, tmp_path):
     assert verify(out, shards.DEEP).whole
     (folder / os.fsdecode(b"caf\xe8.png")).write_bytes(b"")  # fails, and is read again by its own name
     again = fetch(str(folder), out, dataclasses.replace(FETCH, retry_failed=True))
-    assert (again.failed, again.retried) == ({"empty": 1, "not_an_image": 1, "unreadable": 1}, 3)
+    assert (again.failed, again.retried) == ({"empty": 1, "unreadable": 1, "unsupported": 1}, 3)
 
 
 def test_no_usable_sample_says_why(tmp_path, encode_config):
