@@ -42,12 +42,14 @@ class Checkpoints:
 
     identity: plain JSON values that shape the numbers; a checkpoint with another identity is refused.
     keep: how many of the newest stay; the best one always stays besides. on_saved: called when one was saved.
+    grown: flat names of the identity that may differ, see `Run`; a larger number of steps always may.
     """
 
     folder: Path
     identity: Mapping[str, Any]
     keep: int = 2
     on_saved: Callable[[], None] | None = None
+    grown: frozenset[str] = frozenset()
 
     def save(self, state: TrainState, together: Processes) -> None:
         """Commit `state`, then prune. Every process calls it where the state is sharded, else the first may alone.
@@ -68,8 +70,10 @@ class Checkpoints:
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def resume(self, state: TrainState, together: Processes) -> bool:
-        """Load the newest whole checkpoint into `state`, in every process; False if there is none.
+    def resume(self, state: TrainState, together: Processes) -> dict[str, tuple[Any, Any]]:
+        """Load the newest whole checkpoint into `state`, in every process; if there is none, leave it as it is.
+
+        Returns what of the identity has changed since, and may: by flat name, what it was and is.
 
         Each process looks at the checksums of its share of the files. A corrupt checkpoint is passed over with a
         warning. Raises CheckpointError if all are corrupt, if the run was another, or if not all processes see it.
@@ -90,12 +94,16 @@ class Checkpoints:
                 if together.is_first:
                     logger.warning("%s; the one before it is used", problems[0])
                 continue
-            refuse_another(folder, content["identity"], self.identity)
+            changes = changes_between(content["identity"], self.identity)
+            refuse_another(folder, self._refused(changes, 0), self._refused(changes, 1))
             state.load(tensors, content["numbers"])
-            return True
+            return changes
         if corrupt:
             raise CheckpointError(f"{self.folder}: every checkpoint is corrupt; delete the folder to start again")
-        return False
+        return {}
+
+    def _refused(self, changes: Mapping[str, tuple[Any, Any]], side: int) -> dict[str, Any]:
+        return {key: it[side] for key, it in changes.items() if not may_change(key, *it, self.grown)}
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
@@ -250,11 +258,22 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
 
 def refuse_another(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *words: str) -> None:
     """Raise AnotherRun that names what differs between a checkpoint's identity and this one's. words: as it takes."""
-    old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(ours))))
-    apart = {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}
-    if apart:
-        there, here = ({key: it for key, it in some.items() if key in apart} for some in (old, new))
+    if apart := changes_between(theirs, ours):
+        there, here = ({key: it[side] for key, it in apart.items()} for side in (0, 1))
         raise AnotherRun(folder, there, here, *words)
+
+
+def changes_between(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two identities, by flat name: what it was and is; None for what one of them lacks."""
+    old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(ours))))
+    apart = [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]
+    return {key: (old.get(key), new.get(key)) for key in apart}
+
+
+def may_change(key: str, before: Any, now: Any, grown: frozenset[str] = frozenset()) -> bool:
+    """Whether a run may go on although this differs: it becomes longer, or its data grew (see `Run.grown`)."""
+    longer = key == "train.steps" and isinstance(before, int) and isinstance(now, int) and now > before
+    return longer or key in grown
 
 
 def _refuse_apart(steps: list[int], together: Processes) -> None:

@@ -72,11 +72,14 @@ class Run:
     describes: plain JSON values that shape the numbers besides the training settings (model config, data
     fingerprint); a run with other values in the same folder is refused.
     on_saved: called after each checkpoint, when the folder holds it and what was pruned is gone.
+    grown: flat names of `describes` that differ from the checkpoints' because the data grew, which the caller made sure
+    of; the run goes on, and forgets which checkpoint was best: it was judged on other rows.
     """
 
     folder: Path
     describes: Mapping[str, Any] = field(default_factory=dict)
     on_saved: Callable[[], None] | None = None
+    grown: frozenset[str] = frozenset()
 
     @property
     def checkpoints(self) -> Path:

@@ -81,11 +81,13 @@ def train(
     # What the first process does decides: the others may know nothing to judge by.
     judges, shows = together.gather((evaluate is not None, show is not None))[0]
 
-    checkpoints = Checkpoints(run.checkpoints, _identity(run, config, optim), config.keep, run.on_saved)
+    identity = run_identity(run.describes, config, optim)
+    checkpoints = Checkpoints(run.checkpoints, identity, config.keep, run.on_saved, run.grown)
     if together.is_first:
         checkpoints.sweep()
     together.wait()
-    checkpoints.resume(state, together)
+    changes = checkpoints.resume(state, together)
+    state.go_on(config.steps, changes, data_grew=not run.grown.isdisjoint(changes))
     saved_step = state.step
     logs = open_logs(run, config.loggers, state.logged_steps()) if together.is_first else Logs([])
 
@@ -218,7 +220,7 @@ def _note_best(state: TrainState, numbers: Mapping[str, float], config: TrainCon
     return False
 
 
-def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
+def run_identity(describes: Mapping[str, Any], config: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: what shapes the weights, not what is written when."""
     train = asdict(config)
     for name in (
@@ -239,7 +241,7 @@ def _identity(run: Run, config: TrainConfig, optim: OptimConfig) -> dict[str, An
     rates = asdict(optim)
     if optim.decay_matrices_only:
         del rates["decay_matrices_only"]  # Absent rather than true: older runs go on without it.
-    return {"train": train, "optim": rates, **run.describes}
+    return {"train": train, "optim": rates, **describes}
 
 
 @contextmanager

@@ -45,7 +45,8 @@ class TrainState:
     """The state of a run after `step` finished optimizer steps.
 
     samples: rows seen. seconds: time spent in steps, over all sittings. evaluated_step: the last step that was
-    evaluated; a run interrupted during an evaluation does it again.
+    evaluated; a run interrupted during an evaluation does it again. total_steps: of the run, 0 before it begins.
+    history: how it was extended: the step from which on, and the changes in words.
     """
 
     model: nn.Module
@@ -56,6 +57,8 @@ class TrainState:
     seconds: float = 0.0
     evaluated_step: int = 0
     best: Best | None = None
+    total_steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
     tally: MetricTotals = field(default_factory=MetricTotals)
 
     @property
@@ -87,6 +90,8 @@ class TrainState:
             "seconds": self.seconds,
             "evaluated_step": self.evaluated_step,
             "best": None if self.best is None else asdict(self.best),
+            "total_steps": self.total_steps,
+            "history": self.history,
             "tally": asdict(self.tally),
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
         }
@@ -106,7 +111,20 @@ class TrainState:
         self.seconds = numbers["seconds"]
         self.evaluated_step = numbers["evaluated_step"]
         self.best = None if numbers["best"] is None else Best(**numbers["best"])
+        self.total_steps = numbers.get("total_steps", 0)  # absent from runs of earlier versions, as is the history
+        self.history = list(numbers.get("history", ()))
         self.tally = MetricTotals(**numbers["tally"])
+
+    def go_on(self, total_steps: int, changes: Mapping[str, tuple[Any, Any]], data_grew: bool) -> None:
+        """Note how a resumed run differs from what it was."""
+        told = [f"{name}: {before} → {now}" for name, (before, now) in changes.items()]
+        if self.total_steps not in (0, total_steps) and "train.steps" not in changes:
+            told.insert(0, f"train.steps: {self.total_steps} → {total_steps}")
+        if told:
+            self.history.append({"step": self.step, "changes": told})
+        if data_grew:
+            self.best = None
+        self.total_steps = total_steps
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}

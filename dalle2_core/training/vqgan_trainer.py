@@ -35,11 +35,15 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class VaeTraining:
-    """What a finished training of an autoencoder was. best_step: whose weights were kept; metrics: their evaluation."""
+    """What a finished training of an autoencoder was. best_step: whose weights were kept; metrics: their evaluation.
+
+    history: see `TrainState`.
+    """
 
     steps: int
     best_step: int
     metrics: dict[str, float]
+    history: list[dict[str, Any]]
 
 
 def train_vae(
@@ -92,7 +96,7 @@ def train_vae(
     device = next(vae.parameters()).device
     vae.measure_latents(images.to(device) for images in to_measure)
     vae.save(run.folder)
-    return VaeTraining(state.step, best_step, judge_reconstructions(vae, held_out))
+    return VaeTraining(state.step, best_step, judge_reconstructions(vae, held_out), state.history)
 
 
 @torch.no_grad()

@@ -40,12 +40,15 @@ def row_marks(dataset: EmbeddingDataset, rows: np.ndarray | None = None) -> np.n
     Unlike content identities, they tell rows of the same image apart.
     """
     original = _original_names(dataset)
-    marks = _hashes(
-        "\0".join((sha256 or "", uid or "", original(shard), key))
-        for table in _tables(dataset)
-        for sha256, uid, shard, key in _rows(table)
+    marks = marks_of(
+        (sha256, uid, original(shard), key) for table in _tables(dataset) for sha256, uid, shard, key in _rows(table)
     )
     return marks if rows is None else marks[rows]
+
+
+def marks_of(rows: Iterable[tuple[str | None, str | None, str, str]]) -> np.ndarray:
+    """uint64 [n]: the marks of rows given by sha256, uid, source shard before any merge, and key."""
+    return _hashes("\0".join((sha256 or "", uid or "", shard, key)) for sha256, uid, shard, key in rows)
 
 
 def _original_names(dataset: EmbeddingDataset) -> functools._lru_cache_wrapper[str]:

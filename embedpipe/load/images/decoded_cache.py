@@ -2,7 +2,7 @@
 
 cache/
   pixels.bin        uint8 [n, 3, h, w]
-  samples.parquet   key, src_shard, caption, split: row i belongs to image i
+  samples.parquet   key, src_shard, caption, split, sha256: row i belongs to image i
   pictures.json     what the cache was made from; written last: a cache without it does not exist
 """
 
@@ -29,10 +29,9 @@ from ...images.guarded import guarded_decode
 from ...images.rules import image_rules
 from ...progress import Listener, Progress, silent
 from ...read import Reader, SampleRules, open_reader
-from ...read.base import NoDigest
 from ...read.sample import DEFAULT_CAPTION_KEY
 from ...types import Reject, Sample, SourceShard
-from ..identity import content_identity
+from ..identity import content_identity, marks_of
 from ..split import CONTENT, KEY, hash_split
 
 _FORMAT_VERSION = 1
@@ -77,7 +76,8 @@ class Pictures:
     """Row i of every field is the same sample.
 
     pixels: uint8 [n, 3, h, w], memory-mapped. splits: str [n]. rejects: counts by error class. fingerprint: hex sha256
-    of the input's bytes and of the options: independent of the location.
+    of the input's bytes and of the options: independent of the location. marks: uint64 [n], see `marks_of`; None from
+    a cache of an earlier version.
     """
 
     pixels: np.ndarray
@@ -85,6 +85,7 @@ class Pictures:
     splits: np.ndarray
     rejects: dict[str, int]
     fingerprint: str
+    marks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -92,10 +93,16 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class PictureCounts:
-    """splits: images per split. rejects: samples without one, by error class."""
+    """splits: images per split. rejects: samples without one, by error class. fingerprint, marks: as of `Pictures`.
+
+    names: the split of each image, str [n].
+    """
 
     splits: dict[str, int]
     rejects: dict[str, int]
+    fingerprint: str
+    names: np.ndarray
+    marks: np.ndarray | None
 
 
 def count_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> PictureCounts:
@@ -108,21 +115,29 @@ def count_pictures(data: str, cache: str, options: PictureOptions, listener: Lis
     marker = _read_marker(cache)
     if marker is not None and marker["identity"] == _identity(shards, options):
         found = _open(cache, marker, options)
-        return PictureCounts(dict(Counter(found.splits.tolist())), found.rejects)
-    splits: Counter[str] = Counter()
+        return _counts(found.splits.tolist(), found.rejects, found.fingerprint, found.marks)
+    splits: list[str] = []
+    rows: list[tuple[str, None, str, str]] = []
+    digest = _digest(options)
     rejects: Counter[str] = Counter()
     listener(Progress(planned=len(shards)))
     for shard in shards:
-        for sample in reader.read(shard, NoDigest()):
+        digest.update(f"\0{shard.name}\0".encode())
+        for sample in reader.read(shard, digest):
             if isinstance(sample, Reject):
                 rejects[sample.error_class] += 1
             else:
-                splits[_split(sample, shard.name, options)] += 1
+                splits.append(_split(sample, shard.name, options))
+                rows.append((_sha256(sample), None, shard.name, sample.key))
             listener(Progress(rows=int(isinstance(sample, Sample)), rejected=int(isinstance(sample, Reject))))
         listener(Progress(tasks=1))
     if not splits:
         raise _nothing(data, options, rejects)
-    return PictureCounts(dict(splits), dict(sorted(rejects.items())))
+    return _counts(splits, dict(sorted(rejects.items())), digest.hexdigest(), marks_of(rows))
+
+
+def _counts(names: list[str], rejects: dict[str, int], fingerprint: str, marks: np.ndarray | None) -> PictureCounts:
+    return PictureCounts(dict(Counter(names)), rejects, fingerprint, np.array(names, dtype=object), marks)
 
 
 def open_pictures(data: str, cache: str, options: PictureOptions, listener: Listener = silent) -> Pictures:
@@ -201,7 +216,7 @@ def _read_marker(cache: str) -> dict[str, Any] | None:
 def _decode_all(
     data: str, reader: Reader, shards: list[SourceShard], cache: str, options: PictureOptions, listener: Listener
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(options.shaping(), sort_keys=True).encode())
+    digest = _digest(options)
     listener(Progress(planned=len(shards)))
     writer = _Writer(options)
     with files.writing(files.join(cache, _PIXELS)) as stream:
@@ -224,6 +239,15 @@ def _decode_all(
     }
 
 
+def _digest(options: PictureOptions) -> hashlib._Hash:
+    """Of all that shapes the rows; the shards' names and bytes are to follow."""
+    return hashlib.sha256(json.dumps(options.shaping(), sort_keys=True).encode())
+
+
+def _sha256(sample: Sample) -> str:
+    return hashlib.sha256(sample.image or b"").hexdigest()
+
+
 def _nothing(data: str, options: PictureOptions, rejects: Counter[str]) -> EmptyInput:
     why = ", ".join(f"{name} {count}" for name, count in rejects.most_common(3)) or "no samples"
     what = "picture with a caption" if options.need_caption else "picture"
@@ -234,7 +258,7 @@ def _split(sample: Sample, shard: str, options: PictureOptions) -> str:
     """The split of a sample. Raises InputError if the metadata do not give it."""
     column = options.split_column
     if column is None:
-        content = None if options.split_by == KEY else hashlib.sha256(sample.image or b"").hexdigest()
+        content = None if options.split_by == KEY else _sha256(sample)
         return hash_split(content_identity(content, None, shard, sample.key), options.valid_share)
     if column not in sample.metadata:
         known = did_you_mean(column, sample.metadata) if sample.metadata else "It has no metadata at all"
@@ -247,7 +271,7 @@ class _Writer:
 
     def __init__(self, options: PictureOptions) -> None:
         self._options = options
-        self.rows: dict[str, list[str]] = {"key": [], "src_shard": [], "caption": [], "split": []}
+        self.rows: dict[str, list[str]] = {"key": [], "src_shard": [], "caption": [], "split": [], "sha256": []}
         self.rejects: Counter[str] = Counter()
 
     def take(self, sample: Sample | Reject, shard: str, pixels: BinaryIO) -> bool:
@@ -261,7 +285,7 @@ class _Writer:
             self.rejects[decoded.error_class] += 1
             return False
         pixels.write(decoded.pixels.numpy().tobytes())
-        values = (sample.key, shard, sample.caption or "", _split(sample, shard, self._options))
+        values = (sample.key, shard, sample.caption or "", _split(sample, shard, self._options), _sha256(sample))
         for column, value in zip(self.rows.values(), values, strict=True):
             column.append(value)
         return True
@@ -277,7 +301,15 @@ def _open(cache: str, marker: dict[str, Any], options: PictureOptions) -> Pictur
         splits=np.array(table["split"].to_pylist(), dtype=object),
         rejects=marker["rejects"],
         fingerprint=marker["fingerprint"],
+        marks=_marks(table),
     )
+
+
+def _marks(table: pa.Table) -> np.ndarray | None:
+    if "sha256" not in table.column_names:
+        return None
+    sha256, shard, key = (table[name].to_pylist() for name in ("sha256", "src_shard", "key"))
+    return marks_of((it, None, place, name) for it, place, name in zip(sha256, shard, key, strict=True))
 
 
 def batched(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dalle2_core.training import Processes
 from embedpipe.mirror import Place, Scope, at_work, working_folder
 
+from .trained_rows import TRAINED_ROWS
+
 # What is kept to be quicker the next time stays on the machine.
-TRAINING = Scope(own=("checkpoints", "run.json"), leave=("cache", "join", "latents-*.npy"))
+TRAINING = Scope(own=("checkpoints", "run.json", TRAINED_ROWS), leave=("cache", "join", "latents-*.npy"))
 
 
 @contextmanager

@@ -40,14 +40,19 @@ def refuse_finished(
     describes: Callable[[dict[str, Any]], dict[str, Any]],
     facts: dict[str, Any],
     name_of: NameOf = option_of,
+    grown: frozenset[str] = frozenset(),
 ) -> None:
     """Raise RunMismatch where `folder` holds a finished run of another recipe or other data.
 
-    describes: what of a run's facts must stay the same. Unfinished ones are compared by their checkpoints.
+    describes: what of a run's facts must stay the same, but for what has `grown`, see `Extension`. Unfinished ones are
+    compared by their checkpoints.
     """
     if files.exists(files.join(folder, RUN_FILE)):
         found = read_run_record(folder, kind, made_by)
-        _refuse(folder, describes(found), describes(facts), name_of)
+        theirs, ours = (
+            {name: it for name, it in describes(some).items() if name not in grown} for some in (found, facts)
+        )
+        _refuse(folder, theirs, ours, name_of)
 
 
 @contextlib.contextmanager
@@ -58,6 +63,12 @@ def refusing_another(folder: str, name_of: NameOf = option_of) -> Iterator[None]
     except AnotherRun as problem:
         _refuse(folder, problem.theirs, problem.ours, name_of)
         raise
+
+
+def refuse_changes(folder: str, changes: Mapping[str, tuple[Any, Any]], name_of: NameOf = option_of) -> None:
+    """Raise RunMismatch naming these changes, by flat name: what was and is."""
+    theirs, ours = ({key: it[side] for key, it in changes.items()} for side in (0, 1))
+    _refuse(folder, theirs, ours, name_of)
 
 
 def _refuse(folder: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], name_of: NameOf) -> None:

@@ -10,22 +10,22 @@ import io
 import numpy as np
 
 from embedpipe import files
-from embedpipe.load import EmbeddingDataset
-from embedpipe.load.identity import row_marks
 
-_FILE = "train_rows.npy"
+TRAINED_ROWS = "train_rows.npy"
 
 
-def write_trained_rows(folder: str, dataset: EmbeddingDataset, rows: np.ndarray) -> None:
-    """Record that the run in `folder` trains on `rows` of `dataset`."""
+def write_trained_rows(folder: str, marks: np.ndarray) -> None:
+    """Record that the run in `folder` trains on the rows with these marks, see `row_marks`."""
+    if not len(marks):
+        return  # pictures decoded by an earlier version, which are not told apart
     stream = io.BytesIO()
-    np.save(stream, np.unique(row_marks(dataset, rows)), allow_pickle=False)
-    files.write_bytes(files.join(folder, _FILE), stream.getvalue())
+    np.save(stream, np.unique(marks), allow_pickle=False)
+    files.write_bytes(files.join(folder, TRAINED_ROWS), stream.getvalue())
 
 
 def read_trained_rows(folder: str) -> np.ndarray | None:
     """uint64, ascending; None for a run of an earlier version, or a damaged file."""
-    data = files.read_if_there(files.join(folder, _FILE))
+    data = files.read_if_there(files.join(folder, TRAINED_ROWS))
     if data is None:
         return None
     try:

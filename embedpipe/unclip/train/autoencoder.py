@@ -29,19 +29,23 @@ from embedpipe.progress import Listener, silent
 
 from ..calls import call_of
 from ..evaluate.priors import sample_rows
+from ..runs.extend import Extension, say
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
 from ..runs.split import SplitConfig
+from ..runs.trained_rows import write_trained_rows
 from .plan import (
     IMAGE_RULES,
     PictureSource,
     TrainingPlan,
     described_rules,
     picture_cache,
+    picture_extension,
     picture_rows,
     plan_with_pictures,
     rules_of_run,
+    train_marks,
 )
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
@@ -139,7 +143,12 @@ def vae_job(
 
 def plan_vae(job: VaeJob) -> TrainingPlan:
     """What `train_vae` would do. Raises as it does."""
-    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe, job.view)
+    options = job.pictures()
+
+    def describes(fingerprint: str) -> dict[str, Any]:
+        return _describes(_facts(job, fingerprint, options.rules))
+
+    return plan_with_pictures(job.data, job.out, options, job.recipe, job.view, describes)
 
 
 def run_vae(job: VaeJob) -> VaeOutcome | None:
@@ -157,8 +166,14 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
         vae = VQGanVAE.from_config(recipe.vae, job.vgg).to(device)
         pictures = _decoded(job, options, view, together)
         rows = picture_rows(pictures, job.data, recipe.train.batch_size)
-        facts = _facts(job, pictures, options.rules)
-        run = Run(Path(place.folder), _describes(facts), place.commit)
+        facts = _facts(job, pictures.fingerprint, options.rules)
+        mine = Extension()
+        if together.is_first:
+            mine = picture_extension(place.folder, _describes(facts), recipe, pictures.marks, pictures.splits)
+            say(job.out, mine)
+            write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
+        found = together.gather(mine)[0]
+        run = Run(Path(place.folder), _describes(facts), place.commit, found.grown)
         trained = _learn(vae, pictures, rows, run, recipe, view, together)
         if trained is None:
             return None
@@ -174,7 +189,7 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
             rejects=pictures.rejects,
             metrics=trained.metrics,
         )
-        write_run_record(place.folder, VAE_RUN, facts | dataclasses.asdict(outcome))
+        write_run_record(place.folder, VAE_RUN, facts | dataclasses.asdict(outcome) | {"history": trained.history})
     return outcome
 
 
@@ -215,21 +230,22 @@ def _learn(
         )
 
 
-def _facts(job: VaeJob, pictures: Pictures, rules: ImageRules) -> dict[str, Any]:
+def _facts(job: VaeJob, fingerprint: str, rules: ImageRules) -> dict[str, Any]:
     """What the run's run.json says of it, as plain JSON values."""
     return {
         "recipe": dataclasses.asdict(job.recipe),
         "split": job.split.facts(),
         "data": job.data,
         "vgg_sha256": None if job.vgg is None else sha256(Path(job.vgg)),
-        "pictures": pictures.fingerprint,
+        "pictures": fingerprint,
         **described_rules(rules),
     }
 
 
 def _describes(facts: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
-    return {name: facts[name] for name in ("split", "vgg_sha256", "pictures", IMAGE_RULES) if name in facts}
+    names = ("split", "vgg_sha256", "pictures", IMAGE_RULES)
+    return {"vae": facts["recipe"]["vae"], **{name: facts[name] for name in names if name in facts}}
 
 
 def _decoded(job: VaeJob, options: PictureOptions, view: TrainingView, together: Processes) -> Pictures:

@@ -28,18 +28,22 @@ from embedpipe.progress import Listener, Progress, silent
 from ..calls import call_of
 from ..device import default_device
 from ..evaluate.priors import sample_rows
+from ..runs.extend import say
 from ..runs.folder import TRAINING
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
 from ..runs.split import SplitConfig
+from ..runs.trained_rows import write_trained_rows
 from .plan import (
     PictureSource,
     TrainingPlan,
     described_rules,
     picture_cache,
+    picture_extension,
     picture_rows,
     plan_with_pictures,
     rules_of_run,
+    train_marks,
 )
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView
@@ -142,7 +146,12 @@ def clip_job(
 
 def plan_clip(job: ClipJob) -> TrainingPlan:
     """What `train_clip` would do. Raises as it does."""
-    return plan_with_pictures(job.data, job.out, job.pictures(), job.recipe, job.view, held_out=2)
+    options = job.pictures()
+
+    def describes(fingerprint: str) -> dict[str, Any]:
+        return _describes(job, fingerprint, options.rules)
+
+    return plan_with_pictures(job.data, job.out, options, job.recipe, job.view, describes, held_out=2)
 
 
 def run_clip(job: ClipJob) -> ClipOutcome:
@@ -167,7 +176,11 @@ def run_clip(job: ClipJob) -> ClipOutcome:
             batches = batches_from(rows[TRAIN], recipe.train.batch_size, recipe.train.seed, step)
             return (pairs.batch(some) for some in batches)
 
-        run = Run(Path(place.folder), _describes(job, pictures, options.rules), place.commit)
+        known = _describes(job, pictures.fingerprint, options.rules)
+        found = picture_extension(place.folder, known, recipe, pictures.marks, pictures.splits)
+        say(job.out, found)
+        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
+        run = Run(Path(place.folder), known, place.commit, found.grown)
         with refusing_another(place.folder), view.steps("", recipe.train) as on_step:
             state = train(
                 model,
@@ -197,7 +210,8 @@ def run_clip(job: ClipJob) -> ClipOutcome:
             scores=scores,
             metrics=scores[VALID].numbers() | {"chance_at_10": scores[VALID].chance(10)},
         )
-        facts = {"recipe": dataclasses.asdict(recipe), "split": job.split.facts(), "data": job.data}
+        facts: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "split": job.split.facts(), "data": job.data}
+        facts |= {"history": state.history}
         write_run_record(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
     return outcome
 
@@ -251,11 +265,11 @@ def _score_all(model: TrainableClip, pairs: _Pairs, pictures: Pictures) -> dict[
     return {name: pairs.score(model, rows[name]) for name in names if len(rows[name]) > 1}
 
 
-def _describes(job: ClipJob, pictures: Pictures, rules: ImageRules) -> dict[str, Any]:
+def _describes(job: ClipJob, fingerprint: str, rules: ImageRules) -> dict[str, Any]:
     """What must stay the same for a run to be continued, besides the training settings."""
     return {
         "clip": dataclasses.asdict(job.recipe.clip),
         "split": job.split.facts(),
-        "pictures": pictures.fingerprint,
+        "pictures": fingerprint,
         **described_rules(rules),
     }

@@ -24,6 +24,7 @@ from embedpipe.containment import refuse_outward_links
 from embedpipe.errors import InputError, OptionError
 from embedpipe.images.decode import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
+from embedpipe.load.identity import row_marks
 from embedpipe.load.images.loader import ImageLoader
 from embedpipe.load.images.source import Images, places_of
 from embedpipe.load.split import TRAIN, VALID
@@ -37,6 +38,7 @@ from ..data.row_policy import RowPolicy
 from ..evaluate.decoder_stage import StageJudge
 from ..evaluate.image_features import open_features
 from ..evaluate.priors import sample_rows
+from ..runs.extend import Extension, say
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
@@ -48,14 +50,14 @@ from .decoder_run import (
     identity_of,
     keep_autoencoder,
     option_names,
-    refuse_another_run,
     refuse_neighbours,
     run_record,
+    stage_extension,
     stage_is_finished,
     stage_of,
 )
 from .nonfinite import report_rows
-from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
+from .plan import NOT_FINITE, StepsLeft, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
 from .settings import Values, resolve_config, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -148,13 +150,15 @@ def plan_decoder(job: DecoderJob) -> TrainingPlan:
     dataset, stages = _open(job, "cpu", weights=False)
     seen = open_joined_images(job.images, dataset, job.source, _cache(job), keep=False)
     rows, dropped = _rows(job, seen)
-    runs = {}
+    runs: dict[str, StepsLeft] = {}
+    extended: dict[str, tuple[str, ...]] = {}
     for number, stage in stages.items():
         folder = stage_of(job.out, number)
-        refuse_another_run(folder, run_record(job, number, stage, seen, rows))
+        found = stage_extension(job, folder, run_record(job, number, stage, seen, rows), seen, rows)
+        extended |= {folder: found.said} if found.said else {}
         runs[folder] = steps_left(folder, job.recipe.part(number).train)
     joined = dataclasses.asdict(seen.join.counts)
-    return TrainingPlan(rows_per_split(rows), {NOT_FINITE: dropped}, runs, job.recipe, joined, job.numbers())
+    return TrainingPlan(rows_per_split(rows), {NOT_FINITE: dropped}, runs, job.recipe, joined, job.numbers(), extended)
 
 
 def run_decoder(job: DecoderJob) -> DecoderOutcome | None:
@@ -262,10 +266,13 @@ def _train_stage(
     facts = run_record(job, number, stage, seen, rows)
     with run_folder(out, together) as place:
         folder = place.folder
-        run = Run(Path(folder), identity_of(facts), place.commit)
+        found = together.gather(stage_extension(job, folder, facts, seen, rows) if together.is_first else Extension())[
+            0
+        ]
+        run = Run(Path(folder), identity_of(facts), place.commit, found.grown)
         if together.is_first:
-            refuse_another_run(folder, facts)
-            write_trained_rows(folder, seen.dataset, rows[TRAIN])
+            say(out, found)
+            write_trained_rows(folder, row_marks(seen.dataset, rows[TRAIN]))
         together.wait()
         judge = _judge(job, number, folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
         loader = seen.loader(
@@ -291,7 +298,7 @@ def _train_stage(
         stage.eval()
         if number <= len(job.vaes):
             keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
-        write_run_record(folder, STAGE_RUN, facts | {"best_step": best_step})
+        write_run_record(folder, STAGE_RUN, facts | {"best_step": best_step, "history": state.history})
         stage.save(folder)
         metrics = judge.evaluate(stage)
     return StageOutcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import shutil
 from pathlib import Path
@@ -17,12 +18,14 @@ from dalle2_core.files import sha256
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import EncoderCard
 from embedpipe.errors import RunMismatch
+from embedpipe.load.identity import row_marks
 from embedpipe.load.images.source import sources_of
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import local_copy
 
 from ..data.decoder_batches import DecoderRows
 from ..data.row_policy import RowPolicy
+from ..runs.extend import Extension, extension
 from ..runs.record import RUN_FILE, made_for, read_run_record
 from ..runs.resume import NameOf, option_of, refuse_finished
 from .decoder_config import DecoderJob
@@ -93,9 +96,15 @@ def identity_of(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in names if name != "rows" or facts[name] != dataclasses.asdict(RowPolicy())}
 
 
-def refuse_another_run(folder: str, facts: dict[str, Any]) -> None:
-    """Raise RunMismatch where a finished stage was another; checkpoints are the training's own to compare."""
-    refuse_finished(folder, STAGE_RUN, _MADE_BY, identity_of, facts, option_names(facts["stage"]))
+def stage_extension(
+    job: DecoderJob, folder: str, facts: dict[str, Any], seen: DecoderRows, rows: dict[str, np.ndarray]
+) -> Extension:
+    """How the run in `folder`, a stage's or its working copy, is extended. Raises RunMismatch where it is another."""
+    recipe, names = job.recipe.part(facts["stage"]), option_names(facts["stage"])
+    marks = functools.partial(row_marks, seen.dataset, rows[TRAIN])
+    found = extension(folder, identity_of(facts), recipe.train, recipe.optim, marks, names)
+    refuse_finished(folder, STAGE_RUN, _MADE_BY, identity_of, facts, names, found.grown)
+    return found
 
 
 def option_names(number: int) -> NameOf:

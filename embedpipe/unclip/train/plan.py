@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import working_folder
 
 from ..data.row_policy import RowPolicy
+from ..runs.extend import Extension, extension
 from ..runs.split import SplitConfig
 from .view import TrainingView
 
@@ -73,6 +74,7 @@ class TrainingPlan:
     splits: rows by split. left_out: rows or samples that would be left out, by reason. runs: steps by run folder; none
     for what is fitted in closed form. join: of train-decoder, what became of rows and images, see `JoinCounts`.
     recipe: the preset with all that was changed in it. stages: of train-decoder, the numbers of those to train.
+    extended: how a run that is there would be extended, by its folder, in words.
     """
 
     splits: Mapping[str, int]
@@ -81,6 +83,7 @@ class TrainingPlan:
     recipe: PriorRecipe | DecoderRecipe | ClipRecipe | VaeRecipe
     join: Mapping[str, int] = field(default_factory=dict)
     stages: tuple[int, ...] = ()
+    extended: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def rules_of_run(out: str) -> ImageRules:
@@ -176,12 +179,35 @@ def plan_with_pictures(
     options: PictureOptions,
     recipe: ClipRecipe | VaeRecipe,
     view: TrainingView,
+    describes: Callable[[str], Mapping[str, Any]],
     held_out: int = 1,
 ) -> TrainingPlan:
-    """Of a training on pictures: they are counted, none is decoded. Raises InputError, EmptyInput, DatasetError."""
+    """Of a training on pictures: they are counted, none is decoded.
+
+    describes: the pictures' fingerprint → what must stay the same. Raises InputError, EmptyInput, DatasetError,
+    RunMismatch.
+    """
     with view.preparing("count") as listener:
         found = count_pictures(data, picture_cache(out), options, listener)
     for name in (TRAIN, VALID):
         rows_of_split(np.array(list(found.splits), dtype=object), name, data)
     refuse_few(data, found.splits, recipe.train.batch_size, held_out=held_out)
-    return TrainingPlan(found.splits, found.rejects, {out: steps_left(out, recipe.train)}, recipe)
+    said = picture_extension(out, describes(found.fingerprint), recipe, found.marks, found.names).said
+    extended = {out: said} if said else {}
+    return TrainingPlan(found.splits, found.rejects, {out: steps_left(out, recipe.train)}, recipe, extended=extended)
+
+
+def picture_extension(
+    folder: str,
+    describes: Mapping[str, Any],
+    recipe: ClipRecipe | VaeRecipe,
+    marks: np.ndarray | None,
+    names: np.ndarray,
+) -> Extension:
+    """How a run on pictures is extended, see `extension`. marks, names: of all pictures, and their splits."""
+    return extension(folder, describes, recipe.train, recipe.optim, lambda: train_marks(marks, names))
+
+
+def train_marks(marks: np.ndarray | None, names: np.ndarray) -> np.ndarray:
+    """The marks of the training pictures; none where they are not known."""
+    return np.empty(0, np.uint64) if marks is None else marks[names == TRAIN]

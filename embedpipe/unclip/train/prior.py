@@ -15,11 +15,12 @@ import torch
 from dalle2_core.presets.prior import PriorRecipe, prior_preset, prior_recipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import PRIORS
-from dalle2_core.training import Comparison, Processes, Run, load_trained, train
+from dalle2_core.training import Comparison, Processes, Run, TrainState, load_trained, train
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
 from embedpipe.errors import RunMismatch
 from embedpipe.load import EmbeddingLoader
+from embedpipe.load.identity import row_marks
 from embedpipe.load.split import TRAIN, VALID
 from embedpipe.progress import Listener, silent
 
@@ -27,6 +28,7 @@ from ..calls import call_of
 from ..data.prior_batches import PriorRows, open_rows
 from ..data.row_policy import RowPolicy
 from ..evaluate.priors import MOST_ROWS_TO_FIT, PRIOR_RUN, evaluate_priors, sample_rows, watch
+from ..runs.extend import Extension, extension, history_of, say
 from ..runs.folder import run_folder
 from ..runs.record import RUN_FILE, write_run_record
 from ..runs.resume import refuse_finished, refusing_another
@@ -119,9 +121,10 @@ def prior_job(
 def plan_prior(job: PriorJob) -> TrainingPlan:
     """What `train_prior` would do: the data are looked at, nothing is built or fitted. Raises as `train_prior` does."""
     seen, rows, dropped = _open(job)
-    _refuse_another_run(job, _facts(job, seen, rows))
+    found = _extension(job, job.out, _facts(job, seen, rows), seen, rows)
     runs = {job.out: steps_left(job.out, job.recipe.train)} if job.is_trained else {}
-    return TrainingPlan(rows_per_split(rows), {NOT_FINITE: dropped}, runs, job.recipe)
+    extended = {job.out: found.said} if found.said else {}
+    return TrainingPlan(rows_per_split(rows), {NOT_FINITE: dropped}, runs, job.recipe, extended=extended)
 
 
 def run_prior(job: PriorJob) -> PriorOutcome | None:
@@ -144,22 +147,27 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         prior.fit(*seen.pairs(sample_rows(rows[TRAIN], MOST_ROWS_TO_FIT)))
         prior.to(device)
         facts = _facts(job, seen, rows)
+        found = _extension(job, place.folder, facts, seen, rows) if together.is_first else Extension()
+        found = together.gather(found)[0]
+        history = []
         if together.is_first:
-            _refuse_another_run(job, facts)
-            write_trained_rows(place.folder, seen.dataset, rows[TRAIN])
+            say(job.out, found)
+            history = history_of(place.folder, found, _describes, facts)
+            write_trained_rows(place.folder, row_marks(seen.dataset, rows[TRAIN]))
         steps = best_step = 0
         if isinstance(prior, Trainable):
-            run = Run(Path(place.folder), _describes(facts), place.commit)
+            run = Run(Path(place.folder), _describes(facts), place.commit, found.grown)
             judge = functools.partial(watch, batches=watched, seed=recipe.train.seed, device=device)
             with view.steps(recipe.prior, recipe.train) as on_step:
-                steps = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
+                state = _learn(prior, seen, rows[TRAIN], run, recipe, judge, on_step, together)
+            steps, history = state.step, state.history
             if together.is_first:
                 best_step = load_trained(prior, run.checkpoints, "best")
         if not together.is_first:
             return None
         prior.eval()
         prior.save(place.folder)
-        write_run_record(place.folder, PRIOR_RUN, facts | {"best_step": best_step})
+        write_run_record(place.folder, PRIOR_RUN, facts | {"best_step": best_step, "history": history})
         metrics = watch(prior, watched, recipe.train.seed, device)
     return PriorOutcome(
         out=job.out,
@@ -237,8 +245,8 @@ def _learn(
     judge: Callable[[Any], dict[str, float]],
     on_step: OnStep | None,
     together: Processes,
-) -> int:
-    """Train on some rows of the data; the steps that are done then."""
+) -> TrainState:
+    """Train on some rows of the data."""
     loader = functools.partial(
         EmbeddingLoader,
         seen.dataset,
@@ -255,7 +263,7 @@ def _learn(
         return found
 
     with refusing_another(str(run.folder)), report_rows(str(run.folder), seen.dataset, rows_of_step, together):
-        state = train(
+        return train(
             cast("Trainable[PriorBatch]", prior),
             lambda step: map(seen.prior_batch, mine.batches(step)),
             run,
@@ -265,15 +273,26 @@ def _learn(
             on_step=on_step,
             processes=together,
         )
-    return state.step
 
 
-def _refuse_another_run(job: PriorJob, facts: dict[str, Any]) -> None:
-    """Raise RunMismatch where `out` holds another prior; checkpoints are the training's own to compare."""
-    refuse_finished(job.out, PRIOR_RUN, "train-prior", _describes, facts)
-    is_finished = files.exists(files.join(job.out, RUN_FILE))
-    if not is_finished and not job.is_trained and files.exists(files.join(job.out, "checkpoints")):
+def _extension(
+    job: PriorJob, folder: str, facts: dict[str, Any], seen: PriorRows, rows: Mapping[str, np.ndarray]
+) -> Extension:
+    """How the run in `folder`, that of the job or its working copy, is extended. Raises RunMismatch for another."""
+    is_finished = files.exists(files.join(folder, RUN_FILE))
+    if not is_finished and not job.is_trained and files.exists(files.join(folder, "checkpoints")):
         raise RunMismatch(f"{job.out}: holds a training of another prior", "Give another output folder")
+    recipe = job.recipe
+    found = extension(
+        folder,
+        _describes(facts),
+        recipe.train if job.is_trained else None,
+        recipe.optim,
+        lambda: row_marks(seen.dataset, rows[TRAIN]),
+        of_record=_describes,
+    )
+    refuse_finished(folder, PRIOR_RUN, "train-prior", _describes, facts, grown=found.grown)
+    return found
 
 
 def _fitted(prior: Prior) -> list[torch.Tensor]:
