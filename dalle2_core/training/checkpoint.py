@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -95,15 +95,13 @@ class Checkpoints:
                     logger.warning("%s; the one before it is used", problems[0])
                 continue
             changes = changes_between(content["identity"], self.identity)
-            refuse_another(folder, self._refused(changes, 0), self._refused(changes, 1))
+            allowed = {key for key, it in changes.items() if may_change(key, *it, self.grown)}
+            refuse_another(folder, _without(content["identity"], allowed), _without(self.identity, allowed))
             state.load(tensors, content["numbers"])
             return changes
         if corrupt:
             raise CheckpointError(f"{self.folder}: every checkpoint is corrupt; delete the folder to start again")
         return {}
-
-    def _refused(self, changes: Mapping[str, tuple[Any, Any]], side: int) -> dict[str, Any]:
-        return {key: it[side] for key, it in changes.items() if not may_change(key, *it, self.grown)}
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
@@ -258,9 +256,14 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
 
 def refuse_another(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *words: str) -> None:
     """Raise AnotherRun that names what differs between a checkpoint's identity and this one's. words: as it takes."""
-    if apart := changes_between(theirs, ours):
-        there, here = ({key: it[side] for key, it in apart.items()} for side in (0, 1))
+    apart = changes_between(theirs, ours).keys()
+    if apart:
+        there, here = ({key: it for key, it in _flat(some).items() if key in apart} for some in (theirs, ours))
         raise AnotherRun(folder, there, here, *words)
+
+
+def _without(identity: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {key: it for key, it in _flat(identity).items() if key not in names}
 
 
 def changes_between(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -226,7 +226,7 @@ def test_another_run_in_the_same_folder_is_refused(vae, data, tmp_path):
     outcome = run("train-vae", data, vae[0], *TINY, "--set", "vae.dim=16")
     assert "another recipe or data: vae.dim was 8, now 16" in str(outcome.exception)
     shutil.copytree(vae[0], tmp_path / "vae")
-    other = shards.write_shards(tmp_path / "other", shards=2, per_shard=21)
+    other = shards.write_shards(tmp_path / "other", shards=2, per_shard=19)
     outcome = run("train-vae", other, tmp_path / "vae", *TINY)
     assert "another recipe or data: the pictures of DATA (sha256) was" in str(outcome.exception)
 
