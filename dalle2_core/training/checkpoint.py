@@ -94,7 +94,7 @@ class Checkpoints:
                 if together.is_first:
                     logger.warning("%s; the one before it is used", problems[0])
                 continue
-            changes = changes_between(content["identity"], self.identity)
+            changes = identity_changes(content["identity"], self.identity)
             allowed = {key for key, it in changes.items() if may_change(key, *it, self.grown)}
             refuse_another(folder, _without(content["identity"], allowed), _without(self.identity, allowed))
             state.load(tensors, content["numbers"])
@@ -256,7 +256,7 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
 
 def refuse_another(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *words: str) -> None:
     """Raise AnotherRun that names what differs between a checkpoint's identity and this one's. words: as it takes."""
-    apart = changes_between(theirs, ours).keys()
+    apart = identity_changes(theirs, ours).keys()
     if apart:
         there, here = ({key: it for key, it in _flat(some).items() if key in apart} for some in (theirs, ours))
         raise AnotherRun(folder, there, here, *words)
@@ -266,7 +266,7 @@ def _without(identity: Mapping[str, Any], names: Container[str]) -> dict[str, An
     return {key: it for key, it in _flat(identity).items() if key not in names}
 
 
-def changes_between(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def identity_changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between two identities, by flat name: what it was and is; None for what one of them lacks."""
     old, new = _flat(theirs), _flat(json.loads(json.dumps(dict(ours))))
     apart = [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dalle2_core.training import OptimConfig, TrainConfig
-from dalle2_core.training.checkpoint import changes_between, may_change, step_name, steps_named
+from dalle2_core.training.checkpoint import identity_changes, may_change, step_name, steps_named
 from dalle2_core.training.loop import run_identity
 from dalle2_core.training.optim import learning_rate
 from embedpipe import files
@@ -56,7 +56,7 @@ def extension(
     before, done, planned = _recorded(folder, of_record if train is None else None)
     if before is None:
         return Extension()
-    changes = changes_between(before, dict(describes) if train is None else run_identity(describes, train, optim))
+    changes = identity_changes(before, dict(describes) if train is None else run_identity(describes, train, optim))
     of_data = OF_THE_DATA & changes.keys()
     grown = of_data if of_data and _have_grown(folder, marks()) else frozenset()
     refused = {key: it for key, it in changes.items() if not may_change(key, *it, grown)}
@@ -129,7 +129,7 @@ def _rows_said(changes: Mapping[str, tuple[Any, Any]], grown: frozenset[str]) ->
 def history_of(folder: str, found: Extension, of_record: Describe, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Of a prior in closed form: what its record holds, and how it is extended now. Of others see `TrainState`."""
     before = _object(files.join(folder, "run.json")) or {}
-    changes = changes_between(of_record(before), of_record(facts)) if found.grown else {}
+    changes = identity_changes(of_record(before), of_record(facts)) if found.grown else {}
     told = [f"{name}: {was} → {now}" for name, (was, now) in changes.items()]
     return [*before.get("history", ()), *([{"step": 0, "changes": told}] if told else [])]
 
