@@ -149,13 +149,18 @@ def images_option(use: str = "") -> Callable[[_Command], _Command]:
 
 
 def refuse_missing(*folders: str | None) -> None:
-    """Raise InputError for a folder on this machine that is not there: at once, before torch is loaded."""
+    """Raise InputError for a file or folder on this machine that is not there: at once, before torch is loaded.
+
+    What may be a pattern is left to those who read it.
+    """
     from embedpipe import files
     from embedpipe.errors import InputError
 
     for folder in folders:
-        if folder is not None and files.is_local(folder) and not files.exists(folder):
-            raise InputError(f"{folder}: no such folder", "Check the path")
+        if folder is None or set("*?[{") & set(folder):
+            continue
+        if files.is_local(folder) and not files.exists(folder):
+            raise InputError(f"{folder}: no such file or folder", "Check the path")
 
 
 def max_rejects_option(early: str = "") -> Callable[[_Command], _Command]:

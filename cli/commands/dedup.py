@@ -9,7 +9,15 @@ import click
 import embedpipe
 
 from ..fields import with_options
-from ..options import CommandWithImages, debug_option, dry_run_option, executor_options, images_option, json_option
+from ..options import (
+    CommandWithImages,
+    debug_option,
+    dry_run_option,
+    executor_options,
+    images_option,
+    json_option,
+    refuse_missing,
+)
 
 if TYPE_CHECKING:
     from embedpipe.load.images.source import Images
@@ -104,6 +112,9 @@ def command(
     embedpipe dedup emb dedup --confirm none --threshold 0.97
     embedpipe dedup emb dedup --executor ray --address head:6379 --workers 16
     """
+    if executor != "ray":
+        refuse_missing(emb)
+
     from .. import display
 
     config = embedpipe.DedupConfig(

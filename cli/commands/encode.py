@@ -18,6 +18,7 @@ from ..options import (
     json_option,
     max_rejects_option,
     model_options,
+    refuse_missing,
     said_of_model,
     too_many_rejects,
     trust_model_option,
@@ -185,7 +186,8 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     from embedpipe.clip_model.spec import resolve_spec
 
     said = said_of_model(options)
-    if options["executor"] != "ray":  # else its folder may lie on the cluster's machines alone
+    if options["executor"] != "ray":  # else both may lie on the cluster's machines alone
+        refuse_missing(data)
         refuse_unknown_model(options["model"])
         in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
         before = None if options["overwrite"] else manifest.read_run(out)

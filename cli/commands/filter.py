@@ -8,7 +8,15 @@ import click
 
 import embedpipe
 
-from ..options import CommandWithImages, debug_option, dry_run_option, images_option, json_option, trust_option
+from ..options import (
+    CommandWithImages,
+    debug_option,
+    dry_run_option,
+    images_option,
+    json_option,
+    refuse_missing,
+    trust_option,
+)
 
 
 @click.command(cls=CommandWithImages)
@@ -71,6 +79,8 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     embedpipe filter emb out --top 0.3 --by similarity --not-keys dedup/dropped.parquet --materialise
     embedpipe filter emb out --head sac+logos+ava1-l14-linearMSE.pth --min-score 5
     """
+    refuse_missing(emb)
+
     from .. import display
 
     config = embedpipe.FilterConfig(**options)

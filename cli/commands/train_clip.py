@@ -14,6 +14,7 @@ from ..options import (
     dry_run_option,
     json_option,
     picture_options,
+    refuse_missing,
     split_options,
     training_options,
 )
@@ -52,6 +53,8 @@ def command(data: str, out: str, dry_run: bool, as_json: bool, **options: Any) -
     embedpipe train-clip shards clip --split-column split
     embedpipe encode shards emb --model clip
     """
+    refuse_missing(data)
+
     from .. import display
     from ..training_display import plan_of, training_view
 

@@ -14,6 +14,7 @@ from ..options import (
     dry_run_option,
     json_option,
     picture_options,
+    refuse_missing,
     split_options,
     training_options,
 )
@@ -52,6 +53,8 @@ def command(data: str, out: str, dry_run: bool, as_json: bool, **options: Any) -
     embedpipe train-vae shards vae --preset base --vgg vgg16.pth --set train.batch_size=32
     torchrun --nproc-per-node 8 -m embedpipe_cli train-vae shards vae --preset base
     """
+    refuse_missing(data)
+
     from .. import display
     from ..training_display import plan_of, training_view
 
