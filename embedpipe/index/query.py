@@ -58,6 +58,9 @@ class Query:
             ("shard", self.shard, "key", self.key),
             ("row", self.row, "embedding", self.embedding),
             ("column", self.column, "queries", self.queries),
+            ("quoting", None if self.quoting == "auto" else self.quoting, "queries", self.queries),
+            ("delimiter", self.delimiter, "queries", self.queries),
+            ("encoding", self.encoding, "queries", self.queries),
         ):
             if value is not None and needed is None:
                 raise OptionError(f"`{name}` is only of use with `{beside}`")

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedpipe.errors import EmptyInput, InputError
+from embedpipe.errors import EmptyInput, InputError, OptionError
+from embedpipe.index.query import Query
 from embedpipe.index.query_files import read_queries
 from embedpipe.read.delimited import DialectOptions
 
@@ -89,3 +90,9 @@ def test_what_holds_nothing_or_something_else(write, tmp_path):
         read_queries(str(tmp_path / "q.parquet"))
     with pytest.raises(InputError, match="no such file"):
         read_queries(str(tmp_path / "no.txt"))
+
+
+@pytest.mark.parametrize("option", [{"quoting": "none"}, {"delimiter": ";"}, {"encoding": "cp1252"}])
+def test_a_dialect_without_a_file_of_queries_is_refused(option):
+    with pytest.raises(OptionError, match=f"`{next(iter(option))}` is only of use with `queries`"):
+        Query(text="a cat", **option)
