@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import posixpath
 import re
 from collections.abc import Collection, Iterator
@@ -27,13 +28,14 @@ from .outputs import Output
 _CHUNK = 1 << 22
 _MOST_NEEDLES = 2_000
 _LEAST_NEEDLE_BYTES = 8
+_OF_URL = rb"[\w%/.?&=+~:@!$*,;#-]"  # what may go on where a url only seems to end
 _TAR_MAGIC, _PARQUET_MAGIC, _NPY_MAGIC = b"ustar", b"PAR1", b"\x93NUMPY"
 
 
 @dataclass(slots=True)
 class Needles:
-    """What must be nowhere. urls, contents, keys: digests, keys in what form `key_digest` has them without a shard;
-    texts: urls as they were stored, as far as this run saw them; rows: bytes of embeddings of images.
+    """What must be nowhere. urls, contents: digests. texts: urls as they were stored, as far as this run saw them.
+    rows: bytes of embeddings of images, likewise.
     """
 
     urls: set[str] = field(default_factory=set)
@@ -53,8 +55,11 @@ class Searched:
 def search_files(output: Output, needles: Needles, searched: Searched) -> None:
     """Look through every file of an output. Raises DatasetError if something of what went is still there."""
     committed = {record.path for entry in output.entries() for record in entry.files}
+    of_files = any(source.members for source in output.run.plan)  # the plan of a folder names the files in it
     for path in every_file(output.path):
         if path.startswith(f"{FOLDER}/") or posixpath.basename(path).startswith(".lock"):
+            continue
+        if of_files and (path == "embedpipe.json" or path.startswith("manifest/")):
             continue
         location = files.join(output.path, path)
         try:
@@ -82,38 +87,50 @@ def _found(location: str, committed: bool, needles: Needles) -> str:
     """What of the needles is in a file; empty if nothing is."""
     head = files.read_range(location, 0, 512)
     if head[257:262] == _TAR_MAGIC:
-        return next(_in_tar(location, needles), "")
+        return next(_in_tar(location, committed, needles), "")
     if head.startswith(_PARQUET_MAGIC):
-        return next(_in_parquet(location, needles), "")
+        return next(_in_parquet(location, committed, needles), "")
     if head.startswith(_NPY_MAGIC):
         return "" if committed else _in_array(location, needles)
     return _in_bytes(location, needles)
 
 
-def _in_tar(location: str, needles: Needles) -> Iterator[str]:
+def _in_tar(location: str, committed: bool, needles: Needles) -> Iterator[str]:
     try:
         with files.reading(location) as stream:
             for member in entries(stream, lambda path, size, start: True):
                 data = member.data or b""
                 if hashlib.sha256(data).hexdigest() in needles.contents:
                     yield f"the image {member.path}, which was taken down,"
-                if member.path.endswith(".json") and any(text in data for text in needles.texts):
+                if member.path.endswith(".json") and _names_url(data, needles):
                     yield f"a url that was taken down ({member.path})"
     except TarDamaged:  # torn: what is in it of a whole member was seen
         yield from filter(None, [_in_bytes(location, needles)])
 
 
-def _in_parquet(location: str, needles: Needles) -> Iterator[str]:
+def _names_url(data: bytes, needles: Needles) -> bool:
+    """Whether the .json of a sample is of a url that was taken down. Other fields may name it: they are another's."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    url = fields.get("url") if isinstance(fields, dict) else None
+    return isinstance(url, str) and url_digest(url) in needles.urls
+
+
+def _in_parquet(location: str, committed: bool, needles: Needles) -> Iterator[str]:
+    """In the rows of shards a url counts in its own column alone; in a loose file in any."""
     try:
         with files.reading(location) as stream:
             file = pq.ParquetFile(stream)
             names = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+            names = [name for name in names if not committed or name in ("url", "sha256")]
             for batch in file.iter_batches(columns=names):
                 for name, column in zip(names, batch.columns, strict=True):
                     values = column.to_pylist()
                     if name == "sha256" and not needles.contents.isdisjoint(values):
                         yield "a row of an image that was taken down"
-                    if any(value and value.encode() in needles.texts for value in values):
+                    if any(value and value.encode() in needles.texts for value in values if name != "sha256"):
                         yield "a url that was taken down"
                     if name == "url" and any(value and url_digest(value) in needles.urls for value in values):
                         yield "a url that was taken down"
@@ -133,20 +150,27 @@ def _in_array(location: str, needles: Needles) -> str:
 
 
 def _in_bytes(location: str, needles: Needles) -> str:
-    sought = [text for text in needles.texts if len(text) >= _LEAST_NEEDLE_BYTES]
-    sought += [np.frombuffer(row, np.float16).astype(np.float32).tobytes() for row in needles.rows]
-    sought = sorted({*sought, *needles.rows})[:_MOST_NEEDLES]
-    if not sought:
+    """Urls as whole words, and embeddings as they are or widened to float32, which an index may keep."""
+    texts = sorted(text for text in needles.texts if len(text) >= _LEAST_NEEDLE_BYTES)[:_MOST_NEEDLES]
+    wide = {np.frombuffer(row, np.float16).astype(np.float32).tobytes() for row in needles.rows}
+    rows = sorted(needles.rows | wide)[:_MOST_NEEDLES]
+    words = [b"(?<!%b)(?:%b)(?!%b)" % (_OF_URL, b"|".join(map(re.escape, texts)), _OF_URL)] if texts else []
+    if not words and not rows:
         return ""
-    pattern = re.compile(b"|".join(map(re.escape, sought)))
-    longest = max(map(len, sought))
-    tail = b""
+    pattern = re.compile(b"|".join([*words, *map(re.escape, rows)]))
+    longest = max(map(len, [*texts, *rows])) + 1
+    seen, first = b"", True
     with files.reading(location) as stream:
-        while chunk := stream.read(_CHUNK):
-            if pattern.search(tail + chunk):
-                return "a url or an embedding that was taken down"
-            tail = (tail + chunk)[-longest:]
-    return ""
+        while True:
+            chunk = stream.read(_CHUNK)
+            seen += chunk
+            for match in pattern.finditer(seen):
+                # At an end the next byte is not known yet; at a beginning the last was, and it was looked at then.
+                if (match.end() < len(seen) or not chunk) and (match.start() > 0 or first):
+                    return "a url or an embedding that was taken down"
+            if not chunk:
+                return ""
+            seen, first = seen[-longest:], first and len(seen) <= longest
 
 
 def shard_needles(output: Output, number: int, places: Collection[int]) -> set[bytes]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from ... import files, manifest
@@ -25,7 +26,7 @@ from ...types import SourceShard
 from ...uid import uid
 from ..config import FetchConfig
 from ..download.messages import DownloadTask
-from ..outcome import Failure
+from ..outcome import TAKEN_DOWN, Failure
 from ..plan import ShardRange
 from ..tables import schema
 from . import duplicates
@@ -240,9 +241,18 @@ def _json_member(row: Row, passed: Row, columns: Sequence[str]) -> bytes:
 
 
 def _write_parquet(location: str, rows: Sequence[Row], source: pa.Table, columns: pa.Schema) -> Written:
-    table = pa.Table.from_pylist(list(rows), schema=columns)
+    # Of what was taken out of the output, nothing but its place is kept, however often a table names it.
+    kept = pa.array([row["error_class"] != TAKEN_DOWN.error_class for row in rows], pa.bool_())
+    left = ("uid", "key", "status", "error_class", "error_message", "attempts", "retry_of")
+    stored = [
+        row if keep else {name: row[name] for name in left} for row, keep in zip(rows, kept.to_pylist(), strict=True)
+    ]
+    table = pa.Table.from_pylist(stored, schema=columns)
     for field in list(source.schema)[2:]:
-        table = table.append_column(field, source.column(field.name))
+        column = source.column(field.name)
+        if pc.all(kept).as_py() is False:
+            column = pc.if_else(kept, column, pa.scalar(None, field.type))
+        table = table.append_column(field, column)
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table.combine_chunks(), sink, compression="zstd")
     return files.write_bytes(location, sink.getvalue().to_pybytes())

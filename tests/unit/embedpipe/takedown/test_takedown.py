@@ -1,7 +1,6 @@
 """Rows are taken out of everything that was made of an image, stay out, and leave the rest as it was."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -20,10 +19,10 @@ from embedpipe.errors import DatasetError, EmptyInput, InputError, OptionError, 
 from embedpipe.fetch import FetchConfig, fetch
 from embedpipe.load import EmbeddingDataset
 from embedpipe.lock import exclusive
-from embedpipe.takedown import TakedownConfig
+from embedpipe.takedown import TakedownConfig, search
 from embedpipe.takedown.job import plan_takedown, takedown
 from embedpipe.verify.job import verify
-from tests import web
+from tests import bodies, web
 from tests.shards import DEEP
 
 PATHS = [f"/photo/{i}.jpg" for i in range(10)]
@@ -164,7 +163,11 @@ def test_nothing_brings_it_back(site, own, encode_config):
     assert again.failed == {"http_404": 1, "taken_down": 6}
     assert again.succeeded == 16 - 5 + 1 - 1
     assert verify(shards, DEEP).whole
-    assert hashlib.sha256(b"").hexdigest() not in {row["sha256"] for row in table_of(shards)}
+    assert b"/photo/3.jpg" not in everything(root / "shards")
+    for row in table_of(shards):
+        if row["error_class"] == "taken_down":
+            left = {name for name, value in row.items() if value is not None}
+            assert left == {"uid", "key", "status", "error_class", "error_message", "attempts"}
 
 
 def test_a_shard_of_plain_tars_that_is_encoded_again_does_without(encoded, encoded_once, encode_config, tmp_path):
@@ -263,6 +266,31 @@ def test_a_leftover_that_holds_it_is_found(site, own):
     (root / "shards" / "00000.tar.tmp-1-dead").unlink()
     report = takedown([shards], TakedownConfig(urls=listed(root, site.url("/photo/3.jpg"))))
     assert (report.not_found, report.files_searched > 0) == ((), True)
+
+
+def test_a_url_that_begins_or_ends_another_is_told_apart(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a/1.jpg", "a/11.jpg", "a/1.jpg.jpg", "b/a/1.jpg", "photo-number-1.jpg", "photo-number-1.jpg.png"):
+        place = tmp_path / "photos" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(bodies.photo(len(name) + len(place.parts)))
+        place.with_suffix(".json").write_text(json.dumps({"beside": "photo-number-1.jpg"}))
+    fetch(str(tmp_path / "photos"), str(tmp_path / "shards"), FetchConfig(processes=1))
+    report = takedown(
+        [str(tmp_path / "shards")], TakedownConfig(urls=listed(tmp_path, "a/1.jpg", "photo-number-1.jpg"))
+    )
+    assert (report.rows, report.not_found) == (2, ())
+    assert len(images_of(tmp_path / "shards")) == 4
+
+
+@pytest.mark.parametrize(("chunk", "found"), [(64, True), (7, True), (1 << 20, True)])
+def test_a_url_is_found_in_any_file_across_its_chunks(tmp_path, monkeypatch, chunk, found):
+    monkeypatch.setattr(search, "_CHUNK", chunk)
+    needles = search.Needles(texts={b"http://e.org/a.jpg"})
+    (tmp_path / "notes.log").write_bytes(b"x" * 57 + b' "http://e.org/a.jpg"' + b"y" * 100)
+    (tmp_path / "other.log").write_bytes(b"http://e.org/a.jpg2 xhttp://e.org/a.jpg http://e.org/a.jpg?q" + b"y" * 100)
+    assert bool(search._in_bytes(str(tmp_path / "notes.log"), needles)) is found
+    assert not search._in_bytes(str(tmp_path / "other.log"), needles)
 
 
 def test_what_is_refused(own, tmp_path):
