@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import NoReturn
 
@@ -118,7 +119,13 @@ def main() -> NoReturn:
     bound_spinning()  # before torch or faiss load their OpenMP, which reads its variables then and never again
     ignore_metadata_warnings()
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's end is an interruption like any other
-    _leave(_run())
+    try:
+        code = _run()
+    except Exception:  # of --debug
+        with edge():
+            traceback.print_exc()
+        code = EXIT_ERROR
+    _leave(code)
 
 
 def _leave(code: int) -> NoReturn:

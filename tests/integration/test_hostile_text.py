@@ -155,3 +155,11 @@ def test_a_url_table(run, tmp_path):
     run("verify", tmp_path / "out")
     (tmp_path / "urls.csv").write_text(f"url,{COLUMN}\n" + "\n".join(urls), newline="")
     run("fetch", tmp_path / "urls.csv", tmp_path / "out2", "--retries", "0")
+
+
+def test_tracebacks(embedpipe_process):
+    process = embedpipe_process("info", f"no {EVIL}".replace("\x00", ""), "--debug")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" in said
+    assert harmless(said)
