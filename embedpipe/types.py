@@ -50,7 +50,7 @@ REJECT_CLASSES = {
     "image_missing": "no image beside the caption",
     "image_empty": "the image member holds zero bytes",
     "image_undecodable": "the bytes do not begin like an image that embedpipe reads",
-    "image_unsupported": "an image of a format that embedpipe does not read: SVG, JPEG XL, PostScript; HEIC without the extra heif",
+    "image_unsupported": "of a format that is not read: SVG, JPEG XL, PostScript; HEIC without the extra heif",
     "image_damaged": "begins like an image, and is truncated or damaged: it does not decode, or libjpeg warns",
     "too_many_bytes": "the image file has more bytes than `max_sample_bytes`",
     "image_too_large": "more pixels than `max_pixels`, by the header",

@@ -28,7 +28,7 @@ ERROR_CLASSES = {
     "too_large": "more bytes or more pixels than fetch takes in",
     "empty": "an answer without a body",
     "not_an_image": "the body does not begin like an image: a web page, anything else",
-    "unsupported": "an image of a format that fetch does not read: SVG, JPEG XL, PostScript; HEIC without the extra heif",
+    "unsupported": "of a format that is not read: SVG, JPEG XL, PostScript; HEIC without the extra heif",
     "damaged": "begins like an image, and is truncated or damaged: it does not decode, or libjpeg warns",
     "decode": "the body does not unpack (gzip), or the image cannot be resized or stored",
     "too_costly_memory": "decoding takes more memory than one image may: 1.5 GB, and three times its own bytes",
