@@ -121,7 +121,7 @@ class Comparison:
         for metric, names in self.winners.items():
             wins.setdefault(names, []).append(metric)
         parts = [
-            f"{' and '.join(names)} {'wins' if len(names) == 1 else 'tie on'} {', '.join(metrics)}"
+            f"{_listed(names)} {'wins' if len(names) == 1 else 'tie on'} {', '.join(metrics)}"
             for names, metrics in wins.items()
         ]
         rows = next(iter(self.scores.values())).n
@@ -153,6 +153,11 @@ def compare_priors(predictions: Mapping[str, Tensor], image: Tensor, text: Tenso
         )
     errors = {name: {it: _standard_error(values) for it, values in found.items()} for name, found in rows.items()}
     return Comparison(scores, winners, errors)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _standard_error(values: Tensor) -> float:

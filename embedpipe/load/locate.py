@@ -33,9 +33,10 @@ def open_at(path: str, foreign: Foreign | None) -> Opened:
     if not files.exists(path):
         raise InputError(f"{path}: no such folder", "Check the path")
     if foreign is None:
-        require_embeddings(path)
-        if manifest.read_run(path) is not None:
+        run = manifest.read_run(path)
+        if run is not None and run.format == EMBEDDINGS:
             return _ours(path)
+        require_embeddings(path)
     run, manifests, reader = open_foreign(path, foreign or read_note(path))
     assert run.encoder is not None
     return Opened(run, run.encoder, manifests, reader)

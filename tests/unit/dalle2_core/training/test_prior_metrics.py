@@ -76,6 +76,21 @@ def test_comparison_says_who_wins():
     tie = compare_priors({"a": image, "b": image}, image, text)
     assert tie.winners["recall_at_1"] == ("a", "b")
     assert "a and b tie on" in tie.sentence()
+    three = compare_priors({"a": image, "b": image, "c": image}, image, text)
+    assert "a, b and c tie on" in three.sentence()
+
+
+def test_a_lead_of_one_row_is_a_tie_and_errors_are_binomial():
+    image, text = unit(55, 16), unit(55, 16, 1)
+    hits = {"ridge": 13, "prior": 12}
+    predictions = {name: torch.where(torch.arange(55)[:, None] < count, image, -image) for name, count in hits.items()}
+    found = compare_priors(predictions, image, text)
+    assert found.scores["ridge"].recall_at_1 == 13 / 55
+    assert found.winners["recall_at_1"] == ("ridge", "prior")
+    assert found.errors["ridge"]["recall_at_1"] == pytest.approx((13 / 55 * 42 / 55 / 54) ** 0.5)
+    far = compare_priors({"good": image, "bad": -image}, image, text)
+    assert far.winners["recall_at_1"] == ("good",)
+    assert far.table()[0]["recall_at_1_error"] == 0
 
 
 def test_mistakes_are_named():
