@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ from .limits import DIED, MEMORY, TIME, CallFault, CallLimits
 from .server import END, FORK, OUT_OF_MEMORY, RETURNED
 
 _LOOK_EVERY_S = 0.1
+_SCARCITY_MAY_LAST_S = 10.0
 _CALLS_PER_CHILD = 500  # decoders leak, in their error paths most of all
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -144,12 +146,22 @@ class LimitedCalls:
         if not fresh:
             with contextlib.suppress(IndexError):
                 return self._idle.pop()
-        with self._starting:
-            if self._server is not None and not self._server.is_alive():
-                self._server.close()
-                self._server = None
-            self._server = self._server or _Server(self._prepare)
-            return self._server.fork()
+        until = time.monotonic() + _SCARCITY_MAY_LAST_S
+        while True:
+            try:
+                with self._starting:
+                    return self._started()
+            except OSError as problem:  # this machine's files, processes or memory, which others may soon give back
+                if time.monotonic() > until:
+                    raise _unstartable(problem.strerror or problem) from problem
+            time.sleep(_LOOK_EVERY_S)
+
+    def _started(self) -> _Child:
+        if self._server is not None and not self._server.is_alive():
+            self._server.close()
+            self._server = None
+        self._server = self._server or _Server(self._prepare)
+        return self._server.fork()
 
     def _keep(self, child: _Child, kind: int) -> None:
         if kind == RETURNED and child.calls < _CALLS_PER_CHILD:
@@ -186,7 +198,10 @@ def _fault(status: int, limits: CallLimits) -> CallFault:
 
 
 class _Server:
-    """The process that children are forked from, see `server`. Not thread-safe."""
+    """The process that children are forked from, see `server`. Not thread-safe.
+
+    Raises OSError if this machine lets it not start, WorkerDied if it fails.
+    """
 
     def __init__(self, prepare: Callable[[], object]) -> None:
         self._control, theirs = socket.socketpair()
@@ -202,9 +217,9 @@ class _Server:
                     env=environment,
                     pass_fds=(theirs.fileno(),),
                 )
-        except OSError as problem:
+        except OSError:
             self._control.close()
-            raise _unstartable(problem) from problem
+            raise
         failed: bytes | None = b"it ended at once"
         with contextlib.suppress(OSError):
             frames.send(self._control, pickle.dumps(prepare))
@@ -218,18 +233,17 @@ class _Server:
         return self._process.poll() is None
 
     def fork(self) -> _Child:
-        """Start a child. Raises WorkerDied."""
+        """Start a child. Raises OSError."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
+        try:
+            with theirs:
                 socket.send_fds(self._control, [FORK], [theirs.fileno()])
                 pid = self._answer()
-            except OSError as problem:
-                ours.close()
-                raise _unstartable(problem) from problem
-        if not pid:
+            if not pid:
+                raise BlockingIOError(errno.EAGAIN, "no more processes or memory")
+        except OSError:
             ours.close()
-            raise _unstartable("no more processes or memory")
+            raise
         return _Child(ours, pid, self)
 
     def end(self, pid: int) -> int:

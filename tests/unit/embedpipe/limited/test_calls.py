@@ -1,5 +1,6 @@
 """Calls in child processes: what they return, what ends them, and that nothing outlives the caller."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from embedpipe.errors import WorkerDied
 from embedpipe.limited import CallFault, CallLimits, LimitedCalls, Stopped
+from embedpipe.limited import calls as calls_module
 from tests import crashes
 
 LIMITS = CallLimits(memory=1 << 28, seconds=20.0)
@@ -112,6 +114,26 @@ def test_it_goes_on_when_its_server_is_killed(calls):
 def test_what_cannot_start_says_why():
     with pytest.raises(WorkerDied, match="no process could be started to decode images in: RuntimeError: not here"):
         LimitedCalls(crashes.unprepared).call(crashes.echo, b"", (), LIMITS)
+
+
+def test_a_passing_lack_of_files_is_waited_for(monkeypatch):
+    real, lacking = calls_module.socket.socketpair, [1, 1, 1]
+
+    def socketpair():
+        if lacking:
+            lacking.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real()
+
+    monkeypatch.setattr(calls_module.socket, "socketpair", socketpair)
+    made = LimitedCalls(crashes.prepare)
+    assert made.call(crashes.echo, b"x", (), LIMITS)[0] == b"x"
+    made.close()
+    assert lacking == []
+    monkeypatch.setattr(calls_module, "_SCARCITY_MAY_LAST_S", 0.0)
+    lacking += [1] * 9
+    with pytest.raises(WorkerDied, match="to decode images in: Too many open files"):
+        made.call(crashes.echo, b"x", (), LIMITS)
 
 
 def test_closing_ends_all_processes():
