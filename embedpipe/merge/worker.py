@@ -20,6 +20,7 @@ from ..progress import Listener, TaskReport
 from ..store import layout, open_format
 from ..store.hashed_writer import write_hashed
 from ..store.rejects import read_rejects
+from ..taken_down import read_taken_down
 from ..types import EmbeddingShard, Reject, SourceShard
 
 _CHUNK = 1 << 20
@@ -53,6 +54,7 @@ class MergeWork:
     def _take(self, task: Task, listen: Listener) -> TaskReport:
         taken: Taken = task.payload
         entry = taken.entry
+        self._refuse_taken_down(taken)
         same_columns = list(taken.columns.items()) == list(self.run.columns.items())
         if same_columns and entry.source.name == taken.source.name:
             written = self._copy(task.number, taken)
@@ -69,6 +71,19 @@ class MergeWork:
         )
         manifest.commit(self.out, committed, self.run.shard_digits)
         return TaskReport(1, entry.rows_out, entry.rows_rejected, entry.rejects, committed.bytes())
+
+    def _refuse_taken_down(self, taken: Taken) -> None:
+        """Raise DatasetError for a shard with rows that were taken out of the merged data set."""
+        gone = read_taken_down(self.out)
+        if gone is None or not taken.entry.rows_out:
+            return
+        reader = open_format(str(self.run.options["format"])).reader
+        rows = reader.metadata(taken.path, taken.entry, taken.digits, ("key", "url", "sha256")).to_pylist()
+        if any(gone.has_row(taken.source.name, row["key"], row["url"], row["sha256"]) for row in rows):
+            raise DatasetError(
+                f"{taken.path}: {taken.entry.source.name} has rows that were taken out of {self.out}",
+                "Take them out of it, too, and merge again",
+            )
 
     def _copy(self, number: int, taken: Taken) -> tuple[FileRecord, ...]:
         """Copy the files unchanged, under the new number, verifying each checksum on the way."""

@@ -8,6 +8,7 @@ import signal
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from embedpipe.takedown import TakedownConfig, search
 from embedpipe.takedown.job import plan_takedown, takedown
 from embedpipe.verify.job import verify
 from tests import bodies, web
+from tests.embeddings import write_dataset
 from tests.shards import DEEP
 
 PATHS = [f"/photo/{i}.jpg" for i in range(10)]
@@ -184,6 +186,25 @@ def test_a_shard_of_plain_tars_that_is_encoded_again_does_without(encoded, encod
     again = manifest.read_manifest(emb, 1, 5)
     assert (again.rows_in, again.rows_out, again.rows_dropped, again.files) == (7, 6, 1, once.files)
     assert verify(emb, DEEP).whole
+
+
+def test_a_merged_data_set_loses_rows_and_takes_none_of_them_over_again(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = []
+    for part in range(2):
+        names, keys = [f"{part}-0.tar", f"{part}-1.tar"], [f"{part}-{i}" for i in range(6)]
+        parts.append(write_dataset(tmp_path / f"emb-{part}", *rng.normal(size=(2, 6, 4)), names=names, key=keys))
+    merged = str(tmp_path / "merged")
+    library.merge(parts, merged)
+    named = TakedownConfig(keys=listed(tmp_path, "1-4"))
+    assert takedown([merged], named).rows == 1
+    assert verify(merged, DEEP).whole
+    manifest.retract(merged, 3, 5)
+    with pytest.raises(DatasetError, match="has rows that were taken out"):
+        library.merge(parts, merged)
+    takedown([parts[1]], named)
+    assert library.merge(parts, merged).rows == 11
+    assert verify(merged, DEEP).whole
 
 
 @pytest.mark.parametrize("format", ["npy", "parquet"])
