@@ -13,7 +13,8 @@ from embedpipe import manifest
 from embedpipe.accounts import Accounts
 from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, EmptyInput, InputError, OptionError, RunMismatch
-from embedpipe.fetch import FetchConfig, fetch
+from embedpipe.fetch import FetchConfig, fetch, make_plan
+from embedpipe.fetch.planned_rows import shard_rows
 from embedpipe.load import EmbeddingDataset
 from embedpipe.merge import merge
 from embedpipe.verify import verify
@@ -247,10 +248,12 @@ def test_captions_of_a_fetched_folder_come_from_the_named_field(tmp_path):
     shards.write_files(tmp_path / "in", [("a.jpg", JPEG), ("a.json", fields), ("a.txt", b"of txt")])
     found = {}
     for key in (None, "ja", "many"):
-        chosen = dataclasses.replace(FETCH, caption_col=key)
-        fetch(str(tmp_path / "in"), str(tmp_path / f"out-{key}"), chosen)
-        (found[key],) = table_of(str(tmp_path / f"out-{key}")).column("caption").to_pylist()
+        plan = make_plan(str(tmp_path / "in"), str(tmp_path / "none"), dataclasses.replace(FETCH, caption_col=key))
+        ((_, rows),) = shard_rows(plan, frozenset({0}))
+        (found[key],) = rows.column("caption").to_pylist()
     assert found == {None: "of txt", "ja": "neko", "many": "first"}
+    fetch(str(tmp_path / "in"), str(tmp_path / "out-ja"), dataclasses.replace(FETCH, caption_col="ja"))
+    assert table_of(str(tmp_path / "out-ja")).column("caption").to_pylist() == ["neko"]
     with pytest.raises(RunMismatch, match='caption_col was "ja", now "many"'):
         fetch(str(tmp_path / "in"), str(tmp_path / "out-ja"), dataclasses.replace(FETCH, caption_col="many"))
     with pytest.raises(InputError, match="no caption in the field 'de' of the .json files; their fields are ja, many"):
