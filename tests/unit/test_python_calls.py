@@ -21,7 +21,7 @@ EXEMPT = {
 }
 CALLED = [name for name in COMMANDS if name not in EXEMPT]
 # Options that are the command line's own: how a result is shown, and which exit code it gives.
-OWN = {"as_json", "debug", "verbose", "dry_run", "trust_model", ("fetch", "max_rejects"), ("export", "images")}
+OWN = {"as_json", "debug", "verbose", "dry_run", "trust_model", ("fetch", "max_rejects")}
 # Option → argument or field of a config, where they are called differently.
 NAMES = {
     ("fetch", "timeout"): "timeout_s",
@@ -39,9 +39,9 @@ NAMES = {
     ("search", "emb"): "dataset",
     ("dedup", "emb"): "path",
     ("filter", "emb"): "path",
-    ("export", "data"): "images",
     ("export", "embedding_dtype"): "dtype",
     ("sample-prior", "run"): "prior",
+    ("train-decoder", "paths"): "data",  # and emb, and out
 }
 
 

@@ -161,7 +161,7 @@ def test_every_field_of_a_configuration_is_an_option(name, configs):
     holding = {"cluster", "encoder", "options", "stage"}
     of_code = ("as_version_0_1", "image_rules", "pin_memory", "reading", "seed", "text_batch_size")
     encode = {("encode", field) for field in of_code}
-    of_python = encode | {("generate", "return_pil_images"), ("merge", "executor")}
+    of_python = encode | {("generate", "return_pil_images"), ("merge", "executor"), ("export", "split_by")}
     fields = {field.name for config in configs for field in dataclasses.fields(config)} - holding
     ways = {field: (f"`{field}`", f"`{field}=True`", f"`{field}=False`") for field in fields}
     unknown = {(name, field) for field in fields if all(with_options(way, name) == way for way in ways[field])}
