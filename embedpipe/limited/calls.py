@@ -130,7 +130,7 @@ class LimitedCalls:
                 self._end(child)
                 raise
             else:
-                fault = CallFault(MEMORY, value or "out of memory") if kind == OUT_OF_MEMORY else None
+                fault = CallFault(MEMORY, f"more than {limits.memory >> 20:,} MiB") if kind == OUT_OF_MEMORY else None
                 self._keep(child, kind)
                 if fault is None and kind != RETURNED:
                     raise WorkerDied(f"{function.__name__} failed: {value.strip().splitlines()[-1]}", "Report it")

@@ -46,8 +46,8 @@ def test_a_call_returns_what_the_function_does_and_a_child_is_used_again(calls):
         (crashes.leave, "decoder_died", "exit code 0"),
         (crashes.raise_exit, "decoder_died", "exit code"),
         (crashes.kill, "decoder_died", "SIGKILL (out of memory?)"),
-        (crashes.hoard, "too_costly_memory", "out of memory"),
-        (crashes.hoard_natively, "too_costly_memory", ""),
+        (crashes.hoard, "too_costly_memory", "more than 256 MiB"),
+        (crashes.hoard_natively, "too_costly_memory", "more than 256 MiB"),
     ],
 )
 def test_whatever_ends_a_call_is_told_and_the_next_is_well(calls, function, error_class, said):
