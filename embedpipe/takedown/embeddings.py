@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import files, manifest
+from ..consent import remember_source
 from ..curate.materialise import cut_among
 from ..index import IndexConfig, build_index
 from ..index.card import folder_of, read_card
@@ -71,7 +72,9 @@ def embedding_shard_without(
 def _source_now(output: Output, entry: ShardManifest) -> SourceShard:
     folder, name = output.source_folder(entry)
     stat = files.stat(files.join(folder, name))
-    return dataclasses.replace(entry.source, bytes=stat.bytes, modified=stat.modified)
+    source = dataclasses.replace(entry.source, bytes=stat.bytes, modified=stat.modified)
+    remember_source(folder, [dataclasses.replace(source, name=name)])  # it is still what this user encoded
+    return source
 
 
 def _kept(output: Output, entry: ShardManifest, rows: Sequence[IdentifiedRow], lost: list[int]) -> EmbeddingShard:

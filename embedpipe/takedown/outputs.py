@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow.parquet as pq
 
 from .. import files, manifest
+from ..consent import gave_source
 from ..errors import DatasetError, InputError
 from ..load.images.parts import SourcePart, parts_of
 from ..manifest import EMBEDDINGS, EXPORT, IMAGE_SHARDS, RunCard, ShardManifest
@@ -50,12 +51,14 @@ class Output:
     """An output with an embedpipe.json.
 
     records: of earlier takedowns; of_sources: those of the folders that it was made from, as read once.
+    given: all outputs of the takedown. Other folders that this one names are read only if this user encoded from them.
     """
 
     path: str
     run: RunCard
     records: list[TakedownRecord] = field(default_factory=list)
     of_sources: dict[str, list[TakedownRecord]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
     @property
     def images(self) -> bool:
@@ -116,6 +119,8 @@ class Output:
         stem = name.removesuffix(".tar")
         if not folder or not stem.isdecimal():
             return []
+        if folder not in self.given and not gave_source(folder, [replace(entry.source, name=name)]):
+            return []
         try:
             if folder not in self.of_sources:
                 self.of_sources[folder] = read_records(folder)
@@ -136,12 +141,13 @@ class SelectionFolder:
 def open_outputs(paths: tuple[str, ...]) -> tuple[list[Output], list[SelectionFolder]]:
     """The outputs at `paths`, image shards first. Raises InputError for anything else."""
     outputs, selections = [], []
+    given = frozenset(files.absolute(path).rstrip("/") for path in paths)
     for path in dict.fromkeys(path.rstrip("/") for path in paths):
         if not files.exists(path):
             raise InputError(f"{path}: no such folder", "Check the path")
         run = manifest.read_run(path)
         if run is not None and run.format in (EMBEDDINGS, IMAGE_SHARDS):
-            outputs.append(Output(path, run, read_records(path)))
+            outputs.append(Output(path, run, read_records(path), given=given))
         if files.exists(files.join(path, KEPT)):
             selections.append(SelectionFolder(path))
         elif run is None or run.format not in (EMBEDDINGS, IMAGE_SHARDS):
