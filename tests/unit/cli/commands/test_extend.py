@@ -180,6 +180,24 @@ def test_an_autoencoder_goes_on_with_more_steps_and_more_pictures(tmp_path):
     assert plan["splits"]["train"] == facts["train_rows"]
 
 
+@pytest.mark.slow
+def test_a_clip_goes_on_with_more_steps_and_more_pairs(tmp_path):
+    from tests.unit.cli.commands.test_train_clip import TINY as clip
+
+    source = shards.write_shards(tmp_path / "in", shards=4, per_shard=10)
+    words = ["train-clip", source, tmp_path / "out", *clip, "--steps"]
+    first = run(*words, "2")
+    assert first.exit_code == 0, first.exception
+    shards.write_tar(tmp_path / "in" / "00004.tar", shards.samples(9, first=60))
+    assert "all 2 steps were done" in str(run(*words, "2", "--dry-run").exception)
+    said = result_of(*words, "4", "--dry-run")["plan"]["extended"][str(tmp_path / "out")]
+    assert len(said) == 2
+    assert run(*words, "4").exit_code == 0
+    (change,) = json.loads((tmp_path / "out" / "run.json").read_text())["history"]
+    assert change["step"] == 2
+    assert any(it.startswith("pictures: ") for it in change["changes"])
+
+
 def test_a_decoder_goes_on_with_more_steps_and_more_rows(tmp_path, encode_config):
     from tests.unit.cli.commands.test_train_decoder import SMALL as decoder
 
