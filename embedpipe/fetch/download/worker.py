@@ -108,7 +108,6 @@ class Worker:
             Connections(Resolver(), settings.allow_hosts, settings.ca_file),
             settings.robots,
         )
-        raise_file_limit()
         threads = min(settings.threads, affordable_threads())
         self.loop = DownloadLoop(self.transport, threads, settings.retries, settings.per_host)
 
@@ -168,6 +167,7 @@ def main() -> None:
         events.write(messages.to_line(event))
 
     hide_unneeded_modules()
+    raise_file_limit()
     # The end of stdin means that the parent is gone: exit at once.
     lines = _lines(sys.stdin.buffer, ended=lambda: os._exit(0))
     worker = Worker(messages.settings_from(lines.get()), tell)
