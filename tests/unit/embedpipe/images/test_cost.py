@@ -3,9 +3,11 @@
 import io
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from embedpipe.images import cost
 from embedpipe.images.cost import is_bounded
 from tests import costly, shards
 from tests.costly import jpeg_with, png_with
@@ -84,6 +86,13 @@ SMALL_PROFILE, LARGE_PROFILE = zlib.compress(bytes(3000)), zlib.compress(bytes(1
 )
 def test_costly_parts_are_seen(data):
     assert not is_bounded(data)
+
+
+def test_scans_are_counted_wherever_they_begin():
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 2, 1 << 15, (1 << 15) + 1, (1 << 15) + 2, 200_000):
+        data = rng.choice(np.frombuffer(b"\x00\xff\xda", np.uint8), size).tobytes()
+        assert cost._scans(data) == data.count(b"\xff\xda")
 
 
 def test_a_small_profile_is_bounded():
