@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _state = {"debug": False}
+_SHORT_DRY_RUN = "embedpipe.short_dry_run"
 
 
 def debugging() -> bool:
@@ -41,10 +42,26 @@ def json_option(command: _Command) -> _Command:
 
 
 def dry_run_option(command: _Command) -> _Command:
-    """-n / --dry-run → `dry_run`"""
+    """--dry-run → `dry_run`"""
     return click.option(
-        "-n", "--dry-run", is_flag=True, help="Print the plan and the resolved configuration, do nothing."
+        "--dry-run",
+        is_flag=True,
+        callback=lambda ctx, param, value: value or ctx.meta.get(_SHORT_DRY_RUN, False),
+        help="Print the plan and the resolved configuration, do nothing.",
     )(command)
+
+
+def old_dry_run_option(command: _Command) -> _Command:
+    """`dry_run_option`, and -n, which was short for it: still understood, but for `generate`, where it is a number."""
+    return click.option(
+        "-n", "short_dry_run", is_flag=True, hidden=True, expose_value=False, callback=_set_short_dry_run
+    )(dry_run_option(command))
+
+
+def _set_short_dry_run(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:  # options that were given are processed first
+        click.echo("note: -n is called --dry-run now", err=True)
+        ctx.meta[_SHORT_DRY_RUN] = True
 
 
 def dialect_options(command: _Command) -> _Command:

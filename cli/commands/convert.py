@@ -8,7 +8,7 @@ import click
 
 import embedpipe
 
-from ..options import debug_option, dry_run_option, json_option
+from ..options import debug_option, json_option, old_dry_run_option
 
 
 @click.command()
@@ -38,7 +38,7 @@ from ..options import debug_option, dry_run_option, json_option
     show_default=True,
     help="`diffusers` writes an unclip prior (CHECKPOINT is its folder) as diffusers loads it.",
 )
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(

@@ -12,10 +12,10 @@ from ..fields import with_options
 from ..options import (
     CommandWithImages,
     debug_option,
-    dry_run_option,
     executor_options,
     images_option,
     json_option,
+    old_dry_run_option,
     refuse_missing,
 )
 
@@ -75,7 +75,7 @@ DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not impo
     help="Workers that assign rows to clusters, each with --threads; the rest is this process's.",
 )
 @executor_options
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(

@@ -13,11 +13,11 @@ from embedpipe.plural import plural
 from ..fields import with_options
 from ..options import (
     debug_option,
-    dry_run_option,
     executor_options,
     json_option,
     max_rejects_option,
     model_options,
+    old_dry_run_option,
     refuse_missing,
     said_of_model,
     too_many_rejects,
@@ -159,7 +159,7 @@ if TYPE_CHECKING:
     "1,000 samples. What is committed stays."
 )
 @verbose_option("A line for each finished shard: which worker, rows, rate, and where its time went.")
-@dry_run_option
+@old_dry_run_option
 @trust_model_option
 @json_option
 @debug_option

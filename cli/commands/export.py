@@ -9,7 +9,7 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import CommandWithImages, debug_option, dry_run_option, images_option, json_option
+from ..options import CommandWithImages, debug_option, images_option, json_option, old_dry_run_option
 
 if TYPE_CHECKING:
     from embedpipe.export import ExportConfig
@@ -60,7 +60,7 @@ class _ExportCommand(CommandWithImages):
 )
 @click.option("--model-name", help="datacomp: the model in array names, l14 in l14_img. Default: from the model card.")
 @images_option(", for --to images")
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import embedpipe
-from embedpipe.plural import plural
 
-from ..fields import with_options
 from ..options import (
     address_option,
     debug_option,
     debugging,
     dialect_options,
-    dry_run_option,
     json_option,
     max_rejects_option,
+    old_dry_run_option,
     too_many_rejects,
 )
 
@@ -165,7 +163,7 @@ if TYPE_CHECKING:
     help="Where download processes are: auto or processes: on this machine; ray: on a cluster's, which share OUT.",
 )
 @address_option
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 @click.pass_context
@@ -231,9 +229,10 @@ def command(
     """
     import os
 
-    from embedpipe.fetch import ERROR_CLASSES, log_file
+    from embedpipe.fetch import log_file
 
     from .. import display
+    from ..fetch_display import print_fetched, say_if_none_fetched
     from ..main import EXIT_REJECTS
 
     config = embedpipe.FetchConfig(
@@ -290,8 +289,9 @@ def command(
     if as_json:
         display.print_json(report)
     else:
-        _print(out, report, ERROR_CLASSES)
-    if too_many_rejects(max_rejects, report.rows - report.succeeded, report.rows):
+        print_fetched(out, report)
+    too_many = too_many_rejects(max_rejects, report.rows - report.succeeded, report.rows)
+    if say_if_none_fetched(out, report) or too_many:
         ctx.exit(EXIT_REJECTS)
 
 
@@ -300,29 +300,3 @@ def _show_log(log_file: str | None) -> None:
 
     if log_file is not None and files.exists(log_file):
         click.echo(files.read_bytes(log_file).decode(errors="replace"), err=True, nl=False)
-
-
-def _print(out: str, report: Any, meanings: dict[str, str]) -> None:
-    from .. import display
-
-    if report.shards_redone:
-        click.echo(f"warning: {plural(report.shards_redone, 'shard')} had lost files and came anew", err=True)
-    shards = plural(report.shards, "shard")
-    counts = f"{report.succeeded:,} of {report.rows:,} images in {shards}, {report.bytes / 1e6:,.1f} MB"
-    if not report.shards_now:
-        click.echo(f"{out}: nothing to do, finished: {counts}")
-    else:
-        click.echo(f"{out}: {counts}; {report.shards_now:,} written in this run, {display.seconds(report.seconds)}")
-    if report.rows and not report.succeeded:
-        click.echo("warning: not one image was fetched", err=True)
-    if report.caption_column is None:
-        click.echo("without captions: the table has no column 'caption' (choose one with --caption-col)")
-    if report.failed:
-        worst_first = sorted(report.failed.items(), key=lambda item: (-item[1], item[0]))
-        display.print_table(
-            ["failed", "rows", "because"], [(name, count, with_options(meanings[name])) for name, count in worst_first]
-        )
-    display.print_passed_over(report.listing, report.accounts)
-    display.print_worst_hosts(report.hosts)
-    if report.report is not None:
-        click.echo(f"report: {report.report}")

@@ -11,9 +11,9 @@ import embedpipe
 from ..options import (
     CommandWithImages,
     debug_option,
-    dry_run_option,
     images_option,
     json_option,
+    old_dry_run_option,
     refuse_missing,
     trust_option,
 )
@@ -65,7 +65,7 @@ from ..options import (
 )
 @images_option(", for the pictures in examples.html")
 @click.option("--threads", type=click.IntRange(1), help="Default: the cores.")
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:

@@ -54,7 +54,9 @@ _PICTURE = click.Path(dir_okay=False)
 )
 @click.option("--rows", type=click.IntRange(2), default=16, show_default=True, help="Of --beside: how many captions.")
 @images_option(", for --beside")
-@click.option("--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each.")
+@click.option(
+    "-n", "--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each."
+)
 @click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
 @click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
@@ -110,11 +112,11 @@ def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
 
     \b
     embedpipe generate "a pineapple" --prior prior --decoder decoder
-    embedpipe generate --captions captions.txt --prior prior --decoder decoder --n 16 --best-of 4 --guidance 2
-    embedpipe generate --from-image photo.jpg --decoder decoder --n 8
+    embedpipe generate --captions captions.txt --prior prior --decoder decoder -n 16 --best-of 4 --guidance 2
+    embedpipe generate --from-image photo.jpg --decoder decoder -n 8
     embedpipe generate "a red hat" --inpaint photo.jpg mask.png --prior prior --decoder decoder
-    embedpipe generate --interpolate one.jpg other.jpg --decoder decoder --n 9
-    embedpipe generate --beside emb --prior prior --decoder decoder --n 1
+    embedpipe generate --interpolate one.jpg other.jpg --decoder decoder -n 9
+    embedpipe generate --beside emb --prior prior --decoder decoder -n 1
     """
     refuse_missing(options["decoder"], options["prior"], options["held_out"])
 

@@ -9,7 +9,7 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, dry_run_option, executor_options, json_option
+from ..options import debug_option, executor_options, json_option, old_dry_run_option
 
 if TYPE_CHECKING:
     from embedpipe.index import BuildPlan, IndexCard
@@ -52,7 +52,7 @@ _GROWN = 4  # times the rows that an index was trained on: its lists then fit th
     help="Workers that encode rows into an index with lists (ivf…); flat and hnsw are made by one process.",
 )
 @executor_options
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(

@@ -10,7 +10,7 @@ import embedpipe
 from embedpipe.plural import plural
 
 from ..fields import with_options
-from ..options import debug_option, dry_run_option, json_option, trust_option, verbose_option
+from ..options import debug_option, json_option, old_dry_run_option, trust_option, verbose_option
 
 if TYPE_CHECKING:
     from embedpipe.merge import MergeReport
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that copy shards.")
 @trust_option("Merge data sets that version 0.1 wrote with newer ones")
 @verbose_option("A line for each shard that was taken over.")
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 @click.pass_context

@@ -7,7 +7,7 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, dry_run_option, json_option, refuse_missing, trust_option
+from ..options import debug_option, json_option, old_dry_run_option, refuse_missing, trust_option
 
 
 @click.command()
@@ -23,7 +23,7 @@ from ..options import debug_option, dry_run_option, json_option, refuse_missing,
 @click.option("--gpus", type=click.IntRange(0), help="Workers, one on each GPU. Default: all GPUs there are.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, where gpus is 0.")
 @trust_option("Allow a prior and embeddings of which version 0.1 wrote one")
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(

@@ -9,7 +9,7 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, dry_run_option, json_option
+from ..options import debug_option, json_option, old_dry_run_option
 
 if TYPE_CHECKING:
     from embedpipe.takedown import TakedownReport
@@ -21,7 +21,7 @@ _SHOWN = 20
 @click.argument("paths", nargs=-1, required=True, metavar="SHARDS... EMB...")
 @click.option("--urls", metavar="FILE", help="What is to go: one url a line, or parquet with a column url.")
 @click.option("--keys", metavar="FILE", help="Or: one key a line, or parquet with columns key and src_shard.")
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(paths: tuple[str, ...], urls: str | None, keys: str | None, dry_run: bool, as_json: bool) -> None:

@@ -14,9 +14,9 @@ from ..options import (
     config_options,
     debug_option,
     device_option,
-    dry_run_option,
     images_option,
     json_option,
+    old_dry_run_option,
     parallel_option,
     refuse_missing,
     row_options,
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 )
 @parallel_option
 @device_option(several=True)
-@dry_run_option
+@old_dry_run_option
 @trust_model_option
 @json_option
 @debug_option

@@ -12,8 +12,8 @@ from dalle2_core.priors import PRIORS
 from ..options import (
     debug_option,
     device_option,
-    dry_run_option,
     json_option,
+    old_dry_run_option,
     parallel_option,
     refuse_missing,
     row_options,
@@ -41,7 +41,7 @@ ALL = "all"
 @row_options
 @parallel_option
 @device_option(several=True)
-@dry_run_option
+@old_dry_run_option
 @trust_model_option
 @json_option
 @debug_option

@@ -11,8 +11,8 @@ import embedpipe
 from ..options import (
     debug_option,
     device_option,
-    dry_run_option,
     json_option,
+    old_dry_run_option,
     picture_options,
     refuse_missing,
     split_options,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @picture_options
 @device_option(several=True)
-@dry_run_option
+@old_dry_run_option
 @json_option
 @debug_option
 def command(data: str, out: str, dry_run: bool, as_json: bool, **options: Any) -> None:

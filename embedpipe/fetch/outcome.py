@@ -50,6 +50,10 @@ FINAL = frozenset({"invalid_url", "duplicate", "no_image", "sidecar", "taken_dow
 
 # Worth a retry: the same request may well succeed a moment later.
 TRANSIENT = frozenset({"timeout", "connection", "http_429", "http_5xx"})
+# Worth another run, hours or days later.
+MAY_PASS = TRANSIENT | {"dns", "lost"}
+# What the same url may succeed with: a field of `FetchConfig`.
+LIFTED_BY = {"refused_address": "allow_hosts", "tls": "ca_file", "too_large": "max_bytes"}
 _TRANSIENT_STATUSES = frozenset({408, 425})  # the server's own timeout, and "too early"
 
 

@@ -104,3 +104,10 @@ def test_a_dry_run_of_sample_prior_says_what_is_left_and_mends_nothing(places, e
     assert json.loads(embedpipe(*command, "--dry-run").stdout)["to_predict"] == [1]
     assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == before
     assert "2 were there already" in embedpipe(*command).stdout
+
+
+def test_the_short_spelling_of_version_0_1_is_understood_and_not_shown(embedpipe, emb, tmp_path):
+    done = embedpipe("export", emb, tmp_path / "out", "--to", "datacomp", "-n")
+    assert (done.exit_code, list(tmp_path.iterdir())) == (0, []), done.stderr
+    assert "-n is called --dry-run now" in done.stderr
+    assert "-n," not in embedpipe("export", "--help").stdout

@@ -29,7 +29,9 @@ def test_a_checkpoint_becomes_a_prior_and_what_was_assumed_is_said(peer_priors, 
 
 
 def test_dry_run_and_json(peer_priors, tmp_path):
-    result = convert(peer_priors / "1.15.6-self-cond.pt", tmp_path / "prior", "--self-cond", "--predicts", "v", "-n")
+    result = convert(
+        peer_priors / "1.15.6-self-cond.pt", tmp_path / "prior", "--self-cond", "--predicts", "v", "--dry-run"
+    )
     assert "(nothing written)" in result.output
     assert not (tmp_path / "prior").exists()
     said = json.loads(convert(peer_priors / "1.15.6-trainer.pt", tmp_path / "prior", "--json").output)

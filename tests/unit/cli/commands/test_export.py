@@ -24,13 +24,15 @@ def test_it_says_what_was_written_and_how_to_open_it(tmp_path, emb, embedpipe):
 
 
 def test_json_and_dry_run(tmp_path, emb, embedpipe):
-    planned = json.loads(embedpipe("export", emb, tmp_path / "out", "--to", "datacomp", "-n").stdout)
+    planned = json.loads(embedpipe("export", emb, tmp_path / "out", "--to", "datacomp", "--dry-run").stdout)
     assert (planned["rows"], planned["parts"], planned["to_write"]) == (30, 3, 3)
     assert planned["options"] == {"to": "datacomp", "dtype": "float16", "text_tokens": False, "model_name": "made_up"}
     assert not (tmp_path / "out").exists()
     report = json.loads(embedpipe("export", emb, tmp_path / "out", "--to", "datacomp", "--json").stdout)
     assert (report["rows"], report["files"], report["already"]) == (30, 6, 0)
-    assert json.loads(embedpipe("export", emb, tmp_path / "out", "--to", "datacomp", "-n").stdout)["to_write"] == 0
+    assert (
+        json.loads(embedpipe("export", emb, tmp_path / "out", "--to", "datacomp", "--dry-run").stdout)["to_write"] == 0
+    )
 
 
 def test_only_the_rows_of_a_subset(tmp_path, emb, embedpipe):

@@ -36,7 +36,9 @@ def test_json_is_the_report(embedpipe, data, tmp_path):
 
 
 def test_a_dry_run_counts_and_writes_nothing(embedpipe, data, tmp_path):
-    done = embedpipe("filter", data, tmp_path / "out", "--where", "label = 'x'", "--where", "similarity < 0.1", "-n")
+    done = embedpipe(
+        "filter", data, tmp_path / "out", "--where", "label = 'x'", "--where", "similarity < 0.1", "--dry-run"
+    )
     told = json.loads(done.stdout)
     assert told["would"]["kept"] == 5
     assert told["config"]["where"] == ["label = 'x'", "similarity < 0.1"]

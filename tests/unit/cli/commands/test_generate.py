@@ -466,3 +466,10 @@ def test_beside_needs_runs_of_one_split(run, runs, encoded_once, tmp_path):
     assert "trained on another split" in result.stderr
     assert run("--beside", emb, prior=None).exit_code == 1
     assert run("soup", "--beside", emb).exit_code == 2
+
+
+def test_n_is_the_number_of_pictures(embedpipe, runs, tmp_path):
+    words = ["generate", "a pear", "--prior", runs["prior"], "--decoder", runs["decoder"], "-o", tmp_path / "p.png"]
+    made = embedpipe(*words, "-n", 2, "--json", "--device", "cpu")
+    assert made.exit_code == 0, made.stderr
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["000-00.png", "000-01.png"]

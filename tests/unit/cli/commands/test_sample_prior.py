@@ -243,7 +243,7 @@ def test_mistakes_are_named(emb, runs, tmp_path, embedpipe):
 
 
 def test_the_command_line(emb, runs, tmp_path, embedpipe):
-    dry = embedpipe("sample-prior", emb, tmp_path / "out", "--prior", runs["diffusion"], "--candidates", 1, "-n")
+    dry = embedpipe("sample-prior", emb, tmp_path / "out", "--prior", runs["diffusion"], "--candidates", 1, "--dry-run")
     assert json.loads(dry.stdout)["predicted_by"]["sampling"]["candidates"] == 1
     assert not (tmp_path / "out").exists()
     done = embedpipe("sample-prior", emb, tmp_path / "out", "--prior", runs["diffusion"], "--candidates", 1)

@@ -172,7 +172,9 @@ def test_rows_that_are_not_unit_vectors_are_counted_and_refused(tmp_path):
 
 def test_a_file_of_settings_is_put_over_the_preset_and_set_over_the_file(emb, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"optim": {"lr": 0.5, "warmup_steps": 7}}))
-    outcome = run("train-prior", emb, tmp_path / "x", "--config", tmp_path / "c.json", "--set", "optim.lr=0.25", "-n")
+    outcome = run(
+        "train-prior", emb, tmp_path / "x", "--config", tmp_path / "c.json", "--set", "optim.lr=0.25", "--dry-run"
+    )
     recipe = json.loads(outcome.stdout)
     assert recipe["optim"]["lr"] == 0.25
     assert recipe["optim"]["warmup_steps"] == 7

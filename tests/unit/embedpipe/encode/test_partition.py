@@ -190,7 +190,18 @@ def test_a_forecast_needs_a_rate_and_samples(source, tmp_path, encode_config):
 
 
 def test_dry_run_tells_what_it_takes(source, tmp_path, embedpipe, tiny_model):
-    arguments = ("encode", source, tmp_path / "out", "--model", tiny_model, "--gpus", 0, "-n", "--shard-of", "1/2")
+    arguments = (
+        "encode",
+        source,
+        tmp_path / "out",
+        "--model",
+        tiny_model,
+        "--gpus",
+        0,
+        "--dry-run",
+        "--shard-of",
+        "1/2",
+    )
     told = json.loads(embedpipe(*arguments, "--rate", 10, "--price", 2).stdout)
     assert told["to_encode"] == [1, 3]
     assert (told["forecast"]["shards"], told["forecast"]["rate"]) == (2, 10)
