@@ -1,6 +1,6 @@
 """The `embedpipe` command: loads a command's module when it is asked for, and turns errors into exit codes.
 
-0 done · 1 our error, one line · 2 usage · 3 finished, with more rejects than allowed · 130 interrupted, resumable
+0 done · 1 our error, one line · 2 usage · 3 finished, with too many rejects or nothing at all · 130 interrupted
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ LIMITS = {
     "dalle2_core: rooms": 24,
     "dalle2_core: arrows": 110,
     "dalle2_core: floors": 10,
-    "cli: modules beside main, options, config, display": 3,  # terminal, the edge of printing
+    "cli: modules beside main, options, config, display": 5,  # terminal, fields, and what commands print at their end
     "embedpipe.fetch: rooms": 14,  # rights, of the files themselves
     "embedpipe.fetch: arrows": 50,
     "embedpipe.curate: rooms": 8,
