@@ -36,7 +36,7 @@ _EXIT_CODES = """## Exit codes
 | 0 | done |
 | 1 | an error, told in one line: data, models or machine do not go with the command; `--debug` shows the traceback |
 | 2 | usage: an option, argument or setting that cannot be, whatever the data hold; or they exclude each other |
-| 3 | finished, but more samples were rejected than `--max-rejects` allows, shards were set aside, or not one image was fetched |
+| 3 | finished, with more rejects than `--max-rejects` allows, shards set aside, or not one image fetched |
 | 130 | interrupted (Ctrl-C, SIGTERM); the same command goes on where it stopped |
 """
 
