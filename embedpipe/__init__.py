@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .clip_model.spec import ModelOptions
+    from .consent import trust_model
     from .curate import DedupConfig, FilterConfig, export_images, plan_dedup, plan_filter, plan_images
     from .curate.dedup.job import dedup
     from .curate.filter.job import filter
