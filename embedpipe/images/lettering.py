@@ -220,7 +220,7 @@ def _of_system(letter: str) -> _File | None:
     files = [(path, 0) for path in _ELSEWHERE if Path(path).exists()]
     if asked is not None and next(_ASKS, None) is not None:
         pattern = f":charset={ord(letter):x}:color=false"
-        words = [asked, "--format=%{file}\n%{index}", pattern]
+        words = [asked, "-f", "%{file}\n%{index}", pattern]
         said = subprocess.run(words, capture_output=True, text=True, timeout=_FC_MATCH_S, check=False).stdout.split(
             "\n"
         )
