@@ -12,9 +12,11 @@ from ..visible import visible
 from .thumbnail import small_picture
 
 _STYLE = """
-body { font: 14px sans-serif; margin: 2em; color: #222; }
-td, th { padding: 4px 12px; vertical-align: top; text-align: left; border-bottom: 1px solid #ddd; max-width: 24em;
-  overflow-wrap: anywhere; }
+body { font: 14px sans-serif; margin: clamp(8px, 3vw, 2em); color: #222; overflow-wrap: anywhere; }
+table { display: block; overflow-x: auto; max-width: 100%; }
+td, th { padding: 4px clamp(4px, 1vw, 12px); vertical-align: top; text-align: left;
+  border-bottom: 1px solid #ddd; max-width: 24em;  min-width: 3em; }
+svg { max-width: 100%; height: auto; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
@@ -24,6 +26,7 @@ def document(title: str, body: str, style: str = "") -> bytes:
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{text(title)}</title>
 <style>{_STYLE}{style}</style>
@@ -79,6 +82,7 @@ def html_histogram(lower: float, upper: float, counts: Sequence[int], width: int
         f'<text x="{width}" y="{height + 16}" text-anchor="end">{upper:.6g}</text>'
     )
     return (
-        f'<svg width="{width}" height="{height + 22}" font-size="12" fill="#4a78b0" role="img">'
+        f'<svg width="{width}" height="{height + 22}" viewBox="0 0 {width} {height + 22}" font-size="12" fill="#4a78b0"'
+        ' role="img">'
         f'{"".join(bars)}<g fill="#222">{labels}</g></svg>'
     )

@@ -20,10 +20,10 @@ from .gallery import Gallery, GalleryItem, look_at
 
 _STYLE = """
 .spreads { display: flex; flex-wrap: wrap; gap: 0 48px; }
-.spreads section { width: 480px; }
-.grid { display: flex; flex-wrap: wrap; gap: 16px; }
-.grid div { width: 192px; overflow-wrap: anywhere; font-size: 12px; }
-.grid img { max-width: 192px; display: block; margin-bottom: 4px; }
+.spreads section { width: min(480px, 100%); }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(192px, 45%), 1fr)); gap: 16px; }
+.grid div { font-size: 12px; }
+.grid img { max-width: 100%; display: block; margin-bottom: 4px; }
 .quiet { color: #777; }
 """
 
