@@ -46,7 +46,7 @@ LIMITS = {
     "embedpipe.curate: arrows": 14,
     "public names defined twice or more": 0,
     "strings of the libraries that hold an --option": 0,
-    "lines of the packages": 61_500,  # with takedowns and the rights of images: 1,900 lines of their own
+    "lines of the packages": 62_600,  # with takedowns, the rights of images, pretrained decoders: 2,900 lines
 }
 
 
