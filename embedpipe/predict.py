@@ -18,7 +18,7 @@ import torch
 
 from . import files, manifest
 from .clip_model.encoder_card import PredictionCard
-from .columns import IMAGE_NORM, MEASURED, measured
+from .columns import IMAGE_NORM, MEASURED, TEXT_NORM, measured
 from .errors import DatasetError, RunMismatch
 from .execute import Task, WorkerLoop, one_by_one, open_executor, torch_threads
 from .load import EmbeddingDataset
@@ -33,14 +33,22 @@ from .types import EmbeddingShard
 _OTHER_RUN = "Give the same as before, or another output folder"
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTexts:
+    """The texts of a shard: embeddings [n, dim] as stored, their norms [n] and the states of their tokens, if known."""
+
+    embed: np.ndarray
+    norms: np.ndarray | None
+    tokens: RaggedRows | None
+
+
 class Predictor(Protocol):
     """Image embeddings for the texts of one shard."""
 
-    def __call__(self, shard: str, text: np.ndarray, tokens: RaggedRows | None, listen: Listener) -> np.ndarray:
-        """float32 [n, dim], not normalised, for text embeddings [n, dim] as stored; deterministic.
+    def __call__(self, shard: str, text: StoredTexts, listen: Listener) -> np.ndarray:
+        """float32 [n, dim], not normalised, for the texts of a shard; deterministic.
 
-        shard: the name of the input shard. tokens: the states of the captions' tokens, if stored. listen: receives
-        progress.
+        shard: the name of the input shard. listen: receives progress.
         """
         ...
 
@@ -190,7 +198,8 @@ class PredictWork:
         entry = source.shards[place].manifest
         text = np.array(source.array(place, "text"))
         tokens = source.token_states(place) if source.text_tokens is not None else None
-        image = predict(entry.source.name, text, tokens, listen)
+        texts = StoredTexts(text, _norms_of(source, place), tokens)
+        image = predict(entry.source.name, texts, listen)
         if image.shape != text.shape or not np.isfinite(image).all():
             raise DatasetError(
                 f"{self._emb}: shard {entry.number}: the prior gave no finite {text.shape} for its texts"
@@ -202,6 +211,14 @@ class PredictWork:
         if IMAGE_NORM in measured(self._run.columns):
             metadata[IMAGE_NORM] = torch.linalg.vector_norm(raw, dim=-1).tolist()
         return EmbeddingShard(entry.number, image, text, metadata, ())
+
+
+def _norms_of(source: EmbeddingDataset, place: int) -> np.ndarray | None:
+    """float32 [n] of a shard's texts; None where they were not stored."""
+    table = source.metadata(place)
+    if TEXT_NORM not in table.column_names or table.column(TEXT_NORM).null_count:
+        return None
+    return np.asarray(table.column(TEXT_NORM).to_numpy(), np.float32)
 
 
 def _run_card(out: str, source: EmbeddingDataset, predicted_by: PredictionCard) -> RunCard:

@@ -36,6 +36,12 @@ ALL = "all"
     help=f"{', '.join(PRIORS)} (default: diffusion). `all` trains each into OUT/NAME and compares them.",
 )
 @click.option("--preset", default="tiny", show_default=True, help="tiny, base, laion-l14 or paper.")
+@click.option(
+    "--from",
+    "start",
+    metavar="PRIOR",
+    help="Begin with the weights of a trained prior: a run's folder, or diffusers:FOLDER (Karlo, Kandinsky 2).",
+)
 @training_options
 @split_options
 @row_options
@@ -56,6 +62,7 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     embedpipe train-prior emb prior
     embedpipe train-prior emb prior --preset base --set optim.lr=1e-4 --set train.steps=20000
     embedpipe train-prior emb priors --prior all
+    embedpipe train-prior emb prior --from diffusers:kandinsky-2-2-prior --set optim.lr=1e-5
     embedpipe train-prior s3://bucket/emb s3://bucket/prior
     torchrun --nproc-per-node 8 -m embedpipe_cli train-prior emb prior --preset laion-l14
     """
@@ -66,6 +73,8 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
 
     compares = options["prior"] == ALL
     if compares:
+        if options.pop("start") is not None:
+            raise click.UsageError("--from is for one prior, and `--prior all` trains each kind anew")
         del options["prior"]
     display.note_old_data(emb)
     if dry_run and compares:

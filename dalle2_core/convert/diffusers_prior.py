@@ -120,6 +120,7 @@ def _network(home: Path, settings: dict[str, Any]) -> UnclipTransformerConfig:
 def _diffusion(folder: Path, home: Path, network: UnclipTransformerConfig) -> tuple[UnclipConfig, tuple[str, ...]]:
     """What the scheduler says, and what is assumed where there is none."""
     sizes: dict[str, Any] = {
+        "raw": True,
         "num_layers": network.num_layers,
         "num_attention_heads": network.num_attention_heads,
         "attention_head_dim": network.attention_head_dim,

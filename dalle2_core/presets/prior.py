@@ -33,6 +33,11 @@ class PriorRecipe:
     def __post_init__(self) -> None:
         chosen(PRIORS, self.prior, "prior")
 
+    @property
+    def raw(self) -> bool:
+        """Whether the prior takes raw embeddings, as CLIP's projections give them."""
+        return bool(getattr(getattr(self, self.prior, None), "raw", False))
+
     def build(self, embed_dim: int) -> Any:
         """A new `Prior` for embeddings of this width, its weights drawn from torch's global generator."""
         prior = chosen(PRIORS, self.prior, "prior")

@@ -31,6 +31,11 @@ class Prior(nn.Module):
     KIND: ClassVar[str]
     CONFIG: ClassVar[type[Any] | None] = None
 
+    @property
+    def raw(self) -> bool:
+        """Whether its embeddings are raw, as CLIP's projections give them, instead of norm 1."""
+        return False
+
     @classmethod
     @abstractmethod
     def from_configs(cls: type[P], network: PriorNetworkConfig, config: Any) -> P:

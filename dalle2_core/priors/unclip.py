@@ -1,7 +1,7 @@
 """The priors of Karlo, Kandinsky 2 and ECLIPSE, which drive pretrained decoders. Ramesh et al. 2204.06125, section 2.2.
 
-Their embeddings are raw: as CLIP's projections give them, not L2-normalised. In place of a dropped text, and as what
-guidance leads away from, they have the empty text.
+Pretrained ones take raw embeddings: as CLIP's projections give them, not L2-normalised. In place of a dropped text, and
+as what guidance leads away from, they have the empty text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class UnclipConfig:
     timestep's counts. sampler: how sampling steps.
     contrastive_weight, contrastive_temperature: of a second loss, which text of the batch a prediction belongs to
     (ECLIPSE, 2312.04655); for networks that predict in one pass.
+    raw: its embeddings are raw, as CLIP's projections give them, which pretrained ones want; else of norm 1, as they
+    are stored.
     num_layers, num_attention_heads, attention_head_dim, reads_time, reads_tokens: of a new network, see
     UnclipTransformerConfig.
     """
@@ -58,6 +60,7 @@ class UnclipConfig:
     sampler: Literal["ddim", "ddpm", "dpm-solver++"] = "ddpm"
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.01
+    raw: bool = False
     num_layers: int = 2
     num_attention_heads: int = 4
     attention_head_dim: int = 32
@@ -104,7 +107,6 @@ class UnclipPrior(Prior):
 
     KIND = "unclip-prior"
     CONFIG = UnclipConfig
-    RAW: ClassVar[bool] = True
     null_text_embed: Tensor | None
     null_text_tokens: Tensor | None
 
@@ -119,6 +121,11 @@ class UnclipPrior(Prior):
         self.schedule = NoiseSchedule("cosine", config.timesteps)
         for name in _NULL:
             self.register_buffer(name, None)
+
+    @property
+    def raw(self) -> bool:
+        """See `Prior`."""
+        return self.config.raw
 
     @property
     def compares_rows(self) -> bool:

@@ -17,10 +17,10 @@ from dalle2_core.priors.registry import load_prior
 from dalle2_core.rng import PerSampleRNG, derived_seed
 from embedpipe.callable_package import callable_as
 from embedpipe.clip_model.encoder_card import PredictionCard
-from embedpipe.errors import InputError
+from embedpipe.errors import DatasetError, InputError
 from embedpipe.load import EmbeddingDataset
 from embedpipe.mirror import local_copy
-from embedpipe.predict import Predictor, PredictReport, plan_predict, predict_images
+from embedpipe.predict import Predictor, PredictReport, StoredTexts, plan_predict, predict_images
 from embedpipe.progress import Listener, Progress, silent
 from embedpipe.ragged import RaggedRows
 
@@ -68,12 +68,13 @@ class LoadPredictor:
         keywords = self.sampling.keywords(prior)
         on = torch.device(device)
 
-        def predict(shard: str, text: np.ndarray, tokens: RaggedRows | None, listen: Listener) -> np.ndarray:
+        def predict(shard: str, text: StoredTexts, listen: Listener) -> np.ndarray:
+            embeds, tokens = _embeddings(prior, shard, text), text.tokens
             seed = derived_seed(self.sampling.seed, "sample", shard)
             parts = []
-            for start in range(0, len(text), self.batch_size):
-                rows = slice(start, min(start + self.batch_size, len(text)))
-                embed = torch.from_numpy(text[rows].astype(np.float32)).to(on)
+            for start in range(0, len(embeds), self.batch_size):
+                rows = slice(start, min(start + self.batch_size, len(embeds)))
+                embed = torch.from_numpy(embeds[rows]).to(on)
                 draws = PerSampleRNG(seed, start, len(embed), on)
                 states, mask = _states(tokens, rows, on) if self.text_tokens and tokens is not None else (None, None)
                 found = prior.sample(
@@ -150,6 +151,19 @@ def card_of(run_folder: str, sampling: SamplingConfig) -> PredictionCard:
     for name in ("config.json", "model.safetensors"):
         digest.update(sha256(Path(run_folder) / name).encode())
     return PredictionCard(prior.KIND, digest.hexdigest(), asdict(sampling))
+
+
+def _embeddings(prior: Prior, shard: str, text: StoredTexts) -> np.ndarray:
+    """float32 [n, d], as the prior takes them. Raises DatasetError where it wants raw ones and norms are not known."""
+    embeds = text.embed.astype(np.float32)
+    if not prior.raw:
+        return embeds
+    if text.norms is None:
+        raise DatasetError(
+            f"{shard}: this prior takes raw embeddings, and the norms of the texts were not stored",
+            "Encode the data set again",
+        )
+    return np.asarray(embeds * text.norms[:, None])
 
 
 def _states(tokens: RaggedRows, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

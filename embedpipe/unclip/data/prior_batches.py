@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,11 +23,20 @@ _ROWS_WITH_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class PriorRows:
-    """A data set, and how its rows are taken. tokens: the states of the captions' tokens, or None."""
+    """A data set, and how its rows are taken.
+
+    tokens: the states of the captions' tokens, or None. norms: of all rows by side, float32 [n], by which embeddings
+    are multiplied for a prior of raw ones; None leaves them as they are stored.
+    """
 
     dataset: EmbeddingDataset
     policy: RowPolicy
     tokens: TokenStates | None = None
+    norms: Mapping[str, np.ndarray] | None = None
+
+    def for_raw(self, raw: bool) -> PriorRows:
+        """The same rows for a prior of raw embeddings, or of norm 1. Raises DatasetError where norms are not known."""
+        return replace(self, norms=read_norms(self.dataset) if raw else None)
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """See `RowPolicy.checked`, of both sides."""
@@ -36,7 +45,7 @@ class PriorRows:
     def pairs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Text and image embeddings of some rows, float32 [n, d]. Raises DatasetError, see `checked`."""
         text, image = (self.dataset.require(side)[rows].astype(np.float32) for side in ("text", "image"))
-        return self._checked_pair(text, image)
+        return self._checked_pair(text, image, rows)
 
     def batches(self, rows: np.ndarray) -> Iterator[PriorBatch]:
         """Some rows in order: all at once without tokens, else in parts. Raises DatasetError, see `checked`."""
@@ -57,14 +66,24 @@ class PriorRows:
             assert batch.rows is not None
             states, mask = self.tokens.batch(batch.rows)
         return PriorBatch(
-            *self._checked_pair(batch.text, batch.image),
+            *self._checked_pair(batch.text, batch.image, batch.rows),
             torch.from_numpy(states.astype(np.float32, copy=False)) if states is not None else None,
             torch.from_numpy(mask) if mask is not None else None,
         )
 
-    def _checked_pair(self, text: np.ndarray, image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _checked_pair(
+        self, text: np.ndarray, image: np.ndarray, rows: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         taken = self.policy.taken(self.dataset.path, {"text": text, "image": image})
+        if self.norms is not None:
+            assert rows is not None
+            taken = {side: it * self.norms[side][rows, None] for side, it in taken.items()}
         return torch.from_numpy(taken["text"]), torch.from_numpy(taken["image"])
+
+
+def read_norms(dataset: EmbeddingDataset) -> dict[str, np.ndarray]:
+    """The norms of all rows, by side, float32 [n]. Raises DatasetError where they were not stored."""
+    return {side: dataset.require(side).raw().norms() for side in ("text", "image")}
 
 
 def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str | None, speaks: bool = True) -> PriorRows:
@@ -85,6 +104,8 @@ def open_rows(emb: str, recipe: PriorRecipe, policy: RowPolicy, device: str | No
 
 def _fitting(column: TokenStates, recipe: PriorRecipe, dataset: EmbeddingDataset) -> TokenStates:
     """The token states. Raises InputError where the network cannot take them."""
+    if recipe.prior == "unclip":  # its network reads states as wide as embeddings, and says itself how many
+        return column
     network = recipe.network.for_embeddings(dataset.card.dim)
     if column.width != network.dim:
         raise InputError(

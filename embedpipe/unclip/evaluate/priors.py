@@ -127,7 +127,7 @@ def evaluate_priors(
     for folder, title in _titles(records).items():
         prior = load_prior(folder, device).eval()
         tokens = token_states(dataset, device) if records[folder]["recipe"].get("text_tokens") else None
-        seen = PriorRows(dataset, policy, tokens)
+        seen = PriorRows(dataset, policy, tokens).for_raw(prior.raw)
         scale = cond_scale if _can_be_guided(records[folder]) else 1.0
         predictions[title] = predict(prior, seen.batches(rows), seed, device, scale).cpu()
         _refuse_another_width(folder, predictions[title], image)

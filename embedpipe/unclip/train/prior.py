@@ -36,6 +36,7 @@ from ..runs.split import SplitConfig
 from ..runs.trained_rows import write_trained_rows
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
+from .prior_start import PriorStart, refuse_another_width, started
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -53,6 +54,7 @@ class PriorJob:
     policy: RowPolicy = field(default_factory=RowPolicy)
     device: str | None = None
     view: TrainingView = field(default_factory=TrainingView)
+    start: PriorStart | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -95,26 +97,32 @@ def prior_job(
     normalise: bool = False,
     drop_nonfinite: bool = False,
     device: str | None = None,
+    start: str | None = None,
     on_step: OnStep | None = None,
     listen: Listener = silent,
     view: TrainingView | None = None,
 ) -> PriorJob:
-    """emb: a data set. out: the prior's folder. prior: diffusion, autoregressive, contrastive, ridge or mean.
+    """emb: a data set. out: the prior's folder. prior: diffusion, autoregressive, contrastive, unclip, ridge or mean.
 
     preset: tiny, base, laion-l14, paper, or a recipe. config, settings: values to put into it, see `resolve_config`:
     {"optim.lr": 1e-4, "train.batch_size": 64}. steps, seed, parallel, loggers: short for those of `train`.
     split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for the first
-    GPU, or the CPU. on_step, listen: see `TrainingView.of`; view: in their place.
+    GPU, or the CPU. start: begin with the weights of a trained prior, a run's folder or `diffusers:FOLDER` (Karlo,
+    Kandinsky 2), which keeps its size and its scaling of embeddings. on_step, listen: see `TrainingView.of`; view: in
+    their place.
     """
     short = train_settings(settings, loggers, steps=steps, seed=seed, parallel=parallel)
+    recipe = recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior}))
+    begun = None if start is None else PriorStart(start)
     return PriorJob(
         emb,
         out,
-        recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior})),
+        recipe if begun is None else started(recipe, prior, begun),
         SplitConfig(split_column, valid_share).continued([out]),
         RowPolicy(normalise, drop_nonfinite),
         device,
         view or TrainingView.of(on_step, listen),
+        begun,
     )
 
 
@@ -143,8 +151,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
 
     with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
-        prior: Prior = recipe.build(seen.dataset.card.dim)
-        prior.fit(*seen.pairs(sample_rows(rows[TRAIN], MOST_ROWS_TO_FIT)))
+        prior = _built(job, seen, rows[TRAIN])
         prior.to(device)
         facts = _facts(job, seen, rows)
         found = _extension(job, place.folder, facts, seen, rows) if together.is_first else Extension()
@@ -211,11 +218,25 @@ train_all_priors = call_of("train_all_priors", prior_job, run_all_priors)
 plan_train_all_priors = call_of("plan_train_all_priors", prior_job, plan_all_priors)
 
 
+def _built(job: PriorJob, seen: PriorRows, rows: np.ndarray) -> Prior:
+    """A new prior, fitted to the rows, or the trained one that the job begins with, as it is."""
+    if job.start is not None:
+        return job.start.load()
+    prior: Prior = job.recipe.build(seen.dataset.card.dim)
+    return prior.fit(*seen.pairs(sample_rows(rows, MOST_ROWS_TO_FIT)))
+
+
 def _open(
     job: PriorJob, device: str | None = None, speaks: bool = True
 ) -> tuple[PriorRows, dict[str, np.ndarray], int]:
     """The data, the rows of each split, and how many were left out. device, speaks: see `open_rows`."""
     seen = open_rows(job.emb, job.recipe, job.policy, device, speaks)
+    if job.start is not None:
+        prior = job.start.load()
+        refuse_another_width(prior, job.start, job.emb, seen.dataset.card.dim)
+        seen = seen.for_raw(prior.raw)
+    else:
+        seen = seen.for_raw(job.recipe.raw)
     rows, dropped = rows_by_split(seen.dataset, job.split, job.policy, ("text", "image"))
     refuse_few(job.emb, rows_per_split(rows), job.recipe.train.batch_size if job.is_trained else None, held_out=2)
     return seen, rows, dropped
@@ -233,6 +254,7 @@ def _facts(job: PriorJob, seen: PriorRows, rows: Mapping[str, np.ndarray]) -> di
         "fingerprint": card.fingerprint(),
         "train_rows": len(rows[TRAIN]),
         "valid_rows": len(rows[VALID]),
+        **({} if job.start is None else {"start": job.start.facts()}),
     }
 
 
@@ -310,4 +332,5 @@ def _describes(facts: dict[str, Any]) -> dict[str, Any]:
         if name in ("network", "diffusion") or (name not in ("train", "optim") and value != usual[name])
     }
     rows = {"rows": facts["rows"]} if facts["rows"] != dataclasses.asdict(RowPolicy()) else {}
-    return shaping | rows | {name: facts[name] for name in ("split", "fingerprint", "train_rows")}
+    start = {"start": facts["start"]["sha256"]} if "start" in facts else {}
+    return shaping | rows | start | {name: facts[name] for name in ("split", "fingerprint", "train_rows")}

@@ -254,7 +254,7 @@ def test_the_command_line(emb, runs, tmp_path, embedpipe):
 
 def test_a_prior_that_breaks_is_stopped_before_anything_is_written(emb, runs, tmp_path, monkeypatch):
     def broken(self, device):
-        return lambda shard, text, tokens, listen: np.full(text.shape, np.nan, np.float32)
+        return lambda shard, text, listen: np.full(text.embed.shape, np.nan, np.float32)
 
     monkeypatch.setattr(prior_sampling.LoadPredictor, "__call__", broken)
     with pytest.raises(DatasetError, match=r"shard 0: the prior gave no finite \(30, 8\)"):

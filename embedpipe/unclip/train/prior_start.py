@@ -1,0 +1,81 @@
+"""Where a prior's training begins: random weights, another run's, or those of a prior of diffusers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dalle2_core.convert.diffusers_prior import read_diffusers_prior
+from dalle2_core.files import sha256
+from dalle2_core.presets.prior import PriorRecipe
+from dalle2_core.priors.base import Prior
+from dalle2_core.priors.registry import PRIORS, load_prior
+from dalle2_core.serialization import read_kind
+from embedpipe.errors import InputError, OptionError
+from embedpipe.mirror import local_copy
+
+DIFFUSERS = "diffusers:"
+
+
+@dataclass(frozen=True, slots=True)
+class PriorStart:
+    """A trained prior whose weights a training begins with. place: a run's folder, or `diffusers:FOLDER`."""
+
+    place: str
+
+    @property
+    def _folder(self) -> Path:
+        return Path(local_copy(self.place.removeprefix(DIFFUSERS)))
+
+    @property
+    def kind(self) -> str:
+        """Its name among PRIORS. Raises CheckpointError for a folder without a prior."""
+        if self.place.startswith(DIFFUSERS):
+            return "unclip"
+        found = read_kind(self._folder)
+        return next((name for name in PRIORS if found == PRIORS[name].KIND), found)
+
+    def load(self) -> Prior:
+        """The prior, in float32. Raises CheckpointError if it is not whole."""
+        of_diffusers = self.place.startswith(DIFFUSERS)
+        prior = read_diffusers_prior(self._folder).prior if of_diffusers else load_prior(self._folder)
+        return prior.float()
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of it: the place, and a digest of the files with its settings and weights."""
+        digest = hashlib.sha256()
+        files = sorted(it for end in ("*.json", "*.safetensors") for it in self._folder.rglob(end))
+        for path in files:
+            if path.name in ("config.json", "scheduler_config.json") or path.suffix == ".safetensors":
+                digest.update(sha256(path).encode())
+        return {"place": self.place, "sha256": digest.hexdigest()}
+
+
+def started(recipe: PriorRecipe, given: str | None, start: PriorStart) -> PriorRecipe:
+    """The recipe of a training that begins with `start`. given: the kind of prior that was asked for, or None.
+
+    Raises OptionError for another kind than that, or one that is not trained by steps.
+    """
+    kind = start.kind
+    if given not in (None, kind):
+        raise OptionError(f"{start.place}: holds a prior of the kind {kind}, not {given}", "Leave `prior` out")
+    if kind not in PRIORS or not hasattr(PRIORS[kind], "loss"):
+        raise OptionError(f"{start.place}: a prior of the kind {kind} is not trained by steps", "Begin anew")
+    return replace(recipe, prior=kind, text_tokens=recipe.text_tokens or reads_tokens(start.load()))
+
+
+def reads_tokens(prior: Prior) -> bool:
+    """Whether its network cannot do without the states of a text's tokens."""
+    return bool(getattr(getattr(prior, "net", None), "reads_tokens", False))
+
+
+def refuse_another_width(prior: Prior, start: PriorStart, emb: str, dim: int) -> None:
+    """Raise InputError where a prior is for embeddings of another width than those of `emb`."""
+    width = getattr(prior, "image_embed_dim", dim)
+    if width != dim:
+        raise InputError(
+            f"{start.place}: for embeddings of {width} values, and {emb} has {dim}",
+            "Give a prior for the encoder of these embeddings",
+        )
