@@ -21,7 +21,7 @@ EXEMPT = {
 }
 CALLED = [name for name in COMMANDS if name not in EXEMPT]
 # Options that are the command line's own: how a result is shown, and which exit code it gives.
-OWN = {"as_json", "debug", "verbose", "dry_run", "trust_model", ("fetch", "max_rejects")}
+OWN = {"as_json", "debug", "verbose", "dry_run", "short_dry_run", "trust_model", ("fetch", "max_rejects")}
 # Option → argument or field of a config, where they are called differently.
 NAMES = {
     ("fetch", "timeout"): "timeout_s",
