@@ -26,7 +26,7 @@ def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardR
             continue
         last = max((i for i, shard in enumerate(shards) if shard.number in wanted), default=-1)
         chosen = plan.layout.for_retry() if shards[0].retry else plan.layout
-        rows = _Rows(table.batches(file, chosen.table), chosen, file)
+        rows = _Rows(table.batches(file, chosen.table, chosen.caption), chosen, file)
         for shard in shards[: last + 1]:
             if shard.number in wanted:
                 yield shard, rows.take(shard.rows)

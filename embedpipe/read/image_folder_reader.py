@@ -159,8 +159,17 @@ def _all_rows(folder: str, tables: tuple[tuple[str, files.FileStat], ...], capti
         for fields in rows:
             file_name = fields.pop(path_column)
             if isinstance(file_name, str) and file_name.strip():
-                found.setdefault(path_below(table, file_name), _row(fields, caption_column))
+                found.setdefault(path_below(table, _nameable(file_name)), _row(fields, caption_column))
     return dict(sorted(found.items(), key=lambda item: (Naming(first_dot=False)(item[0]).key, item[0])))
+
+
+def _nameable(text: str) -> str:
+    """`text` as a path, whatever surrogates JSON has in it: those that stand for no byte of a name are spelled out."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def _row(fields: dict[str, Any], caption_column: str | None) -> _Row:

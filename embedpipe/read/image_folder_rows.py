@@ -40,7 +40,7 @@ def _of_jsonl(file: TextFile) -> tuple[list[str], Iterator[Fields]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as problem:
+            except (ValueError, RecursionError) as problem:
                 raise InputError(f"{file.location}: line {number}: not JSON: {problem}") from problem
             if not isinstance(row, dict):
                 raise InputError(f"{file.location}: line {number}: a {type(row).__name__}, not an object")

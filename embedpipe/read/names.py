@@ -32,6 +32,8 @@ _NO_IMAGES = frozenset(_DATA.split())
 _NEED_A_NAME = ("PPM", "ICO")
 _CLASSIC, _OTHER, _PART_OF_NAME, _REFUSED = range(4)
 _EXTENSION = re.compile(r"[a-z][a-z0-9]{0,7}")
+# What bytes that are not UTF-8 are spelled like, and what spells a backslash that would read like one of them.
+_LIKE_A_BYTE = re.compile(r"\\(?=x(?:5c|[89a-f][0-9a-f]))")
 _PART = re.compile(r"[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*", re.ASCII)
 
 
@@ -133,5 +135,7 @@ def _is_image(start: bytes) -> bool:
 
 
 def printable(path: str) -> str:
-    """`path` with bytes that are not UTF-8 spelled out (`\\xff`), so that it can be stored and stays distinct."""
+    """`path` with bytes that are not UTF-8 spelled out (`\\xff`), to be stored; no two paths become equal."""
+    if "\\x" in path:
+        path = _LIKE_A_BYTE.sub(r"\\x5c", path)
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -292,7 +292,10 @@ def _keys(column: pa.Array) -> list[str | None]:
 
 
 def _text(raw: bytes) -> str:
-    return printable(raw.decode("utf-8", "surrogateescape"))
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return printable(raw.decode("utf-8", "surrogateescape"))
 
 
 def plain_values(column: pa.Array) -> list[Any]:

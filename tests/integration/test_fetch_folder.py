@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -142,3 +143,19 @@ def test_an_output_of_tables_does_not_go_on_with_images(photos, tmp_path):
     fetch(str(tmp_path / "t.parquet"), out, CONFIG)
     with pytest.raises(RunMismatch, match='source was "table", now "images"'):
         fetch(str(photos), out, CONFIG)
+
+
+def test_names_that_are_spelled_alike_keep_their_own_pictures(tmp_path):
+    """A name that is not UTF-8, and one that is spelled as that one is shown."""
+    names = [b"lat\xe9", rb"lat\xe9", rb"lat\x5cxe9"]
+    for number, name in enumerate(names):
+        photo(
+            tmp_path / "in", os.fsdecode(name) + ".png", number, f"caption {number}", {"n": number}, (16, 16 + number)
+        )
+    out = tmp_path / "out"
+    fetch(str(tmp_path / "in"), str(out), CONFIG)
+    rows = {row["caption"]: row for row in table_of(out).to_pylist()}
+    assert len({row["url"] for row in rows.values()}) == 3
+    for number in range(3):
+        assert rows[f"caption {number}"]["original_width"] == 16 + number
+        assert json.loads(rows[f"caption {number}"]["metadata"]) == {"n": number}

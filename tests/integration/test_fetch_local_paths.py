@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import tarfile
 
 import pyarrow as pa
@@ -39,6 +40,7 @@ def test_local_paths_are_read_below_the_root_alone(pictures, monkeypatch):
     (pictures / "in" / "inner.jpg").symlink_to(pictures / "in" / "a.jpg")
     (pictures / "in" / "away").symlink_to(pictures / "outside")
     os.mkfifo(pictures / "in" / "pipe.jpg")
+    shutil.copy(pictures / "in" / "a.jpg", os.fsencode(pictures / "in") + b"/lat\xe9.jpg")
     expected = {
         "a.jpg": None,
         "./sub/../a.jpg": None,
@@ -47,6 +49,9 @@ def test_local_paths_are_read_below_the_root_alone(pictures, monkeypatch):
         "inner.jpg": None,
         str(pictures / "in" / "a.jpg"): None,
         f"file://{pictures}/in/sub/b%20b.jpg": None,
+        f"FILE://localhost{pictures}/in/lat%E9.jpg": None,
+        "file:a.jpg": None,
+        "file://[away/a.jpg": "invalid_url",
         "../outside/d.jpg": "outside_root",
         "link.jpg": "outside_root",
         "away/d.jpg": "outside_root",
@@ -212,3 +217,23 @@ def test_links_in_an_image_folder_are_followed_as_those_of_loose_images(pictures
         ("z", "outside_root"),
         ("w", None),
     ]
+
+
+def test_rows_of_an_image_folder_lead_nowhere_else(pictures, monkeypatch):
+    """A folder from somewhere else must not have pictures of this machine packed, however it names them."""
+    secret = pictures / "outside" / "d.jpg"
+    inside = ["a.jpg", f"file://{pictures}/in/a.jpg", "file:sub/b%20b.jpg", str(pictures / "in" / "a.jpg")]
+    away = [
+        f"file://{secret}",
+        f"FILE:{secret}",
+        f"file://{pictures}/in/../outside/d.jpg",
+        str(secret),
+        "file:../d.jpg",
+    ]
+    rows = [{"file_name": name} for name in (*inside, *away, "file:a%00.jpg", "file:")]
+    (pictures / "in" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(pictures / "root")
+    fetch("../in", "../out", CONFIG)
+    found = {url: wrong for url, (wrong, _) in outcomes(pictures / "out").items()}
+    assert [found[name] for name in inside] == [None] * len(inside)
+    assert {found[row["file_name"]] for row in rows[len(inside) :]} == {"outside_root"}

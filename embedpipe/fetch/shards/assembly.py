@@ -129,10 +129,11 @@ class Assembly:
         for part, first in enumerate(range(0, len(urls), size)):
             piece = urls[first : first + size]
             task = DownloadTask(shard.number, part, len(piece), str(self.context.parts / f"{shard.number}-{part}"))
-            columns = {"row": pa.array([i for i, _ in piece], pa.int32()), "url": pa.array([url for _, url in piece])}
             if self.context.plan.images or self.context.plan.root:
-                columns["url"] = pa.array([self._path(url) for _, url in piece], pa.binary())
-            table = pa.table(columns)
+                asked = pa.array([self._path(url) for _, url in piece], pa.binary())
+            else:
+                asked = pa.array([url for _, url in piece], pa.string())
+            table = pa.table({"row": pa.array([i for i, _ in piece], pa.int32()), "url": asked})
             with pa.OSFile(task.urls_file, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             yield task

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...errors import InputError
 from ...read.delimited import Dialect
+from ...read.sample import first_caption
 from ...read.text_file import UTF_8
 from .json_types import NULL, JsonType, type_of_all, wider
 from .table_file import Surveyed, TableFile, TableOptions
@@ -41,14 +42,24 @@ def survey(file: TableFile, options: TableOptions) -> Surveyed:
     return Surveyed(rows, schema, dialect)
 
 
-def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of a JSON table, its columns as in `schema`."""
+def batches(file: TableFile, schema: pa.Schema, captions: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a JSON table, its columns as in `schema`. captions: the column in which a list stands for its first.
+
+    If that column has the type of lists, they are left whole.
+    """
     for block in _blocks(file, file.dialect):
         try:
-            arrays = [_array([row.get(field.name) for row in block], field.type) for field in schema]
+            arrays = [_array(_values(block, field, captions), field.type) for field in schema]
         except (pa.ArrowException, OverflowError) as problem:
             raise InputError(f"{file.location}: does not fit the types of earlier files: {problem}") from problem
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _values(block: list[Row], field: pa.Field, captions: str | None) -> list[Any]:
+    values = [row.get(field.name) for row in block]
+    if field.name != captions or not pa.types.is_string(field.type):
+        return values
+    return [first_caption(value) if isinstance(value, list) else value for value in values]
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -94,7 +105,7 @@ def _lines(file: TableFile, encoding: str, decoder: json.JSONDecoder) -> Iterato
                 row = decoder.decode(line)
             except _Twice as problem:
                 raise InputError(f"{where}: {problem}") from None
-            except ValueError as problem:
+            except (ValueError, RecursionError) as problem:
                 raise InputError(f"{where}: not JSON: {problem}") from problem
             yield _checked(row, where)
 
@@ -112,6 +123,8 @@ def _array_items(pieces: Iterator[str], name: str, decoder: json.JSONDecoder) ->
             row, at = decoder.raw_decode(text, at)
         except _Twice as problem:
             raise InputError(f"{name}: object {number + 1}: {problem}") from None
+        except RecursionError as problem:
+            raise InputError(f"{name}: object {number + 1}: {problem}") from problem
         except ValueError as problem:
             more = next(pieces, "")
             if not more:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 _EXACT = 2**53  # integers beyond it may lose digits as doubles
+_DEEPEST = 32  # a list takes two levels of a parquet schema, and nothing opens a file whose schema has more than 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def _joined(kinds: Iterable[JsonType]) -> JsonType:
     return reduce(wider, kinds, NULL)
 
 
-def _type_of(value: Any) -> JsonType:
+def _type_of(value: Any, depth: int = 0) -> JsonType:
     if value is None:
         return NULL
     if isinstance(value, bool):
@@ -62,10 +63,12 @@ def _type_of(value: Any) -> JsonType:
         return FLOAT
     if isinstance(value, str):
         return TEXT
+    if depth == _DEEPEST:
+        return MIXED
     if isinstance(value, list):
-        item = _joined(map(_type_of, value))
+        item = _joined(_type_of(inner, depth + 1) for inner in value)
         return MIXED if item == MIXED else JsonType("list", item=item)
-    return _struct({name: _type_of(inner) for name, inner in value.items()})
+    return _struct({name: _type_of(inner, depth + 1) for name, inner in value.items()})
 
 
 def _integers(least: int, most: int) -> JsonType:

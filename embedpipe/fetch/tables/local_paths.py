@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 
@@ -41,18 +41,31 @@ def located(text: str | None, home: str, root: str = "") -> str | Failure:
     """The path that a table in the folder `home` means by `text`; with a `root`, one that lies below it as written."""
     if text is None or not text.strip():
         return Failure("invalid_url", "no path")
-    if text.startswith("file:"):
-        parts = urlsplit(text)
+    if text[:5].lower() == "file:":
+        try:
+            parts = urlsplit(text)
+        except ValueError as problem:
+            return Failure("invalid_url", f"{problem}: {text[:80]}")
         if parts.netloc not in ("", "localhost"):
             return Failure("invalid_url", f"a file of another machine: {parts.netloc[:80]}")
-        return unquote(parts.path)
-    if is_url(text):
+        text = os.fsdecode(unquote_to_bytes(parts.path))
+    elif is_url(text):
         return Failure("invalid_url", "a url in a column of local paths")
     path = os.path.join(files.local_path(home).absolute(), text)  # noqa: PTH118  as text: a path may be of any bytes
-    if not root:
-        return path
-    path = os.path.normpath(path)
-    if "\0" in path or not path.startswith(f"{root.rstrip('/')}/"):
+    return path if not root else _below(root, path)
+
+
+def _below(root: str, path: str) -> str | Failure:
+    """`path` without `..`, which is taken as text: links in the root itself stay as they are."""
+    lead = f"{root.rstrip('/')}/"
+    if path.startswith(lead):
+        rest = os.path.normpath(path[len(lead) :])
+        inside = not rest.startswith("../") and rest not in ("..", ".") and not rest.startswith("/")
+        path = lead + rest
+    else:
+        path = os.path.normpath(path)
+        inside = path.startswith(f"{os.path.normpath(root).rstrip('/')}/")
+    if "\0" in path or not inside:
         return Failure("outside_root", f"leads out of {root}")
     return path
 

@@ -27,7 +27,7 @@ class TableFormat:
     """Readers of one file format."""
 
     survey: Callable[[TableFile, TableOptions], Surveyed]
-    batches: Callable[[TableFile, pa.Schema], Iterator[pa.RecordBatch]]
+    batches: Callable[[TableFile, pa.Schema, str | None], Iterator[pa.RecordBatch]]
 
 
 def _survey_parquet(file: TableFile, _: TableOptions) -> Surveyed:
@@ -35,7 +35,7 @@ def _survey_parquet(file: TableFile, _: TableOptions) -> Surveyed:
         return Surveyed(table.metadata.num_rows, table.schema_arrow.remove_metadata())
 
 
-def _parquet_batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(file: TableFile, schema: pa.Schema, _: str | None) -> Iterator[pa.RecordBatch]:
     with _parquet(file) as table:
         # Read only the needed columns. A dot in a name would select a field inside a struct.
         some = [name for name in table.schema_arrow.names if name in schema.names and "." not in name]
@@ -57,9 +57,9 @@ def _seekable(stream: BinaryIO) -> BinaryIO:
 
 FORMATS = {
     "parquet": TableFormat(_survey_parquet, _parquet_batches),
-    "csv": TableFormat(delimited.survey, delimited.batches),
-    "tsv": TableFormat(delimited.survey, delimited.batches),
-    "txt": TableFormat(delimited.survey_lines, lambda file, _: delimited.line_batches(file)),
+    "csv": TableFormat(delimited.survey, lambda file, schema, _: delimited.batches(file, schema)),
+    "tsv": TableFormat(delimited.survey, lambda file, schema, _: delimited.batches(file, schema)),
+    "txt": TableFormat(delimited.survey_lines, lambda file, *_: delimited.line_batches(file)),
     "json": TableFormat(json_table.survey, json_table.batches),
     "jsonl": TableFormat(json_table.survey, json_table.batches),
 }
@@ -138,10 +138,10 @@ def survey(file: TableFile, options: TableOptions) -> Surveyed:
     return replace(found, schema=pa.schema([*found.schema, *folders]))
 
 
-def batches(file: TableFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows in order, with the types of `schema` (as `survey` found it, or wider)."""
+def batches(file: TableFile, schema: pa.Schema, captions: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows in order, with the types of `schema` (as `survey` found it, or wider). captions: their column."""
     folders = {name: value for name, value in file.partition.items() if name in schema.names}
-    for batch in FORMATS[file.ending].batches(file, schema):
+    for batch in FORMATS[file.ending].batches(file, schema, captions):
         for name, value in folders.items():
             if name not in batch.schema.names:
                 batch = batch.append_column(name, pa.array([value] * batch.num_rows, pa.string()))

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,3 +134,21 @@ def test_tables_that_describe_no_image_are_told(folder):
     (folder / "train" / "metadata.csv").write_text("file_name,text\n")
     with pytest.raises(EmptyInput, match="no rows of metadata tables"):
         open_reader(str(folder), RULES).shards(())
+
+
+def test_no_name_in_a_row_ends_the_run(folder):
+    shutil.copy(folder / "test" / "a.jpg", os.fsencode(folder / "test") + b"/lat\xe9.jpg")
+    names = [r"\ud800.jpg", r"lat\udce9.jpg", r"nul\u0000.jpg", "n" * 5000 + ".jpg", "a.jpg"]
+    rows = "".join(f'{{"file_name": "{name}", "text": "{number}"}}\n' for number, name in enumerate(names))
+    (folder / "test" / "metadata.jsonl").write_text(rows)
+    found, _, _ = everything(open_reader(str(folder), RULES))
+    taken = {it.key: it.caption for it in found if not isinstance(it, Reject)}
+    assert taken == {r"test/lat\xe9": "1", "test/a": "4"}
+    assert {it.error_class for it in found if isinstance(it, Reject)} == {"file_unreadable"}
+    assert len(found) == len(names)
+
+
+def test_a_row_too_deep_to_be_parsed_is_named(folder):
+    (folder / "test" / "metadata.jsonl").write_text('{"file_name": "a.jpg", "x": ' + "[" * 50_000 + "]" * 50_000 + "}")
+    with pytest.raises(InputError, match="line 1: not JSON: .*recursion"):
+        everything(open_reader(str(folder), RULES))

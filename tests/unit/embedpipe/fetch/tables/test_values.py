@@ -207,3 +207,35 @@ def test_of_a_list_of_captions_the_first_is_the_caption_and_the_list_stays(tmp_p
     found = planned(path)
     assert found.column("caption").to_pylist() == ["a", "c", None, None]
     assert found.column("source_caption").to_pylist() == captions
+
+
+def test_lists_of_captions_among_texts_are_read_as_lists(tmp_path):
+    (tmp_path / "in").mkdir()
+    captions = ["a", ["", "b"], None, '["c"]', []]
+    jsonl(tmp_path / "in", *({"caption": value, "tags": value} for value in captions))
+    (tmp_path / "in" / "u.jsonl").write_text(json.dumps({"url": U, "caption": ["d", "e"], "tags": "f"}) + "\n")
+    found = planned(tmp_path / "in")
+    assert found.column("caption").to_pylist() == ["a", "b", None, '["c"]', None, "d"]
+    assert found.column("tags").to_pylist() == ["a", '["", "b"]', None, '["c"]', "[]", "f"]
+
+
+@pytest.mark.parametrize("depth", [32, 33, 120, 400])
+@pytest.mark.parametrize("wrapped", [lambda value: [value], lambda value: {"a": value}])
+def test_deep_values_never_make_a_shard_that_nobody_can_open(tmp_path, depth, wrapped):
+    value = 1
+    for _ in range(depth):
+        value = wrapped(value)
+    found = planned(jsonl(tmp_path, {"x": value}))
+    pq.write_table(found, tmp_path / "shard.parquet")
+    column = pq.read_table(tmp_path / "shard.parquet").column("x")
+    if depth > 32:
+        column = pa.array(map(json.loads, column.to_pylist()))
+    assert column.to_pylist() == [value]
+
+
+@pytest.mark.parametrize(("ending", "outer"), [("jsonl", "%s\n"), ("json", "[%s]")])
+def test_json_too_deep_to_be_parsed_is_named(tmp_path, ending, outer):
+    row = '{"url": "u", "x": ' + "[" * 50_000 + "]" * 50_000 + "}"
+    (tmp_path / f"t.{ending}").write_text(outer % row)
+    with pytest.raises(InputError, match=r"(line|object) 1: .*recursion"):
+        planned(tmp_path / f"t.{ending}")
