@@ -77,9 +77,25 @@ class _Notices(logging.Handler):
         click.echo(visible(with_options(f"note: {record.getMessage()}")), err=True)
 
 
+_OURS = ("embedpipe", "dalle2_core")
+
+
+@contextlib.contextmanager
+def notices_shown_once() -> Iterator[None]:
+    """Within the block what we log goes to no handler of the root logger: open_clip, for one, makes it print, too."""
+    before = [(logger, logger.propagate) for logger in map(logging.getLogger, _OURS)]
+    for logger, _ in before:
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagated in before:
+            logger.propagate = propagated
+
+
 def show_notices() -> None:
     """Show what `embedpipe` and `dalle2_core` log from warnings on."""
-    for name in ("embedpipe", "dalle2_core"):
+    for name in _OURS:
         logger = logging.getLogger(name)
         if not any(isinstance(handler, _Notices) for handler in logger.handlers):
             logger.addHandler(_Notices())

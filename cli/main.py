@@ -24,7 +24,7 @@ from embedpipe.openmp import bound_spinning
 from embedpipe.pillow import ignore_metadata_warnings
 from embedpipe.visible import visible
 
-from .display import show_notices
+from .display import notices_shown_once, show_notices
 from .fields import set_running, with_options
 from .options import debugging
 from .terminal import edge
@@ -144,7 +144,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run() -> int:
-    with edge():
+    with edge(), notices_shown_once():
         return _answer()
 
 

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedpipe.visible import visible
+
 from ..options import debug_option, debugging
+from ..terminal import drawn
 
 if TYPE_CHECKING:
     from embedpipe.demo.pictures import DemoImage
@@ -137,7 +140,8 @@ def _steps(out: Path, limit: int | None, pictures: Sequence[DemoImage]) -> list[
 
 def _run(ctx: click.Context, step: DemoStep) -> float:
     """Print and run one command; its seconds. Ends the demo with the command's exit code when it fails."""
-    click.secho(f"\n$ embedpipe {shlex.join(step.command)}", bold=True)
+    line = visible(f"$ embedpipe {shlex.join(step.command)}")
+    click.secho(f"\n{line}", bold=True, file=drawn(sys.stdout))
     sys.stdout.flush()
     begun = time.monotonic()
     more: Sequence[str] = ("--debug",) if debugging() else ()

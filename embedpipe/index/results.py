@@ -14,7 +14,8 @@ from ..errors import OptionError
 from ..images.pages import contact_page
 from ..images.sheet import SheetCell, contact_sheet
 from ..load import EmbeddingDataset
-from ..load.images.source import Images, places_of, source_images, sources_of
+from ..load.images.source import Images, places_of, source_images
+from ..plural import plural
 from .searcher import Hit
 
 COLUMNS = ("key", "caption", "src_shard", "url")
@@ -70,9 +71,8 @@ def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], ti
     pictures = source_images(dataset, [(hit.src_shard, hit.key) for hit in hits], images)
     missing = sum((hit.src_shard, hit.key) not in pictures for hit in hits)
     if missing:
-        logger.warning(
-            "%d images are not in %s; see `images`", missing, ", ".join(places_of(images) or sources_of(dataset))
-        )
+        given = ", ".join(places_of(images))
+        logger.warning("%s left blank%s; see `images`", plural(missing, "image"), f": not in {given}" if given else "")
     cells = [SheetCell(pictures.get((hit.src_shard, hit.key)), f"{hit.score:.3f} {hit.caption or ''}") for hit in hits]
     make = contact_page if location.lower().endswith(".html") else contact_sheet
     files.write_bytes(location, make(cells, title))

@@ -1,7 +1,7 @@
 """What is left of an image shard: its tar without some samples, its table with tombstones in their rows.
 
 A tombstone keeps uid and key (the row's position), as a failure of the class `taken_down`: counts add up, fetch knows
-that the row is done, and nothing else of it is left. Shards of `export --images` lose the row itself.
+that the row is done, and nothing else of it is left. Shards of an export lose the row itself.
 """
 
 from __future__ import annotations

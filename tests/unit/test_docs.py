@@ -1,6 +1,8 @@
 """Docs and code say the same: every command, option, error class and config field is documented."""
 
+import ast
 import dataclasses
+import importlib
 import re
 import shlex
 import sys
@@ -148,3 +150,23 @@ def test_every_reason_to_pass_something_over_is_documented():
 
     page = (ROOT / "docs" / "formats.md").read_text()
     assert [name for name, means in PASSED_OVER.items() if f"| `{name}` | {means} |" not in page] == []
+
+
+def code_blocks():
+    for page in PAGES:
+        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S), 1):
+            yield pytest.param(code, id=f"{page.stem}-{number}")
+
+
+@pytest.mark.parametrize("code", list(code_blocks()))
+def test_what_an_example_names_is_there(code):
+    missing = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("embedpipe", "dalle2_core"):
+            module, names = node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("embedpipe", "dalle2_core"):
+            module, names = ast.unparse(node.value), [node.attr]
+        else:
+            continue
+        missing += [f"{module}.{name}" for name in names if not hasattr(importlib.import_module(module), name)]
+    assert missing == []

@@ -1,11 +1,13 @@
 """The front door: quick help, one line for every error, the promised exit codes."""
 
+import io
+import logging
 import subprocess
 import sys
 
 import click
 import pytest
-from embedpipe_cli import main
+from embedpipe_cli import display, main
 
 from embedpipe.errors import DiskFull, InputError, OptionError, WorkerDied
 from embedpipe.execute.messages import RemoteTraceback
@@ -143,3 +145,21 @@ def test_a_reader_who_has_had_enough_is_no_error(encoded_once):
     line = f"{sys.executable} -m embedpipe_cli info {encoded_once[1]} | true"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_a_notice_is_shown_once_though_a_library_makes_the_root_logger_print(monkeypatch, capsys):
+    def command(**_):
+        display.show_notices()
+        logging.getLogger("embedpipe.index").warning("the index is old")
+
+    monkeypatch.setattr(main.cli, "main", command)
+    printed = io.StringIO()
+    root, handler = logging.getLogger(), logging.StreamHandler(printed)
+    root.addHandler(handler)
+    try:
+        assert main._run() == 0
+    finally:
+        root.removeHandler(handler)
+    assert printed.getvalue() == ""
+    assert capsys.readouterr().err == "note: the index is old\n"
+    assert logging.getLogger("embedpipe").propagate

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from embedpipe_cli import terminal
 from embedpipe_cli.commands import demo
 from embedpipe_cli.main import LazyGroup, cli
 
@@ -57,6 +58,17 @@ def test_it_ends_with_the_exit_code_of_the_command_that_failed(tmp_path, monkeyp
     assert asked == ["fetch", "train-clip", "encode"]
     assert "the demo stopped at `embedpipe encode` (exit code 3)" in outcome.stderr
     assert f"$ embedpipe fetch {tmp_path}/urls.csv {tmp_path}/shards" in outcome.stdout
+
+
+def test_a_command_is_drawn_bold_where_its_names_act_on_no_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "_run_and_pass_on_interrupts", lambda command: 0)
+    step = demo.DemoStep("find", ("search", "emb", "a\u202eb"))
+    with terminal.edge(), click.Context(demo.command, color=True) as ctx:
+        demo._run(ctx, step)
+    assert capsys.readouterr().out == "\x1b[1m\n$ embedpipe search emb 'a\\u202eb'\x1b[0m\n"
+    with terminal.edge(), click.Context(demo.command) as ctx:
+        demo._run(ctx, step)
+    assert capsys.readouterr().out == "\n$ embedpipe search emb 'a\\u202eb'\n", "a file gets no escapes"
 
 
 def test_run_again_it_serves_the_same_urls(tmp_path, monkeypatch):
