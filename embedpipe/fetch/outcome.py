@@ -12,7 +12,7 @@ from ..images.formats import SNIFF_BYTES, why_not_read
 from ..images.undecodable import Undecodable
 
 ERROR_CLASSES = {
-    "invalid_url": "the url is null, empty, malformed, or neither http nor https; of local paths: null, empty, or a url",
+    "invalid_url": "null, empty, malformed, or neither http nor https; of local paths: null, empty, or a url",
     "refused_address": "the host is a private, loopback or link-local address and not named by `allow_hosts`",
     "opt_out": "this use is forbidden: by a header, by the image's metadata, or (with `robots`) by a file of the host",
     "http_403": "401 or 403: the server wants a login or does not want us",
