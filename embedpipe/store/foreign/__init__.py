@@ -18,14 +18,15 @@ LAYOUTS: dict[str, Layout] = {
     "datacomp": datacomp,
 }
 
-_INDEX = "index/"  # the output of `embedpipe index` beside the data, which includes arrays
+# Beside the data: the output of `embedpipe index`, which includes arrays, and the record of `embedpipe export`.
+_BESIDE = ("index/", ".embedpipe/")
 
 __all__ = ["LAYOUTS", "NOTE", "Foreign", "ForeignShard", "Layout", "find_shards"]
 
 
 def find_shards(path: str, how: Foreign) -> tuple[str, list[ForeignShard]]:
     """(layout, shards) of the data set at `path`. Raises DatasetError if it has no known layout."""
-    names = [name for name in files.walk(path) if not name.startswith(_INDEX)]
+    names = [name for name in files.walk(path) if not name.startswith(_BESIDE)]
     layout = how.layout or _guess(path, how, names)
     if layout not in LAYOUTS:
         raise DatasetError(f"{path}: no layout {layout!r}", did_you_mean(layout, LAYOUTS))

@@ -12,6 +12,8 @@ from embedding_reader import EmbeddingReader
 
 from embedpipe.curate import FilterConfig, dedup, filter
 from embedpipe.errors import DatasetError, InputError, RunMismatch
+from embedpipe.export import ExportConfig
+from embedpipe.export.job import export
 from embedpipe.index import build_index, query_encoder, search
 from embedpipe.info import describe
 from embedpipe.load import EmbeddingDataset, EmbeddingLoader, Foreign, splits
@@ -314,6 +316,16 @@ def test_ours_is_not_taken_for_others(encoded):
         EmbeddingDataset(str(encoded), Foreign("clip-retrieval")).image[:3],
         np.load(encoded / "img_emb" / "img_emb_00000.npy")[:3],
     )
+
+
+@pytest.mark.parametrize("layout", ["clip-retrieval", "parquet", "hf", "datacomp"])
+def test_an_export_of_ours_is_read_as_the_layout_that_it_is(encoded, tmp_path, layout):
+    out = str(tmp_path / "out")
+    export(str(encoded), out, ExportConfig(layout))
+    data, ours = EmbeddingDataset(out), EmbeddingDataset(str(encoded))
+    assert not data.card.known
+    assert np.array_equal(data.image[:], ours.image[:])
+    assert data.column("caption").to_pylist() == ours.column("caption").to_pylist()
 
 
 def test_what_two_unknown_models_made_does_not_mix(tmp_path):
