@@ -14,6 +14,7 @@ from ..options import debug_option, executor_options, json_option, old_dry_run_o
 if TYPE_CHECKING:
     from embedpipe.index import BuildPlan, IndexCard
 
+_DONE = {"nothing": "up to date, nothing to do", "build": "built", "add": "extended"}
 _GROWN = 4  # times the rows that an index was trained on: its lists then fit the data less well
 
 
@@ -103,7 +104,7 @@ def command(
     if as_json:
         display.print_json(card)
     else:
-        _print_card(emb, card)
+        _print_card(emb, card, _DONE[plan.action])
     _warn(emb, card)
 
 
@@ -123,15 +124,14 @@ def _print_plan(emb: str, modality: str, memory: str, plan: BuildPlan) -> None:
     display.print_table(["", ""], rows, title=emb)
 
 
-def _print_card(emb: str, card: IndexCard) -> None:
+def _print_card(emb: str, card: IndexCard, done: str) -> None:
     found = ", ".join(f"{share:.3f} ({side} rows)" for side, share in card.recall.items())
     how = [f"nprobe {card.nprobe}"] * (card.nprobe is not None) + [f"ef {card.ef_search}"] * (
         card.ef_search is not None
     )
     how += [f"{card.candidates} candidates compared again"] * bool(card.candidates)
-    click.echo(
-        f"{emb}: {card.modality} index of {card.rows:,} rows × {card.dim}: {card.kind}, {card.bytes / 2**20:,.1f} MiB"
-    )
+    size = f"{card.rows:,} rows × {card.dim}: {card.kind}, {card.bytes / 2**20:,.1f} MiB"
+    click.echo(f"{emb}: {done}: {card.modality} index of {size}")
     click.echo(f"recall@10 {found}, of {card.recall_queries} queries each{': ' * bool(how)}{', '.join(how)}")
 
 

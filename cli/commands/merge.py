@@ -75,6 +75,10 @@ def _print(out: str, report: MergeReport) -> None:
         click.echo(f"warning: the files of {name} were missing or cut short; it was taken over again", err=True)
     for given_up in report.failed_tasks:
         click.echo(with_options(f"warning: {given_up.task.name} was set aside: {given_up.reason}"), err=True)
+    if report.already == report.planned:
+        shards = plural(report.planned, "shard")
+        click.echo(f"{out}: nothing to do, finished: {plural(report.rows, 'row')} in {shards}")
+        return
     for path, prefix in report.prefixes.items():
         if prefix:
             click.echo(f"the shards of {path} are called {prefix}… in src_shard, since names were there twice")

@@ -50,7 +50,7 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 )
 @dialect_options
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many results.")
-@click.option("--min-score", type=float, help="Only results with at least this cosine.")
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="Only results with at least this cosine.")
 @click.option("--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Search in.")
 @click.option("--exact", is_flag=True, help="Compare with every row; no index is needed.")
 @click.option("--model", help="Where the model is now, if not where it was. Must be the same model.")
@@ -89,6 +89,7 @@ def command(
     embedpipe search emb --queries captions.txt --save results.parquet
     """
     from embedpipe.index.results import SUFFIXES, check_suffix
+    from embedpipe.index.results import as_json as as_hit
     from embedpipe.progress import silent
 
     from .. import display
@@ -109,17 +110,22 @@ def command(
     with shown as view:
         encoder: Any = {"model": model, "pretrained": pretrained, "options": said}
         if many:
-            _show_many(
-                embedpipe.search_many(searcher, query, k, min_score=min_score, **encoder, listen=view), save, as_json
+            whole = save.lower().endswith(".jsonl") if save is not None else as_json
+            found = embedpipe.search_many(
+                searcher, query, k, min_score=min_score, **encoder, listen=view, all_metadata=whole
             )
+            _show_many(found, save, as_json)
             return
         hits = embedpipe.search(
             searcher, query, k, min_score=min_score, **encoder, save=save, images=images, listen=view
         )
     if as_json:
-        display.print_json(hits, rows=True)
+        display.print_json([as_hit(hit) for hit in hits], rows=True)
         return
-    _table(hits)
+    if hits:
+        _table(hits)
+    elif min_score is not None:
+        click.echo(f"no row has a cosine of {min_score:g} or more to it", err=True)
     if save is not None:
         click.echo(f"{'results' if save.lower().endswith(SUFFIXES) else 'contact sheet'}: {save}")
 
@@ -138,7 +144,7 @@ def _show_many(found: Iterator[Answer], save: str | None, as_json: bool) -> None
         return
     for number, (text, these) in enumerate(found):
         if as_json:
-            display.print_line(display.as_json(as_line(number, text, these)), rows=True)
+            display.print_line(display.as_json(display.plain(as_line(number, text, these))), rows=True)
         else:
             _table(these, text if text is not None else f"query {number}")
 

@@ -132,15 +132,17 @@ def search_many(
     options: ModelOptions | None = None,
     encoder: Encoder | None = None,
     listen: Listener = silent,
+    all_metadata: bool = False,
 ) -> Iterator[Answer]:
     """Each query's text (None where it is an embedding) and hits, in order; `save_results` writes them.
 
-    queries: texts, embeddings [n, dim], a file of either, or a `Query` of one. The others: see `search`.
+    queries: texts, embeddings [n, dim], a file of either, or a `Query` of one. all_metadata: hits hold all columns, not
+    only key, caption, src_shard and url. The others: see `search`.
     """
     searcher = _searcher(dataset, modality, exact)
     load = _loading(searcher.dataset, encoder, model, pretrained, options)
     asked = queries if isinstance(queries, Query) else Query(queries=queries)
-    return run_queries(searcher, asked, load, k, min_score, listen, logger.warning)
+    return run_queries(searcher, asked, load, k, min_score, listen, logger.warning, all_metadata)
 
 
 def _searcher(dataset: EmbeddingDataset | Searcher | str, modality: str, exact: bool) -> Searcher:
@@ -167,15 +169,19 @@ def run_queries(
     min_score: float | None = None,
     listen: Listener = silent,
     note: Callable[[str], None] = lambda _: None,
+    all_metadata: bool = False,
 ) -> Iterator[Answer]:
-    """The text (or None) and the hits of each query, in order. A single query's hits have all metadata.
+    """The text (or None) and the hits of each query, in order.
+
+    Hits have all metadata, if it is a single query or `all_metadata`; else key, caption, src_shard and url.
 
     `listen` receives progress: finished queries, or rows compared with a single query without an index. load_encoder is
     called if there is something to embed; `note`, at the end, if a text was longer than the encoder's context. Raises
     InputError, and the errors of loading the encoder.
     """
     many = asked.queries is not None
-    columns, rows = (COLUMNS, silent) if many else (None, listen)
+    columns = COLUMNS if many and not all_metadata else None
+    rows = silent if many else listen
     for texts, vectors in _embedded(searcher, asked, load_encoder, listen, note):
         for text, hits in zip(texts, searcher.hits(vectors, k, min_score, columns, rows), strict=True):
             yield text, hits

@@ -124,12 +124,12 @@ def _shares(
     counts = _CANDIDATES if look_up else (RESULTS,)
     found = _without_own(index.candidates(queries.vectors, counts[-1] + 1, effort), queries.own)
     real = queries.truth.ids != NONE
+    good = (found.ids[:, :, None] == queries.truth.ids[:, None, :]).any(axis=2) & (found.ids != NONE)
+    others = NearestRows(found.scores, np.where(good, NONE, found.ids))  # copies of the true ones, or misses
+    good |= _as_near(dataset, modality, queries, others)
     if look_up:
-        good = _as_near(dataset, modality, queries, found)
         for shard in range(len(dataset.shards)):
             release_pages(dataset.array(shard, modality))
-    else:
-        good = (found.ids[:, :, None] == queries.truth.ids[:, None, :]).any(axis=2) & (found.ids != NONE)
     wanted = np.maximum(1, real.sum(axis=1))
     return [np.where(real.any(axis=1), np.minimum(good[:, :n].sum(axis=1) / wanted, 1.0), 1.0) for n in counts]
 

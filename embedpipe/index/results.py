@@ -49,7 +49,7 @@ def save_results(location: str, answers: Iterator[Answer]) -> int:
     with files.writing(location) as stream:
         if location.lower().endswith(".jsonl"):
             for number, (query, found) in enumerate(answers):
-                stream.write(f"{json.dumps(as_line(number, query, found), ensure_ascii=False)}\n".encode())
+                stream.write(f"{json.dumps(as_line(number, query, found), ensure_ascii=False, default=str)}\n".encode())
                 hits += len(found)
             return hits
         with pq.ParquetWriter(stream, _SCHEMA) as writer:
@@ -80,7 +80,12 @@ def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], ti
 
 def as_line(number: int, query: str | None, hits: Sequence[Hit]) -> dict[str, object]:
     """One query and its hits as a JSON-serialisable dict."""
-    return {"query_index": number, "query": query, "hits": [_plain(hit) for hit in hits]}
+    return {"query_index": number, "query": query, "hits": [as_json(hit) for hit in hits]}
+
+
+def as_json(hit: Hit) -> dict[str, object]:
+    """A hit as a JSON-serialisable dict, the same for one query and for many: see docs/searching.md."""
+    return {**_plain(hit), "metadata": hit.metadata}
 
 
 def _plain(hit: Hit) -> dict[str, object]:

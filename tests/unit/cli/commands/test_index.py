@@ -7,10 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedpipe.index import recall
 from tests import clusters
+from tests.embeddings import write_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +28,23 @@ def root(tmp_path):
 def test_it_says_what_it_made_and_how_well_it_finds(embedpipe, root):
     result = embedpipe("index", root, "--type", "ivf")
     assert result.exit_code == 0, result.stderr
-    assert f"{root}: image index of 500 rows × 32: RR32,IVF16,RaBitQ" in result.stdout
+    assert f"{root}: built: image index of 500 rows × 32: RR32,IVF16,RaBitQ" in result.stdout
     assert re.search(r"recall@10 \d\.\d{3} \(image rows\), \d\.\d{3} \(text rows\), of 60 queries each", result.stdout)
     assert result.stderr == f"{root}: no image index yet; building one (RR32,IVF16,RaBitQ)\n"
     again = embedpipe("index", root, "--json")
     assert again.stderr == ""
     assert json.loads(again.stdout)["rows"] == 500
     clusters.write(root, {0: 200, 1: 300, 2: 100})
-    assert embedpipe("index", root).stderr == f"{root}: 1 shard to add; adding to the index (RR32,IVF16,RaBitQ)\n"
+    extended = embedpipe("index", root)
+    assert extended.stderr == f"{root}: 1 shard to add; adding to the index (RR32,IVF16,RaBitQ)\n"
+    assert f"{root}: extended: image index of 600 rows" in extended.stdout
+    assert f"{root}: up to date, nothing to do: image index of 600 rows" in embedpipe("index", root).stdout
+
+
+def test_an_exact_index_finds_everything_and_says_so_whatever_repeats(embedpipe, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 8)).repeat(12, axis=0)
+    root = write_dataset(tmp_path / "copies", rows, rows, 2)
+    assert "recall@10 1.000 (image rows), 1.000 (text rows)" in embedpipe("index", root, "--type", "flat").stdout
 
 
 def test_workers_that_an_index_in_memory_has_no_use_for_are_told(embedpipe, root):

@@ -24,6 +24,7 @@ def test_it_merges_says_so_and_has_nothing_to_do_again(embedpipe, encoded, twin,
     assert f"{out}: 42 rows and 0 rejects in 6 shards" in result.stdout
     again = json.loads(embedpipe("merge", encoded, twin, out, "--json").stdout)
     assert (again["already"], again["report"]["tasks"]) == (6, 0)
+    assert embedpipe("merge", encoded, twin, out).stdout == f"{out}: nothing to do, finished: 42 rows in 6 shards\n"
     assert embedpipe("verify", out, "--deep").exit_code == 0
     assert embedpipe("info", out).exit_code == 0
 

@@ -42,7 +42,7 @@ def test_mistakes_are_one_line(embedpipe, encoded, other_model, tmp_path):
     for arguments, said in (
         (("search", tmp_path / "no", "x"), "no such folder"),
         (("search", encoded, " "), "is empty"),
-        (("search", encoded, "--image", tmp_path / "no.jpg"), "No such file"),
+        (("search", encoded, "--image", tmp_path / "no.jpg"), "no such file"),
         (("search", encoded, "x", "--model", other_model), "another encoder"),
         (("search", encoded, "--key", "no"), "no row with the key 'no'"),
         (("search", encoded, "--queries", tmp_path / "no.txt"), "no such file"),
@@ -113,7 +113,12 @@ def test_many_queries_one_answer_each(embedpipe, encoded, tmp_path):
     table = pq.read_table(tmp_path / "r.parquet").to_pylist()
     saved = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()]
     flat = [{"query_index": a["query_index"], "query": a["query"], **hit} for a in saved for hit in a["hits"]]
-    assert [{**row, "score": None} for row in table] == [{**row, "score": None} for row in flat]
+    assert [{**row, "score": None} for row in table] == [
+        {name: value for name, value in {**row, "score": None}.items() if name != "metadata"} for row in flat
+    ]
+    assert [{**hit, "score": None} for hit in answers[0]["hits"]] == [{**hit, "score": None} for hit in alone]
+    assert set(alone[0]) == {"rank", "score", "row", "key", "caption", "src_shard", "url", "metadata"}
+    assert {"width", "height", "similarity"} <= set(alone[0]["metadata"])
     assert saved == answers
     assert embedpipe("search", encoded, "--queries", tmp_path / "q.txt").stdout.count("a cat") >= 2
 
@@ -171,3 +176,10 @@ def test_what_does_not_go_together_is_a_matter_of_usage(embedpipe, tmp_path, arg
     result = embedpipe("search", tmp_path, *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_score_that_no_row_has_is_said_and_one_that_cannot_be_is_refused(embedpipe, encoded):
+    none = embedpipe("search", encoded, "--exact", "a cat", "--min-score", 0.999)
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert "no row has a cosine of 0.999 or more" in none.stderr
+    assert embedpipe("search", encoded, "--exact", "a cat", "--min-score", 3).exit_code == 2

@@ -106,12 +106,10 @@ class Index:
         return NearestRows(scores, np.where(np.isinf(scores), NONE, ids))
 
 
-def recall_by_hand(dataset, some, blind, copies_count):
+def recall_by_hand(dataset, some, blind):
     right = products(dataset, some)
     best = np.argsort(-right, axis=1, kind="stable")[:, :10]
     seen = np.setdiff1d(np.arange(ROWS), np.arange(0, ROWS, blind) if blind else [])
-    if not copies_count:
-        return np.isin(best, seen).mean(axis=1)
     # As near as the tenth is as good: copies of a row count alike.
     last = np.take_along_axis(right, best[:, -1:], 1)
     return np.minimum((right[:, seen] >= last - 1e-6).sum(axis=1), 10) / 10
@@ -124,7 +122,7 @@ def test_recall_is_the_share_of_the_truth_that_is_found(dataset, queries, blind,
     assert found.effort is None
     assert found.candidates == (found.candidates and 10 if blind == 0 else found.candidates)
     for some in queries:
-        shares = recall_by_hand(dataset, some, blind, look_up)
+        shares = recall_by_hand(dataset, some, blind)
         assert found.recall[some.side] == pytest.approx(shares.mean())
 
 
@@ -173,11 +171,11 @@ def test_what_costs_more_than_a_setting_that_is_enough_is_not_tried(dataset, que
 
 def test_both_sides_must_reach_the_target_with_little_doubt(dataset, queries):
     """One chance in twenty of less: the mean, less 1.645 standard errors."""
-    shares = recall_by_hand(dataset, queries[0], 7, True)
+    shares = recall_by_hand(dataset, queries[0], 7)
     bound = shares.mean() - 1.645 * shares.std() / np.sqrt(len(shares))
     worse = min(
         side.mean() - 1.645 * side.std() / np.sqrt(len(side))
-        for side in (recall_by_hand(dataset, some, 7, True) for some in queries)
+        for side in (recall_by_hand(dataset, some, 7) for some in queries)
     )
     assert worse <= bound
     for target, effort in ((worse - 1e-6, 1), (worse + 1e-6, 2)):
@@ -186,7 +184,7 @@ def test_both_sides_must_reach_the_target_with_little_doubt(dataset, queries):
 
 def test_where_none_reaches_it_the_best_for_the_worse_side_is_taken(dataset, queries):
     found = tune(Index(dataset, {1: 3, 2: 7, 4: 5}, 4), dataset, "image", queries, 1.0, False)
-    worst = {effort: min(recall_by_hand(dataset, some, blind, False).mean() for some in queries)
+    worst = {effort: min(recall_by_hand(dataset, some, blind).mean() for some in queries)
              for effort, blind in {1: 3, 2: 7, 4: 5}.items()}  # fmt: skip
     assert found.effort == max(worst, key=worst.get)
 
