@@ -88,8 +88,7 @@ def command(
     embedpipe search emb --key 000000012 --min-score 0.9
     embedpipe search emb --queries captions.txt --save results.parquet
     """
-    from embedpipe.index.results import SUFFIXES, check_suffix
-    from embedpipe.index.results import as_json as as_hit
+    from embedpipe.index.results import SUFFIXES, check_suffix, hit_as_json
     from embedpipe.progress import silent
 
     from .. import display
@@ -120,7 +119,7 @@ def command(
             searcher, query, k, min_score=min_score, **encoder, save=save, images=images, listen=view
         )
     if as_json:
-        display.print_json([as_hit(hit) for hit in hits], rows=True)
+        display.print_json([hit_as_json(hit) for hit in hits], rows=True)
         return
     if hits:
         _table(hits)

@@ -6,7 +6,9 @@ import contextlib
 import importlib
 import json
 import os
+import socket
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from ..clip_model.foreign_config import CONFIG_FILE, check_config, check_folder
 from ..clip_model.trusted import require_consent
 from ..consent import HUB
 from ..errors import ModelError
+
+_HUB_ANSWERS_S = 5
 
 
 def require_data_only(name: str) -> bool:
@@ -36,6 +40,28 @@ def require_data_only(name: str) -> bool:
     return name.startswith(HUB) or bool(wanted)
 
 
+def unreachable_hub() -> str | None:
+    """Why the hub cannot be reached, as far as a connection tells; None if it can, or if a proxy stands between."""
+    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value for name, value in os.environ.items()):
+        return None
+    hub = importlib.import_module("huggingface_hub.constants")
+    address = urllib.parse.urlsplit(hub.ENDPOINT)
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    try:
+        socket.create_connection((address.hostname or "", port), _HUB_ANSWERS_S).close()
+    except OSError as problem:
+        return f"{address.hostname} cannot be reached ({problem.strerror or problem})"
+    return None
+
+
+@contextlib.contextmanager
+def asking_no_hub(offline: bool = True) -> Iterator[None]:
+    """Within the block, what a hub holds comes from the cache or fails at once, without retries; only if `offline`."""
+    hub = importlib.import_module("huggingface_hub.constants")
+    with _replaced(hub, "HF_HUB_OFFLINE", offline or hub.HF_HUB_OFFLINE):
+        yield
+
+
 @contextlib.contextmanager
 def as_data(transformers: bool, offline: bool) -> Iterator[None]:
     """Within the block, transformers neither runs code of a model nor asks on the terminal whether to.
@@ -44,9 +70,7 @@ def as_data(transformers: bool, offline: bool) -> Iterator[None]:
     """
     os.environ.setdefault("USE_HUB_KERNELS", "0")  # compiled code of the hub
     with contextlib.ExitStack() as undone:
-        if offline:
-            hub = importlib.import_module("huggingface_hub.constants")
-            undone.enter_context(_replaced(hub, "HF_HUB_OFFLINE", True))
+        undone.enter_context(asking_no_hub(offline))
         if transformers or "transformers" in sys.modules:
             code = importlib.import_module("transformers.dynamic_module_utils")
             undone.enter_context(_replaced(code, "TIME_OUT_REMOTE_CODE", 0))

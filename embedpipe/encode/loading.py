@@ -23,10 +23,11 @@ from ..clip_model.architecture import ModelSpec, of_config
 from ..clip_model.encoder_card import EncoderCard, PreprocessSpec
 from ..clip_model.name import model_folder
 from ..clip_model.spec import RANDOM, ModelOptions, require_weights, resolve_spec
+from ..consent import HUB
 from ..errors import MissingExtra, ModelError
 from ..pickled import REMEDY, pickle_refusal
 from .base import EncoderConfig
-from .data_only import as_data, require_data_only
+from .data_only import as_data, asking_no_hub, require_data_only, unreachable_hub
 from .model_checks import checked
 from .open_clip import OpenClipEncoder, is_convolutional
 from .precision import choose_precision
@@ -63,8 +64,9 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
         )
     name = own or require_weights(config.model, config.pretrained)
     spec = None if own or config.as_version_0_1 else resolve_spec(config.model, config.pretrained, config.options)
+    unreachable = unreachable_hub() if _is_of_hub(config) else None
     try:
-        with _without_known_noise():
+        with _without_known_noise(), asking_no_hub(unreachable is not None):
             torch.manual_seed(config.seed)
             if config.as_version_0_1:
                 needs_hub = require_data_only(name) if own else True
@@ -77,7 +79,7 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
                 with as_data(spec.needs_transformers, offline=not needs_hub):
                     model, tokenizer = _built(spec, config)
     except _LOAD_PROBLEMS as problem:
-        raise _load_error(config, problem) from problem
+        raise _load_error(config, problem, unreachable) from problem
     model.eval().requires_grad_(False)
     precision = choose_precision(config.precision, device, is_convolutional(model))
     config = replace(config, precision=precision)
@@ -87,9 +89,16 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
     return OpenClipEncoder(model, tokenizer, card, device, config)
 
 
+def _is_of_hub(config: EncoderConfig) -> bool:
+    """Whether weights or configuration may have to be downloaded."""
+    if config.model.startswith(HUB):
+        return True
+    return model_folder(config.model) is None and config.pretrained != RANDOM and not Path(config.pretrained).exists()
+
+
 def _own_name(config: EncoderConfig) -> str | None:
     """open_clip's name of a model with its own configuration; None for one in its tables."""
-    of_hub = config.model.startswith("hf-hub:")
+    of_hub = config.model.startswith(HUB)
     folder = None if of_hub else model_folder(config.model)
     if not of_hub and folder is None:
         return None
@@ -146,7 +155,7 @@ def _built_as_version_0_1(name: str, config: EncoderConfig) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _without_known_noise() -> Iterator[None]:
-    """Within the block, suppress three known messages of open_clip and show all others."""
+    """Within the block, suppress three known messages of open_clip, and what the hub's client says of its retries."""
 
     def wanted(record: logging.LogRecord) -> bool:
         # Random weights are intended here (weights are required otherwise); a failed download also raises an error.
@@ -157,9 +166,13 @@ def _without_known_noise() -> Iterator[None]:
         # It compares a tag with the architecture's default. The activation has been resolved, and is checked.
         warnings.filterwarnings("ignore", message="QuickGELU mismatch", category=UserWarning)
         logging.getLogger().addFilter(wanted)
+        client = logging.getLogger("huggingface_hub")
+        level = client.level
+        client.setLevel(logging.ERROR)
         try:
             yield
         finally:
+            client.setLevel(level)
             logging.getLogger().removeFilter(wanted)
 
 
@@ -176,16 +189,17 @@ def _missing_extra(config: EncoderConfig, package: str) -> MissingExtra:
     )
 
 
-def _load_error(config: EncoderConfig, problem: Exception) -> ModelError | MissingExtra:
+def _load_error(config: EncoderConfig, problem: Exception, unreachable: str | None) -> ModelError | MissingExtra:
     named = f"{config.model} {config.pretrained}".strip()
     if "download" in str(problem).lower() or "connect" in str(problem).lower():
         instead = (
             "copy the repository to this machine and give its folder with `model`"
-            if config.model.startswith("hf-hub:")
+            if config.model.startswith(HUB)
             else "give a checkpoint file on this machine with `pretrained`, and the tag with `like_tag`"
         )
         return ModelError(
-            f"{named}: the weights could not be downloaded: {str(problem)[:200]}", f"Check the network, or {instead}"
+            f"{named}: the weights could not be downloaded: {unreachable or str(problem)[:200]}",
+            f"Check the network, or {instead}",
         )
     if (pickled := pickle_refusal(problem)) is not None:
         return ModelError(f"{named}: the weights do not load: the file {pickled}", REMEDY)

@@ -80,10 +80,10 @@ def save_sheet(location: str, dataset: EmbeddingDataset, hits: Sequence[Hit], ti
 
 def as_line(number: int, query: str | None, hits: Sequence[Hit]) -> dict[str, object]:
     """One query and its hits as a JSON-serialisable dict."""
-    return {"query_index": number, "query": query, "hits": [as_json(hit) for hit in hits]}
+    return {"query_index": number, "query": query, "hits": [hit_as_json(hit) for hit in hits]}
 
 
-def as_json(hit: Hit) -> dict[str, object]:
+def hit_as_json(hit: Hit) -> dict[str, object]:
     """A hit as a JSON-serialisable dict, the same for one query and for many: see docs/searching.md."""
     return {**_plain(hit), "metadata": hit.metadata}
 
