@@ -187,8 +187,8 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
 
     said = said_of_model(options)
     if options["executor"] != "ray":  # else both may lie on the cluster's machines alone
-        refuse_missing(data)
         refuse_unknown_model(options["model"])
+        refuse_missing(data)
         in_tables = model_folder(options["model"]) is None and known_name(options["model"]) is not None
         before = None if options["overwrite"] else manifest.read_run(out)
         # What version 0.1 began goes on in its own way, or not at all: `encode` says which.

@@ -150,7 +150,7 @@ def test_a_url_table(run, tmp_path):
     done = run("fetch", tmp_path / "urls.parquet", tmp_path / "out", "--url-col", EVIL)
     assert done.exit_code != 0
     done = run("fetch", tmp_path / "urls.parquet", tmp_path / "out", "--retries", "0")
-    assert "not one image" in done.stderr
+    assert "none of 4 images was fetched" in done.stderr
     run("info", tmp_path / "out")
     run("verify", tmp_path / "out")
     (tmp_path / "urls.csv").write_text(f"url,{COLUMN}\n" + "\n".join(urls), newline="")

@@ -68,7 +68,7 @@ def _inception(weights: Path, device: str) -> Callable[[Tensor], Tensor]:
         raise ModelError(f"{weights}: no such file", "Give inception:FILE with torchvision's inception_v3") from problem
     except Exception as problem:  # a pickle may fail in any way
         if (pickled := pickle_refusal(problem)) is not None:
-            raise ModelError(f"{weights}: {pickled}", REMEDY) from problem
+            raise ModelError(f"{weights}: {pickled}", f"Give torchvision's inception_v3. {REMEDY}") from problem
         raise ModelError(
             f"{weights}: no weights of torchvision's inception_v3 ({type(problem).__name__})",
             "Give a state dict as torchvision publishes it",

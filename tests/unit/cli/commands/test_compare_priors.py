@@ -192,4 +192,4 @@ def test_foreign_folders_and_pickled_traps_are_no_priors(emb, tmp_path):
     (tmp_path / "out" / "model.safetensors").write_bytes(pickle.dumps(Trap()))
     assert "not a whole safetensors file" in str(run("evaluate", tmp_path / "out", emb).exception)
     assert not (tmp_path / "sprung").exists()
-    assert "no such folder" in str(run("evaluate", tmp_path / "nowhere", emb).exception)
+    assert "no such file or folder" in str(run("evaluate", tmp_path / "nowhere", emb).exception)

@@ -329,7 +329,7 @@ def test_a_decoder_that_reads_the_text_is_told_it(run, encoded_once, tmp_path, p
         (["--from-image", "red.png", "--best-of", "2"], 2, "--best-of ranks pictures by a text"),
         (["--interpolate", "red.png", "blue.png", "--n", "1"], 2, "needs two pictures or more"),
         (["--from-image", "gone.png"], 1, "gone.png"),
-        (["--from-image", "text.txt"], 1, "no image format that Pillow knows"),
+        (["--from-image", "text.txt"], 1, "no image format that embedpipe reads"),
         (["soup", "--inpaint", "red.png", "small.png"], 1, "the mask is 10 × 10 pixels"),
         (["soup", "--inpaint", "red.png", "black.png"], 1, "the mask is black all over"),
         (["--captions", "rows.npy"], 1, "holds embeddings, not captions"),
@@ -350,7 +350,7 @@ def test_mistakes_are_named(run, tmp_path, pictures, monkeypatch, words, code, s
 
 def test_folders_that_hold_no_run_are_named(run, runs, tmp_path):
     result = run("soup", decoder=tmp_path / "gone")
-    assert "gone: no such folder" in result.stderr
+    assert "gone: no such file or folder" in result.stderr
     result = run("soup", decoder=runs["prior"])
     assert result.exit_code == 1
     result = run("soup", prior=runs["decoder"])

@@ -112,7 +112,7 @@ def test_files_that_are_no_head(tmp_path):
         ("nowhere.pth", "no such file"),
         ("torn.pth", "no state dict that can be read"),
         ("torn.safetensors", "no state dict that can be read"),
-        ("code.pth", "no state dict that can be read"),
+        ("code.pth", r"a pickle that holds more than weights \(print\) and could run code"),
         ("gap.pth", "its layer 1 does not take"),
         ("classes.pth", "it gives 7 numbers, not one score"),
         ("conv.pth", r"has the parameter weight \[1, 3, 2, 2\]"),
