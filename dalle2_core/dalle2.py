@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle2_core.chunking import OnSmaller, run_in_chunks
+from dalle2_core.chunking import OnSmaller
 from dalle2_core.decoder.cascade import OnStep
 from dalle2_core.decoder.decoder import Decoder
 from dalle2_core.decoder.loading import load_decoder
@@ -19,8 +19,9 @@ from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
 from dalle2_core.generation import Generated, GenerationConfig
 from dalle2_core.keywords import from_keywords
 from dalle2_core.priors.base import Prior, check_candidates
+from dalle2_core.priors.drawn import check_finite_rows, drawn_embeds
 from dalle2_core.priors.registry import load_prior
-from dalle2_core.rng import PerSampleRNG, derived_seed
+from dalle2_core.rng import derived_seed
 from dalle2_core.serialization import read_settings, refuse_other_kind, write_settings
 from dalle2_core.types import ClipEncoders, EmbeddedText
 
@@ -154,7 +155,7 @@ class DALLE2(nn.Module):
             on_step=on_step,
             on_smaller_batch=on_smaller_batch,
         )
-        _check_finite(images, "the decoder made", times)
+        check_finite_rows(images, "the decoder made", times)
         rows = [row for row in range(len(text.text_embed)) for _ in range(times)]
         made = Generated(images, image_embed, rows)
         if config.best_of == 1:
@@ -170,44 +171,11 @@ class DALLE2(nn.Module):
         on_smaller_batch: OnSmaller | None,
     ) -> Tensor:
         """The prior's image embeddings [n, d] for n texts."""
-        keywords = self._prior_keywords(config)
-        device = _device_of(self.prior)
-        rows = len(text.text_embed)
         seen = text if self.prior_reads_tokens else EmbeddedText(text.text_embed)
-
-        def make(start: int, stop: int) -> Tensor:
-            draws = PerSampleRNG(derived_seed(seed, "prior"), start, stop - start, device)
-            told = seen.part(start, stop).to(device)
-            made = self.prior.sample(
-                told.text_embed,
-                text_encodings=told.text_encodings,
-                text_mask=told.text_mask,
-                **keywords,
-                generator=draws,
-            )
-            if on_step is not None:
-                on_step(PRIOR, stop, rows)
-            return made
-
-        _check_finite(text.text_embed, "text embeddings hold", 1)
-        made = run_in_chunks(rows, config.max_batch_size, make, on_smaller_batch)
-        _check_finite(made, "the prior gave", config.num_images * config.best_of)
-        return made
-
-    def _prior_keywords(self, config: GenerationConfig) -> dict[str, Any]:
-        """What is handed to the prior. Raises ConfigError for what one of its kind does not have."""
-        candidates = self.prior_num_samples if config.prior_num_samples is None else config.prior_num_samples
-        wanted = {
-            "steps": ("prior_steps", config.prior_steps),
-            "sampler": ("prior_sampler", config.prior_sampler),
-            "num_samples_per_batch": ("prior_num_samples", candidates),
-        }
-        takes = inspect.signature(self.prior.sample).parameters
-        given = {name: value for name, (_, value) in wanted.items() if value is not None}
-        for name in given:
-            if name not in takes:
-                raise ConfigError(f"a {self.prior.KIND} has no {wanted[name][0]}; leave it out")
-        return given | {"cond_scale": config.prior_cond_scale}
+        told = None if on_step is None else functools.partial(on_step, PRIOR)
+        return drawn_embeds(
+            self.prior, seen, config, seed, self.prior_num_samples, on_rows=told, on_smaller_batch=on_smaller_batch
+        )
 
     def score(self, images: Tensor, text_embed: Tensor, text: Sequence[int]) -> Tensor:
         """Cosines [n], on the CPU, of CLIP's embeddings of images [n, c, h, w] with those of their texts."""
@@ -292,16 +260,3 @@ def _for_each(tensor: Tensor | None, texts: int, times: int, what: str) -> Tenso
     if len(tensor) not in (1, texts):
         raise ShapeError(f"{what} has {len(tensor)} rows for {texts} texts; give one for each, or one for all")
     return tensor.expand(texts, *tensor.shape[1:]).repeat_interleave(times, dim=0)
-
-
-def _check_finite(rows: Tensor, who: str, times: int) -> None:
-    """Raises ShapeError that says which texts are concerned; each has `times` rows."""
-    bad = (~torch.isfinite(rows).flatten(1).all(dim=1)).nonzero().flatten() // times
-    if len(bad):
-        places = ", ".join(map(str, sorted(set(bad.tolist()))[:10]))
-        raise ShapeError(f"{who} NaN or infinity for text {places} (counted from 0); look at the weights and the text")
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    tensors = (*module.parameters(), *module.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")

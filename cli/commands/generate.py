@@ -35,7 +35,12 @@ _PICTURE = click.Path(dir_okay=False)
 
 @click.command(cls=CommandWithImages)
 @click.argument("texts", nargs=-1, metavar="[TEXT]…")
-@click.option("--decoder", required=True, help="A folder written by train-decoder.")
+@click.option(
+    "--decoder",
+    required=True,
+    help="A folder written by train-decoder; or a pretrained decoder of diffusers: diffusers:FOLDER, or "
+    "diffusers:ORG/NAME of the hub, which is asked after consent (--trust-model).",
+)
 @click.option("--prior", help="A folder written by train-prior; needed for texts.")
 @click.option("--captions", type=_PICTURE, help="More texts: one a line (.txt) or a column (.csv, .tsv, .parquet).")
 @click.option("--caption-column", help="The column of --captions. Default: query, text or caption.")
@@ -61,7 +66,10 @@ _PICTURE = click.Path(dir_okay=False)
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
 @click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
 @click.option(
-    "--guidance", "cond_scale", type=ForStages(float), default="1", show_default=True, help="The decoder's; 1 is none."
+    "--guidance",
+    "cond_scale",
+    type=ForStages(float),
+    help="The decoder's; 1 is none. Default: 1, or what diffusers' pipeline has: 4 Kandinsky, 10 Stable unCLIP.",
 )
 @click.option(
     "--text-guidance", "text_cond_scale", type=ForStages(float), help="By the text alone, of a decoder that reads it."
@@ -93,6 +101,20 @@ _PICTURE = click.Path(dir_okay=False)
     show_default=True,
     help="Pictures made at once.",
 )
+@click.option(
+    "--decoder-dtype",
+    type=click.Choice(("auto", "float32", "float16", "bfloat16")),
+    default="auto",
+    show_default=True,
+    help="Of a decoder of diffusers; auto is float16 on a GPU and float32 elsewhere.",
+)
+@click.option("--image-size", type=click.IntRange(1), help="Of a decoder of diffusers: pixels. Default: its own.")
+@click.option(
+    "--image-norm",
+    type=float,
+    help="Of a decoder of diffusers, for embeddings of norm 1: the mean norm of the encoder's image embeddings. "
+    "Default: that of the prior's data set.",
+)
 @click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
@@ -118,7 +140,8 @@ def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder -n 9
     embedpipe generate --beside emb --prior prior --decoder decoder -n 1
     """
-    refuse_missing(options["decoder"], options["prior"], options["held_out"])
+    own = None if options["decoder"].startswith("diffusers:") else options["decoder"]
+    refuse_missing(own, options["prior"], options["held_out"])
 
     from .. import display
 

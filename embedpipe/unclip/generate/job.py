@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dalle2_core.generation import GenerationConfig
 from embedpipe.clip_model.spec import ModelOptions
@@ -19,6 +19,7 @@ from ..device import default_device
 from .held_out import HeldOut, open_held_out
 from .models import Models
 from .pipeline import make_images, plan_request, write_images
+from .pretrained.folder import is_pretrained, open_pipeline
 from .request import Made, Request, Watching
 
 
@@ -59,7 +60,7 @@ def generation_job(
     steps: int | tuple[int, ...] | None = None,
     sampler: str | tuple[str, ...] | None = None,
     eta: float | tuple[float, ...] | None = None,
-    cond_scale: float | tuple[float, ...] = 1.0,
+    cond_scale: float | tuple[float, ...] | None = None,
     text_cond_scale: float | tuple[float, ...] | None = None,
     prior_steps: int | None = None,
     prior_sampler: str | None = None,
@@ -70,29 +71,42 @@ def generation_job(
     pretrained: str | None = None,
     options: ModelOptions | None = None,
     trust_old_card: bool = False,
+    decoder_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    image_size: int | None = None,
+    image_norm: float | None = None,
     device: str | None = None,
     out: str | None = None,
     watching: Watching | None = None,
 ) -> GenerationJob:
     """texts: one, or several. decoder, prior: folders of `train_decoder` and `train_prior`.
 
+    decoder: or a decoder of diffusers: diffusers:FOLDER, or diffusers:ORG/NAME of the hub, after consent.
+
     captions, caption_column, from_image, inpaint, interpolate, embedding: other things to make images of, see
     `Request`. held_out: a data set, of whose held-out captions `rows` are the texts; the true images, from the image
     shards at `images` or where they were, are shown beside those made. num_images, best_of, seed and what follows to
-    max_batch_size: see `GenerationConfig`. model, pretrained, options, trust_old_card: see `Models`. device: None for
+    max_batch_size: see `GenerationConfig`. cond_scale: None is 1, and of a decoder of diffusers its pipeline's own.
+    model, pretrained, options, trust_old_card, decoder_dtype, image_size, image_norm: see `Models`. device: None for
     the first GPU, or the CPU. out: the grid's file, .png; beside it come the single images (OUT/) and all settings
     (OUT.json). watching: hears of the progress.
     """
     if out is not None and not out.lower().endswith(".png"):
         raise OptionError(f"{out}: the grid is a .png file")
+    pipeline = open_pipeline(decoder) if is_pretrained(decoder) else None
+    if cond_scale is None:
+        cond_scale = 1.0 if pipeline is None else pipeline.family.guidance
     of = Models(
-        local_copy(decoder),
+        local_copy(decoder) if pipeline is None else decoder,
         None if prior is None else local_copy(prior),
         model,
         pretrained,
         device or default_device(),
         options or ModelOptions(),
         trust_old_card,
+        decoder_dtype,
+        image_size,
+        image_norm,
+        pipeline,
     )
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
     sources = (captions, from_image, inpaint, interpolate, embedding)

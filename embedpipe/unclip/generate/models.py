@@ -23,13 +23,14 @@ from embedpipe import files
 from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard, card_from
 from embedpipe.clip_model.spec import ModelOptions
 from embedpipe.encode import Encoder
-from embedpipe.errors import DatasetError, InputError, RunMismatch
+from embedpipe.errors import DatasetError, InputError, OptionError, RunMismatch
 from embedpipe.images.decode import DecodedImage, decode
 from embedpipe.index import encoder_of
 
 from ..evaluate.priors import PRIOR_RUN
 from ..runs.record import RUN_FILE, made_for, read_run_record
 from .outputs import png
+from .pretrained.folder import PipelineFolder, is_pretrained
 
 logger = logging.getLogger(__name__)
 STAGE_RUN = "decoder-stage"
@@ -40,9 +41,13 @@ _PICTURES_AT_ONCE = 64
 class Models:
     """Where the models are.
 
-    decoder: a folder of train-decoder. prior: one of train-prior, or None. model, pretrained: where the encoder is now,
-    if not where it was, or if no run says which it is. device: that all of them run on. options: what a checkpoint file
-    does not say of itself. trust_old_card: take a run of version 0.1 for one of the same encoder where all else agrees.
+    decoder: a folder of train-decoder, or diffusers:FOLDER or diffusers:ORG/NAME, then opened as `pipeline`. prior: one
+    of train-prior, or None. model, pretrained: where the encoder is now, if not where it was, or if no run says which
+    it is. device: that all of them run on. options: what a checkpoint file does not say of itself. trust_old_card: take
+    a run of version 0.1 for one of the same encoder where all else agrees.
+    Of a decoder of diffusers: decoder_dtype: that it computes in; auto is float16 on CUDA and float32 elsewhere.
+    image_size: pixels of a side, None for its own. image_norm: mean norm of the encoder's image embeddings before they
+    are normalised, for a prior or embeddings of norm 1; None takes what is stored.
     """
 
     decoder: str
@@ -52,6 +57,17 @@ class Models:
     device: str = "cpu"
     options: ModelOptions = field(default_factory=ModelOptions)
     trust_old_card: bool = False
+    decoder_dtype: str = "auto"
+    image_size: int | None = None
+    image_norm: float | None = None
+    pipeline: PipelineFolder | None = None
+
+    def __post_init__(self) -> None:
+        if self.pipeline is not None:
+            return
+        for name, usual in (("decoder_dtype", "auto"), ("image_size", None), ("image_norm", None)):
+            if getattr(self, name) != usual:
+                raise OptionError(f"`{name}` is for a decoder of diffusers", "Leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +124,7 @@ def open_models(models: Models, on_doing: OnDoing = unheard) -> OpenedModels:
     return OpenedModels(
         decoder=decoder,
         prior=prior,
-        encoder=functools.cache(lambda: _load_encoder(models, known, on_doing)),
+        encoder=functools.cache(lambda: encoder_for(models, known, on_doing)),
         prior_reads_text=bool((prior_facts or {}).get("recipe", {}).get("text_tokens")),
         device=models.device,
         facts=_facts(models, prior, decoder, known),
@@ -127,7 +143,9 @@ def encoded_pictures(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def decoder_facts(folder: str) -> dict[str, Any] | None:
-    """What the first stage's run says; None for a decoder that was saved from Python and says nothing."""
+    """What the first stage's run says; None for a decoder that says nothing: saved from Python, or of diffusers."""
+    if is_pretrained(folder):
+        return None
     if not files.exists(folder):
         raise InputError(f"{folder}: no such folder", "Check the path")
     stage = files.join(folder, "stage-1")
@@ -139,7 +157,7 @@ def decoder_facts(folder: str) -> dict[str, Any] | None:
 def _refuse_different(models: Models, prior: dict[str, Any] | None, decoder: dict[str, Any] | None) -> None:
     if prior is None or decoder is None or prior["fingerprint"] == decoder["fingerprint"]:
         return
-    card = _card(models, prior)
+    card = card_of_run(models, prior)
     if not made_for(models.decoder, decoder, str(models.prior), card, models.trust_old_card):
         raise RunMismatch(
             f"{models.prior} and {models.decoder}: trained on embeddings of different encoders "
@@ -148,7 +166,8 @@ def _refuse_different(models: Models, prior: dict[str, Any] | None, decoder: dic
         )
 
 
-def _load_encoder(models: Models, known: dict[str, Any] | None, on_doing: OnDoing) -> Encoder:
+def encoder_for(models: Models, known: dict[str, Any] | None, on_doing: OnDoing) -> Encoder:
+    """The encoder that a run's facts name, or that `models` does. Raises as `encoder_of` does."""
     name = models.model if known is None else models.model or str(known["encoder"].get("model"))
     on_doing(f"loading the encoder {name}")
     try:
@@ -159,7 +178,7 @@ def _load_encoder(models: Models, known: dict[str, Any] | None, on_doing: OnDoin
 
 def _encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
     if known is not None:
-        card, where = _card(models, known), _name(models)
+        card, where = card_of_run(models, known), _name(models)
         if card.dated:
             logger.warning("%s: %s: its encoder is built as version 0.1 built it", where, BEFORE_ACTIVATION)
         return encoder_of(card, where, models.model, models.pretrained, models.device, options=models.options)
@@ -172,7 +191,8 @@ def _encoder(models: Models, known: dict[str, Any] | None) -> Encoder:
     return load_encoder(EncoderConfig(models.model, models.pretrained or "", options=models.options), models.device)
 
 
-def _card(models: Models, known: dict[str, Any]) -> EncoderCard:
+def card_of_run(models: Models, known: dict[str, Any]) -> EncoderCard:
+    """The card of the encoder that a run's facts name. Raises DatasetError where they name none."""
     try:
         return card_from(known["encoder"]).of_encoder()
     except (KeyError, ValueError) as problem:
@@ -188,18 +208,18 @@ def _facts(models: Models, prior: Prior | None, decoder: Decoder, known: dict[st
     return {
         "prior": None
         if prior is None or models.prior is None
-        else {"folder": models.prior, "kind": prior.KIND, "sha256": _digest(Path(models.prior))},
+        else {"folder": models.prior, "kind": prior.KIND, "sha256": model_digest(Path(models.prior))},
         "decoder": {
             "folder": models.decoder,
             "image_sizes": [stage.config.image_size for stage in decoder.cascade],
-            "sha256": [_digest(Path(models.decoder) / f"stage-{number}") for number in stages],
+            "sha256": [model_digest(Path(models.decoder) / f"stage-{number}") for number in stages],
         },
         "encoder": None if known is None else known["encoder"],
         "device": models.device,
     }
 
 
-def _digest(folder: Path) -> str:
+def model_digest(folder: Path) -> str:
     """Of a model's configuration and weights, and of the autoencoder's in whose latents it works."""
     digest = hashlib.sha256()
     autoencoder = sorted(path for path in (folder / VAE).rglob("*") if path.is_file())

@@ -23,17 +23,20 @@ from embedpipe.errors import ModelError
 from embedpipe.images.sheet import SheetCell
 from embedpipe.index import embed_image, read_embeddings
 from embedpipe.load.images.source import Images
-from embedpipe.progress import CutCaptions
 
 from ..runs.record import versions
+from .embedded import embedded_texts, of_norm_one
 from .held_out import HeldOut, cells_of, compare_held_out
 from .models import Models, OpenedModels, encoded_pictures, open_models, text_is_read
 from .outputs import enlarged, known_of, picture_of, png, write_pictures
+from .pretrained.pictures import make_pretrained, plan_pretrained
 from .request import Made, Request, Watching, check_request
 
 
 def plan_request(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> dict[str, Any]:
     """What `make_images` would do: everything is read and checked, but no encoder is loaded and nothing is made."""
+    if models.pipeline is not None:
+        return plan_pretrained(request, models, config, watching)
     parts = open_models(models, watching.on_doing)
     texts = request.all_texts()
     check_request(request, parts, config, texts)
@@ -42,18 +45,24 @@ def plan_request(request: Request, models: Models, config: GenerationConfig, wat
 
 def make_images(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> Made:
     """Make images. Raises as `generate` does."""
-    parts = open_models(models, watching.on_doing)
-    texts = request.all_texts()
-    check_request(request, parts, config, texts)
-    watching.on_doing("making pictures")
     try:
-        return _MODES[request.mode](request, parts, config, texts, watching)
+        if models.pipeline is not None:
+            return make_pretrained(request, models, config, watching)
+        return _make_own(request, models, config, watching)
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise
         raise ModelError(
-            f"{parts.device}: no memory for a single image", "Free some, or give `device='cpu'` or a smaller decoder"
+            f"{models.device}: no memory for a single image", "Free some, or give `device='cpu'` or a smaller decoder"
         ) from problem
+
+
+def _make_own(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> Made:
+    parts = open_models(models, watching.on_doing)
+    texts = request.all_texts()
+    check_request(request, parts, config, texts)
+    watching.on_doing("making pictures")
+    return _MODES[request.mode](request, parts, config, texts, watching)
 
 
 def _from_texts(
@@ -85,7 +94,7 @@ def _from_embeddings(
         assert request.embedding is not None
         rows = read_embeddings(request.embedding)
         names = [f"{request.embedding}, row {row}" for row in range(len(rows))]
-    embeds = _normalised(rows).repeat_interleave(config.num_images, dim=0)
+    embeds = of_norm_one(rows).repeat_interleave(config.num_images, dim=0)
     shown = [None if it is None else it.expand(len(embeds), *it.shape[1:]) for it in known]
     images = parts.decoder.sample(
         image_embed=embeds,
@@ -106,7 +115,7 @@ def _variations(
     images = variations(
         parts.decoder,
         picture,
-        _normalised(embed_image(parts.encoder(), request.from_image)),
+        of_norm_one(embed_image(parts.encoder(), request.from_image)),
         config.num_images,
         eta=1.0 if config.eta is None else _one(config.eta),
         steps=_one(config.steps),
@@ -127,7 +136,7 @@ def _interpolation(
     images = interpolations(
         parts.decoder,
         (picture_of(one, size), picture_of(other, size)),
-        (_normalised(embed_image(encoder, one)), _normalised(embed_image(encoder, other))),
+        (of_norm_one(embed_image(encoder, one)), of_norm_one(embed_image(encoder, other))),
         shares,
         steps=_one(config.steps),
         **_told(parts, texts, 1, watching),
@@ -167,18 +176,7 @@ def _both(parts: OpenedModels) -> DALLE2:
 
 def _embedded(encoder: Encoder, texts: Sequence[str], parts: OpenedModels, watching: Watching) -> EmbeddedText:
     """What the encoder makes of texts; with states of tokens where prior or decoder read them."""
-    if not text_is_read(parts):
-        found = encoder.texts(texts)
-        read = EmbeddedText(_normalised(found.rows))
-    else:
-        with_states = encoder.text_states(texts)
-        found, (states, mask) = with_states.embeddings, with_states.tokens.padded()
-        tokens = torch.from_numpy(states.astype(np.float32))
-        read = EmbeddedText(_normalised(found.rows), tokens, torch.from_numpy(mask))
-    cut = CutCaptions.of(found.tokens_cut)
-    if cut.captions:
-        watching.on_note(cut.said(encoder.card.context_length, "text"))
-    return read
+    return embedded_texts(encoder, texts, text_is_read(parts), watching)[0]
 
 
 def _told(parts: OpenedModels, texts: Sequence[str], rows: int, watching: Watching) -> dict[str, Any]:
@@ -211,10 +209,6 @@ def _sampling(config: GenerationConfig, watching: Watching) -> dict[str, Any]:
 def _size(decoder: Decoder) -> int:
     """Of the pictures that come out, pixels."""
     return decoder.cascade[-1].config.image_size
-
-
-def _normalised(rows: np.ndarray) -> Tensor:
-    return F.normalize(torch.from_numpy(np.asarray(rows, np.float32)), dim=-1)
 
 
 def _one(value: Any) -> Any:

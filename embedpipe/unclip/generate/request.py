@@ -115,23 +115,31 @@ class Watching:
 def check_request(request: Request, parts: OpenedModels, config: GenerationConfig, texts: Sequence[str]) -> None:
     """Whatever can be said before an encoder is loaded and anything is made."""
     mode = request.mode
-    field = {"variations": "from_image", "interpolation": "interpolate", "embedding": "embedding"}.get(mode)
-    needs_prior = mode == "text" or (mode == "inpainting" and texts and not parts.reads_text)
-    if needs_prior and parts.prior is None:
-        raise InputError("a text needs a prior, which turns it into an image embedding", "Give its run with `prior`")
-    if field is not None and texts and not parts.reads_text:
-        raise InputError(f"`{field}` takes no text: this decoder reads none", f"Leave the text, or `{field}`, out")
-    if len(texts) > 1 and parts.reads_text and (field is not None or (mode == "inpainting" and parts.prior is None)):
-        raise InputError(f"all pictures are told the same text, and {len(texts)} are given", "Give one, or none")
-    if config.best_of > 1 and not (texts and parts.prior is not None):
-        raise OptionError("`best_of` ranks pictures by a text, and there is none", "Leave it out")
+    check_asked(request, parts.prior is not None, parts.reads_text, config, texts)
     if mode in ("variations", "interpolation"):
-        _check_noise_modes(str(field), config)
-    if mode == "interpolation" and config.num_images < 2:
-        raise OptionError("`interpolate` needs two pictures or more to show the way", "Give `num_images=2` or more")
+        _check_noise_modes("from_image" if mode == "variations" else "interpolate", config)
     if mode in ("variations", "interpolation", "inpainting") and parts.decoder.stage(1).image_channels != 3:
         raise InputError("the decoder makes pictures of one channel; it cannot start from a picture in colour")
     parts.decoder.check_sampling(**config.of_decoder())
+
+
+def check_asked(
+    request: Request, has_prior: bool, reads_text: bool, config: GenerationConfig, texts: Sequence[str]
+) -> None:
+    """Whether what is asked for goes with the models. reads_text: whether the decoder does."""
+    mode = request.mode
+    field = {"variations": "from_image", "interpolation": "interpolate", "embedding": "embedding"}.get(mode)
+    needs_prior = mode == "text" or (mode == "inpainting" and texts and not reads_text)
+    if needs_prior and not has_prior:
+        raise InputError("a text needs a prior, which turns it into an image embedding", "Give its run with `prior`")
+    if field is not None and texts and not reads_text:
+        raise InputError(f"`{field}` takes no text: this decoder reads none", f"Leave the text, or `{field}`, out")
+    if len(texts) > 1 and reads_text and (field is not None or (mode == "inpainting" and not has_prior)):
+        raise InputError(f"all pictures are told the same text, and {len(texts)} are given", "Give one, or none")
+    if config.best_of > 1 and not (texts and has_prior):
+        raise OptionError("`best_of` ranks pictures by a text, and there is none", "Leave it out")
+    if mode == "interpolation" and config.num_images < 2:
+        raise OptionError("`interpolate` needs two pictures or more to show the way", "Give `num_images=2` or more")
 
 
 def _check_noise_modes(field: str, config: GenerationConfig) -> None:

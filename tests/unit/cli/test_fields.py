@@ -165,7 +165,7 @@ def test_a_renamed_field_is_a_parameter_of_its_command(name):
 )
 def test_every_field_of_a_configuration_is_an_option(name, configs):
     """But for those that hold other configurations; the cluster's one field is `address`."""
-    holding = {"cluster", "encoder", "options", "stage"}
+    holding = {"cluster", "encoder", "options", "pipeline", "stage"}
     of_code = ("as_version_0_1", "image_rules", "pin_memory", "reading", "seed", "text_batch_size")
     encode = {("encode", field) for field in of_code}
     of_python = encode | {("generate", "return_pil_images"), ("merge", "executor"), ("export", "split_by")}
