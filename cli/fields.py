@@ -21,8 +21,6 @@ _IN_BACKTICKS = re.compile(r"""`((?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^`'"])+
 _FIELD = re.compile(r"([a-z]\w*(?:\.\w+)*)(?:=(.+))?", re.DOTALL)
 _CALL = re.compile(r"embedpipe\.\w+\(.*\)", re.DOTALL)
 
-_SPLIT = {"split.column": "split_column", "split.valid_share": "valid_share"}
-_SPLIT_AND_ROWS = _SPLIT | {"rows.normalise": "normalise", "rows.drop_nonfinite": "drop_nonfinite"}
 # By command, where its parameter is called otherwise than the library's field.
 RENAMED = {
     "fetch": {"timeout_s": "timeout"},
@@ -41,10 +39,6 @@ RENAMED = {
     },
     "export": {"dtype": "embedding_dtype"},
     "generate": {"column": "caption_column"},
-    "train-clip": _SPLIT,
-    "train-prior": _SPLIT_AND_ROWS,
-    "train-vae": _SPLIT,
-    "train-decoder": _SPLIT_AND_ROWS,
 }
 _FUNCTIONS = {"build_index": "index"}
 _AS_OPTION = {"trust_model": "--trust-model"}  # calls that are an option of the command that runs

@@ -55,6 +55,7 @@ COMMANDS = (
     "doctor",
 )
 
+_COMPLETION = "_EMBEDPIPE_COMPLETE"
 EXIT_ERROR, EXIT_USAGE, EXIT_REJECTS, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -144,6 +145,8 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run() -> int:
+    if _COMPLETION in os.environ:  # a shell asks for names of ours, which click writes as bytes
+        cli.main(prog_name="embedpipe")
     with edge(), notices_shown_once():
         return _answer()
 

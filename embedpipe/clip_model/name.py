@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from ..errors import ModelError, did_you_mean
@@ -34,9 +35,22 @@ def is_there(path: str) -> bool:
         return False
 
 
+def unknown_model(model: str) -> ModelError:
+    """A name that is none of open_clip's: names the near ones, folders of models beside it first."""
+    given = Path(model)
+    try:
+        beside = {str(given.parent / it.name) for it in given.parent.iterdir() if (it / CONFIG_FILE).is_file()}
+    except OSError:
+        beside = set()
+    near = difflib.get_close_matches(model, beside, n=1)
+    if near:
+        return ModelError(f"no model {model!r}", f"Did you mean the folder {near[0]}?")
+    return ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.model_configs()))
+
+
 def refuse_unknown_model(model: str) -> None:
     """Raise ModelError for a folder without a model, or a name without an open_clip configuration file."""
     if model_folder(model) is not None or model.startswith("hf-hub:"):
         return
     if open_clip_tables.known_name(model) is None:
-        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.model_configs()))
+        raise unknown_model(model)

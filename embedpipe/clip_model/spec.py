@@ -17,6 +17,7 @@ from ..errors import ModelError, did_you_mean
 from ..plural import in_full
 from . import open_clip_tables
 from .architecture import ModelSpec, of_config, takes_quick_gelu
+from .name import unknown_model
 from .open_clip_tables import INTERPOLATIONS, QUICK_GELU_SUFFIX, RESIZE_MODES
 
 # `--pretrained random`: weights drawn from the seed, for tests, benchmarks and rehearsals without a network.
@@ -188,7 +189,7 @@ def require_weights(model: str, pretrained: str) -> str:
     """open_clip's name of a model in its tables. Raises ModelError if the name, tag or file does not exist."""
     name = open_clip_tables.known_name(model)
     if name is None:
-        raise ModelError(f"no model {model!r}", did_you_mean(model, open_clip_tables.model_configs()))
+        raise unknown_model(model)
     tags = list(open_clip_tables.pretrained_tags().get(name, {}))
     if not pretrained:
         known = f"a tag ({', '.join(tags[:4])} …)" if tags else "a checkpoint file"

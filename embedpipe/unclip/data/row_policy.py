@@ -74,7 +74,7 @@ def _refuse_broken(path: str, counts: dict[str, int]) -> None:
         found = " and ".join(f"{count:,} {side}" for side, count in counts.items() if count)
         raise DatasetError(
             f"{path}: {found} rows hold NaN or infinity, or zeros alone",
-            "Give `rows.drop_nonfinite=True` to leave them out; `embedpipe verify` says whether they were damaged",
+            "Give `drop_nonfinite=True` to leave them out; `embedpipe verify` says whether they were damaged",
         )
 
 
@@ -85,5 +85,5 @@ def _refuse_off(path: str, norms: dict[str, np.ndarray]) -> None:
         least, most = min(it.min() for it in off.values()), max(it.max() for it in off.values())
         raise DatasetError(
             f"{path}: {found} rows are not of norm 1 (norms from {least:.3g} to {most:.3g})",
-            "Give `rows.normalise=True` to bring them to it, or encode them again",
+            "Give `normalise=True` to bring them to it, or encode them again",
         )

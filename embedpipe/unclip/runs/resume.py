@@ -15,10 +15,10 @@ from .record import RUN_FILE, read_run_record
 NameOf = Callable[[str], str]
 
 _WORDS = {
-    "split.column": "`split.column`",
-    "split.valid_share": "`split.valid_share`",
-    "rows.normalise": "`rows.normalise`",
-    "rows.drop_nonfinite": "`rows.drop_nonfinite`",
+    "split.column": "`split_column`",
+    "split.valid_share": "`valid_share`",
+    "rows.normalise": "`normalise`",
+    "rows.drop_nonfinite": "`drop_nonfinite`",
     "fingerprint": "the encoder of EMB (fingerprint)",
     "train_rows": "the number of training rows",
     "order_sha256": "the order of the images in DATA (sha256)",

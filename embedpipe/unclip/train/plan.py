@@ -151,9 +151,7 @@ def refuse_few(
             f"Give `{setting}={min(train, max(2, train // 4))}`",
         )
     if valid < held_out:
-        raise InputError(
-            f"{data}: {valid} held-out rows; {held_out} or more are needed", "Give a larger `split.valid_share`"
-        )
+        raise InputError(f"{data}: {valid} held-out rows; {held_out} or more are needed", "Give a larger `valid_share`")
 
 
 def rows_per_split(rows: Mapping[str, Sized]) -> dict[str, int]:

@@ -163,3 +163,12 @@ def test_a_notice_is_shown_once_though_a_library_makes_the_root_logger_print(mon
     assert printed.getvalue() == ""
     assert capsys.readouterr().err == "note: the index is old\n"
     assert logging.getLogger("embedpipe").propagate
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("ex", "plain,export"), ("export --spl", "plain,--splits")])
+def test_a_shell_completes_commands_and_options(typed, offered, embedpipe, monkeypatch):
+    words = f"embedpipe {typed}"
+    monkeypatch.setenv("_EMBEDPIPE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert embedpipe().stdout.splitlines() == [offered]

@@ -130,10 +130,10 @@ def test_bad_rows_are_counted_and_the_options_that_accept_them_named(damaged, tm
     words = ["train-prior", damaged, tmp_path / "out", *SMALL, "--device", "cpu"]
     outcome = run(*words)
     assert "2 text rows hold NaN or infinity, or zeros alone" in str(outcome.exception)
-    assert "`rows.drop_nonfinite=True`" in str(outcome.exception)
+    assert "`drop_nonfinite=True`" in str(outcome.exception)
     outcome = run(*words, "--drop-nonfinite")
     assert "2 image rows are not of norm 1 (norms from 3 to 3)" in str(outcome.exception)
-    assert "`rows.normalise=True`" in str(outcome.exception)
+    assert "`normalise=True`" in str(outcome.exception)
     outcome = run(*words, "--drop-nonfinite", "--normalise", "--json")
     done = json.loads(outcome.stdout)
     assert (done["dropped"], done["train_rows"] + done["valid_rows"]) == (2, 98)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -207,3 +208,10 @@ def test_columns_of_a_table_are_named_by_options(encode, tmp_path):
     assert pq.read_table(tmp_path / "emb" / "metadata" / "metadata_00000.parquet")["key"].to_pylist() == ["a", "b", "c"]
     refused = encode(tmp_path / "t.parquet", tmp_path / "emb", *options[:4])
     assert 'key_column was "id", now not set' in refused.stderr
+
+
+def test_a_folder_of_a_model_beside_a_misspelled_name_is_named(embedpipe, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(tiny_model).parent)
+    wrong = f"{Path(tiny_model).name}y"
+    refused = embedpipe("encode", tmp_path, tmp_path / "emb", "--model", wrong, "--gpus", 0)
+    assert f"no model '{wrong}'. Did you mean the folder {Path(tiny_model).name}?" in refused.stderr

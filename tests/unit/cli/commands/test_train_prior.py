@@ -167,7 +167,7 @@ def test_rows_that_are_not_unit_vectors_are_counted_and_refused(tmp_path):
     record_anew(tmp_path / "emb", 0, path)
     outcome = run("train-prior", folder, tmp_path / "out", "--set", "train.batch_size=8")
     assert "3 image rows are not of norm 1 (norms from 2 to 2)" in str(outcome.exception)
-    assert "`rows.normalise=True`" in str(outcome.exception)
+    assert "`normalise=True`" in str(outcome.exception)
 
 
 def test_a_file_of_settings_is_put_over_the_preset_and_set_over_the_file(emb, tmp_path):
