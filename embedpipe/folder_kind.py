@@ -13,6 +13,7 @@ EMBEDDINGS, IMAGE_SHARDS, EXPORT = "embeddings", "image shards", "export"
 SELECTION, RUN, DECODER, MODEL, OTHER, NOTHING = "selection", "run", "decoder", "model", "other", "nothing"
 
 _MADE_BY = {"prior": "train-prior", "clip": "train-clip", "vae": "train-vae", "decoder-stage": "train-decoder"}
+_ALIGNED = "aligned"  # the exporter's name
 _REPORT, _KEPT, _RUN_RECORD, _CHECKPOINTS = "report.json", "kept.parquet", "run.json", "checkpoints"
 
 
@@ -20,7 +21,7 @@ _REPORT, _KEPT, _RUN_RECORD, _CHECKPOINTS = "report.json", "kept.parquet", "run.
 class FolderKind:
     """kind: one of the constants above. said: what it is, in words. of: the data set behind it, if that is recorded.
 
-    facts: the report of a selection, or the record of a run; empty if there is none.
+    facts: the report of a selection, the record of a run or the options of an export; empty if there is none.
     """
 
     kind: str
@@ -55,7 +56,7 @@ def what_is(path: str) -> FolderKind:
         made_by = "dedup" if files.exists(files.join(path, "dropped.parquet")) else "filter"
         return FolderKind(SELECTION, f"a selection of rows by `embedpipe {made_by}`", _text(report.get("data")), report)
     if manifest.is_begun(files.join(path, ".embedpipe")):
-        return FolderKind(EXPORT, "an export of `embedpipe export`")
+        return _export(path)
     names = files.names(path)
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return FolderKind(MODEL, "a model")
@@ -65,6 +66,11 @@ def what_is(path: str) -> FolderKind:
 def require_embeddings(path: str) -> None:
     """Raise InputError if `path` is something of embedpipe's other than embeddings, saying what, and what to give."""
     found = what_is(path)
+    if found.kind == EXPORT and (found.facts or {}).get("to") == _ALIGNED:
+        raise InputError(
+            f"{path}: is {found.said}, in whose arrays rows of zeros stand for images without an embedding",
+            f"Give {found.of or 'the data set that it was made of'}",
+        )
     if found.kind in (EMBEDDINGS, EXPORT, OTHER):  # an export may be a layout that is read as others are
         return
     if found.kind == NOTHING:
@@ -78,6 +84,16 @@ def require_embeddings(path: str) -> None:
             f"Give {data}, with `keys={path!r}` where a command takes it, or select again with `materialise=True`",
         )
     raise InputError(f"{path}: is {found.said}, not embeddings", f"Give {found.of or 'the data set'}")
+
+
+def _export(path: str) -> FolderKind:
+    try:
+        run = manifest.read_run(files.join(path, ".embedpipe"))
+    except DatasetError:
+        run = None
+    if run is None:
+        return FolderKind(EXPORT, "an export of `embedpipe export`")
+    return FolderKind(EXPORT, f"an export of `embedpipe export` to {run.options.get('to')}", run.source, run.options)
 
 
 def _begun(path: str) -> FolderKind:

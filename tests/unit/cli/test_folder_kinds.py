@@ -60,7 +60,7 @@ EXPECTED = {
     "ridge": (RUN, "a prior run of `embedpipe train-prior`"),
     "prior": (RUN, "a prior run of `embedpipe train-prior`"),
     "begun": (RUN, "an unfinished training run"),
-    "exported": (EXPORT, "an export of `embedpipe export`"),
+    "exported": (EXPORT, "an export of `embedpipe export` to parquet"),
     "shards": (IMAGE_SHARDS, "image shards"),
     "decoder": (DECODER, "a decoder of `embedpipe train-decoder`"),
     "empty": (OTHER, "no output of embedpipe"),

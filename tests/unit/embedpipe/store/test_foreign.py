@@ -328,6 +328,13 @@ def test_an_export_of_ours_is_read_as_the_layout_that_it_is(encoded, tmp_path, l
     assert data.column("caption").to_pylist() == ours.column("caption").to_pylist()
 
 
+def test_an_aligned_export_is_refused_for_its_rows_of_zeros(encoded, tmp_path):
+    out = str(tmp_path / "out")
+    export(str(encoded), out, ExportConfig("aligned", index_width=5))
+    with pytest.raises(InputError, match=r"to aligned, in whose arrays rows of zeros .* Give .*emb"):
+        EmbeddingDataset(out)
+
+
 def test_what_two_unknown_models_made_does_not_mix(tmp_path):
     for seed in (0, 1):
         foreign.npy(tmp_path / str(seed), *foreign.rows(seed))
