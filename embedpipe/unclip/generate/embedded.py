@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle2_core.priors.base import Prior
+from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.types import EmbeddedText
 from embedpipe.encode import Encoder
 from embedpipe.progress import CutCaptions
@@ -34,6 +37,20 @@ def embedded_texts(
     if cut.captions:
         watching.on_note(cut.said(encoder.card.context_length, "text"))
     return EmbeddedText(of_norm_one(found.rows), *states), torch.from_numpy(np.asarray(found.norms, np.float32))
+
+
+def texts_for_prior(
+    prior: Prior, encoder: Encoder, texts: Sequence[str], with_states: bool, cond_scale: float, watching: Watching
+) -> tuple[EmbeddedText, Tensor]:
+    """What a prior reads of b texts, and their embeddings of norm 1 [b, d].
+
+    A prior of diffusers that is to be guided is told the empty text first, if it does not know it.
+    """
+    if cond_scale != 1 and isinstance(prior, UnclipPrior) and prior.null_text_embed is None:
+        prior.set_null_text(texts_for_prior(prior, encoder, [""], with_states, 1.0, watching)[0])
+    text, norms = embedded_texts(encoder, texts, with_states, watching)
+    unit = text.text_embed
+    return (replace(text, text_embed=unit * norms[:, None]) if prior.raw else text), unit
 
 
 def of_norm_one(rows: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ from embedpipe.index import embed_image, read_embeddings
 from embedpipe.load.images.source import Images
 
 from ..runs.record import versions
-from .embedded import embedded_texts, of_norm_one
+from .embedded import embedded_texts, of_norm_one, texts_for_prior
 from .held_out import HeldOut, cells_of, compare_held_out
 from .models import Models, OpenedModels, encoded_pictures, open_models, text_is_read
 from .outputs import enlarged, known_of, picture_of, png, write_pictures
@@ -69,15 +69,15 @@ def _from_texts(
     request: Request, parts: OpenedModels, config: GenerationConfig, texts: list[str], watching: Watching
 ) -> Made:
     encoder = parts.encoder()
-    text = _embedded(encoder, texts, parts, watching)
     dalle2 = _both(parts)
+    text, unit = texts_for_prior(dalle2.prior, encoder, texts, text_is_read(parts), config.prior_cond_scale, watching)
     known: tuple[Tensor | None, Tensor | None] = (None, None)
     if request.inpaint is not None:
         known = known_of(*request.inpaint, _size(parts.decoder))
     made = dalle2.generate(text, config, known, score=_score_by(encoder), **watching.keywords())
     labels = [texts[row] for row in made.text]
     embeds = encoded_pictures(encoder, made.images)
-    scores = (embeds * text.text_embed[made.text]).sum(dim=1).tolist()
+    scores = (embeds * unit[made.text]).sum(dim=1).tolist()
     return Made(made.images, labels, texts, parts.facts, made.text, scores, embeds)
 
 

@@ -19,15 +19,13 @@ from dalle2_core.generation import Generated, GenerationConfig
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.drawn import check_finite_rows, drawn_embeds
 from dalle2_core.priors.registry import load_prior
-from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.rng import derived_seed
-from dalle2_core.types import EmbeddedText
 from embedpipe.encode import Encoder
 from embedpipe.index import read_embeddings
 
 from ...evaluate.priors import PRIOR_RUN
 from ...runs.record import read_run_record
-from ..embedded import embedded_texts
+from ..embedded import texts_for_prior
 from ..models import Models, card_of_run, encoded_pictures, encoder_for, model_digest
 from ..outputs import known_of
 from ..request import Made, Request, Watching
@@ -35,7 +33,7 @@ from .checks import check_pretrained
 from .decoder import Drawing, PretrainedDecoder
 from .folder import KANDINSKY, PipelineFolder
 from .raw_image import embedding_of_nothing, raw_embedding
-from .scale import gives_raw, of_unit_norm, raw_norm
+from .scale import of_unit_norm, raw_norm
 from .tower import refuse_another_tower
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -135,7 +133,7 @@ def _opened(request: Request, models: Models, config: GenerationConfig, watching
     check_pretrained(request, folder, models, config, texts)
     if request.embedding is not None:
         _raw_rows(parts, request.embedding)
-    elif texts and prior is not None and facts is not None and not gives_raw(prior, facts):
+    elif texts and prior is not None and not prior.raw:
         raw_norm(models, folder, facts)
     return parts, texts
 
@@ -144,30 +142,21 @@ def _from_texts(request: Request, parts: _Parts, config: GenerationConfig, texts
     """One embedding for each picture, by the prior."""
     assert parts.prior is not None
     assert parts.facts is not None
-    raw = gives_raw(parts.prior, parts.facts)
-    states = bool(parts.facts.get("recipe", {}).get("text_tokens"))
-    text, unit = _text_for(parts, texts, states, raw)
-    if config.prior_cond_scale != 1 and isinstance(parts.prior, UnclipPrior) and parts.prior.null_text_embed is None:
-        parts.prior.set_null_text(_text_for(parts, [""], states, raw)[0])
+    prior, states = parts.prior, bool(parts.facts.get("recipe", {}).get("text_tokens"))
+    text, unit = texts_for_prior(prior, parts.encoder(), texts, states, config.prior_cond_scale, parts.watching)
     times, on_step = config.num_images * config.best_of, parts.watching.on_step
     embeds = drawn_embeds(
-        parts.prior,
+        prior,
         text.repeated(times),
         config,
         config.seed or 0,
-        normalize=not raw,
+        normalize=not prior.raw,
         on_rows=None if on_step is None else functools.partial(on_step, PRIOR),
         on_smaller_batch=parts.watching.on_smaller_batch,
     ).float()
     of = [row for row in range(len(texts)) for _ in range(times)]
     said = [texts[row] for row in of]
-    return _Asked(embeds.cpu() if raw else parts.norm * embeds.cpu(), said, said, (of, unit))
-
-
-def _text_for(parts: _Parts, texts: list[str], states: bool, raw: bool) -> tuple[EmbeddedText, Tensor]:
-    """What the prior reads of texts, and their embeddings of norm 1 [b, d]."""
-    text, norms = embedded_texts(parts.encoder(), texts, states, parts.watching)
-    return (replace(text, text_embed=text.text_embed * norms[:, None]) if raw else text), text.text_embed
+    return _Asked(embeds.cpu() if prior.raw else parts.norm * embeds.cpu(), said, said, (of, unit))
 
 
 def _from_rows(request: Request, parts: _Parts, config: GenerationConfig, texts: list[str]) -> _Asked:

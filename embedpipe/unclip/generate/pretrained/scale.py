@@ -11,8 +11,6 @@ from torch import Tensor
 
 from dalle2_core.errors import CheckpointError
 from dalle2_core.files import read_tensors
-from dalle2_core.priors.base import Prior
-from dalle2_core.priors.unclip import UnclipPrior
 from embedpipe import files
 from embedpipe.errors import EmbedpipeError, InputError
 from embedpipe.load import EmbeddingDataset
@@ -22,15 +20,6 @@ from .folder import PipelineFolder
 
 _TOLERANCE = 0.01
 _ROWS = 4096
-
-
-def gives_raw(prior: Prior, facts: Mapping[str, Any]) -> bool:
-    """Whether a prior takes and gives raw embeddings: one converted from diffusers, or trained on such."""
-    if not isinstance(prior, UnclipPrior):
-        return False
-    # The mean square of the norms that it was trained on, which standardising keeps.
-    squared = float(prior.net.clip_mean.square().sum() + prior.net.clip_std.square().sum())
-    return bool(facts.get("converted")) or abs(squared**0.5 - 1) > 0.1
 
 
 def of_unit_norm(rows: Tensor) -> bool:

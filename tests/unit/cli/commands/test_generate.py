@@ -130,6 +130,30 @@ def test_pictures_are_what_the_python_calls_make(run, runs, tmp_path, tiny_encod
         assert np.abs(made - image.permute(1, 2, 0).numpy() * 255).max() <= 2
 
 
+def test_a_prior_of_raw_embeddings_is_given_the_raw_text(run, runs, tmp_path, tiny_encoder):
+    from dalle2_core import DALLE2
+    from dalle2_core.priors.unclip import UnclipConfig, UnclipPrior
+    from dalle2_core.types import EmbeddedText
+
+    torch.manual_seed(4)
+    sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "timesteps": 20, "sample_timesteps": 3}
+    config = UnclipConfig(**sizes, raw=True)
+    prior = UnclipPrior(config.network(WIDTH), config).eval()
+    prior.save(tmp_path / "raw")
+    facts = json.loads((Path(runs["prior"]) / "run.json").read_text())
+    write_run_record(str(tmp_path / "raw"), "prior", facts)
+    result = run("a red bicycle", "--n", 1, "--prior-guidance", 2, prior=str(tmp_path / "raw"))
+    assert result.exit_code == 0, result.stderr
+    text, empty = (tiny_encoder.texts([it]) for it in ("a red bicycle", ""))
+    prior.set_null_text(EmbeddedText(torch.from_numpy(empty.rows * empty.norms[:, None])))
+    dalle2, made = DALLE2(prior, Decoder.load(runs["decoder"])), pixels(tmp_path / "out" / "000-00.png")
+    off = {}
+    for name, rows in {"raw": text.rows * text.norms[:, None], "of norm 1": text.rows}.items():
+        expected = dalle2(EmbeddedText(torch.from_numpy(rows)), seed=0, prior_cond_scale=2.0)[0]
+        off[name] = np.abs(made - expected.permute(1, 2, 0).numpy() * 255).mean()
+    assert off["raw"] < 0.5 < off["of norm 1"], off  # the command computes in the machine's precision
+
+
 def test_a_text_that_is_cut_is_told(run):
     long = run("a red bicycle " * 20, "a cat", "--n", 1)
     assert long.exit_code == 0, long.stderr

@@ -46,7 +46,8 @@ def made(encoded_once, tmp_path_factory):
 def converted(folder, card):
     """A run such as `convert --emb` leaves it, of random weights."""
     torch.manual_seed(2)
-    config = UnclipConfig(num_layers=1, num_attention_heads=2, attention_head_dim=8, timesteps=20, sample_timesteps=3)
+    config = UnclipConfig(num_layers=1, num_attention_heads=2, attention_head_dim=8, timesteps=20, sample_timesteps=3,
+                          raw=True)  # fmt: skip
     prior = UnclipPrior(config.network(WIDTH), config)
     with torch.no_grad():
         for weight in prior.net.parameters():
