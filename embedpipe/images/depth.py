@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # tags of TIFF
-_UNSIGNED = 1
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
+_UNSIGNED, _RAW, _WHITE_IS_ZERO, _SEPARATE = 1, 1, 0, 2
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -14,12 +15,22 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
+def misread(image: Image.Image) -> str | None:
+    """What Pillow would read as other pixels without a word: deep channels in planes of their own, uncompressed."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == _SEPARATE and tags.get(_COMPRESSION, _RAW) == _RAW:
+        bits = tags.get(_BITS_PER_SAMPLE, (8,))
+        if len(bits) > 1 and max(bits) > 8:
+            return f"TIFF: uncompressed planes of {max(bits)} bits"
+    return None
+
+
 def scaled_to_eight_bits(image: Image.Image) -> Image.Image:
     """A deep image in mode L, or LA if it names a transparent value.
 
     Sixteen bits (twelve in some TIFFs) keep their upper eight. Of 32 bits the range is not known: the values are taken
     for the smallest of 0..1 (floats only), 0..255 and 0..65535 that holds them all, else from the lowest to the
-    highest. NaNs are black.
+    highest. NaNs are black; TIFFs in which 0 is white, which Pillow inverts with eight bits alone, are inverted.
     """
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
@@ -30,6 +41,8 @@ def scaled_to_eight_bits(image: Image.Image) -> Image.Image:
     else:
         bits = min(16, int(tags.get(_BITS_PER_SAMPLE, (16,))[0]))
         made = (values.clip(0, 65_535).astype(np.uint16) >> (max(8, bits) - 8)).clip(0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        made = 255 - made
     grey = Image.fromarray(made)
     key = image.info.get("transparency")
     if isinstance(key, int):

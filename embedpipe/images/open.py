@@ -17,7 +17,7 @@ from PIL import Image
 from ..clip_model.encoder_card import ImageRules
 from . import jpeg_data, png_chunks
 from .colour import is_srgb, to_srgb
-from .depth import is_deep, scaled_to_eight_bits
+from .depth import is_deep, misread, scaled_to_eight_bits
 from .formats import SNIFF_BYTES, format_of, why_not_read
 from .jpeg_data import JpegHeader
 from .rules import background_rgb, image_rules
@@ -134,10 +134,15 @@ class Picture:
         if self.kind == "PNG" and (chunk := png_chunks.damaged_chunk(self._data)) is not None:
             raise DamagedPicture(Undecodable("image_damaged", f"PNG: wrong checksum of {chunk}"))
         image = self._opened
+        if self.kind == "TIFF" and (what := misread(image)) is not None:
+            raise DamagedPicture(Undecodable("image_unsupported", what))
+        frame = image.tile[0].extents if self.kind == "GIF" and image.tile else None
         image.load()
         if is_deep(image):
             image = scaled_to_eight_bits(image)
         image = _with_alpha(image, self._data if self.kind == "PNG" else b"")
+        if frame is not None and frame != (0, 0, *image.size):
+            image = _transparent_around(image, frame)
         if image.mode not in ("RGBA", "LA"):
             return to_srgb(image, profile), None
         return to_srgb(image.convert(image.mode[:-1]), profile), image.getchannel("A")
@@ -182,6 +187,8 @@ def damage(problem: Exception) -> Undecodable:
     """The reason for what was raised while data that begin like a picture were decoded."""
     if isinstance(problem, DamagedPicture):
         return problem.reason
+    if isinstance(problem, SyntaxError) and "unknown pixel mode" in str(problem):  # Pillow's, of TIFFs
+        return of_problem("image_unsupported", problem)
     too_large = isinstance(problem, Image.DecompressionBombError)
     return of_problem("image_too_large" if too_large else "image_damaged", problem)
 
@@ -194,6 +201,14 @@ def _opener(kind: str) -> Callable[[io.BytesIO, str], Image.Image]:
         else:
             Image.init()
     return cast("Callable[[io.BytesIO, str], Image.Image]", Image.OPEN[kind][0])
+
+
+def _transparent_around(image: Image.Image, frame: tuple[int, int, int, int]) -> Image.Image:
+    """A GIF whose first picture does not fill the canvas: the rest, to which Pillow gives a colour, is transparent."""
+    whole = image if image.mode in ("LA", "RGBA") else image.convert("LA" if image.mode == "L" else "RGBA")
+    around = Image.new(whole.mode, whole.size)
+    around.paste(whole.crop(frame), frame)
+    return around
 
 
 def _with_alpha(image: Image.Image, png: bytes) -> Image.Image:

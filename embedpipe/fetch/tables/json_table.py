@@ -118,6 +118,9 @@ def _array_items(pieces: Iterator[str], name: str, decoder: json.JSONDecoder) ->
     while True:
         at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it can match the empty string
         if text.startswith("]", at):
+            rest = next((left for piece in (text[at + 1 :], *pieces) if (left := piece.strip())), "")
+            if rest and decoder is _STRICT:
+                raise InputError(f"{name}: text behind the end of the array: {rest[:80]!r}", "Give one array")
             return
         try:
             row, at = decoder.raw_decode(text, at)

@@ -3,6 +3,7 @@
 import ast
 import io
 import random
+import struct
 
 import numpy as np
 import pytest
@@ -197,3 +198,70 @@ def test_no_picture_is_opened_by_whatever_pillow_knows():
                 if isinstance(node, ast.Attribute) and node.attr in ("MAX_IMAGE_PIXELS", "LOAD_TRUNCATED_IMAGES"):
                     found.append(path)
     assert found == []
+
+
+def tiff(order, samples, photometric, bits, planes=1, kind=1):
+    """An uncompressed TIFF of `samples` [h, w] or [3, h, w], which have the right dtype."""
+    height, width = samples.shape[-2:]
+    count = samples.size // (height * width)
+    at = 8 + 2 + 12 * 12 + 4
+    each = samples.nbytes // (count if planes == 2 else 1)
+    strips = [at + 20 * count + each * plane for plane in range(count if planes == 2 else 1)]
+    columns = [
+        (258, "H", [bits] * count),
+        (273, "L", strips),
+        (279, "L", [each] * len(strips)),
+        (339, "H", [kind] * count),
+    ]
+    single = {256: width, 257: height, 259: 1, 262: photometric, 274: 1, 277: count, 278: height, 284: planes}
+    columns += [(tag, "H", [value]) for tag, value in single.items()]
+    entries, rest = b"", b""
+    for tag, code, values in sorted(columns):
+        packed = struct.pack(order + code * len(values), *values)
+        if len(packed) > 4:
+            packed, rest = struct.pack(order + "L", at + len(rest)), rest + packed
+        entries += struct.pack(order + "HHL", tag, 3 if code == "H" else 4, len(values)) + packed.ljust(4, b"\0")
+    begin = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "LH", 8, len(columns))
+    return (begin + entries + bytes(4) + rest).ljust(at + 20 * count, b"\0") + samples.tobytes()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("white", [0, 1])
+@pytest.mark.parametrize(("kind", "format_of_samples"), [("u2", 1), ("f4", 3), ("u4", 1)])
+def test_deep_greys_are_never_negatives(order, white, kind, format_of_samples):
+    """Photometric 0: zero is white. Pillow inverts eight bits alone, and refuses some of the rest."""
+    values = np.linspace(0, 1, 48).reshape(6, 8)
+    stored = values.astype("f4") if kind == "f4" else (values * 65_535).astype("u2").astype(kind)
+    data = tiff(order, stored.astype(order + kind), white, 8 * stored.itemsize, kind=format_of_samples)
+    found = open_upright_srgb(data)
+    if isinstance(found, Undecodable):
+        assert order == ">" or (kind, white) == ("u4", 0)
+        assert found.error_class == "image_unsupported"
+        return
+    wanted = values * 255 if white else 255 - values * 255
+    assert np.abs(np.asarray(found)[..., 0] - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_planes_are_read_or_refused(order, kind):
+    planes = np.arange(3 * 6 * 8).reshape(3, 6, 8)
+    stored = planes.astype(order + kind) * (257 if kind == "u2" else 1)
+    found = open_upright_srgb(tiff(order, stored.astype(order + kind), 2, 8 * stored.itemsize, planes=2))
+    if kind == "u2":
+        assert found == Undecodable("image_unsupported", "TIFF: uncompressed planes of 16 bits")
+    else:
+        assert (np.asarray(found) == np.moveaxis(planes, 0, 2)).all()
+
+
+@pytest.mark.parametrize("transparent", [b"", b"\x21\xf9\x04\1\0\0\0\0"])
+@pytest.mark.parametrize("palette", [(255, 0, 0, 0, 0, 255), (0, 0, 0, 1, 1, 1)])
+def test_what_the_first_picture_of_a_gif_leaves_is_transparent(transparent, palette):
+    """As in browsers: 2 x 2 pixels of colour 1 at (1, 1) of a canvas of 4 x 4. transparent: nothing, or colour 0."""
+    codes = sum(code << 3 * place for place, code in enumerate((4, 1) * 4 + (5,)))  # no table of strings ever grows
+    frame = b"\x2c" + struct.pack("<HHHHB", 1, 1, 2, 2, 0) + b"\x02\x04" + codes.to_bytes(4, "little") + b"\0"
+    data = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0x80, 0, 0) + bytes(palette) + transparent + frame + b"\x3b"
+    found = open_upright_srgb(data, image_rules("#00ff00"))
+    wanted = np.full((4, 4, 3), (0, 255, 0))
+    wanted[1:3, 1:3] = palette[3:]
+    assert np.asarray(found).tolist() == wanted.tolist()

@@ -239,3 +239,14 @@ def test_json_too_deep_to_be_parsed_is_named(tmp_path, ending, outer):
     (tmp_path / f"t.{ending}").write_text(outer % row)
     with pytest.raises(InputError, match=r"(line|object) 1: .*recursion"):
         planned(tmp_path / f"t.{ending}")
+
+
+@pytest.mark.parametrize("gap", ["\n", " " * 100, ","])
+def test_nothing_behind_the_end_of_an_array_is_left_unread(tmp_path, monkeypatch, gap):
+    monkeypatch.setattr("embedpipe.fetch.tables.json_table._CHUNK", 32)
+    array = json.dumps([{"url": U, "n": number} for number in range(3)])
+    (tmp_path / "t.json").write_text(array + gap.replace(",", " "))
+    assert planned(tmp_path / "t.json").num_rows == 3
+    (tmp_path / "t.json").write_text(array + gap + array)
+    with pytest.raises(InputError, match=r"behind the end of the array"):
+        planned(tmp_path / "t.json")
