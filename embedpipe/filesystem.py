@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from .errors import EmbedpipeError, InputError, MissingExtra, StorageFailed
+from .redact import without_user_of
 from .scarcity import lack_of, out_of, telling
 
 _TRIES = 5
@@ -75,7 +76,7 @@ def filesystem(location: str) -> tuple[Any, str]:
         how = f'pip install "embedpipe[{extra}]"' if extra == "s3" else "Install the package it names"
         raise MissingExtra(f"{location}: {problem}", how) from problem
     except ValueError as problem:
-        raise InputError(f"{location}: {problem}") from problem
+        raise InputError(f"{location}: {without_user_of(location, str(problem))}") from problem
     except Exception as problem:  # some connect as soon as they are made, and each raises its own
         if is_local(location) or isinstance(problem, EmbedpipeError):
             raise
@@ -98,13 +99,14 @@ def asking(location: str) -> Iterator[None]:
         if (lack := lack_of(problem)) is not None:
             raise out_of(lack) from problem
         if isinstance(problem, PermissionError):
-            raise InputError(f"{location}: no permission: {problem}", "Check the credentials") from problem
+            raise InputError(f"{location}: no permission: {without_user_of(location, str(problem))}", "Check the credentials") from problem
         raise _storage_failed(location, problem) from problem
 
 
 def _storage_failed(location: str, problem: Exception) -> StorageFailed:
+    said = without_user_of(location, str(problem).rstrip("."))
     return StorageFailed(
-        f"{location}: the storage failed: {type(problem).__name__}: {str(problem).rstrip('.')}",
+        f"{location}: the storage failed: {type(problem).__name__}: {said}",
         "Check endpoint, network and credentials, and run the same command again",
     )
 

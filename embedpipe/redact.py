@@ -36,6 +36,7 @@ _SETTING = re.compile(
     r"""(?ix) \b ( [\w-]* (?: secret | password | passwd | account_key | sas_token | access_key | session_token
         | access_token | accesskeyid )[\w-]* ["']? \s* [=:>] \s* ["']? ) (?!\*{3}) [^\s"',;&<>)}\]]+ """,
 )
+_USERINFO = re.compile(r"[A-Za-z][\w+.-]*://([^/?#\s]*)@")
 _SUSPECT = re.compile(r"(?i)[@=]|bearer|basic|A[KS]IA|secret|passw|key|token")
 
 
@@ -50,6 +51,16 @@ def redacted(text: str) -> str:
     text = _HEADER.sub(rf"\1 {HIDDEN}", text)
     text = _ACCESS_KEY.sub(HIDDEN, text)
     return _SETTING.sub(rf"\1{HIDDEN}", text)
+
+
+def without_user_of(location: str, text: str) -> str:
+    """`text`, which somebody else's library says of `location`, without the user and password in that url."""
+    found = _USERINFO.match(location)
+    if found is None:
+        return text
+    for secret in (found[1], found[1].partition(":")[2]):
+        text = text.replace(secret, HIDDEN) if secret else text
+    return text
 
 
 def redacted_values(value: Any) -> Any:

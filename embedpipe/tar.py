@@ -300,6 +300,7 @@ class TarWriter:
 
 # Characters that lead out of a folder, end a name, or are none on some systems.
 _UNSAFE = re.compile(r'[%\\:\x00-\x1f\x7f<>"|?*\udc80-\udcff]')
+_NO_KEY = "%"  # the empty key, whose members would be hidden files; no other key is written so
 _LONE_SLASH = re.compile(r"^/|/(?=/|$)")
 
 
@@ -309,6 +310,8 @@ def member_key(key: str) -> str:
     Unsafe characters are percent-encoded as in urls, and so are a slash that is not between two names, the dots of a
     folder called `.` or `..`, and those of the last name, where a key would end. Different keys stay different.
     """
+    if not key:
+        return _NO_KEY
     *folders, last = _LONE_SLASH.sub("%2F", _UNSAFE.sub(lambda found: _encoded(found[0]), key)).split("/")
     folders = [folder.replace(".", "%2E") if folder in (".", "..") else folder for folder in folders]
     return "/".join((*folders, last.replace(".", "%2E")))
@@ -316,7 +319,7 @@ def member_key(key: str) -> str:
 
 def key_of_member(name: str) -> str:
     """The key that `member_key` made `name` of."""
-    return unquote(name, errors="surrogateescape")
+    return "" if name == _NO_KEY else unquote(name, errors="surrogateescape")
 
 
 def _encoded(character: str) -> str:

@@ -136,7 +136,8 @@ class Picture:
         image = self._opened
         if self.kind == "TIFF" and (what := misread(image)) is not None:
             raise DamagedPicture(Undecodable("image_unsupported", what))
-        frame = image.tile[0].extents if self.kind == "GIF" and image.tile else None
+        tiles = getattr(image, "tile", []) if self.kind == "GIF" else []
+        frame = tiles[0].extents if tiles else None
         image.load()
         if is_deep(image):
             image = scaled_to_eight_bits(image)

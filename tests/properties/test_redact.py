@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedpipe.errors import EmbedpipeError, InputError
-from embedpipe.redact import redacted, redacted_values
+from embedpipe.errors import EmbedpipeError, InputError, StorageFailed
+from embedpipe.filesystem import asking
+from embedpipe.redact import redacted, redacted_values, without_user_of
 
 SECRET = st.text(string.ascii_letters + string.digits + "%+/=_-.~", min_size=8, max_size=40).map("S3CR3T".__add__)
 SCHEME = st.sampled_from(["http", "https", "ftp", "FTP", "sftp", "s3", "webhdfs", "smb", "simplecache::https"])
@@ -105,3 +106,13 @@ def test_errors_are_redacted_where_they_are_made():
 def test_values_at_any_depth():
     found = redacted_values({"a": ["http://u:p@h/", ("http://u:p@h/", 1, None)], "token": {"b": "x"}})
     assert found == {"a": ["http://***@h/", ("http://***@h/", 1, None)], "token": {"b": "x"}}
+
+
+def test_what_a_library_says_of_a_url_has_no_user_of_it():
+    """botocore, say, takes user and password of s3://KEY:SECRET@bucket for a part of the bucket's name."""
+    location = "s3://KEY:S3CR3T@bucket/x"
+    with pytest.raises(StorageFailed) as told, asking(location):
+        raise ValueError('Invalid bucket name "KEY:S3CR3T@bucket": S3CR3T is none of ours')
+    assert "KEY" not in redacted(str(told.value))
+    assert "S3CR3T" not in redacted(str(told.value))
+    assert without_user_of("s3://bucket/a@b:c", "bucket a@b:c") == "bucket a@b:c"
