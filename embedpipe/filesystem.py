@@ -99,7 +99,9 @@ def asking(location: str) -> Iterator[None]:
         if (lack := lack_of(problem)) is not None:
             raise out_of(lack) from problem
         if isinstance(problem, PermissionError):
-            raise InputError(f"{location}: no permission: {without_user_of(location, str(problem))}", "Check the credentials") from problem
+            raise InputError(
+                f"{location}: no permission: {without_user_of(location, str(problem))}", "Check the credentials"
+            ) from problem
         raise _storage_failed(location, problem) from problem
 
 
