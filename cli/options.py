@@ -47,7 +47,7 @@ def dry_run_option(command: _Command) -> _Command:
         "--dry-run",
         is_flag=True,
         callback=lambda ctx, param, value: value or ctx.meta.get(_SHORT_DRY_RUN, False),
-        help="Print the plan and the resolved configuration, do nothing.",
+        help="Print the plan and the resolved configuration; write nothing.",
     )(command)
 
 
@@ -67,8 +67,12 @@ def _set_short_dry_run(ctx: click.Context, param: click.Parameter, value: bool) 
 def dialect_options(command: _Command) -> _Command:
     """--quoting, --delimiter, --encoding → `quoting`, `delimiter`, `encoding` of a text table"""
     for option in (
-        click.option("--encoding", help="Of a text file, e.g. cp1252. Default: UTF-8, or by its byte order mark."),
-        click.option("--delimiter", help="Of a csv or tsv: one character, or `tab`. Default: what divides the header."),
+        click.option(
+            "--encoding", help="Of a text file, e.g. cp1252. Default: UTF-8, or what its byte order mark says."
+        ),
+        click.option(
+            "--delimiter", help="Of a csv or tsv: one character, or `tab`. Default: detected from the header."
+        ),
         click.option(
             "--quoting",
             default="auto",
@@ -182,7 +186,7 @@ def refuse_missing(*folders: str | None) -> None:
 
 def max_rejects_option(early: str = "") -> Callable[[_Command], _Command]:
     """--max-rejects → `max_rejects`, a `RejectLimit` or None. early: when a run ends before its end for it."""
-    said = "Exit with 3 when more than this many (500) or this share (5%) did not pass."
+    said = "Exit with 3 when more than this many (500) or this share (5%) were rejected."
     return click.option(
         "--max-rejects", type=Share(), metavar="N|P%", help=" ".join(filter(None, (said, early, "Default: no limit.")))
     )
@@ -212,7 +216,7 @@ def address_option(command: _Command) -> _Command:
     return click.option(
         "--address",
         metavar="HOST:PORT",
-        help="The head of the Ray cluster. Default: RAY_ADDRESS, or one on this machine for the time of the run.",
+        help="The head of the Ray cluster. Default: RAY_ADDRESS, or a temporary one on this machine.",
     )(command)
 
 
@@ -369,10 +373,10 @@ def picture_options(command: _Command) -> _Command:
         type=click.IntRange(1),
         default=100_000_000,
         show_default=True,
-        help="Images with more are left out, before decoding.",
+        help="Leave out images with more pixels, before decoding.",
     )(command)
     return click.option(
-        "--input", "input_format", default="auto", show_default=True, help="webdataset, folder, or auto to find out."
+        "--input", "input_format", default="auto", show_default=True, help="webdataset, folder, or auto (detect)."
     )(command)
 
 
@@ -382,7 +386,7 @@ def row_options(command: _Command) -> _Command:
         "--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or infinity, instead of refusing them."
     )(command)
     return click.option(
-        "--normalise", is_flag=True, help="Bring rows that are not of norm 1 to it, instead of refusing them."
+        "--normalise", is_flag=True, help="Normalise rows whose norm is not 1, instead of refusing them."
     )(command)
 
 

@@ -31,8 +31,8 @@ DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not impo
 @click.option(
     "--threshold",
     type=float,
-    help="Cosine from which on two rows are one (default 0.95), or, where pictures are compared, from which on theirs "
-    "are (default 0.75).",
+    help="Cosine from which on two rows are duplicates (default 0.95), or, where images are compared, from which on "
+    "theirs are (default 0.75).",
 )
 @click.option(
     "--confirm",
@@ -46,14 +46,14 @@ DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not impo
     type=float,
     default=DIFFERENCE,
     show_default=True,
-    help="Up to which two pictures are one, from 0 to 1.",
+    help="Largest image difference between duplicates, from 0 to 1.",
 )
 @click.option(
     "--keep",
     default="first",
     show_default=True,
-    help="Which of near-duplicates stays: first (in the data set), similarity (of image and caption), closest to or "
-    "farthest from the centre of its cluster.",
+    help="Which of several duplicates to keep: first (in the data set), similarity (of image and caption), closest to "
+    "or farthest from the centre of its cluster.",
 )
 @click.option(
     "--modality",
@@ -62,8 +62,16 @@ DIFFERENCE = 0.025  # embedpipe.curate.DedupConfig has the same, and is not impo
     show_default=True,
     help="Which side to compare.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
-@click.option("--pairs", type=click.IntRange(0), default=60, show_default=True, help="Pairs to show in pairs.html.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the clustering.")
+@click.option(
+    "--examples",
+    "--pairs",
+    "pairs",
+    type=click.IntRange(0),
+    default=60,
+    show_default=True,
+    help="Pairs to show in pairs.html.",
+)
 @images_option()
 @click.option("--materialise", is_flag=True, help="Also write the kept rows as an embedding data set, into OUT.")
 @click.option("--threads", type=click.IntRange(1), help="Default: the cores. The result does not depend on it.")
@@ -102,8 +110,8 @@ def command(
     EMB is left as it is. OUT gets kept.parquet and dropped.parquet (which row, and which one it repeats), pairs.html
     with pictures of pairs around the cut, and report.json with what other values would keep. Rows of the same image
     file are duplicates in any case. Of rows that are near each other the pictures are compared, where the image shards
-    can be read: embeddings alone do not tell a copy from what looks like it. Run again with another --threshold or
-    --difference, it compares nothing anew.
+    can be read: embeddings alone cannot tell a copy from a similar image. Another run with another --threshold or
+    --difference compares nothing again.
 
     \b
     embedpipe dedup emb dedup

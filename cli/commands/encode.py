@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     help="exact: JPEGs within a rounding of Pillow; fast: large JPEGs decoded at a fraction; pillow: to the bit.",
 )
 @click.option(
-    "--compile", "compile_model", is_flag=True, help="torch.compile the image tower: a slow start, then faster."
+    "--compile", "compile_model", is_flag=True, help="torch.compile the image tower: slower to start, then faster."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples per model pass.")
 @click.option("--no-image", is_flag=True, help="Encode captions only.")
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     "input_format",
     default="auto",
     show_default=True,
-    help="webdataset, folder (loose files), imagefolder (with metadata.csv), table (parquet), or auto to find out.",
+    help="webdataset, folder (loose files), imagefolder (with metadata.csv), table (parquet), or auto (detect).",
 )
 @click.option(
     "--samples-per-shard",
@@ -109,26 +109,26 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=100_000_000,
     show_default=True,
-    help="Images with more are rejected, before decoding.",
+    help="Reject images with more pixels, before decoding.",
 )
 @click.option(
     "--max-sample-bytes",
     type=click.IntRange(1),
     default=1 << 29,
     show_default=True,
-    help="Image files with more are rejected, before they are read.",
+    help="Reject larger image files, before reading them.",
 )
 @click.option(
     "--max-sample-seconds",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Images that take more processor time to decode are rejected.",
+    help="Reject images that take more processor time to decode.",
 )
 @click.option(
     "--background",
     metavar="COLOUR",
-    help="What transparent images are put on: a CSS colour (white, gray, '#ff8800'). Default: white, or as before "
+    help="Background of transparent images: a CSS colour (white, gray, '#ff8800'). Default: white, or as before "
     "where OUT is continued.",
 )
 @click.option(

@@ -46,9 +46,9 @@ class _ExportCommand(CommandWithImages):
 @click.option(
     "--embedding-dtype",
     type=click.Choice(["float16", "float32"]),
-    help="As written. Default: as stored; datacomp float16. Spark wants float32.",
+    help="Dtype to write. Default: as stored (datacomp: float16). Spark needs float32.",
 )
-@click.option("--text-tokens", is_flag=True, help="hf, parquet: take the states of the captions' tokens along.")
+@click.option("--text-tokens", is_flag=True, help="hf, parquet: also write the states of the captions' tokens.")
 @click.option(
     "--splits", metavar="NAME=SHARE,…", help="hf: cut by a hash of the key, such as valid=0.05,test=0.05; rest: train."
 )

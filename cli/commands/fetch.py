@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     "field with them, also where there is a .txt.",
 )
 @click.option(
-    "--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="Rows of the table a shard."
+    "--samples-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="Table rows per shard."
 )
 @click.option("--image-size", type=click.IntRange(1), default=256, show_default=True, help="Pixels, see --resize-mode.")
 @click.option(
@@ -74,20 +74,20 @@ if TYPE_CHECKING:
     "--max-aspect-ratio",
     type=click.FloatRange(0),
     default=0,
-    help="Longer side over shorter; reject images above it. Default: any.",
+    help="Reject images whose longer side is more than this many times the shorter. Default: no limit.",
 )
 @click.option(
     "--background",
     metavar="COLOUR",
     default="white",
     show_default=True,
-    help="What transparent images are put on: a CSS colour (white, gray, '#ff8800').",
+    help="Background of transparent images: a CSS colour (white, gray, '#ff8800').",
 )
 @click.option(
     "--orient/--no-orient",
     default=True,
     show_default=True,
-    help="Turn images upright that EXIF says were taken otherwise.",
+    help="Turn images upright as their EXIF orientation says.",
 )
 @click.option(
     "--drop-duplicates", is_flag=True, help="Store the same image once: reject later copies, whatever their url."
@@ -111,13 +111,15 @@ if TYPE_CHECKING:
     "(obey); only record; or read nothing. Default: obey, and for an OUT that exists what it was begun with.",
 )
 @click.option("--processes", type=click.IntRange(1), help="Download processes. Default: this machine's cores.")
-@click.option("--threads", type=click.IntRange(1), default=32, show_default=True, help="Downloads at once a process.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=32, show_default=True, help="Concurrent downloads per process."
+)
 @click.option(
     "--per-host",
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Downloads at once from one host, all processes together.",
+    help="Concurrent downloads per host, over all processes.",
 )
 @click.option(
     "--timeout",
@@ -126,19 +128,23 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds for each wait; an attempt may take three times that in total.",
 )
-@click.option("--retries", type=click.IntRange(0), default=2, show_default=True, help="For failures that may pass.")
-@click.option("--user-agent", default="", help="How to reach you, e.g. '+https://example.org/crawl'; sent along.")
 @click.option(
-    "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Reject larger answers."
+    "--retries", type=click.IntRange(0), default=2, show_default=True, help="Retries after transient failures."
+)
+@click.option(
+    "--user-agent", default="", help="Contact to add to the User-Agent header, e.g. '+https://example.org/crawl'."
+)
+@click.option(
+    "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Reject larger responses."
 )
 @click.option(
     "--max-sample-seconds",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Processor time an image may take to be decoded; reject it beyond that.",
+    help="Reject images that take more processor time to decode.",
 )
-@click.option("--robots", is_flag=True, help="Ask each host's robots.txt first.")
+@click.option("--robots", is_flag=True, help="Obey each host's robots.txt and tdmrep.json.")
 @click.option(
     "--ca-file",
     type=click.Path(dir_okay=False),
@@ -151,16 +157,14 @@ if TYPE_CHECKING:
     metavar="HOST[:PORT]",
     help="Fetch from this host although its address is not public. Repeatable.",
 )
-@click.option(
-    "--retry-failed", is_flag=True, help="Then try failed rows again, in new shards; those with success count as such."
-)
+@click.option("--retry-failed", is_flag=True, help="Then retry failed rows, in new shards.")
 @click.option("--only", metavar="CLASS,…", help="With --retry-failed: these error classes, e.g. timeout,5xx.")
 @max_rejects_option()
 @click.option(
     "--executor",
     default="auto",
     show_default=True,
-    help="Where download processes are: auto or processes: on this machine; ray: on a cluster's, which share OUT.",
+    help="Where downloads run: auto or processes (this machine), or ray (a cluster whose machines share OUT).",
 )
 @address_option
 @old_dry_run_option

@@ -22,7 +22,7 @@ from ..options import (
 @click.command(cls=CommandWithImages)
 @click.argument("emb")
 @click.argument("out")
-@click.option("--min-similarity", type=float, help="Keep rows whose image and caption agree at least so well (cosine).")
+@click.option("--min-similarity", type=float, help="Keep rows whose image and caption have at least this cosine.")
 @click.option(
     "--where",
     multiple=True,
@@ -47,7 +47,7 @@ from ..options import (
     metavar="FILE",
     help="Leave these rows out: dropped.parquet of dedup, or another such file, no folder. Repeatable.",
 )
-@click.option("--allow-missing", is_flag=True, help="Count keys that EMB has not, instead of refusing them.")
+@click.option("--allow-missing", is_flag=True, help="Accept keys that EMB lacks, and count them.")
 @click.option("--head", metavar="FILE", help="Score the embeddings with a linear head or MLP: .pth or .safetensors.")
 @click.option(
     "--head-model",

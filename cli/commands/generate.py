@@ -42,8 +42,13 @@ _PICTURE = click.Path(dir_okay=False)
     "diffusers:ORG/NAME of the hub, which is asked after consent (--trust-model).",
 )
 @click.option("--prior", help="A folder written by train-prior; needed for texts.")
-@click.option("--captions", type=_PICTURE, help="More texts: one a line (.txt) or a column (.csv, .tsv, .parquet).")
-@click.option("--caption-column", help="The column of --captions. Default: query, text or caption.")
+@click.option("--captions", type=_PICTURE, help="More texts: one per line (.txt) or a column (.csv, .tsv, .parquet).")
+@click.option(
+    "--caption-col",
+    "--caption-column",
+    "caption_column",
+    help="The column of --captions. Default: query, text or caption.",
+)
 @click.option("--from-image", type=_PICTURE, help="Pictures that share this one's content and style, not its details.")
 @click.option(
     "--inpaint",
@@ -52,33 +57,48 @@ _PICTURE = click.Path(dir_okay=False)
     metavar="IMAGE MASK",
     help="Paint IMAGE anew where MASK, of its size, is white: as TEXT says, or so that it fits.",
 )
-@click.option("--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures on the way from A to B.")
+@click.option(
+    "--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures between the first and the second."
+)
 @click.option("--embedding", type=_PICTURE, help="Image embeddings [n, d] of an .npy file; no prior is asked.")
 @click.option(
     "--beside", "held_out", help="Make pictures of held-out captions of this data set, and show the true ones."
 )
-@click.option("--rows", type=click.IntRange(2), default=16, show_default=True, help="Of --beside: how many captions.")
+@click.option(
+    "--rows", type=click.IntRange(2), default=16, show_default=True, help="With --beside: number of captions."
+)
 @images_option(", for --beside")
 @click.option(
     "-n", "--n", "num_images", type=click.IntRange(1), default=4, show_default=True, help="Pictures for each."
 )
 @click.option("--steps", type=ForStages(int), help="Sampling steps of the decoder. Default: the stages' own.")
 @click.option("--sampler", type=ForStages(str), help="ddim, ddpm or dpm-solver++. Default: the stages' own.")
-@click.option("--eta", type=ForStages(float), help="Noise on ddim's way: 0 none, 1 as ddpm. Of --from-image: 1.")
+@click.option(
+    "--eta", type=ForStages(float), help="Noise added by ddim: 0 none, 1 as much as ddpm. Default with --from-image: 1."
+)
 @click.option(
     "--guidance",
     "cond_scale",
     type=ForStages(float),
-    help="The decoder's; 1 is none. Default: 1, or what diffusers' pipeline has: 4 Kandinsky, 10 Stable unCLIP.",
+    help="Guidance of the decoder; 1 is none. Default: 1, or that of a pipeline of diffusers: 4 for Kandinsky, "
+    "10 for Stable unCLIP.",
 )
 @click.option(
-    "--text-guidance", "text_cond_scale", type=ForStages(float), help="By the text alone, of a decoder that reads it."
+    "--text-guidance",
+    "text_cond_scale",
+    type=ForStages(float),
+    help="Guidance by the text alone, for a decoder that reads it.",
 )
 @click.option(
-    "--prior-guidance", "prior_cond_scale", type=float, default=1.0, show_default=True, help="The prior's; 1 is none."
+    "--prior-guidance",
+    "prior_cond_scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Guidance of the prior; 1 is none.",
 )
 @click.option("--prior-steps", type=click.IntRange(1), help="Sampling steps of the prior. Default: its own.")
-@click.option("--prior-sampler", help="Of the prior. Default: its own.")
+@click.option("--prior-sampler", help="Sampler of the prior. Default: its own.")
 @click.option(
     "--candidates",
     "prior_num_samples",
@@ -90,16 +110,16 @@ _PICTURE = click.Path(dir_okay=False)
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Make so many times as many pictures, and keep those that the encoder finds nearest to the text.",
+    help="Make this many times as many pictures, and keep those that the encoder scores nearest to the text.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--batch-size",
     "max_batch_size",
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="Pictures made at once.",
+    help="Pictures per batch.",
 )
 @click.option(
     "--decoder-dtype",
@@ -115,7 +135,7 @@ _PICTURE = click.Path(dir_okay=False)
     help="Of a decoder of diffusers, for embeddings of norm 1: the mean norm of the encoder's image embeddings. "
     "Default: that of the prior's data set.",
 )
-@click.option("--model", help="Where the encoder is now, if not where it was. Must be the same model.")
+@click.option("--model", help="Where the encoder is now, if it has moved. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
 @device_option()

@@ -71,8 +71,8 @@ def command(
 ) -> None:
     """Build the search index of an embedding data set (faiss), or bring it up to date.
 
-    It is kept in EMB/index. Shards that are new since are added, without touching what is there. Killed and run
-    again, it goes on. The recall that it reaches is measured, and kept in its card.
+    It is kept in EMB/index. New shards are added without rebuilding. A killed run resumes. The recall that
+    it reaches is measured and stored in its card.
 
     \b
     embedpipe index emb

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     help="Write a page with pictures, for a browser, to this file.",
 )
 @click.option(
-    "--samples", type=click.IntRange(0), default=12, show_default=True, help="Pictures of each kind on the page."
+    "--examples",
+    "--samples",
+    "samples",
+    type=click.IntRange(0),
+    default=12,
+    show_default=True,
+    help="Pictures of each kind on the page.",
 )
 @images_option(", for the pictures on the page")
 @json_option

@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Embedding data sets of one encoder → a new one, OUT, with the shards of all of them.
 
-    Each EMB stays as it is. Data sets of another encoder, format or with other contents are refused, and told what
+    Each EMB stays as it is. Data sets of another encoder, format or columns are refused, with what
     differs. The same command again takes over what is missing; a data set that has grown, or another one, is appended.
 
     \b

@@ -34,26 +34,34 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 @click.argument("emb")
 @click.argument("text", required=False)
 @click.option("--image", type=click.Path(dir_okay=False), help="Search with a picture instead of a text.")
-@click.option("--key", help="Search with the row of this key: what is like it?")
+@click.option("--key", help="Search with the row of this key.")
 @click.option("--shard", help="The source shard of --key, where several have one.")
 @click.option("--embedding", type=click.Path(dir_okay=False), help="Search with a row of an .npy file.")
 @click.option("--row", type=click.IntRange(0), help="Which row of --embedding; needed if it has several.")
 @click.option(
     "--queries",
     type=click.Path(dir_okay=False),
-    help="Many queries: texts, one a line (.txt) or a column (.csv, .tsv, .parquet), or embeddings (.npy, .parquet).",
+    help="Many queries: texts, one per line (.txt) or a column (.csv, .tsv, .parquet), or embeddings (.npy, .parquet).",
 )
 @click.option(
+    "--query-col",
     "--query-column",
+    "query_column",
     "column",
     help="The column of --queries. Default: query, text, caption or embedding, or the only one.",
 )
 @dialect_options
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many results.")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Number of results.")
 @click.option("--min-score", type=click.FloatRange(-1, 1), help="Only results with at least this cosine.")
-@click.option("--modality", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Search in.")
+@click.option(
+    "--modality",
+    type=click.Choice(["image", "text"]),
+    default="image",
+    show_default=True,
+    help="Which embeddings to search.",
+)
 @click.option("--exact", is_flag=True, help="Compare with every row; no index is needed.")
-@click.option("--model", help="Where the model is now, if not where it was. Must be the same model.")
+@click.option("--model", help="Where the model is now, if it has moved. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
 @images_option(", for contact sheets")

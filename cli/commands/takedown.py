@@ -19,7 +19,7 @@ _SHOWN = 20
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="SHARDS... EMB...")
-@click.option("--urls", metavar="FILE", help="What is to go: one url a line, or parquet with a column url.")
+@click.option("--urls", metavar="FILE", help="URLs to take down: one per line, or parquet with a column url.")
 @click.option("--keys", metavar="FILE", help="Or: one key a line, or parquet with columns key and src_shard.")
 @old_dry_run_option
 @json_option
