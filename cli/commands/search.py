@@ -46,7 +46,6 @@ _ROWS_AT_A_GLANCE = 100_000  # compared before a progress bar would show
 @click.option(
     "--query-col",
     "--query-column",
-    "query_column",
     "column",
     help="The column of --queries. Default: query, text, caption or embedding, or the only one.",
 )
