@@ -52,10 +52,12 @@ def accounts_of_files(folder: str, named: Collection[str]) -> Accounts:
         name = naming(path)
         if ours and path.startswith(ours):
             ledger.pass_over(shown, "own_output")
-        elif path in named or posixpath.basename(path) in METADATA_TABLES:
+        elif path in named:
             ledger.use(shown)
         elif _hidden(path):
             ledger.pass_over(shown, "hidden")
+        elif posixpath.basename(path) in METADATA_TABLES:
+            ledger.use(shown)
         else:
             ledger.pass_over(shown, name.passed or ("no_row" if name.kind == IMAGE else name.unknown()))
     return ledger.closed()

@@ -152,3 +152,13 @@ def test_a_row_too_deep_to_be_parsed_is_named(folder):
     (folder / "test" / "metadata.jsonl").write_text('{"file_name": "a.jpg", "x": ' + "[" * 50_000 + "]" * 50_000 + "}")
     with pytest.raises(InputError, match="line 1: not JSON: .*recursion"):
         everything(open_reader(str(folder), RULES))
+
+
+def test_a_hidden_table_is_neither_read_nor_counted_as_used(folder):
+    reader = open_reader(described(folder, "csv"), RULES)
+    before = reader.survey(()).accounts
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "metadata.csv").write_text("file_name,text\na.jpg,x\n")
+    after = reader.survey(()).accounts
+    assert after.used == before.used
+    assert after.passed_over == {**before.passed_over, "hidden": 1}
