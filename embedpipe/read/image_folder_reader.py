@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from .. import files
 from ..accounts import Ledger
 from ..errors import EmptyInput, InputError, did_you_mean
+from ..plural import plural
 from ..types import Reject, Sample, SourceShard
 from .base import Digest, Survey
 from .folder import FolderReader, LooseMembers
@@ -29,6 +31,8 @@ from .image_folder_rows import table_rows
 from .names import Naming, printable
 from .sample import Member, SampleRules, first_caption
 
+logger = logging.getLogger(__name__)
+
 _SHARDS = "rows"  # in the names of shards: those of an output begun with the loose files are called `part-…`
 _OTHERWISE = "Rename one, or give `input='folder'` to take the loose files without the table"
 
@@ -40,6 +44,15 @@ class _Row:
     caption: str | None
     fields: dict[str, Any]
     mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The rows of all tables by path. again, nameless: rows passed over, of a path that is there and of none."""
+
+    by_path: dict[str, _Row]
+    again: int
+    nameless: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class ImageFolderReader:
         rows = self._rows()
         if not rows:
             raise EmptyInput(f"{self.data}: no rows of metadata tables in it", f"Known: {', '.join(METADATA_TABLES)}")
+        self._tell_of_unused_rows()
         there = {path: stat for path in rows if (stat := self._stat(path)) is not None}
         absent = files.FileStat(0, "")
         stats = {
@@ -98,6 +112,16 @@ class ImageFolderReader:
         return FolderReader(self.data, self.rules, self.samples_per_shard)
 
     def _rows(self) -> dict[str, _Row]:
+        return self._read_tables().by_path
+
+    def _tell_of_unused_rows(self) -> None:
+        read = self._read_tables()
+        if read.again:
+            logger.warning("%s: passed over: %s of an image that has one", self.data, plural(read.again, "row"))
+        if read.nameless:
+            logger.warning("%s: passed over: %s without the name of an image", self.data, plural(read.nameless, "row"))
+
+    def _read_tables(self) -> _Tables:
         if not files.is_folder(self.data):
             raise InputError(f"{self.data}: no such folder", "Check the path")
         tables = metadata_tables(self.data)
@@ -144,9 +168,10 @@ def _began_loose(known: Sequence[SourceShard]) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def _all_rows(folder: str, tables: tuple[tuple[str, files.FileStat], ...], caption_key: str | None) -> dict[str, _Row]:
+def _all_rows(folder: str, tables: tuple[tuple[str, files.FileStat], ...], caption_key: str | None) -> _Tables:
     """The row of each path below the folder, by path; the first, where several name it."""
     found: dict[str, _Row] = {}
+    again = nameless = 0
     for table, _ in tables:
         where = files.join(folder, table)
         names, rows = table_rows(where)
@@ -158,9 +183,14 @@ def _all_rows(folder: str, tables: tuple[tuple[str, files.FileStat], ...], capti
         caption_column = caption_key or first_of(names, CAPTION_COLUMNS)
         for fields in rows:
             file_name = fields.pop(path_column)
-            if isinstance(file_name, str) and file_name.strip():
-                found.setdefault(path_below(table, _nameable(file_name)), _row(fields, caption_column))
-    return dict(sorted(found.items(), key=lambda item: (Naming(first_dot=False)(item[0]).key, item[0])))
+            if not isinstance(file_name, str) or not file_name.strip():
+                nameless += 1
+                continue
+            path = path_below(table, _nameable(file_name))
+            again += path in found
+            found.setdefault(path, _row(fields, caption_column))
+    in_order = sorted(found.items(), key=lambda item: (Naming(first_dot=False)(item[0]).key, item[0]))
+    return _Tables(dict(in_order), again, nameless)
 
 
 def _nameable(text: str) -> str:

@@ -162,3 +162,12 @@ def test_a_hidden_table_is_neither_read_nor_counted_as_used(folder):
     after = reader.survey(()).accounts
     assert after.used == before.used
     assert after.passed_over == {**before.passed_over, "hidden": 1}
+
+
+def test_rows_that_are_passed_over_are_told(folder, caplog):
+    rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", "./a.jpg", "", None, 7)]
+    write_table(folder / "test" / "metadata.jsonl", [*rows, {"text": "x"}])
+    found, _, _ = everything(open_reader(str(folder), RULES))
+    assert [it.key for it in found] == ["test/a"]
+    assert f"{folder}: passed over: 1 row of an image that has one" in caplog.text
+    assert f"{folder}: passed over: 4 rows without the name of an image" in caplog.text
