@@ -216,7 +216,7 @@ class ProgressView:
         received = f", {self.bytes / 1e6 / self.seconds():,.1f} MB/s" if self.bytes else ""
         spent = sum(self.spent_s.values())
         where = f", {shares({name: s / spent for name, s in self.spent_s.items()})}" if spent > 0 else ""
-        return f"{tasks}{self.rows:,} {self.unit}{rejected}, {self.rate():,.1f}/s{received}{where}{self.note}"
+        return f"{tasks}{_counted(self.rows, self.unit)}{rejected}, {self.rate():,.1f}/s{received}{where}{self.note}"
 
     def left(self) -> str:
         """How long it will take, where the number of rows is known."""
@@ -304,6 +304,12 @@ def worst(rejects: dict[str, int], most: int = 3) -> str:
     return ", ".join(shown + [f"{other:,} other"] * bool(other))
 
 
+def _counted(count: int, unit: str) -> str:
+    """`1 query`, `2 queries`: a count of a unit that is given in the plural."""
+    single = unit[:-3] + "y" if unit.endswith("ies") else unit.removesuffix("s")
+    return f"{count:,} {single if count == 1 else unit}"
+
+
 def finished_line(done: Finished, unit: str) -> str:
     """What a worker did of one task, and where its time went, as shares of the time by the clock."""
     report = done.report
@@ -311,7 +317,7 @@ def finished_line(done: Finished, unit: str) -> str:
     rejected = f", {report.rejected:,} rejected" if report.rejected else ""
     where = shares({name: spent / seconds_taken for name, spent in report.spent_s.items()})
     rate = (report.rows + report.rejected) / seconds_taken
-    counts = f"{report.rows:,} {unit}{rejected}, {seconds(done.seconds)}, {rate:,.1f}/s"
+    counts = f"{_counted(report.rows, unit)}{rejected}, {seconds(done.seconds)}, {rate:,.1f}/s"
     return f"worker {done.worker}: {done.task}: {counts}{', ' * bool(where)}{where}"
 
 

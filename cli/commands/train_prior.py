@@ -8,6 +8,7 @@ import click
 
 import embedpipe
 from dalle2_core.priors import PRIORS
+from embedpipe.errors import OptionError, did_you_mean
 
 from ..options import (
     debug_option,
@@ -72,6 +73,8 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     from ..training_display import plan_of, show_comparison, training_view
 
     compares = options["prior"] == ALL
+    if options["prior"] not in (None, ALL, *PRIORS):
+        raise OptionError(f"no prior {options['prior']!r}", did_you_mean(options["prior"], [*PRIORS, ALL]))
     if compares:
         if options.pop("start") is not None:
             raise click.UsageError("--from is for one prior, and `--prior all` trains each kind anew")

@@ -79,3 +79,11 @@ def test_a_terminal_is_drawn_on_by_us_alone(monkeypatch):
             assert part not in printed
         assert "\\x1b]52;c;ZXZpbA==\\x07\\x1b[31m\\u202e[/red]:cat:\\x9b2J" in printed
     assert "\x1b[" in terminal.getvalue(), "the bars themselves are drawn"
+
+
+def test_one_of_a_unit_is_singular():
+    with display.progress("search", "queries") as view:
+        view(Progress(rows=1))
+        assert " 1 query," in f" {view.text()}"
+        view(Progress(rows=1))
+        assert " 2 queries," in f" {view.text()}"

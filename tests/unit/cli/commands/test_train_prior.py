@@ -208,3 +208,8 @@ def test_a_closed_form_needs_no_batch(tmp_path, embedpipe):
     assert done.exit_code == 0, done.stderr
     refused = embedpipe("train-prior", tmp_path / "emb", tmp_path / "other", "--valid-share", 0.3)
     assert "fewer than a batch of 128" in refused.stderr
+
+
+def test_a_prior_that_is_none_names_all_as_well(embedpipe, emb, tmp_path):
+    refused = embedpipe("train-prior", emb, tmp_path / "out", "--prior", "nope")
+    assert (refused.exit_code, "all" in refused.stderr) == (2, True), refused.stderr
