@@ -67,7 +67,7 @@ class _Asked:
     """What is drawn: raw embeddings [n, d], a label and a prompt for each.
 
     text: which text, for each, and their embeddings of norm 1 [b, d]; None where pictures are of no texts. one_noise:
-    all begin with the same noise.
+    all begin with the same noise. norm: that embeddings of norm 1 were brought to, or None.
     """
 
     embeds: Tensor
@@ -75,6 +75,7 @@ class _Asked:
     prompts: list[str]
     text: tuple[list[int], Tensor] | None = None
     one_noise: bool = False
+    norm: float | None = None
 
 
 def plan_pretrained(request: Request, models: Models, config: GenerationConfig, watching: Watching) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def make_pretrained(request: Request, models: Models, config: GenerationConfig, 
     watching.on_doing("making pictures")
     images = _drawn(decoder, asked, how, config, watching)
     facts = _facts(parts)
-    facts["decoder"]["sha256"] = parts.folder.digest()
+    facts["decoder"] |= {"sha256": parts.folder.digest(), "image_norm": asked.norm}
     if asked.text is None:
         return Made(images, asked.labels, texts, facts)
     of, unit_text = asked.text
@@ -156,14 +157,15 @@ def _from_texts(request: Request, parts: _Parts, config: GenerationConfig, texts
     ).float()
     of = [row for row in range(len(texts)) for _ in range(times)]
     said = [texts[row] for row in of]
-    return _Asked(embeds.cpu() if prior.raw else parts.norm * embeds.cpu(), said, said, (of, unit))
+    norm = None if prior.raw else parts.norm
+    return _Asked((norm or 1.0) * embeds.cpu(), said, said, (of, unit), norm=norm)
 
 
 def _from_rows(request: Request, parts: _Parts, config: GenerationConfig, texts: list[str]) -> _Asked:
     assert request.embedding is not None
-    rows = _raw_rows(parts, request.embedding)
+    rows, norm = _raw_rows(parts, request.embedding)
     names = [f"{request.embedding}, row {row}" for row in range(len(rows))]
-    return _repeated(rows, names, texts, config)
+    return replace(_repeated(rows, names, texts, config), norm=norm)
 
 
 def _from_picture(request: Request, parts: _Parts, config: GenerationConfig, texts: list[str]) -> _Asked:
@@ -203,11 +205,12 @@ def _repeated(rows: Tensor, names: list[str], texts: list[str], config: Generati
     return _Asked(rows.repeat_interleave(config.num_images, dim=0), labels, (texts or [""]) * len(labels))
 
 
-def _raw_rows(parts: _Parts, path: str) -> Tensor:
-    """Raw embeddings of a file; rows of norm 1 are brought to the encoder's scale."""
+def _raw_rows(parts: _Parts, path: str) -> tuple[Tensor, float | None]:
+    """Raw embeddings of a file, and the norm that rows of norm 1 were brought to, or None."""
     rows = torch.from_numpy(np.asarray(read_embeddings(path), np.float32))
     refuse_another_tower(parts.folder.tower, parts.folder.named, rows.shape[1], path)
-    return rows * parts.norm if of_unit_norm(rows) else rows
+    norm = parts.norm if of_unit_norm(rows) else None
+    return (norm or 1.0) * rows, norm
 
 
 def _how(request: Request, parts: _Parts, config: GenerationConfig) -> Drawing:

@@ -123,6 +123,7 @@ def test_a_prior_of_norm_1_is_brought_to_the_norm_of_its_data(run, made, tmp_pat
     assert run(TEXT, "--n", 1, prior="ridge").exit_code == 0
     dataset = EmbeddingDataset(encoded_once[1])
     norm = float(dataset.norms("image")(np.arange(len(dataset))).mean())
+    assert json.loads((tmp_path / "out.json").read_text())["decoder"]["image_norm"] == pytest.approx(norm)
     text = torch.from_numpy(tiny_encoder.texts([TEXT]).rows)
     unit = load_prior(made["root"] / "ridge").sample(text)
     expected = drawn(made["kandinsky"], norm * unit.float(), nothing(tiny_encoder))[0]
