@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=12,
     show_default=True,
-    help="Pictures of each kind on the page.",
+    help="Images of each kind on the page.",
 )
 @images_option(", for the pictures on the page")
 @json_option
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 def command(path: str, hosts: int, html: str | None, samples: int, images: Images, as_json: bool) -> None:
     """Say what is in an output: counts, rejects by reason, the encoder, similarities and norms.
 
-    PATH is a folder written by `fetch`, `encode` or `merge`, finished or still growing, or embeddings of
-    clip-retrieval, embedding-reader or DataComp. Of a training run it says what was trained on what, how far, its
-    losses and checkpoints; of an output of `dedup` or `filter`, which rows of which data set were kept.
+    PATH is a folder written by `fetch`, `encode`, `merge` or `sample-prior`, finished or still growing, or embeddings
+    of clip-retrieval, embedding-reader or DataComp. For a training run: what was trained on what, how far, with which
+    losses and checkpoints; for an output of `dedup` or `filter`: which rows of which data set were kept.
 
     \b
     embedpipe info emb

@@ -41,10 +41,12 @@ def command(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Check that an output of `fetch`, `encode` or `merge`, or a training run, is whole, and say what is not.
+    """Check that an output is whole, and say what is not.
 
-    Without options: manifests, counts and file sizes, in a moment. Shards that are planned and not made yet are no
-    fault. The exit code is 0 if all is whole and 1 if anything is bad, also where --repair dropped it.
+    PATH is a folder written by `fetch`, `encode`, `merge`, `sample-prior`, or `filter` and `dedup` with --materialise;
+    or a training run. Without options, manifests, counts and file sizes are checked, in a moment. Shards that are
+    planned but not yet made are no fault. The exit code is 0 if all is whole and 1 if anything is bad, even if --repair
+    dropped it.
 
     \b
     embedpipe verify emb

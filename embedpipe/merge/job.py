@@ -111,9 +111,7 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
 def plan_merge(paths: Sequence[str], out: str, trust_old_card: bool = False) -> MergePlan:
     """What `merge` would do, without writing anything. Raises as `merge` does."""
     if len(paths) < 2:
-        raise InputError(
-            "merge needs two data sets or more", "Name them all, and the folder for what comes of them last"
-        )
+        raise InputError("merge needs two data sets or more", "Give them all, then the output folder")
     if files.absolute(out).rstrip("/") in {files.absolute(path).rstrip("/") for path in paths}:
         raise InputError(f"{out}: is one of the data sets to merge", "Name another folder as the last one")
     previous = _previous(out)
