@@ -1,8 +1,8 @@
 """Do merge, dedup, filter, export, index and train-prior, killed at random and run again, give the same bytes?
 
-Real processes on made-up embeddings, each killed (SIGKILL, with all that it started or the command alone) at a random
-moment of the time that it usually takes, and run again until it comes to its end. Files that say when or how long (logs,
-times in manifests and reports) are left out of the comparison; embeddings must verify.
+Real processes on made-up embeddings, each killed (SIGKILL, with all that it started or the command alone) at some
+moment of the time that it usually takes, and run again until it comes to its end. Files that say when or how long
+(logs, times in manifests and reports) are left out of the comparison; embeddings must verify.
 
     python -m benchmarks.job_kills --kills 40
 """
