@@ -104,4 +104,6 @@ def _print(out: str, report: Any) -> None:
     for entry in report.conditions:
         if entry.missing:
             click.echo(f"warning: {entry.missing:,} keys of the condition {entry.condition!r} are not in it", err=True)
+        if report.rows and entry.unknown == report.rows:
+            click.echo(f"warning: {entry.condition!r} is known of no row, so none meets it", err=True)
     click.echo(f"look at {out}/examples.html")

@@ -85,9 +85,11 @@ def parse_condition(text: str, types: Mapping[str, pa.DataType]) -> Expression:
     try:
         kind = compute({name: pa.array([], types[name]) for name in parser.columns}).type
     except (pa.ArrowException, TypeError) as problem:
-        raise InputError(
-            f"`where={text!r}`: {_types_of(parser, types)}: {problem}", "Compare like with like"
-        ) from problem
+        if isinstance(problem, pa.ArrowNotImplementedError):  # whose words are of functions and kernels
+            said, remedy = "no such operation on it", "Compare a number with numbers, and text with text in quotes"
+        else:
+            said, remedy = str(problem), "Compare like with like"
+        raise InputError(f"`where={text!r}`: {_types_of(parser, types)}: {said}", remedy) from problem
     if not pa.types.is_boolean(kind):
         raise InputError(
             f"`where={text!r}`: is {kind}, not true or false", "Compare it with something, as in width > 256"

@@ -83,7 +83,7 @@ def _overlay(values: dict[str, Any], changes: Values, source: str, path: str = "
     for name, value in changes.items():
         full = f"{path}{name}"
         if name not in values:
-            raise OptionError(f"{source}: no setting {full!r}", did_you_mean(name, values))
+            raise OptionError(f"{source}: no setting {full!r}", did_you_mean(full, [f"{path}{it}" for it in values]))
         if isinstance(values[name], list) and isinstance(value, Mapping | list):
             values[name] = _overlaid_list(values[name], value, source, full)
         elif isinstance(values[name], dict) and isinstance(value, dict):

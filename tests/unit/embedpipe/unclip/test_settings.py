@@ -45,7 +45,7 @@ def test_arguments_of_their_own_come_after_settings():
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"optim.lrr": 1}, "no setting 'optim.lrr'. Did you mean lr?"),
+        ({"optim.lrr": 1}, "no setting 'optim.lrr'. Did you mean optim.lr"),
         ({"stps": 1}, "Did you mean steps?"),
         ({"steps": "many"}, "steps:"),
         ({"optim": 3}, "optim is a group. It holds lr, name, betas"),
@@ -90,7 +90,7 @@ def test_lists_of_groups_are_counted_from_one(tmp_path):
         ({"parts.3.lr": 1}, "no setting 'parts.3'. parts holds 1 to 2"),
         ({"parts.0.lr": 1}, "no setting 'parts.0'"),
         ({"parts.one.lr": 1}, "no setting 'parts.one'"),
-        ({"parts.2.lrr": 1}, "no setting 'parts.2.lrr'. Did you mean lr?"),
+        ({"parts.2.lrr": 1}, "no setting 'parts.2.lrr'. Did you mean parts.2.lr"),
         ({"parts.2": 5}, "parts.2 is a group. It holds lr, name, betas"),
         ({"parts": 5}, "parts is a group. It holds 1 to 2"),
         ({"parts.2.lr": "fast"}, "parts.2.lr: "),
