@@ -139,8 +139,12 @@ class UnclipPrior(Prior):
         return cls(config.network(network.embed_dim), config)
 
     def fit(self, text_embed: Tensor, image_embed: Tensor) -> UnclipPrior:
-        """Take mean and deviation of raw image embeddings [n, d] for a new network; a pretrained one keeps its own."""
-        if bool((self.net.clip_mean == 0).all()) and bool((self.net.clip_std == 1).all()):
+        """Take mean and deviation of image embeddings [n, d] for a new network; a trained one keeps its own.
+
+        A new one of diffusers has zeros for both.
+        """
+        deviations = self.net.clip_std
+        if bool((self.net.clip_mean == 0).all()) and bool((deviations == 1).all() or (deviations == 0).all()):
             deviation = image_embed.std(dim=0, correction=0)
             floor = 1e-3 * float(deviation.max().clamp(min=1e-8))
             with torch.no_grad():

@@ -15,6 +15,7 @@ import torch
 from dalle2_core.presets.prior import PriorRecipe, prior_preset, prior_recipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import PRIORS
+from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.training import Comparison, Processes, Run, TrainState, load_trained, train
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
@@ -219,10 +220,11 @@ plan_train_all_priors = call_of("plan_train_all_priors", prior_job, plan_all_pri
 
 
 def _built(job: PriorJob, seen: PriorRows, rows: np.ndarray) -> Prior:
-    """A new prior, fitted to the rows, or the trained one that the job begins with, as it is."""
-    if job.start is not None:
-        return job.start.load()
-    prior: Prior = job.recipe.build(seen.dataset.card.dim)
+    """A new prior, fitted to the rows, or the trained one that the job begins with, whose scaling stays."""
+    prior: Prior = job.recipe.build(seen.dataset.card.dim) if job.start is None else job.start.load()
+    if job.start is not None and not isinstance(prior, UnclipPrior):
+        return prior
+    # One of diffusers that was never trained has no scaling yet; of others this leaves it as it is.
     return prior.fit(*seen.pairs(sample_rows(rows, MOST_ROWS_TO_FIT)))
 
 

@@ -77,6 +77,16 @@ def test_a_prior_of_diffusers_learns_from_raw_embeddings(emb, theirs, tuned):
     assert cosine > other
 
 
+def test_one_of_diffusers_that_was_never_trained_is_scaled_by_the_data(emb, theirs, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.PriorTransformer.from_pretrained(theirs / "prior")
+    torch.nn.init.zeros_(model.clip_std)
+    model.save_pretrained(tmp_path / "new")
+    outcome = result_of("train-prior", emb, tmp_path / "prior", *WORDS, "--from", f"diffusers:{tmp_path / 'new'}")
+    assert np.isfinite(outcome["metrics"]["loss"])
+    assert 1 < float(load_prior(tmp_path / "prior").net.clip_std.mean()) < 4
+
+
 def test_run_again_it_goes_on_to_the_same_bits(emb, theirs, tuned, tmp_path):
     half = [*WORDS]
     half[half.index("train.steps=40")] = "train.steps=20"
