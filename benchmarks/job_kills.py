@@ -31,6 +31,7 @@ from tests.shards import DEEP
 from . import report
 
 _LONGEST_S = 300
+_NUMBER = re.compile(r"\b(image|text)-\d{5}\.")
 _TIMED = re.compile(r'"(timing_s|seconds|at|began|ended|took|source|versions|modified|change|checksum)":')
 
 
@@ -89,16 +90,20 @@ def fresh(words: list[str], work: Path, out: Path) -> None:
 
 
 def data_of(out: Path) -> dict[str, bytes]:
-    """The output, without what tells of times and places."""
+    """The output, without what tells of times and places.
+
+    The files of an index have a number, the next one after a run that was killed before it was committed.
+    """
     found = {}
     for path in sorted(it for it in out.rglob("*") if it.is_file()):
-        name = path.relative_to(out).as_posix()
+        name = _NUMBER.sub(r"\1-N.", path.relative_to(out).as_posix())
         if path.suffix in (".jsonl", ".log", ".html", ".png", ".md") or name.split("/")[-1].startswith(".lock"):
             continue
         data = path.read_bytes()
         if path.suffix == ".json":
-            data = json.dumps(_plain(json.loads(data)), sort_keys=True).replace(str(out), "OUT").encode()
-        found[name] = data
+            text = json.dumps(_plain(json.loads(data)), sort_keys=True).replace(str(out), "OUT")
+            data = _NUMBER.sub(r"\1-N.", text).encode()
+        found[f"{name} again" if name in found else name] = data
     return found
 
 
@@ -146,6 +151,7 @@ def main() -> None:
     """Kill, compare, write the result; exit code 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="over all commands")
+    parser.add_argument("--only", nargs="+", help="names of commands")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/job_kills"), help="emptied first")
     parser.add_argument("--results", type=Path, default=report.RESULTS)
@@ -155,7 +161,7 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     dice, rows, different = random.Random(options.seed), [], []
-    made = commands(work)
+    made = {name: words for name, words in commands(work).items() if name in (options.only or [name])}
     for name, words in made.items():
         tally, usual_s = torment(words, work, -(-options.kills // len(made)), dice)
         rows.append((name, tally.kills, tally.runs, tally.outputs, len(tally.different), f"{usual_s:.1f} s"))
