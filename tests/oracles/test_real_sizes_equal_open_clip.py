@@ -1,7 +1,6 @@
 """Models of real size, one of each family, give in fp32 what open_clip gives when it is called by hand."""
 
 import copy
-import io
 import tarfile
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from embedpipe.encode.job import encode
 from embedpipe.load import EmbeddingDataset
 from tests import shards
+from tests.pictures import reading
 
 MODES = ["RGB", "RGBA", "LA", "L", "P", "P+transparency", "CMYK", "I;16", "1"]
 CAPTIONS = ["a dog", "an old house beside a river, seen from far away", "猫 №4", "a very long caption " * 20]
@@ -53,7 +53,7 @@ def by_hand(name, place):
             if entry.name.endswith(".txt"):
                 captions.append(data.decode())
             else:
-                pictures.append(transform(Image.open(io.BytesIO(data))))
+                pictures.append(transform(Image.fromarray(reading(data))))
     with torch.no_grad():
         image = model.encode_image(torch.stack(pictures), normalize=True)
         text = model.encode_text(tokenizer(captions), normalize=True)
