@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a pool of threads does not surv
 from embedpipe_cli import main as cli
 
 import embedpipe.encode.loading  # noqa: F401 - so that no fork has to
+from embedpipe import lock
 from embedpipe.execute import processes
 from embedpipe.verify import verify
 from tests import shards, tiny_clip
@@ -102,6 +103,7 @@ def _fork_workers() -> None:
             if int(name) not in keep:
                 with contextlib.suppress(OSError):  # the listing itself
                     os.close(int(name))
+        lock._held.clear()  # they name the files closed just now
         serve(work, worker, connection, parent)
 
     processes._serve = serve_alone
