@@ -63,7 +63,7 @@ def test_the_prior_is_trained_by_its_command_with_its_own_settings(uses, emb, em
     assert prior.sample(torch.randn(2, 8)).shape == (2, 8)
     wrong = embedpipe("train-prior", emb, "other", "--prior", "linear", "--set", "linear.penalti=1")
     assert wrong.exit_code == 2
-    assert "no setting 'linear.penalti'. Did you mean penalty" in wrong.stderr
+    assert "no setting 'linear.penalti'. Did you mean linear.penalty" in wrong.stderr
 
 
 def test_the_exporter_writes_what_it_says(uses, emb):

@@ -94,7 +94,7 @@ def test_a_folder_keeps_to_its_prior(emb, tmp_path):
     for name in ("mean", "diffusion"):
         assert 'prior was "ridge"' in str(train(emb, tmp_path / "out", "--prior", name).exception)
     message = str(train(emb, tmp_path / "other", "--prior", "rigde").exception)
-    assert "no prior 'rigde'; did you mean ridge?" in message
+    assert "no prior 'rigde'. Did you mean ridge?" in message
 
 
 def test_what_is_drawn_for_a_row_does_not_depend_on_the_batches():

@@ -193,7 +193,7 @@ def test_a_folder_of_images_without_captions(tmp_path):
     [
         (["--set", "vae.image_size=18"], "image_size is 18; with 2 layers it must be a multiple of 4"),
         (["--set", "vae.vae_type=vit"], "the vit of ViT-VQGAN is not built here"),
-        (["--set", "vae.codebook_size=8"], "no setting 'vae.codebook_size'. Did you mean vq_codebook_size"),
+        (["--set", "vae.codebook_size=8"], "no setting 'vae.codebook_size'. Did you mean vae.vq_codebook_size"),
         (["--set", "train.batch_size=100"], "fewer than a batch of 100. Give `train.batch_size="),
         (["--preset", "huge"], "no preset of an autoencoder 'huge'"),
         (["--split-column", "label"], "no rows of the split 'train'"),
