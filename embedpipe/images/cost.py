@@ -32,6 +32,8 @@ _OTHERS = re.compile(
 )
 _RAW_EXIF = re.compile(rb"Raw profile type (exif|APP1)", re.IGNORECASE)
 
+# What libraries say that do not raise MemoryError; -9 is Pillow's code for it.
+_NO_MEMORY = re.compile(r"\bmemory|\balloc|decoder error -9", re.IGNORECASE)
 _BASE_BYTES = 1 << 28
 _BYTES_PER_PIXEL = 12  # an image with transparency, converted and premultiplied
 
@@ -39,6 +41,11 @@ _BYTES_PER_PIXEL = 12  # an image with transparency, converted and premultiplied
 def limits_for(max_pixels: int, max_seconds: float) -> CallLimits:
     """The limits of decoding one image of at most `max_pixels`, in that many seconds of processor time."""
     return CallLimits(_BASE_BYTES + _BYTES_PER_PIXEL * max_pixels, max_seconds)
+
+
+def speaks_of_memory(message: str) -> bool:
+    """Whether a decoder's error message says that it got no memory."""
+    return _NO_MEMORY.search(message) is not None
 
 
 def is_bounded(data: bytes) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +14,8 @@ import torch
 
 from ..clip_model.encoder_card import ImageRules, PreprocessSpec
 from ..limited import CallFault, LimitedCalls
-from .cost import DEFAULT_MAX_SECONDS, is_bounded, limits_for
+from .cost import DEFAULT_MAX_SECONDS, is_bounded, limits_for, speaks_of_memory
 from .decode import DEFAULT_MAX_PIXELS, DecodedImage, Undecodable, decode
-
-# What libraries say that do not raise MemoryError; -9 is Pillow's code for it.
-_NO_MEMORY = re.compile(r"\bmemory|\balloc|decoder error -9", re.IGNORECASE)
 
 
 def guarded_decode(
@@ -61,7 +57,7 @@ def _decode(data: bytes, *arguments: Any) -> Any:
     except Exception as problem:
         found = Undecodable("image_undecodable", f"{type(problem).__name__}: {problem}"[:300])
     if isinstance(found, Undecodable):
-        if found.error_class != "image_too_large" and _NO_MEMORY.search(found.message):
+        if found.error_class != "image_too_large" and speaks_of_memory(found.message):
             raise MemoryError(found.message)
         return found
     array: Any = found.pixels.numpy()

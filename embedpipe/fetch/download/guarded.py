@@ -6,19 +6,15 @@ As `images.guarded` does for `encode`: most images are made in the download proc
 from __future__ import annotations
 
 import functools
-import re
 import sys
 import types
 from dataclasses import dataclass
 
-from ...images.cost import is_bounded, limits_for
+from ...images.cost import is_bounded, limits_for, speaks_of_memory
 from ...limited import CallFault, LimitedCalls
 from .. import resizers
 from ..outcome import Failure
 from .image import MAX_PIXELS, PictureMaker, PictureRules, StoredImage
-
-# What libraries say that do not raise MemoryError; -9 is Pillow's code for it.
-_NO_MEMORY = re.compile(r"\bmemory|\balloc|decoder error -9", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,6 @@ def _make(body: bytes, settings: MakerSettings) -> StoredImage | Failure:
         raise
     except Exception as problem:
         made = Failure("decode", f"{type(problem).__name__}: {problem}"[:300])
-    if isinstance(made, Failure) and made.error_class in ("damaged", "decode") and _NO_MEMORY.search(made.message):
+    if isinstance(made, Failure) and made.error_class in ("damaged", "decode") and speaks_of_memory(made.message):
         raise MemoryError(made.message)
     return made
