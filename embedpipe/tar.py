@@ -34,9 +34,11 @@ class TarDamaged(Exception):
 
 @runtime_checkable
 class Passing(Protocol):
-    """A stream that can skip bytes without reading them; truncation is only detected afterwards."""
+    """A stream that can skip bytes without reading them."""
 
-    def pass_over(self, size: int) -> None: ...
+    def pass_over(self, size: int) -> bool:
+        """Whether there were `size` bytes to skip."""
+        ...
 
 
 class Readable(Protocol):
@@ -171,7 +173,8 @@ def _contents(stream: Readable, path: str, size: int, of: int) -> bytes:
 def _skip(stream: Readable, size: int) -> None:
     left = _padded(size)
     if isinstance(stream, Passing):
-        stream.pass_over(left)
+        if not stream.pass_over(left):
+            raise TarDamaged("it ends within a member")
         return
     while left:
         passed = len(stream.read(min(left, _CHUNK)))

@@ -69,7 +69,7 @@ class WebdatasetReader:
         location = locations.location_of(self.data, shard.name)
         with files.reading(location) as raw:
             # In a remote one all is read: a request after each gap would take longer.
-            stored = _SeekingStream(raw, NoDigest()) if files.is_local(location) else _HashedStream(raw, NoDigest())
+            stored = _SeekingStream(raw) if files.is_local(location) else _HashedStream(raw, NoDigest())
             yield from self._samples(location, stored, ledger, keys)
 
     def _samples(
@@ -195,8 +195,13 @@ class _HashedStream:
 class _SeekingStream(_HashedStream):
     """A stream without a digest: unwanted bytes are not read."""
 
-    def pass_over(self, size: int) -> None:
-        """Skip the next `size` bytes, up to the end of the file."""
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(raw, NoDigest())
+        self._end = raw.seek(0, os.SEEK_END)
+        raw.seek(0)
+
+    def pass_over(self, size: int) -> bool:
+        """Skip the next `size` bytes; False if the file ends before."""
         known = min(len(self._ahead), size)
         self._ahead = self._ahead[known:]
-        self._raw.seek(size - known, os.SEEK_CUR)
+        return self._raw.seek(size - known, os.SEEK_CUR) <= self._end

@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 from embedpipe import files, manifest
+from embedpipe.accounts import Ledger
 from embedpipe.errors import EmptyInput, InputError
 from embedpipe.manifest import IMAGE_SHARDS, RunCard, ShardManifest
 from embedpipe.read import SampleRules, open_reader
@@ -25,12 +26,16 @@ def read(members, tmp_path, rules=RULES, **options):
 
 
 def read_bytes(data, tmp_path):
-    """Everything that comes out of a file of these bytes; its digest is checked on the way."""
+    """Everything that comes out of a file of these bytes; its digest and accounts are checked on the way."""
     (tmp_path / "a.tar").write_bytes(data)
     reader = open_reader(str(tmp_path / "a.tar"), RULES)
-    digest = hashlib.sha256()
-    found = list(reader.read(reader.shards(())[0], digest))
+    shard = reader.shards(())[0]
+    digest, ledger, counted = hashlib.sha256(), Ledger(reader.unit), Ledger(reader.unit)
+    found = list(reader.read(shard, digest, ledger))
+    reader.count(shard, counted)
     assert digest.hexdigest() == hashlib.sha256(data).hexdigest()
+    assert ledger.closed().add_up
+    assert counted.closed() == ledger.closed()
     assert [x.index for x in found if isinstance(x, Sample)] == list(range(sum(isinstance(x, Sample) for x in found)))
     assert all(x.error_class in REJECT_CLASSES for x in found if isinstance(x, Reject))
     return [x for x in found if isinstance(x, Sample)], [x for x in found if isinstance(x, Reject)]
