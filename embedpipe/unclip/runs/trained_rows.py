@@ -14,10 +14,14 @@ from embedpipe import files
 TRAINED_ROWS = "train_rows.npy"
 
 
-def write_trained_rows(folder: str, marks: np.ndarray) -> None:
-    """Record that the run in `folder` trains on the rows with these marks, see `row_marks`."""
-    if not len(marks):
-        return  # pictures decoded by an earlier version, which are not told apart
+def write_trained_rows(folder: str, marks: np.ndarray, extends: bool = False) -> None:
+    """Record that the run in `folder` trains on the rows with these marks, see `row_marks`.
+
+    Called before the training, so that no checkpoint is without them, and again after its end. extends: leave it to the
+    second call. A run whose rows have grown is known by those that it had, until something was learnt of the new ones.
+    """
+    if extends or not len(marks):
+        return  # none: pictures decoded by an earlier version, which are not told apart
     stream = io.BytesIO()
     np.save(stream, np.unique(marks), allow_pickle=False)
     files.write_bytes(files.join(folder, TRAINED_ROWS), stream.getvalue())

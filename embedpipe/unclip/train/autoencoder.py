@@ -171,7 +171,7 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
         if together.is_first:
             mine = picture_extension(place.folder, _describes(facts), recipe, pictures.marks, pictures.splits)
             say(job.out, mine)
-            write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
+            write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits), bool(mine.grown))
         found = together.gather(mine)[0]
         run = Run(Path(place.folder), _describes(facts), place.commit, found.grown)
         trained = _learn(vae, pictures, rows, run, recipe, view, together)
@@ -190,6 +190,7 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
             metrics=trained.metrics,
         )
         write_run_record(place.folder, VAE_RUN, facts | dataclasses.asdict(outcome) | {"history": trained.history})
+        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
     return outcome
 
 

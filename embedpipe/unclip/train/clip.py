@@ -179,7 +179,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
         known = _describes(job, pictures.fingerprint, options.rules)
         found = picture_extension(place.folder, known, recipe, pictures.marks, pictures.splits)
         say(job.out, found)
-        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
+        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits), bool(found.grown))
         run = Run(Path(place.folder), known, place.commit, found.grown)
         with refusing_another(place.folder), view.steps("", recipe.train) as on_step:
             state = train(
@@ -213,6 +213,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
         facts: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "split": job.split.facts(), "data": job.data}
         facts |= {"history": state.history}
         write_run_record(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
+        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
     return outcome
 
 

@@ -272,7 +272,7 @@ def _train_stage(
         run = Run(Path(folder), identity_of(facts), place.commit, found.grown)
         if together.is_first:
             say(out, found)
-            write_trained_rows(folder, row_marks(seen.dataset, rows[TRAIN]))
+            write_trained_rows(folder, row_marks(seen.dataset, rows[TRAIN]), bool(found.grown))
         together.wait()
         judge = _judge(job, number, folder, seen, rows[VALID], size, tokens, device) if together.is_first else None
         loader = seen.loader(
@@ -299,6 +299,7 @@ def _train_stage(
         if number <= len(job.vaes):
             keep_autoencoder(Path(job.vaes[number - 1]), Path(folder))
         write_run_record(folder, STAGE_RUN, facts | {"best_step": best_step, "history": state.history})
+        write_trained_rows(folder, row_marks(seen.dataset, rows[TRAIN]))
         stage.save(folder)
         metrics = judge.evaluate(stage)
     return StageOutcome(

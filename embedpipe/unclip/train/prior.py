@@ -161,7 +161,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         if together.is_first:
             say(job.out, found)
             history = history_of(place.folder, found, _describes, facts)
-            write_trained_rows(place.folder, row_marks(seen.dataset, rows[TRAIN]))
+            write_trained_rows(place.folder, row_marks(seen.dataset, rows[TRAIN]), bool(found.grown))
         steps = best_step = 0
         if isinstance(prior, Trainable):
             run = Run(Path(place.folder), _describes(facts), place.commit, found.grown)
@@ -176,6 +176,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         prior.eval()
         prior.save(place.folder)
         write_run_record(place.folder, PRIOR_RUN, facts | {"best_step": best_step, "history": history})
+        write_trained_rows(place.folder, row_marks(seen.dataset, rows[TRAIN]))
         metrics = watch(prior, watched, recipe.train.seed, device)
     return PriorOutcome(
         out=job.out,

@@ -9,6 +9,7 @@ import pytest
 
 from embedpipe.encode.job import encode
 from embedpipe.load import EmbeddingDataset, splits
+from embedpipe.load.identity import row_marks
 from embedpipe.merge import merge
 from tests import shards
 from tests.commands import result_of, run
@@ -160,6 +161,40 @@ def test_a_prior_in_closed_form_is_fitted_again_when_its_data_grew(tmp_path, gro
     assert weights(tmp_path / "out") != before
     (change,) = json.loads((tmp_path / "out" / "run.json").read_text())["history"]
     assert change["changes"][0].startswith("train_rows: ")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "dies_at"),
+    [
+        ([*SMALL, *CONSTANT, "--steps", "6"], ["--steps", "10"], "_learn"),
+        (["--prior", "ridge", "--valid-share", "0.2"], [], "write_run_record"),
+    ],
+)
+def test_an_extension_that_is_killed_before_anything_was_learnt_is_made_again(
+    tmp_path, grown, monkeypatch, settings, more, dies_at
+):
+    emb, grow = grown
+    out = tmp_path / "out"
+    words = [emb, out, *settings]
+    assert train(*words).exit_code == 0
+    grow()
+
+    def dies(*arguments, **keywords):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"embedpipe.unclip.train.prior.{dies_at}", dies)
+        assert isinstance(train(*words, *more).exception, Killed)
+    again = train(*words, *more)
+    assert again.exit_code == 0, again.exception
+    dataset = EmbeddingDataset(emb)
+    trained = row_marks(dataset, np.flatnonzero(splits(dataset, None, 0.2) == "train"))
+    assert np.array_equal(np.load(out / "train_rows.npy"), np.unique(trained))
+    assert json.loads((out / "run.json").read_text())["history"]
 
 
 def test_an_autoencoder_goes_on_with_more_steps_and_more_pictures(tmp_path):
