@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import pickle
 import signal
@@ -51,36 +52,39 @@ class _Child:
     def ask(self, head: bytes, data: bytes, wall_s: float, stopped: Callable[[], bool]) -> tuple[int, Any]:
         """The kind of answer, and the answer. Raises _Gone, TimeoutError or Stopped."""
         self.calls += 1
-        until = time.monotonic() + wall_s
+        self.link.settimeout(_LOOK_EVERY_S)
+        # Looks are counted, not seconds: a job that is suspended (Ctrl-Z, a scheduler) has its children suspended too.
+        looks = iter(range(math.ceil(wall_s / _LOOK_EVERY_S)))
+
+        def patiently(transfer: Callable[[memoryview], int], left: memoryview) -> None:
+            while left:
+                try:
+                    count = transfer(left)
+                except TimeoutError:
+                    if stopped():
+                        raise Stopped from None
+                    if next(looks, None) is None:
+                        raise
+                    continue
+                if not count:
+                    raise _Gone
+                left = left[count:]
+
+        def receive(size: int) -> bytearray:
+            received = bytearray(size)
+            patiently(self.link.recv_into, memoryview(received))
+            return received
+
         try:
-            self.link.settimeout(wall_s)
-            frames.send(self.link, head)
-            self.link.sendall(data)
-            self.link.settimeout(_LOOK_EVERY_S)
-            (size,) = frames.LENGTH.unpack(self._receive(frames.LENGTH.size, until, stopped))
-            kind, value = pickle.loads(self._receive(size, until, stopped))
+            for piece in (frames.LENGTH.pack(len(head)) + head, data):
+                patiently(self.link.send, memoryview(piece))
+            (size,) = frames.LENGTH.unpack(receive(frames.LENGTH.size))
+            kind, value = pickle.loads(receive(size))
         except TimeoutError:
             raise
         except OSError as problem:
             raise _Gone from problem
         return kind, value
-
-    def _receive(self, size: int, until: float, stopped: Callable[[], bool]) -> bytearray:
-        received = bytearray(size)
-        view = memoryview(received)
-        while view:
-            try:
-                count = self.link.recv_into(view)
-            except TimeoutError:
-                if stopped():
-                    raise Stopped from None
-                if time.monotonic() > until:
-                    raise
-                continue
-            if not count:
-                raise _Gone
-            view = view[count:]
-        return received
 
 
 class LimitedCalls:

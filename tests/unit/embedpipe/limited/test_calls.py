@@ -68,6 +68,29 @@ def test_a_call_that_hangs_is_ended(calls):
     assert found == CallFault("too_costly_time", "no answer for 0.5 s")
 
 
+def test_a_call_of_a_job_that_is_suspended_goes_on_with_it():
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[4])!r})
+from embedpipe.limited import CallLimits, LimitedCalls
+from tests import crashes
+calls = LimitedCalls(crashes.prepare)
+limits = CallLimits(1 << 28, 0.1)
+calls.call(crashes.echo, b"", (), limits)
+print("begun", flush=True)
+print(calls.call(crashes.nap, b"", (0.6,), limits), flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(2)  # longer than the call may take
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=60)[0].startswith("(")
+
+
 def test_the_limit_of_memory_is_that_of_each_call(calls):
     for _ in range(3):
         assert calls.call(crashes.hoard, b"", (1 << 26,), LIMITS) == 1 << 26
