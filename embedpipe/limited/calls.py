@@ -233,16 +233,15 @@ class _Server:
             raise _unstartable((failed or b"it ended at once").decode().strip().splitlines()[-1])
 
     def is_alive(self) -> bool:
-        """Whether it runs."""
-        return self._process.poll() is None
+        """Whether it runs and can be asked."""
+        return self._control.fileno() >= 0 and self._process.poll() is None
 
     def fork(self) -> _Child:
         """Start a child. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                socket.send_fds(self._control, [FORK], [theirs.fileno()])
-                pid = self._answer()
+                pid = self._answer(lambda: socket.send_fds(self._control, [FORK], [theirs.fileno()]))
             if not pid:
                 raise BlockingIOError(errno.EAGAIN, "no more processes or memory")
         except OSError:
@@ -253,13 +252,17 @@ class _Server:
     def end(self, pid: int) -> int:
         """End a child, unless it has ended; returns its wait status, 9 (killed) if the server is gone as well."""
         try:
-            self._control.sendall(END + frames.LENGTH.pack(pid))
-            return self._answer()
+            return self._answer(lambda: self._control.sendall(END + frames.LENGTH.pack(pid)))
         except OSError:
             return int(signal.SIGKILL)
 
-    def _answer(self) -> int:
-        received = self._control.recv(frames.LENGTH.size, socket.MSG_WAITALL)
+    def _answer(self, ask: Callable[[], object]) -> int:
+        try:
+            ask()
+            received = self._control.recv(frames.LENGTH.size, socket.MSG_WAITALL)
+        except BaseException:  # Ctrl-C: the answer would be taken for that of the next request
+            self._control.close()
+            raise
         if len(received) < frames.LENGTH.size:
             raise ConnectionResetError("it is gone")
         return int(frames.LENGTH.unpack(received)[0])

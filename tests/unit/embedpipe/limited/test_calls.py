@@ -134,6 +134,21 @@ def test_it_goes_on_when_its_server_is_killed(calls):
     wait_until_gone([child])
 
 
+def test_an_interrupted_request_does_not_shift_the_answers_to_the_next_ones():
+    made = LimitedCalls(crashes.prepare)
+    *_, child = made.call(crashes.echo, b"", (), LIMITS)
+    server = parent_of(child)
+    made.call(crashes.spin, b"", (), CallLimits(1 << 28, 0.05))  # so that the next call needs a new child
+    os.kill(server, signal.SIGSTOP)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        made.call(crashes.echo, b"", (), LIMITS)
+    os.kill(server, signal.SIGCONT)
+    assert made.call(crashes.echo, b"x", (), LIMITS)[0] == b"x"
+    assert "SIGSEGV" in made.call(crashes.segfault, b"", (), LIMITS).message
+    made.close()
+
+
 def test_what_cannot_start_says_why():
     with pytest.raises(WorkerDied, match="no process could be started to decode images in: RuntimeError: not here"):
         LimitedCalls(crashes.unprepared).call(crashes.echo, b"", (), LIMITS)
