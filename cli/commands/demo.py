@@ -141,7 +141,7 @@ def _steps(out: Path, limit: int | None, pictures: Sequence[DemoImage]) -> list[
 def _run(ctx: click.Context, step: DemoStep) -> float:
     """Print and run one command; its seconds. Ends the demo with the command's exit code when it fails."""
     line = visible(f"$ embedpipe {shlex.join(step.command)}")
-    click.secho(f"\n{line}", bold=True, file=drawn(sys.stdout))
+    click.secho(f"\n{line}", bold=True, file=drawn(sys.stdout), color=sys.stdout.isatty())
     sys.stdout.flush()
     begun = time.monotonic()
     more: Sequence[str] = ("--debug",) if debugging() else ()

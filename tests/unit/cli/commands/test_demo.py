@@ -1,6 +1,7 @@
 """demo: the commands it prints are ones a user can type, it ends where one fails, and it goes on when run again."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -60,15 +61,18 @@ def test_it_ends_with_the_exit_code_of_the_command_that_failed(tmp_path, monkeyp
     assert f"$ embedpipe fetch {tmp_path}/urls.csv {tmp_path}/shards" in outcome.stdout
 
 
-def test_a_command_is_drawn_bold_where_its_names_act_on_no_terminal(tmp_path, monkeypatch, capsys):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "begin", "end"), [(Terminal, "\x1b[1m", "\x1b[0m"), (io.StringIO, "", "")])
+def test_a_command_is_drawn_bold_on_a_terminal_alone_where_its_names_do_nothing(monkeypatch, stream, begin, end):
     monkeypatch.setattr(demo, "_run_and_pass_on_interrupts", lambda command: 0)
-    step = demo.DemoStep("find", ("search", "emb", "a\u202eb"))
-    with terminal.edge(), click.Context(demo.command, color=True) as ctx:
-        demo._run(ctx, step)
-    assert capsys.readouterr().out == "\x1b[1m\n$ embedpipe search emb 'a\\u202eb'\x1b[0m\n"
-    with terminal.edge(), click.Context(demo.command) as ctx:
-        demo._run(ctx, step)
-    assert capsys.readouterr().out == "\n$ embedpipe search emb 'a\\u202eb'\n", "a file gets no escapes"
+    monkeypatch.setattr(sys, "stdout", stream())
+    with terminal.edge(), click.Context(demo.command, color=True) as ctx:  # as `main` runs every command
+        demo._run(ctx, demo.DemoStep("find", ("search", "emb", "a\u202eb")))
+    assert sys.stdout.getvalue() == f"{begin}\n$ embedpipe search emb 'a\\u202eb'{end}\n"
 
 
 def test_run_again_it_serves_the_same_urls(tmp_path, monkeypatch):
