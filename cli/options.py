@@ -380,6 +380,17 @@ def picture_options(command: _Command) -> _Command:
     )(command)
 
 
+def max_sample_seconds_option(command: _Command) -> _Command:
+    """--max-sample-seconds → `max_sample_seconds`"""
+    return click.option(
+        "--max-sample-seconds",
+        type=click.FloatRange(0, min_open=True),
+        default=10.0,
+        show_default=True,
+        help="Reject images that take more processor time to decode.",
+    )(command)
+
+
 def row_options(command: _Command) -> _Command:
     """--normalise → `normalise`, --drop-nonfinite → `drop_nonfinite`"""
     command = click.option(

@@ -16,6 +16,7 @@ from ..options import (
     executor_options,
     json_option,
     max_rejects_option,
+    max_sample_seconds_option,
     model_options,
     old_dry_run_option,
     refuse_missing,
@@ -118,13 +119,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Reject larger image files, before reading them.",
 )
-@click.option(
-    "--max-sample-seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Reject images that take more processor time to decode.",
-)
+@max_sample_seconds_option
 @click.option(
     "--background",
     metavar="COLOUR",

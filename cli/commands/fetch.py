@@ -15,6 +15,7 @@ from ..options import (
     dialect_options,
     json_option,
     max_rejects_option,
+    max_sample_seconds_option,
     old_dry_run_option,
     too_many_rejects,
 )
@@ -137,13 +138,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=50_000_000, show_default=True, help="Reject larger responses."
 )
-@click.option(
-    "--max-sample-seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Reject images that take more processor time to decode.",
-)
+@max_sample_seconds_option
 @click.option("--robots", is_flag=True, help="Obey each host's robots.txt and tdmrep.json.")
 @click.option(
     "--ca-file",

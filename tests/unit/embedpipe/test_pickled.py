@@ -30,10 +30,7 @@ def test_encode_says_what_a_pickle_holds(tmp_path, tiny_model, encoded_once, emb
 def test_a_score_head_likewise(tmp_path, encoded, embedpipe):
     torch.save(Runs(), tmp_path / "head.pth")
     (tmp_path / "head.json").write_text(json.dumps({"model": "x"}))
-    done = embedpipe(
-        "filter", encoded, tmp_path / "out", "--head", tmp_path / "head.pth", "--min-score", "0",
-        "--head-model", _weights(encoded),
-    )  # fmt: skip
+    done = embedpipe(*_filter_by_head(encoded, tmp_path))
     assert done.exit_code == 1
     assert "weights_only" not in done.output
     assert "nothing of it was loaded" in done.stderr
@@ -41,10 +38,7 @@ def test_a_score_head_likewise(tmp_path, encoded, embedpipe):
 
 def test_a_script_of_torch_is_named_as_one(tmp_path, encoded, embedpipe):
     torch.jit.save(torch.jit.script(torch.nn.Linear(16, 1)), tmp_path / "head.pth")
-    done = embedpipe(
-        "filter", encoded, tmp_path / "out", "--head", tmp_path / "head.pth", "--min-score", "0",
-        "--head-model", _weights(encoded),
-    )  # fmt: skip
+    done = embedpipe(*_filter_by_head(encoded, tmp_path))
     assert done.exit_code == 1
     assert "weights_only" not in done.output
     assert "TorchScript" in done.stderr
@@ -57,7 +51,9 @@ def test_convert_likewise(tmp_path, embedpipe):
     assert "weights_only" not in done.output
 
 
-def _weights(emb):
+def _filter_by_head(emb, folder):
+    """`filter` by the score head in `folder`, said to be of the data set's own model."""
     from embedpipe import manifest
 
-    return manifest.read_run(str(emb)).encoder.weights_sha256[:12]
+    model = manifest.read_run(str(emb)).encoder.weights_sha256[:12]
+    return "filter", emb, folder / "out", "--head", folder / "head.pth", "--min-score", "0", "--head-model", model
