@@ -11,7 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from click.testing import CliRunner
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Who starts the tests in the background of a script has them ignore Ctrl-C; tests of it need it as people have it.
@@ -131,27 +130,9 @@ def encoded(encoded_once, tmp_path):
 @pytest.fixture
 def embedpipe():
     """Runs the command line in this process: embedpipe("verify", path) → result with exit_code, stdout, stderr."""
-    from embedpipe_cli import main
+    from tests.commands import run_to_its_end
 
-    def run(*arguments):
-        return _in_process(main, [str(argument) for argument in arguments])
-
-    return run
-
-
-def _in_process(main, arguments):
-    # CliRunner calls click's own main; ours also turns errors into exit codes, so it is what must be run.
-    class Command:
-        name = "embedpipe"
-
-        def main(self, args, prog_name, **_):
-            before, sys.argv = sys.argv, ["embedpipe", *args]
-            try:
-                sys.exit(main._run())
-            finally:
-                sys.argv = before
-
-    return CliRunner().invoke(Command(), arguments)
+    return run_to_its_end
 
 
 @pytest.fixture

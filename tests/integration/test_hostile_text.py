@@ -3,15 +3,14 @@
 import json
 import re
 import shutil
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
 from embedpipe.visible import visible
 from tests import shards, stranger
+from tests.commands import run_to_its_end
 
 # Clears the screen, writes the clipboard, C1's way of it, turns the line around, hides, begins a line of its own.
 EVIL = (
@@ -50,20 +49,9 @@ def hostile(tmp_path_factory, encode_config):
 @pytest.fixture(params=["utf-8", "ascii"])
 def run(request):
     """Runs a command; whatever it prints must be harmless, in that encoding."""
-    from embedpipe_cli import main
-
-    class Command:
-        name = "embedpipe"
-
-        def main(self, args, prog_name, **_):
-            before, sys.argv = sys.argv, ["embedpipe", *args]
-            try:
-                sys.exit(main._run())
-            finally:
-                sys.argv = before
 
     def start(*arguments):
-        done = CliRunner(charset=request.param).invoke(Command(), [str(it) for it in arguments])
+        done = run_to_its_end(*arguments, charset=request.param)
         assert isinstance(done.exception, SystemExit | None), done.exception
         for raw in (done.stdout_bytes, done.stderr_bytes):
             text = raw.decode(request.param)  # strictly
