@@ -31,7 +31,7 @@ def read_files_below(root: str, paths: Iterable[bytes], max_bytes: int) -> Itera
         except OutsideRoot as problem:
             found = Failure("outside_root", printable(str(problem.strerror))[:300])
         except OSError as problem:
-            found = Failure("unreadable", printable(str(problem))[:300])
+            found = _unreadable(problem)
         yield position, Response(None, found) if isinstance(found, Failure) else Response(found, None)
 
 
@@ -40,9 +40,14 @@ def _read(location: str, max_bytes: int) -> bytes | Failure:
         with files.reading(location) as stream:
             return _judged(stream.read(max_bytes + 1), max_bytes)
     except (InputError, OSError) as problem:
-        if (lack := lack_of(problem)) is not None:
-            raise out_of(lack) from problem
-        return Failure("unreadable", printable(str(problem))[:300])
+        return _unreadable(problem)
+
+
+def _unreadable(problem: Exception) -> Failure:
+    """The failure of a file that cannot be read. Raises OutOfResources if this machine is to blame."""
+    if (lack := lack_of(problem)) is not None:
+        raise out_of(lack) from problem
+    return Failure("unreadable", printable(str(problem))[:300])
 
 
 def _judged(body: bytes, max_bytes: int) -> bytes | Failure:
