@@ -237,3 +237,28 @@ def test_rows_of_an_image_folder_lead_nowhere_else(pictures, monkeypatch):
     found = {url: wrong for url, (wrong, _) in outcomes(pictures / "out").items()}
     assert [found[name] for name in inside] == [None] * len(inside)
     assert {found[row["file_name"]] for row in rows[len(inside) :]} == {"outside_root"}
+
+
+def test_values_that_python_has_no_like_of_end_no_run(pictures):
+    """Text that is not UTF-8, as some writers leave it, and times beyond Python's calendar."""
+    offsets, text = pa.array([0, 3, 6], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffbdef")
+    times = pa.array([10**15, 0], pa.int64()).cast(pa.timestamp("ms"))
+    table = {
+        "file": ["a.jpg", "sub/b b.jpg"],
+        "caption": pa.StringArray.from_buffers(2, offsets, text),
+        "time": times,
+        "zone": times.cast(pa.timestamp("ms", "No/Where")),
+        "dates": pa.array([[10**7], [0]], pa.list_(pa.int32())).cast(pa.list_(pa.date32())),
+    }
+    pq.write_table(pa.table(table), pictures / "in" / "t.parquet")
+    out = pictures / "out"
+    config = dataclasses.replace(CONFIG, local_root=str(pictures / "in"))
+    assert fetch(str(pictures / "in" / "t.parquet"), str(out), config).succeeded == 2
+    found = table_of(out)
+    assert found.column("caption").to_pylist() == ["a\ufffdb", "def"]
+    assert found.column("time").combine_chunks().equals(times)
+    with tarfile.open(out / "00000.tar") as tar:
+        fields = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    passed = [[row["caption"], row["time"], row["dates"]] for row in fields]
+    assert passed == [["a\ufffdb", None, None], ["def", "1970-01-01T00:00:00", ["1970-01-01"]]]
+    assert [row["zone"] for row in fields] == [None, None]

@@ -33,6 +33,8 @@ from . import duplicates
 from .seen import Place, StoredContents
 
 _JSON_COLUMNS = ("uid", "url", "caption", "key", "sha256", "width", "height", "original_width", "original_height")
+# What Arrow raises for values that Python has no like of: times beyond the year 9999, unknown time zones.
+_NO_PYTHON = (OverflowError, ValueError, LookupError)
 
 Row = dict[str, Any]
 
@@ -186,9 +188,23 @@ def _row(source: Row, outcome: Row | None, key: str, columns: pa.Schema) -> Row:
 def _passed_rows(rows: pa.Table, images: bool, taken: Sequence[str]) -> list[Row]:
     if images:
         return [_fields(text, taken) for text in rows.column("metadata").to_pylist()]
-    return [
-        {name: json_safe(value) for name, value in row.items()} for row in rows.drop(["url", "caption"]).to_pylist()
-    ]
+    passed = rows.drop(["url", "caption"])
+    columns = [_python_values(column) for column in passed.columns]
+    return [dict(zip(passed.column_names, map(json_safe, row), strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _python_values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except _NO_PYTHON:
+        return [_python_value(scalar) for scalar in column]
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except _NO_PYTHON:
+        return None
 
 
 def _fields(text: str | None, taken: Sequence[str]) -> Row:

@@ -16,6 +16,7 @@ from ...errors import InputError, did_you_mean
 from ..http.url import is_url
 from ..outcome import Failure
 from . import table
+from .schema import Layout
 from .table_file import TableFile
 
 PATH_COLUMNS = ("file_name", "file", "path", "file_path", "filename", "image", "image_path")
@@ -73,7 +74,8 @@ def _below(root: str, path: str) -> str | Failure:
 def refuse_local_paths(file: TableFile, column: str) -> None:
     """Raise InputError if most of the first values of the column of urls are local paths."""
     batches = table.batches(file, pa.schema([(column, pa.string())]))
-    values = (value for batch in batches for value in batch.column(column).cast(pa.string()).to_pylist())
+    urls = Layout(column, None, pa.schema([(column, pa.string())]))
+    values = (value for batch in batches for value in urls.rows(batch).column("url").to_pylist())
     filled = [value for value in islice(values, _GLANCE) if value and value.strip()]
     paths = [value for value in filled if _looks_local(value.strip(), posixpath.dirname(file.location))]
     if 2 * len(paths) > len(filled):

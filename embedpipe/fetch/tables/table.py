@@ -39,7 +39,24 @@ def _parquet_batches(file: TableFile, schema: pa.Schema, _: str | None) -> Itera
     with _parquet(file) as table:
         # Read only the needed columns. A dot in a name would select a field inside a struct.
         some = [name for name in table.schema_arrow.names if name in schema.names and "." not in name]
-        yield from table.iter_batches(_BATCH_ROWS, columns=some if some == schema.names else None)
+        for batch in table.iter_batches(_BATCH_ROWS, columns=some if some == schema.names else None):
+            yield _decodable(batch)
+
+
+def _decodable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """`batch`, with U+FFFD in place of what is not UTF-8: not every writer looks, and it is about single values."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        columns = [_as_utf8(column) if pa.types.is_string(column.type) else column for column in batch.columns]
+        batch = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+        batch.validate(full=True)
+    return batch
+
+
+def _as_utf8(column: pa.Array) -> pa.Array:
+    raw = column.cast(pa.binary()).to_pylist()
+    return pa.array([None if value is None else value.decode("utf-8", "replace") for value in raw], column.type)
 
 
 @contextlib.contextmanager

@@ -84,6 +84,14 @@ def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path):
         planned(tmp_path / "t.parquet")
 
 
+def test_bytes_that_are_no_text_are_refused_as_urls(tmp_path):
+    pq.write_table(pa.table({"url": [b"http://a/\xff"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="the column 'url' does not fit string"):
+        planned(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"url": [U.encode()]}), tmp_path / "t.parquet")
+    assert planned(tmp_path / "t.parquet").column("url").to_pylist() == [U]
+
+
 def test_a_column_without_a_name_has_one_in_the_shards(tmp_path):
     (tmp_path / "t.csv").write_text(f",url,key\n0,{U},k\n")  # as pandas writes its index
     assert planned(tmp_path / "t.csv").to_pydict() == {
