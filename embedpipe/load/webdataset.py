@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from webdataset import tariterators
 
 from .. import files
 from ..errors import DatasetError, InputError
+from ..plural import plural
 from ..read import Reader, locations
 from ..read.webdataset import WebdatasetReader
 from ..renamed import renamed_keyword
@@ -20,6 +23,9 @@ from .images.source import Images, open_source, places_of, sources_of
 
 Sample = dict[str, Any]
 
+_STORED = "__stored__"  # webdataset decodes no field with such a name
+_OWN = ("key", "sha256")
+
 
 @renamed_keyword(data="images")
 def webdataset_pipeline(
@@ -27,8 +33,8 @@ def webdataset_pipeline(
 ) -> wds.DataPipeline:
     """Samples of image shards ("jpg", "txt", "json" …) with "row", "image_embedding" and "text_embedding" [dim].
 
-    Each row comes once, in whatever rank and worker reads its shard; samples that became no row are left out. Go on
-    with `.compose(wds.shuffle(1000), wds.map(…), wds.batched(64))`.
+    Each row comes once, with the image that was encoded, in whatever rank and worker reads its shard; samples that
+    became no row are left out. Go on with `.compose(wds.shuffle(1000), wds.map(…), wds.batched(64))`.
 
     images: where the image shards are now (a place or several), None for where they were; any fsspec url. columns:
     metadata to add. decode: as webdataset decodes images: "torchrgb", "pil" …; None leaves the bytes.
@@ -44,20 +50,21 @@ def webdataset_pipeline(
         _opened,
         tariterators.tar_file_expander,
         tariterators.group_by_keys,
-        *([] if decode is None else [wds.decode(decode)]),
         join,
+        *([] if decode is None else [wds.decode(decode)]),
+        _beside,
     )
 
 
-def _places(dataset: EmbeddingDataset, images: Images) -> dict[str, int]:
-    """Location of each tar → the shard of `dataset` that was made of it."""
+def _places(dataset: EmbeddingDataset, images: Images) -> dict[str, list[int]]:
+    """Location of each tar → the shards of `dataset` that were made of it: several, if data sets were merged."""
     reader = open_source(dataset, images)
     tars = reader if isinstance(reader, PartsReader) else None
     if reader is None or not all(isinstance(it, WebdatasetReader) for it in (tars.readers() if tars else [reader])):
         at = ", ".join(places_of(images) or sources_of(dataset)) or dataset.path
         raise InputError(f"{at}: no image shards (.tar) there", "Say where they are: images=")
     there = {shard.name: shard for shard in reader.shards(dataset.run.plan)}
-    places = {}
+    places: dict[str, list[int]] = {}
     for number, rows in enumerate(dataset.shards):
         made_of = rows.manifest.source
         found = there.get(made_of.name)
@@ -66,7 +73,7 @@ def _places(dataset: EmbeddingDataset, images: Images) -> dict[str, int]:
         location = _location(reader, made_of.name)
         if found.bytes != made_of.bytes:
             raise DatasetError(f"{location}: has changed since it was encoded", f"Encode it again into {dataset.path}")
-        places[location] = number
+        places.setdefault(location, []).append(number)
     return places
 
 
@@ -87,30 +94,42 @@ def _opened(shards: Iterable[Sample]) -> Iterator[Sample]:
 
 
 class _Join:
-    """A stage that adds to each sample what is stored of its row; picklable. places: see `_places`."""
+    """A stage that adds to each sample what is stored of its row, as `_STORED`; picklable. places: see `_places`."""
 
-    def __init__(self, dataset: EmbeddingDataset, places: dict[str, int], columns: tuple[str, ...]) -> None:
+    def __init__(self, dataset: EmbeddingDataset, places: dict[str, list[int]], columns: tuple[str, ...]) -> None:
         self.places = places
         self._dataset = dataset
         self._columns = columns
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples that have a row, with it."""
-        url, stored = "", _Stored(self._dataset, 0, self._columns)
-        for sample in samples:
-            if sample["__url__"] != url:
-                url = sample["__url__"]
-                stored = _Stored(self._dataset, self.places[url], self._columns)
-            found = stored.of(sample["__key__"])
-            if found is not None:
-                yield {**sample, **found}
+        """The samples that have a row, once for each. Raises DatasetError if a tar ends and not all its rows came."""
+        for url, of_tar in itertools.groupby(samples, lambda sample: str(sample["__url__"])):
+            shards = [_Stored(self._dataset, number, self._columns) for number in self.places[url]]
+            for sample in of_tar:
+                for shard in shards:
+                    found = shard.of(sample)
+                    if found is not None:
+                        yield {**sample, _STORED: found}
+            if left := [key for shard in shards for key in shard.left]:
+                raise DatasetError(
+                    f"{url}: {plural(len(left), 'row')} of {self._dataset.path} without their sample in it, the first"
+                    f" is {left[0]!r}: it has changed since it was encoded, or webdataset passes over a name",
+                    "Load its images with embedpipe.ImageLoader",
+                )
+
+
+def _beside(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """What `_Join` added, beside the other fields."""
+    for sample in samples:
+        stored = sample.pop(_STORED)
+        yield {**sample, **stored}
 
 
 class _Stored:
-    """What is stored of the samples of one shard, by key."""
+    """What is stored of the samples of one shard, by key. left: place of each row that has not come, by key."""
 
     def __init__(self, dataset: EmbeddingDataset, number: int, columns: tuple[str, ...]) -> None:
-        table = dataset.metadata(number, ("key", *columns))
+        table = dataset.metadata(number, ("key", "sha256", *(name for name in columns if name not in _OWN)))
         keys: list[str] = table.column("key").to_pylist()
         dotted = next((key for key in keys if "." in key.rpartition("/")[2]), None)
         if dotted is not None:
@@ -118,16 +137,25 @@ class _Stored:
                 f"{dataset.path}: has a row {dotted!r}: webdataset ends keys at the first dot, and would leave it out",
                 "Load its images with embedpipe.ImageLoader",
             )
-        self._place = {key: place for place, key in enumerate(keys)}
+        self.left = {key: place for place, key in enumerate(keys)}
+        self._sha256: list[str | None] = table.column("sha256").to_pylist()
         self._columns = {name: table.column(name) for name in columns}
         self._start = dataset.shards[number].start
         sides = (side for side in ("image", "text") if getattr(dataset, side) is not None)
         self._sides = {f"{side}_embedding": dataset.array(number, side) for side in sides}
 
-    def of(self, key: str) -> Sample | None:
-        place = self._place.get(key)
-        if place is None:
+    def of(self, sample: Sample) -> Sample | None:
+        """What is stored of a sample as it is in the tar; None if it, or one before it with its key, became no row."""
+        place = self.left.get(sample["__key__"])
+        if place is None or not _holds(sample, self._sha256[place]):
             return None
+        del self.left[sample["__key__"]]
         embeddings = {name: np.array(rows[place]) for name, rows in self._sides.items()}
         metadata = {name: column[place].as_py() for name, column in self._columns.items()}
         return {"row": self._start + place, **embeddings, **metadata}
+
+
+def _holds(sample: Sample, sha256: str | None) -> bool:
+    """Whether one of its members has this checksum; true if there is none, as of captions alone."""
+    members = (member for member in sample.values() if isinstance(member, bytes))
+    return sha256 is None or any(hashlib.sha256(member).hexdigest() == sha256 for member in members)

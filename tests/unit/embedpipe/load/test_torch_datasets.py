@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from embedpipe import EmbeddingDataset
+from embedpipe.encode.job import encode
 from embedpipe.errors import DatasetError, InputError
 from embedpipe.load import dataset as dataset_module
 from embedpipe.load.torch_datasets import RowDataset, RowStream
 from embedpipe.load.webdataset import webdataset_pipeline
+from embedpipe.merge import merge
+from tests import shards
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,45 @@ def test_image_shards_come_with_their_embeddings(dataset):
         assert sample["caption"] == dataset.metadata["caption"][row]
         assert sample["jpg"].shape[0] == 3
     assert sorted(seen) == list(range(len(dataset)))
+
+
+@pytest.fixture
+def encoded_tar(tmp_path, encode_config):
+    """Encodes members of a tar: (the tar, the data set)."""
+
+    def make(members, out="emb"):
+        source = shards.write_tar(tmp_path / "a.tar", members)
+        encode(source, str(tmp_path / out), encode_config())
+        return source, EmbeddingDataset(str(tmp_path / out))
+
+    return make
+
+
+def test_samples_of_one_key_that_stand_apart_are_one_row(encoded_tar):
+    numbers = (1, 0, 2)
+    members = [member for number in numbers for member in shards.sample(number)]
+    _, dataset = encoded_tar([("00000.npy", b"numbers"), *members, *shards.sample(7, key="00001")])
+    pipeline = webdataset_pipeline(dataset, columns=["number"])
+    for _ in range(2):
+        found = [(sample["row"], sample["number"], sample["jpg"]) for sample in pipeline]
+        assert found == [(row, number, shards.jpeg(number)) for row, number in enumerate(numbers)]
+
+
+def test_rows_of_merged_data_sets_of_one_tar_all_come(encoded_tar, tmp_path):
+    for out in "ab":
+        encoded_tar(shards.samples(3), out)
+    merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "merged"))
+    dataset = EmbeddingDataset(str(tmp_path / "merged"))
+    found = sorted((sample["row"], sample["jpg"]) for sample in webdataset_pipeline(dataset))
+    assert found == [(row, shards.jpeg(row % 3)) for row in range(6)]
+
+
+def test_a_tar_of_the_same_size_with_other_images_is_refused(encoded_tar):
+    source, dataset = encoded_tar(shards.samples(3))
+    data = Path(source).read_bytes()
+    Path(source).write_bytes(data.replace(shards.jpeg(1), shards.jpeg(1)[::-1]))
+    with pytest.raises(DatasetError, match=r"1 row of .* without their sample in it, the first is '00001'"):
+        list(webdataset_pipeline(dataset))
 
 
 def test_a_pipeline_goes_on_as_any_of_webdataset(dataset):
