@@ -4,7 +4,8 @@ Every round fetches new urls of a server on loopback, one in twenty of which fai
 connections cut half-way, damaged and truncated files), into a small disk that is full for a while in one round of ten.
 The commands are real processes; one in twenty is killed (SIGKILL) at a random moment and run again. A byte of a
 committed shard is changed in one round of ten, found by `verify --deep` and mended. Then every image must be stored
-once under its own url and caption, be encoded once, and find itself first in the index. Memory of each command is
+once under its own url and caption and be encoded once; sixteen of each round are embedded again, must give their row's
+embedding, and find themselves first in the index. Memory of each command is
 compared between the first and the last third of the rounds.
 
     python -m benchmarks.soak --minutes 60
@@ -36,6 +37,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageChops, ImageStat
 
+from embedpipe.encode import Encoder
+from embedpipe.index import embed_image, query_encoder
 from embedpipe.load import EmbeddingDataset
 from tests import bodies, tiny_clip, web
 
@@ -89,6 +92,7 @@ class Soak:
     def __init__(self, site: web.Site, disk: Path, model: str, seed: int, log: Log) -> None:
         self.site, self.disk, self.model, self.log = site, disk, model, log
         self.dice = random.Random(seed)
+        self.encoder: Encoder | None = None  # loaded when the first data set says which
 
     def once(self) -> None:
         """A round: new urls in, an index out, everything compared, everything removed."""
@@ -220,6 +224,8 @@ class Soak:
         if told != found:
             wrong.append(f"round {number}: {len(data)} embeddings of {len(good)} images")
         sample = self.dice.sample(range(len(data)), min(16, len(data)))
+        if moved := self.rows_of_others(data, sample, pictures):
+            wrong.append(f"round {number}: the embeddings of rows {moved} are not of their pictures")
         np.save(emb.parent / "queries.npy", np.asarray(data.image[sample], np.float32))
         done = self.run("search", emb, "--queries", emb.parent / "queries.npy", "-k", 1, "--json")
         hits = [json.loads(line) for line in done.stdout.splitlines()]
@@ -227,6 +233,18 @@ class Soak:
             wrong.append(f"round {number}: pictures do not find themselves: {_first_rows(hits)} for {sample}")
         self.log.images += len(good)
         self.log.rejected += len(rows) - len(good)
+
+    def rows_of_others(self, data: EmbeddingDataset, sample: list[int], pictures: dict[str, bytes]) -> list[int]:
+        """Those of the rows whose embedding is not what their own picture gives when it is embedded again."""
+        self.encoder = self.encoder or query_encoder(data, self.model)
+        found = []
+        for row, said in zip(sample, data.rows(sample, ("key",)), strict=True):
+            picture = self.disk.parent / "again.png"
+            picture.write_bytes(pictures[f"{said['key']}.png"])
+            again = embed_image(self.encoder, str(picture))
+            if not np.allclose(again, np.asarray(data.image[row], np.float32), atol=2e-3):
+                found.append(row)
+        return found
 
     @staticmethod
     def _equal_pictures(data: EmbeddingDataset, found: list[int], sample: list[int]) -> bool:
@@ -298,8 +316,8 @@ def main() -> None:
             report.table(("command", "peak memory, first → last third of the rounds"),
                          [(name, _growth(values)) for name, values in sorted(log.peaks.items())]),
             f"{options.minutes:g} minutes of rounds of {URLS} urls; {log.rejected:,} urls were rejects. Every image "
-            "was compared with the server's, its url and its caption with the row's, and 16 images of each round "
-            "looked for themselves in the index.",
+            "was compared with the server's, its url and its caption with the row's; 16 images of each round were "
+            "embedded again, gave the embedding of their row, and looked for themselves in the index.",
             *log.wrong,
         ],
         started,
