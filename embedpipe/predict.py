@@ -28,6 +28,7 @@ from .progress import CutCaptions, Listener, Progress, TaskReport, silent
 from .ragged import RaggedRows
 from .store import open_format
 from .store.cleanup import sweep_dataset_temporaries, sweep_leftovers
+from .taken_down import refuse_interrupted
 from .types import EmbeddingShard
 
 _OTHER_RUN = "Give the same as before, or another output folder"
@@ -86,6 +87,7 @@ def predict_images(
     begun = time.perf_counter()
     source = _opened(emb)
     with exclusive(out):
+        refuse_interrupted(out)
         run = _run_card(out, source, predicted_by)
         committed, broken = _committed(out, run, source)
         for number in broken:

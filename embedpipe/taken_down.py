@@ -20,9 +20,11 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import files
+from . import files, manifest
+from .errors import DatasetError
 
 FOLDER = "takedowns"
+STAGING = ".takedown"
 ERROR_CLASS = "taken_down"
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("uid", "url_sha256", "sha256", "key_sha256")])
 _KEPT = "%/:?#[]@!$&'()*+,;=~"
@@ -119,6 +121,15 @@ def read_taken_down(out: str) -> TakenDown | None:
         frozenset(row.sha256 for row in rows if row.sha256),
         frozenset(row.key_sha256 for row in rows if row.key_sha256),
     )
+
+
+def refuse_interrupted(out: str) -> None:
+    """Raise DatasetError if a takedown was ended while it replaced a shard of `out`, which may now look missing."""
+    if manifest.committed_numbers(files.join(out, STAGING)):
+        raise DatasetError(
+            f"{out}: a takedown was interrupted while it replaced a shard there",
+            "Run the same takedown again, which finishes it, before anything else writes there",
+        )
 
 
 def read_records(out: str) -> list[TakedownRecord]:

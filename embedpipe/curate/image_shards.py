@@ -24,6 +24,7 @@ from ..manifest import IMAGE_SHARDS, FileRecord, RunCard, ShardManifest
 from ..progress import Listener, Progress, silent
 from ..read import Reader
 from ..subset import read_subset
+from ..taken_down import refuse_interrupted
 from ..tar import TarWriter, member_key
 from ..types import Sample
 from ..uid import uid
@@ -59,6 +60,7 @@ def export_images(
     run = _run_of(dataset, rows, images)
     with exclusive(out):
         _refuse_other(out, run)
+        refuse_interrupted(out)
         done = _committed(out, run)
         manifest.write_run(out, manifest.with_pending(out, run))
         todo = [entry for entry in dataset.manifests if entry.number not in done]

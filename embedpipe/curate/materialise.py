@@ -21,6 +21,7 @@ from ..progress import CutCaptions, Listener, Progress
 from ..store import open_format
 from ..store.cleanup import sweep_dataset_temporaries
 from ..store.rejects import read_rejects
+from ..taken_down import refuse_interrupted
 from ..types import EmbeddingShard, Reject
 
 SELECTION = "selection"
@@ -70,6 +71,7 @@ def materialise(
     run: their `selection_run`, checked against `out` by `refuse_other_output`. Each shard keeps its number, its rejects
     and its source; one that loses all rows keeps its manifest. Call it with `out` locked.
     """
+    refuse_interrupted(out)
     todo = _still_to_do(out, run, dataset)
     manifest.write_run(out, manifest.with_pending(out, run))
     listen(Progress(planned=len(todo)))

@@ -28,6 +28,7 @@ from ..read.sample import DEFAULT_CAPTION_KEY, DEFAULT_MAX_SAMPLE_BYTES
 from ..shard_plan import PlanChange
 from ..store import FORMATS
 from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
+from ..taken_down import refuse_interrupted
 from . import load_encoder
 from .base import Encoder, EncoderConfig
 from .batching import BatchingConfig
@@ -183,6 +184,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         exclusive(out) if config.part is None else claimed(out, config.part),
         open_places(config.executor, config.demand(), config.cluster) as (executor, places),
     ):
+        refuse_interrupted(out)
         found = manifest.read_run(out)
         change = plan_input(out, found, config.shaping(), reader, config.overwrite)
         before = None if config.overwrite else found

@@ -19,7 +19,7 @@ from ..errors import EmbedpipeError, InputError, OutputUnwritable
 from ..manifest import Totals
 from ..progress import Listener, Progress, silent
 from ..scarcity import most_open_files
-from ..taken_down import read_taken_down
+from ..taken_down import read_taken_down, refuse_interrupted
 from . import resizers, retry
 from .cluster import DownloadWork, download_on_cluster
 from .config import FetchConfig, FetchReport
@@ -81,6 +81,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listen
     with lock.exclusive(out):
         if manifest.read_run(out) != plan.previous:  # another run changed it in between
             plan = make_plan(urls, out, config)
+        refuse_interrupted(out)
         redone = _retract_damaged(out, plan.run.shard_digits)
         todo = remaining_shards(plan, out)
         begun = manifest.with_pending(out, plan.run)

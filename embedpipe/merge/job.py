@@ -17,6 +17,7 @@ from ..manifest import EMBEDDINGS, RunCard
 from ..progress import Listener, Progress, TaskReport, silent
 from ..shard_plan import grow_plan
 from ..store.cleanup import sweep_dataset_temporaries, sweep_leftovers
+from ..taken_down import refuse_interrupted
 from ..types import SourceShard
 from .inputs import MergeInput, changed_columns, common_card, merged_options, open_inputs, unified_columns
 from .worker import MergeWork, Taken
@@ -82,6 +83,7 @@ def merge(paths: Sequence[str], out: str, config: MergeConfig | None = None, lis
     plan_merge(paths, out, config.trust_old_card)  # refuse invalid merges before creating a folder
     with exclusive(out):
         found = plan_merge(paths, out, config.trust_old_card)
+        refuse_interrupted(out)
         redone = _retract_damaged(out, found.run.shard_digits)
         committed = set(manifest.committed_numbers(out))
         todo = [task for task in found.tasks if task.number not in committed]

@@ -44,7 +44,7 @@ def takedown(paths: Sequence[str], config: TakedownConfig, listen: Listener = si
             locks.enter_context(exclusive(path))
         outputs, selections = open_outputs(tuple(paths))
         for output in outputs:
-            switch.carry_out(output)  # of an interrupted takedown
+            switch.finish_staged(output)
         outputs, selections = open_outputs(tuple(paths))
         found = find_rows(outputs, request, listen)
         records = {output.path: record for output in outputs if (record := _begun(output, found)) is not None}
