@@ -144,6 +144,7 @@ def _table_plan(source: Source, out: str, config: FetchConfig, previous: RunCard
     base = None if previous is None else continued_layout(out, previous, config)
     fresh = [file for file in found if file.name not in known]
     reading = TableOptions(config.dialect, config.infer_types if previous is None else infers_types(previous))
+    marks = {file.location: files.stat(file.location) for file in fresh}
     surveyed = {file.name: table.survey(file, reading) for file in fresh}
     filled = [file for file in fresh if surveyed[file.name].rows]
     if not filled and not any(entry.rows for entry in before):
@@ -152,6 +153,9 @@ def _table_plan(source: Source, out: str, config: FetchConfig, previous: RunCard
         config = source.with_columns(config, [surveyed[file.name].schema.names for file in filled])
     chosen = chosen_layout(filled, surveyed, config) if base is None else widened_layout(out, base, filled, surveyed)
     inputs = [*before, *(identify(file, surveyed[file.name].rows, surveyed[file.name].dialect) for file in fresh)]
+    for location, mark in marks.items():
+        if files.stat(location) != mark:  # else rows that came behind the survey would never be fetched
+            raise InputError(f"{location}: changed while it was read", "Run the same command once it is written")
     dialects = {entry.name: entry.dialect for entry in inputs}
     by_name = {file.name: replace(file, dialect=dialects[file.name]) for file in found}
     by_name |= {entry.name: retry_file(out, entry.retry) for entry in before if entry.retry}

@@ -10,12 +10,19 @@ from ..errors import InputError
 from .http.url import InvalidUrl, normalised
 from .plan import FetchPlan, ShardRange
 from .tables import image_folder, table
+from .tables.recorded import difference, recorded
 from .tables.schema import Layout
 from .tables.table_file import TableFile
 
+_BEING_WRITTEN = "Is it being written? What is committed is of the table as it was"
+
 
 def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardRange, pa.Table]]:
-    """The rows of the given shards with the schema `plan.layout.schema`, in order, one shard in memory at a time."""
+    """The rows of the given shards with the schema `plan.layout.schema`, in order, one shard in memory at a time.
+
+    Raises InputError if a table is no longer the one that was planned.
+    """
+    planned = {entry.name: entry for entry in recorded(plan.run) if not entry.retry}
     by_file: dict[TableFile, list[ShardRange]] = {}
     for shard in plan.shards:
         by_file.setdefault(shard.file, []).append(shard)
@@ -29,7 +36,10 @@ def shard_rows(plan: FetchPlan, wanted: frozenset[int]) -> Iterator[tuple[ShardR
         rows = _Rows(table.batches(file, chosen.table, chosen.caption), chosen, file)
         for shard in shards[: last + 1]:
             if shard.number in wanted:
-                yield shard, rows.take(shard.rows)
+                taken = rows.take(shard.rows)
+                if file.name in planned and (problem := difference(file, planned[file.name])) is not None:
+                    raise InputError(problem, _BEING_WRITTEN)
+                yield shard, taken
             else:
                 rows.skip(shard.rows)
 
@@ -85,7 +95,7 @@ class _Rows:
         while rows:
             batch = self.rest if self.rest is not None else next(self.batches, None)
             if batch is None:
-                raise InputError(f"{self.file.location}: has fewer rows than a moment ago", "Is it being written?")
+                raise InputError(f"{self.file.location}: has fewer rows than a moment ago", _BEING_WRITTEN)
             piece = batch.slice(0, rows)
             rows -= piece.num_rows
             self.rest = batch.slice(piece.num_rows) if batch.num_rows > piece.num_rows else None

@@ -62,16 +62,24 @@ def require_unchanged(
         )
     for name, entry in known.items():
         _require_dialect(out, by_name[name], entry, asked)
-        stat = files.stat(by_name[name].location)
-        if (stat.bytes, stat.modified) == (entry.bytes, entry.modified):
-            continue  # same change mark: no need to read all of it
-        now = identify(by_name[name], entry.rows, None)
-        if (now.bytes, now.identity) != (entry.bytes, entry.identity):
+        if (problem := difference(by_name[name], entry)) is not None:
             raise RunMismatch(
-                f"{out}: {by_name[name].location} changed since the run began"
-                f" ({entry.bytes} bytes then, {now.bytes} now, {entry.identity[:19]}… then, {now.identity[:19]}… now)",
-                "Put new rows in a file of their own beside it, or give another output folder",
+                f"{out}: {problem}", "Put new rows in a file of their own beside it, or give another output folder"
             )
+
+
+def difference(file: TableFile, entry: TableInput) -> str | None:
+    """What has become of a file since it was recorded; None if it is the same. Reads all of one with a new date."""
+    stat = files.stat(file.location)
+    if (stat.bytes, stat.modified) == (entry.bytes, entry.modified):
+        return None
+    now = identify(file, entry.rows, None)
+    if (now.bytes, now.identity) == (entry.bytes, entry.identity):
+        return None
+    return (
+        f"{file.location} changed since the run began"
+        f" ({entry.bytes} bytes then, {now.bytes} now, {entry.identity[:19]}… then, {now.identity[:19]}… now)"
+    )
 
 
 def retry_file(out: str, retry: int) -> TableFile:

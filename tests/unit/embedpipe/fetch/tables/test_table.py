@@ -13,6 +13,7 @@ import pytest
 
 from embedpipe.errors import EmptyInput, InputError
 from embedpipe.fetch import FetchConfig, make_plan
+from embedpipe.fetch import plan as plan_module
 from embedpipe.fetch.planned_rows import shard_rows
 from embedpipe.fetch.tables import delimited, json_table
 from embedpipe.fetch.tables.table import locate_tables
@@ -151,6 +152,34 @@ def test_shards_are_cut_in_order_and_never_span_files(tmp_path):
     assert [shard.source.name for shard in plan.shards] == ["a.txt:0-1", "a.txt:2-3", "a.txt:4-4", "b.txt:0-0"]
     chosen = {shard.number: table.column("url").to_pylist() for shard, table in shard_rows(plan, frozenset({1, 3}))}
     assert chosen == {1: ["http://a/2", "http://a/3"], 3: ["http://b/0"]}
+
+
+def test_a_table_that_grows_while_it_is_counted_is_refused(tmp_path, monkeypatch):
+    """Else its hash would be that of the longer table, and the rows that nobody counted be lost for good."""
+    path = written(tmp_path, "t.txt", "http://a/0\n")
+    count = plan_module.table.survey
+
+    def slowly(file, options):
+        found = count(file, options)
+        path.write_text(path.read_text() + "http://a/1\n")
+        return found
+
+    monkeypatch.setattr(plan_module.table, "survey", slowly)
+    with pytest.raises(InputError, match=r"t\.txt: changed while it was read"):
+        make_plan(str(path), "/nowhere", FetchConfig())
+
+
+def test_a_table_that_is_replaced_while_it_is_fetched_ends_the_run(tmp_path):
+    lines = [f"http://a/{i}\n" for i in range(4)]
+    path = written(tmp_path, "t.txt", "".join(lines))
+    plan = make_plan(str(path), "/nowhere", FetchConfig(samples_per_shard=2))
+    shards = shard_rows(plan, frozenset({0, 1}))
+    assert next(shards)[1].column("url").to_pylist() == ["http://a/0", "http://a/1"]
+    path.write_text("".join(reversed(lines)))
+    with pytest.raises(InputError, match="changed since the run began"):
+        next(shards)
+    path.write_text("".join(lines))  # the same again, with a new date
+    assert [shard.number for shard, _ in shard_rows(plan, frozenset({0, 1}))] == [0, 1]
 
 
 @pytest.mark.parametrize(
