@@ -228,7 +228,7 @@ def command(
     """
     import os
 
-    from embedpipe.fetch import log_file
+    from embedpipe.fetch import log_file, rows_to_retry
 
     from .. import display
     from ..fetch_display import print_fetched, say_if_none_fetched
@@ -276,7 +276,8 @@ def command(
     if dry_run:
         plan, to_fetch = embedpipe.plan_fetch(urls, out, config)
         columns = {"url": plan.layout.url, "caption": plan.layout.caption, **plan.layout.passed}
-        counts = {"rows": plan.rows, "shards": len(plan.shards), "to_fetch": to_fetch}
+        again = rows_to_retry(plan, to_fetch, out, config)
+        counts = {"rows": plan.rows, "shards": len(plan.shards), "to_fetch": to_fetch, "to_retry": again}
         display.print_json({**counts, "columns": columns, "config": config})
         return
     try:

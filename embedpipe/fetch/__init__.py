@@ -2,7 +2,7 @@
 
 from ..callable_package import callable_as
 from .config import RESIZE_MODES, FetchConfig, FetchReport
-from .job import fetch, log_file, plan_fetch, remaining_shards
+from .job import fetch, log_file, plan_fetch, remaining_shards, rows_to_retry
 from .outcome import ERROR_CLASSES
 from .plan import FetchPlan, make_plan
 
@@ -17,6 +17,7 @@ __all__ = [
     "make_plan",
     "plan_fetch",
     "remaining_shards",
+    "rows_to_retry",
 ]
 
 callable_as(__name__, ":fetch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import math
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from .. import files, lock, manifest
 from ..errors import EmbedpipeError, InputError, OutputUnwritable
-from ..manifest import Totals
+from ..manifest import ShardManifest, Totals
 from ..progress import Listener, Progress, silent
 from ..scarcity import most_open_files
 from ..taken_down import read_taken_down, refuse_interrupted
@@ -44,9 +45,25 @@ _DEADLINE_PER_TIMEOUT = 3
 
 
 def plan_fetch(urls: str, out: str, config: FetchConfig | None = None) -> tuple[FetchPlan, list[int]]:
-    """What `fetch` would do: its plan, and the numbers of the shards that are not there yet. Raises as it does."""
-    plan = make_plan(urls, out, config or FetchConfig())
-    return plan, [shard.number for shard in remaining_shards(plan, out)]
+    """What `fetch` would do: its plan, and the numbers of the shards to fetch, damaged ones too. Raises as it does."""
+    config = config or FetchConfig()
+    _check(out, config)
+    plan = make_plan(urls, out, config)
+    missing = {shard.number for shard in remaining_shards(plan, out)}
+    damaged = {record.number for record in _damaged(out, plan.run.shard_digits)}
+    return plan, sorted(missing | damaged)
+
+
+def rows_to_retry(plan: FetchPlan, to_fetch: list[int], out: str, config: FetchConfig) -> int:
+    """The number of rows that `fetch` would retry in new shards, as far as the shards that are there tell.
+
+    0 while it has a round of retries to finish first. `plan` and `to_fetch` are those of `plan_fetch`.
+    """
+    missing = set(to_fetch)
+    if not config.retry_failed or any(shard.retry and shard.number in missing for shard in plan.shards):
+        return 0
+    there = tuple(shard for shard in plan.shards if shard.number not in missing)
+    return sum(rows.num_rows for rows in retry.failed_rows(dataclasses.replace(plan, shards=there), out, config))
 
 
 def remaining_shards(plan: FetchPlan, out: str) -> list[ShardRange]:
@@ -71,12 +88,7 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listen
     """
     config = config or FetchConfig()
     started = time.perf_counter()
-    resizers.choose_resizer(config.resizer)
-    if config.executor == "ray" and not files.is_local(out):
-        raise InputError(
-            f"{out}: on a cluster, parts on their way lie in a folder of the output that all machines share",
-            "Give such a folder, or drop `executor='ray'`",
-        )
+    _check(out, config)
     plan = make_plan(urls, out, config)
     with lock.exclusive(out):
         if manifest.read_run(out) != plan.previous:  # another run changed it in between
@@ -100,6 +112,15 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listen
         written = run.write("done", _total(plan, out)) if done else None
         seconds = time.perf_counter() - started
         return _report(plan, out, (done, redone), seconds, (run.hosts.worst(_HOSTS), written))
+
+
+def _check(out: str, config: FetchConfig) -> None:
+    resizers.choose_resizer(config.resizer)
+    if config.executor == "ray" and not files.is_local(out):
+        raise InputError(
+            f"{out}: on a cluster, parts on their way lie in a folder of the output that all machines share",
+            "Give such a folder, or drop `executor='ray'`",
+        )
 
 
 def _fetch_planned(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> int:
@@ -129,10 +150,14 @@ def _retract_damaged(out: str, digits: int) -> int:
     """Remove leftovers of killed writers, and retract shards with missing or resized files; returns how many."""
     files.sweep_temporaries(out)
     files.sweep_temporaries(files.join(out, "manifest"))
-    damaged = [record for record in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, record)]
+    damaged = _damaged(out, digits)
     for record in damaged:
         manifest.retract(out, record.number, digits)
     return len(damaged)
+
+
+def _damaged(out: str, digits: int) -> list[ShardManifest]:
+    return [record for record in manifest.read_manifests(out, digits) if not manifest.files_are_there(out, record)]
 
 
 def _fetch_shards(plan: FetchPlan, todo: list[ShardRange], out: str, config: FetchConfig, run: RunReport) -> None:

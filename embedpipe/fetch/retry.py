@@ -20,7 +20,7 @@ def plan_round(plan: FetchPlan, out: str, config: FetchConfig) -> FetchPlan | No
     """
     retry = 1 + max(shard.retry for shard in plan.shards)
     file = retry_file(out, retry)
-    pieces = _failed(plan, out, config)
+    pieces = failed_rows(plan, out, config)
     first = next(pieces, None)
     if first is None:
         return None
@@ -34,7 +34,8 @@ def plan_round(plan: FetchPlan, out: str, config: FetchConfig) -> FetchPlan | No
     return with_retry(plan, out, rows, config)
 
 
-def _failed(plan: FetchPlan, out: str, config: FetchConfig) -> Iterator[pa.Table]:
+def failed_rows(plan: FetchPlan, out: str, config: FetchConfig) -> Iterator[pa.Table]:
+    """All rows that still fail (with the requested error classes), shard by shard; all shards are there."""
     digits = plan.run.shard_digits
     latest = _latest(plan, out)
     ours = {"url": plan.layout.url, **({"caption": plan.layout.caption} if plan.layout.caption else {})}

@@ -12,7 +12,7 @@ import pytest
 
 from embedpipe import manifest
 from embedpipe.errors import InputError, RunMismatch
-from embedpipe.fetch import FetchConfig, fetch, make_plan
+from embedpipe.fetch import FetchConfig, fetch, make_plan, plan_fetch, rows_to_retry
 from tests.bodies import photo
 
 CONFIG = FetchConfig(processes=1)
@@ -262,3 +262,27 @@ def test_values_that_python_has_no_like_of_end_no_run(pictures):
     passed = [[row["caption"], row["time"], row["dates"]] for row in fields]
     assert passed == [["a\ufffdb", None, None], ["def", "1970-01-01T00:00:00", ["1970-01-01"]]]
     assert [row["zone"] for row in fields] == [None, None]
+
+
+def test_a_plan_names_what_the_run_then_does(pictures):
+    (pictures / "in" / "t.csv").write_text("file\na.jpg\nnone.jpg\nsub/b b.jpg\n")
+    table, out = str(pictures / "in" / "t.csv"), str(pictures / "out")
+    config = dataclasses.replace(CONFIG, local_root=str(pictures / "in"), samples_per_shard=2)
+    again = dataclasses.replace(config, retry_failed=True)
+
+    def planned_and_done(config):
+        before = sorted((pictures / "out").rglob("*"))
+        plan, to_fetch = plan_fetch(table, out, config)
+        to_retry = rows_to_retry(plan, to_fetch, out, config)
+        assert sorted((pictures / "out").rglob("*")) == before
+        retried = fetch(table, out, config).retried if to_retry else 0
+        return to_fetch, to_retry, retried or fetch(table, out, config).shards_now
+
+    assert planned_and_done(config) == ([0, 1], 0, 2)
+    assert planned_and_done(config) == ([], 0, 0)
+    (pictures / "out" / "00001.tar").unlink()
+    assert planned_and_done(config) == ([1], 0, 1)
+    assert planned_and_done(again) == ([], 1, 1)
+    assert planned_and_done(dataclasses.replace(again, only=("timeout",))) == ([], 0, 0)
+    (pictures / "out" / "00002.parquet").unlink()  # the round of retries is finished before another one
+    assert planned_and_done(again) == ([2], 0, 1)
