@@ -40,9 +40,11 @@ _TRIES = 20
 # Errors from cluster file systems mounted without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
-# What this process holds open, and where it must still be, for each output or part of one that it works on: a folder
-# that is locked exclusively, else the lock file. By the output's absolute path.
-_held: dict[str, tuple[Path, int]] = {}
+Held = dict[str, tuple[Path, os.stat_result]]
+"""By the absolute path of an output, or part of one, that is worked on: what is locked, and where it must still be."""
+
+# A folder that is locked exclusively, else the lock file. It is held open, so that nothing else becomes what it is.
+_held: Held = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,10 @@ def claimed(root: str, part: Part) -> Iterator[None]:
         try:
             yield
         finally:
-            with planning(root):  # nobody opens it meanwhile
-                (files.local_path(root) / name).unlink(missing_ok=True)
+            place = files.local_path(root) / name
+            if _is_at(place, os.fstat(mine)):  # else it is another run's, in a folder that replaced ours
+                with planning(root):  # nobody opens it meanwhile
+                    place.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -137,15 +141,25 @@ def planning(root: str) -> Iterator[None]:
         yield
 
 
+def held() -> Held:
+    """What this process has locked, for its workers on this machine, see `inherit`."""
+    return dict(_held)
+
+
+def inherit(of_parent: Held) -> None:
+    """In a worker process: notice as well if what its parent has locked is taken away, see `require_held`."""
+    _held.update(of_parent)
+
+
 def require_held(root: str) -> None:
     """Raise OutputBusy if this process works on `root` and another one can have locked it since.
 
     That is if the folder was removed or replaced, or the lock file where nothing else keeps others out.
     """
-    held = _held.get(files.absolute(root))
-    if held is not None and not _is_at(*held):
+    locked = _held.get(files.absolute(root))
+    if locked is not None and not _is_at(*locked):
         raise OutputBusy(
-            f"{held[0]}: was removed during this run, so another one may be writing to {root}",
+            f"{locked[0]}: was removed during this run, so another one may be writing to {root}",
             "What is committed is whole. Make sure that none is, and run the same command again",
         )
 
@@ -155,7 +169,7 @@ def _holding(root: str, name: str, lock: int, folder: int | None = None) -> Iter
     key = files.absolute(root)
     before = _held.get(key)
     place = files.local_path(key)
-    _held[key] = (place / name, lock) if folder is None else (place, folder)
+    _held[key] = (place / name, os.fstat(lock)) if folder is None else (place, os.fstat(folder))
     try:
         yield
     finally:
@@ -226,7 +240,7 @@ def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tupl
             raise files.unwritable(root, problem) from problem
         try:
             is_free = _take(root, descriptor, how, wait)
-            if is_free and not _is_at(path, descriptor):  # and here the file: nobody else would see the lock
+            if is_free and not _is_at(path, os.fstat(descriptor)):  # and here the file: nobody else would see the lock
                 continue
             yield descriptor, is_free
             return
@@ -235,9 +249,9 @@ def _opened(root: str, name: str, how: int, wait: bool = False) -> Iterator[tupl
     raise OutputBusy(f"{root}: runs that are refused come and go there", _WAIT)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _is_at(path: Path, file: os.stat_result) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(path.stat(), file)
     except FileNotFoundError:
         return False
 

@@ -10,9 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from embedpipe.errors import DiskFull, InputError
 from embedpipe.execute import one_by_one, several_at_once
 from embedpipe.progress import Progress, TaskReport
+from embedpipe.store.hashed_writer import write_npy
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,22 @@ class Doing:
         listen(Progress(rows=1))
         ACTIONS[task.payload](self.folder, task)
         return TaskReport(tasks=1, rows=10 + task.number, rejected=1, rejects={"x": 1}, bytes=3, spent_s={"m": 0.5})
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """Writes a file into `out`, which somebody else has replaced by a folder of theirs."""
+
+    out: str
+
+    def start(self, worker):
+        return one_by_one(self.do)
+
+    def do(self, task, listen):
+        Path(self.out).rename(f"{self.out}-before")
+        Path(self.out).mkdir()
+        write_npy(self.out, "rows.npy", np.zeros(3))
+        return TaskReport(tasks=1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ..errors import InputError
 from ..imports import uncollected
+from ..lock import Held, held, inherit
 from ..openmp import bounded_in_children
 from ..pillow import ignore_metadata_warnings
 from ..progress import Listener, Progress, TaskReport
@@ -69,11 +70,12 @@ class _PipeDesk:
             raise _ParentGone from problem
 
 
-def _serve(pickled: bytes, worker: int, connection: Connection, parent: int) -> None:
+def _serve(pickled: bytes, worker: int, connection: Connection, parent: int, locked: Held) -> None:
     """The main function of a worker process: prepare, then run tasks until there are no more or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, _end)
     ignore_metadata_warnings()
+    inherit(locked)
     desk = _PipeDesk(connection, parent, lambda: os._exit(1))
     try:
         with contextlib.suppress(_ParentGone, OSError):
@@ -145,7 +147,7 @@ class _Crew:
             ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_serve,
-            args=(self._work, number, theirs, os.getpid()),
+            args=(self._work, number, theirs, os.getpid(), held()),
             name=f"embedpipe-worker-{number}",
             daemon=True,
         )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import DatasetError, InputError
+from ..lock import require_held
 from ..manifest import FileRecord
 
 _WORTH_A_THREAD_BYTES = 1 << 20
@@ -62,10 +63,14 @@ def _ends_sha256(head: bytes, tail: bytes) -> str:
 
 
 def write_hashed(root: str, path: str, save: Callable[[BinaryIO], None]) -> FileRecord:
-    """Write the file `path` below `root` atomically; `save` writes its contents to a stream."""
+    """Write the file `path` below `root` atomically; `save` writes its contents to a stream.
+
+    Raises OutputBusy if the lock of `root` was taken away: the file may be another run's by now.
+    """
     with files.writing(files.join(root, path)) as target:
         stream = _HashingStream(target)
         save(stream)  # type: ignore[arg-type]
+        require_held(root)
     return stream.record(path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedpipe.errors import DiskFull, EmbedpipeError, InputError, MissingExtra, WorkerDied
+from embedpipe.errors import DiskFull, EmbedpipeError, InputError, MissingExtra, OutputBusy, WorkerDied
 from embedpipe.execute import EXECUTORS, Cluster, ResourceRequest, Task, open_executor, open_places, resources
 from embedpipe.execute.actor import Left, WorkerActor
 from embedpipe.execute.messages import Asks, Done, RemoteTraceback
@@ -21,9 +21,10 @@ from embedpipe.execute.processes import ProcessExecutor, _PipeDesk
 from embedpipe.execute.ray import RayExecutor
 from embedpipe.execute.ray_cluster import WorkerResources, joined_cluster
 from embedpipe.execute.task_tracker import InFlight, TaskReply, TaskTracker
+from embedpipe.lock import Part, claimed, exclusive
 from embedpipe.progress import Progress, TaskReport, silent
 from tests import raycluster
-from tests.works import Ahead, Broken, Doing, LeavingSlowly, Together
+from tests.works import Ahead, Broken, Doing, Evicted, LeavingSlowly, Together
 
 
 def tasks(*payloads):
@@ -229,6 +230,16 @@ def test_a_listener_that_raises_ends_the_run_and_the_workers(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ProcessExecutor(2).run(Doing(str(tmp_path)), tasks("for ever", "for ever"), stop)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["inline", "processes"])
+def test_a_worker_writes_nothing_into_an_output_that_was_taken_away(name, whole, tmp_path):
+    out = tmp_path / "out"
+    lock = exclusive(str(out)) if whole else claimed(str(out), Part(1, 2))
+    with lock, pytest.raises(OutputBusy, match="was removed during this run"):
+        open_executor(name, 1).run(Evicted(str(out)), tasks("fine"), silent)
+    assert list(out.rglob("*")) == []
 
 
 def test_a_worker_killed_from_outside_is_replaced(tmp_path):
