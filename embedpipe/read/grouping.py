@@ -4,8 +4,9 @@ In a tar, members whose name has more than one dot are told apart by what stands
 
 - a piece of a file name (`0` of `IMG_1.0.jpg`, ` No` of `Dr. No.jpg`): the key ends at the last dot.
 - a name (`seg` of `000.seg.png`): the member is a part of the sample `000`. It takes the place of an image or caption
-  that the sample lacks. Without any member of a single dot, members that pair up by their last dot, or are all of one
-  kind, are samples of their own; others are parts of one.
+  that the sample lacks; but a caption that pairs up with another image by its last dot is that image's. Without any
+  member of a single dot, members that pair up so, or are all of one kind, are samples of their own; others are parts
+  of one.
 
 Nothing is left out silently: what belongs to no sample is passed over in the ledger, for a reason.
 """
@@ -182,7 +183,7 @@ def _stands_alone(some: list[Member], plain: list[Member], by_stem: dict[str, li
         missing = (kinds - _kinds(plain)) & {IMAGE, CAPTION}
         return not plain or (IMAGE in kinds and len(kinds) > 1) or bool(missing)
     if plain:
-        return False
+        return _kinds(plain) == {IMAGE} and kinds >= {IMAGE, CAPTION}
     named = [others for others in by_stem.values() if others[0].name.named_part]
     return any(len(_kinds(others)) > 1 for others in named) or len({k for o in named for k in _kinds(o)}) == 1
 

@@ -72,6 +72,8 @@ def test_members_named_behind_the_first_dot_are_one_sample(tmp_path):
         (["0.jpg", "0.json", "0.ja.txt"], {"0": "of json"}, {}, {"unused_part": 1}),
         (["0.jpg", "0.seg.json", "0.txt"], {"0": "0.txt"}, {}, {"unused_part": 1}),
         (["photo.jpg", "photo.jpg.txt"], {"photo": "photo.jpg.txt"}, {}, {}),
+        # The caption of a part with an image of its own belongs to no other image.
+        (["Mr.jpg", "Mr.Bean.jpg", "Mr.Bean.txt"], {"Mr.Bean": "Mr.Bean.txt"}, {"Mr": "caption_missing"}, {}),
         # All of one kind: each is a sample, or the reject of one.
         (["0.left.jpg", "0.right.jpg"], {}, {"0.left": "caption_missing", "0.right": "caption_missing"}, {}),
         # Pairs by the last dot.
