@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from dalle2_core.training import OptimConfig, TrainConfig
-from dalle2_core.training.checkpoint import identity_changes, may_change, step_name, steps_named
+from dalle2_core.training.checkpoint import identity_changes, may_change
 from dalle2_core.training.loop import run_identity
 from dalle2_core.training.optim import learning_rate
 from embedpipe import files
 from embedpipe.errors import RunMismatch
 
-from .resume import NameOf, option_of, refuse_changes
+from .record import json_object
+from .resume import NameOf, newest_checkpoint, option_of, refuse_changes
 from .trained_rows import read_trained_rows
 
 logger = logging.getLogger("embedpipe")
@@ -76,25 +76,14 @@ def _recorded(folder: str, of_record: Describe | None) -> tuple[dict[str, Any] |
     Of a closed form, what describes it of its record.
     """
     if of_record is not None:
-        content = _object(files.join(folder, "run.json"))
+        content = json_object(files.join(folder, "run.json"))
         return (None if content is None else of_record(content)), 0, 0
-    steps = steps_named(files.names(files.join(folder, "checkpoints")))
-    for step in reversed(steps):
-        content = _object(files.join(folder, "checkpoints", step_name(step), "state.json"))
-        if content is not None and isinstance(content.get("identity"), dict):
-            identity, total = content["identity"], content.get("numbers", {}).get("total_steps")
-            return identity, step, total or identity.get("train", {}).get("steps") or step
-    return None, 0, 0
-
-
-def _object(location: str) -> dict[str, Any] | None:
-    """An object of JSON; None without the file, or where it is damaged, which the training reports."""
-    data = files.read_if_there(location)
-    try:
-        content = json.loads(data) if data is not None else None
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
+    found = newest_checkpoint(folder)
+    if found is None:
+        return None, 0, 0
+    identity, numbers = found["identity"], found["numbers"]
+    total = numbers.get("total_steps") or identity.get("train", {}).get("steps") or numbers["step"]
+    return identity, numbers["step"], total
 
 
 def _have_grown(folder: str, now: np.ndarray) -> bool:
@@ -128,7 +117,7 @@ def _rows_said(changes: Mapping[str, tuple[Any, Any]], grown: frozenset[str]) ->
 
 def history_of(folder: str, found: Extension, of_record: Describe, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Of a prior in closed form: what its record holds, and how it is extended now. Of others see `TrainState`."""
-    before = _object(files.join(folder, "run.json")) or {}
+    before = json_object(files.join(folder, "run.json")) or {}
     changes = identity_changes(of_record(before), of_record(facts)) if found.grown else {}
     told = [f"{name}: {was} → {now}" for name, (was, now) in changes.items()]
     return [*before.get("history", ()), *([{"step": 0, "changes": told}] if told else [])]

@@ -62,6 +62,16 @@ def made_for(folder: str, facts: Mapping[str, Any], other: str, card: EncoderCar
     return same_encoder((folder, theirs), (other, card), trust_old_card)
 
 
+def json_object(location: str) -> dict[str, Any] | None:
+    """An object of JSON; None without the file, or where it is damaged, which others report."""
+    data = files.read_if_there(location)
+    try:
+        content = json.loads(data) if data is not None else None
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def read_run_record(folder: str, kind: str, made_by: str) -> dict[str, Any]:
     """Read `run.json`. Raises InputError or DatasetError when the folder holds no such run."""
     location = files.join(folder, RUN_FILE)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dalle2_core.errors import AnotherRun
+from dalle2_core.training.checkpoint import step_name, steps_named
 from embedpipe import files
 from embedpipe.manifest import refuse_difference
 
-from .record import RUN_FILE, read_run_record
+from .record import RUN_FILE, json_object, read_run_record
 
 NameOf = Callable[[str], str]
 
@@ -31,6 +32,19 @@ _WORDS = {
 def option_of(key: str) -> str:
     """What a user calls what a run is known by: a field, a setting, or what it is."""
     return _WORDS.get(key, key)
+
+
+def newest_checkpoint(folder: str) -> dict[str, Any] | None:
+    """What the newest checkpoint of the run in `folder`, any fsspec url, says: its `identity` and `numbers`.
+
+    One that says nothing is passed over, as resuming passes it over. None without any.
+    """
+    checkpoints = files.join(folder, "checkpoints")
+    for step in reversed(steps_named(files.names(checkpoints))):
+        content = json_object(files.join(checkpoints, step_name(step), "state.json"))
+        if content is not None and all(isinstance(content.get(it), dict) for it in ("identity", "numbers")):
+            return content
+    return None
 
 
 def refuse_finished(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dalle2_core.training.checkpoint import step_name, steps_named
 from embedpipe import files
 from embedpipe.errors import RunMismatch
 from embedpipe.load import EmbeddingDataset, splits
 from embedpipe.load.split import CONTENT, KEY
 
-from .record import RUN_FILE
+from .record import RUN_FILE, json_object
+from .resume import newest_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +60,8 @@ class SplitConfig:
 
 def recorded_split(folder: str) -> Mapping[str, Any] | None:
     """How the run in `folder` was split, from its record or its newest checkpoint; None without either."""
-    content = _json(files.join(folder, RUN_FILE))
+    content = json_object(files.join(folder, RUN_FILE))
     if content is None:
-        steps = steps_named(files.names(files.join(folder, "checkpoints")))
-        state = _json(files.join(folder, "checkpoints", step_name(steps[-1]), "state.json")) if steps else None
-        content = (state or {}).get("identity")
+        content = (newest_checkpoint(folder) or {}).get("identity")
     found = (content or {}).get("split")
     return found if isinstance(found, dict) else None
-
-
-def _json(location: str) -> dict[str, Any] | None:
-    """An object of JSON; None where there is none, or a damaged one, which others report."""
-    data = files.read_if_there(location)
-    try:
-        content = json.loads(data) if data is not None else None
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None

@@ -29,23 +29,21 @@ from embedpipe.progress import Listener, silent
 
 from ..calls import call_of
 from ..evaluate.priors import sample_rows
-from ..runs.extend import Extension, say
+from ..runs.extend import Extension
 from ..runs.folder import run_folder
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
 from ..runs.split import SplitConfig
-from ..runs.trained_rows import write_trained_rows
 from .plan import (
     IMAGE_RULES,
     PictureSource,
     TrainingPlan,
+    begin_with_pictures,
     described_rules,
+    end_with_pictures,
     picture_cache,
-    picture_extension,
     picture_rows,
     plan_with_pictures,
-    rules_of_run,
-    train_marks,
 )
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
@@ -80,7 +78,7 @@ class VaeJob:
             )
         size = self.recipe.vae.image_size
         spec = PreprocessSpec((size, size), (0.0,) * 3, (1.0,) * 3, "bicubic", "shortest", 0)
-        return self.source.options(spec, self.split, rules_of_run(self.out))
+        return self.source.options(spec, self.split, self.out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +167,7 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
         facts = _facts(job, pictures.fingerprint, options.rules)
         mine = Extension()
         if together.is_first:
-            mine = picture_extension(place.folder, _describes(facts), recipe, pictures.marks, pictures.splits)
-            say(job.out, mine)
-            write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits), bool(mine.grown))
+            mine = begin_with_pictures(place.folder, job.out, _describes(facts), recipe, pictures)
         found = together.gather(mine)[0]
         run = Run(Path(place.folder), _describes(facts), place.commit, found.grown)
         trained = _learn(vae, pictures, rows, run, recipe, view, together)
@@ -190,7 +186,7 @@ def run_vae(job: VaeJob) -> VaeOutcome | None:
             metrics=trained.metrics,
         )
         write_run_record(place.folder, VAE_RUN, facts | dataclasses.asdict(outcome) | {"history": trained.history})
-        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
+        end_with_pictures(place.folder, pictures)
     return outcome
 
 

@@ -28,22 +28,19 @@ from embedpipe.progress import Listener, Progress, silent
 from ..calls import call_of
 from ..device import default_device
 from ..evaluate.priors import sample_rows
-from ..runs.extend import say
 from ..runs.folder import TRAINING
 from ..runs.record import write_run_record
 from ..runs.resume import refusing_another
 from ..runs.split import SplitConfig
-from ..runs.trained_rows import write_trained_rows
 from .plan import (
     PictureSource,
     TrainingPlan,
+    begin_with_pictures,
     described_rules,
+    end_with_pictures,
     picture_cache,
-    picture_extension,
     picture_rows,
     plan_with_pictures,
-    rules_of_run,
-    train_marks,
 )
 from .settings import Values, recipe_of, train_settings
 from .view import OnStep, TrainingView
@@ -80,7 +77,7 @@ class ClipJob:
             resize_mode=made["resize_mode"],
             fill_color=made["fill_color"],
         )
-        return self.source.options(spec, self.split, rules_of_run(self.out))
+        return self.source.options(spec, self.split, self.out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +174,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
             return (pairs.batch(some) for some in batches)
 
         known = _describes(job, pictures.fingerprint, options.rules)
-        found = picture_extension(place.folder, known, recipe, pictures.marks, pictures.splits)
-        say(job.out, found)
-        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits), bool(found.grown))
+        found = begin_with_pictures(place.folder, job.out, known, recipe, pictures)
         run = Run(Path(place.folder), known, place.commit, found.grown)
         with refusing_another(place.folder), view.steps("", recipe.train) as on_step:
             state = train(
@@ -213,7 +208,7 @@ def run_clip(job: ClipJob) -> ClipOutcome:
         facts: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "split": job.split.facts(), "data": job.data}
         facts |= {"history": state.history}
         write_run_record(place.folder, CLIP_RUN, facts | dataclasses.asdict(outcome))
-        write_trained_rows(place.folder, train_marks(pictures.marks, pictures.splits))
+        end_with_pictures(place.folder, pictures)
     return outcome
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,10 @@ from embedpipe.load.split import TRAIN, VALID
 from embedpipe.mirror import working_folder
 
 from ..data.row_policy import RowPolicy
-from ..runs.extend import Extension, extension
+from ..runs.extend import Extension, extension, say
+from ..runs.resume import newest_checkpoint
 from ..runs.split import SplitConfig
+from ..runs.trained_rows import write_trained_rows
 from .view import TrainingView
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class PictureSource:
     max_pixels: int
     caption_key: str | None = None
 
-    def options(self, spec: PreprocessSpec, split: SplitConfig, rules: ImageRules) -> PictureOptions:
-        """How DATA becomes what a model takes. rules: see `rules_of_run`."""
+    def options(self, spec: PreprocessSpec, split: SplitConfig, out: str) -> PictureOptions:
+        """How DATA becomes what a model takes. out: the run's folder; one that goes on keeps its rules."""
         return PictureOptions(
             spec,
             split.column,
@@ -54,7 +55,7 @@ class PictureSource:
             max_pixels=self.max_pixels,
             split_by=split.by,
             need_caption=self.caption_key is not None,
-            rules=rules,
+            rules=_rules_of_run(out),
         )
 
 
@@ -86,18 +87,15 @@ class TrainingPlan:
     extended: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def rules_of_run(out: str) -> ImageRules:
+def _rules_of_run(out: str) -> ImageRules:
     """The rules by which a run decodes pictures: those of new data sets; its own, if it is continued.
 
     Checkpoints that record none are of the time when open_clip's were the only ones.
     """
-    folder = files.join(out, "checkpoints")
-    try:
-        newest = max(name for name in files.names(folder) if steps_named([name]))
-        identity = json.loads(files.read_bytes(files.join(folder, newest, "state.json")))["identity"]
-        recorded = identity.get(IMAGE_RULES)
-    except (ValueError, InputError, KeyError, AttributeError):  # none, or damaged: the trainer says so
+    found = newest_checkpoint(out)
+    if found is None:
         return image_rules()
+    recorded = found["identity"].get(IMAGE_RULES)
     return OPEN_CLIP_RULES if recorded is None else ImageRules(**recorded)
 
 
@@ -204,6 +202,21 @@ def picture_extension(
 ) -> Extension:
     """How a run on pictures is extended, see `extension`. marks, names: of all pictures, and their splits."""
     return extension(folder, describes, recipe.train, recipe.optim, lambda: train_marks(marks, names))
+
+
+def begin_with_pictures(
+    folder: str, out: str, describes: Mapping[str, Any], recipe: ClipRecipe | VaeRecipe, pictures: Pictures
+) -> Extension:
+    """How the run in `folder`, that of `out` or its working copy, is extended: said, and its rows recorded."""
+    found = picture_extension(folder, describes, recipe, pictures.marks, pictures.splits)
+    say(out, found)
+    write_trained_rows(folder, train_marks(pictures.marks, pictures.splits), bool(found.grown))
+    return found
+
+
+def end_with_pictures(folder: str, pictures: Pictures) -> None:
+    """Record the rows of a run that is done."""
+    write_trained_rows(folder, train_marks(pictures.marks, pictures.splits))
 
 
 def train_marks(marks: np.ndarray | None, names: np.ndarray) -> np.ndarray:
