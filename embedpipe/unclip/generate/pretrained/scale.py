@@ -33,7 +33,9 @@ def raw_norm(models: Models, folder: PipelineFolder, facts: Mapping[str, Any] | 
     As given, else of the data set that the prior's run was trained on, else as the decoder's own statistics say.
     Raises InputError where none of them knows it.
     """
-    found = models.image_norm or _of_data(facts) or _of_normalizer(folder)
+    found = models.image_norm
+    if found is None:
+        found = _of_data(facts) or _of_normalizer(folder)
     if found is None:
         raise InputError(
             f"{folder.named}: takes image embeddings as CLIP's projection gives them, and these are of norm 1; what "

@@ -135,6 +135,8 @@ def test_a_prior_of_norm_1_is_brought_to_the_norm_of_its_data(run, made, tmp_pat
 def test_a_norm_that_nothing_knows_is_asked_for(run, made, tmp_path):
     np.save(tmp_path / "unit.npy", np.eye(WIDTH, dtype=np.float32)[:2])
     failed(run("--embedding", tmp_path / "unit.npy", "--guidance", 1, prior=None), "Give --image-norm")
+    refused = run("--embedding", tmp_path / "unit.npy", "--image-norm", 0, decoder="stable", prior=None)
+    failed(refused, "must be a number above 0")
     # Stable unCLIP's own statistics say it.
     assert run("--embedding", tmp_path / "unit.npy", "--n", 1, decoder="stable", prior=None).exit_code == 0
 
