@@ -31,14 +31,14 @@ from ..data.row_policy import RowPolicy
 from ..evaluate.priors import MOST_ROWS_TO_FIT, PRIOR_RUN, evaluate_priors, sample_rows, watch
 from ..runs.extend import Extension, extension, history_of, say
 from ..runs.folder import run_folder
-from ..runs.record import RUN_FILE, write_run_record
+from ..runs.record import RUN_FILE, read_run_record, write_run_record
 from ..runs.resume import refuse_finished, refusing_another
 from ..runs.split import SplitConfig
 from ..runs.trained_rows import write_trained_rows
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
 from .prior_start import PriorStart, refuse_another_width, started
-from .settings import Values, recipe_of, train_settings
+from .settings import Values, given_names, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
 _MOST_ROWS_TO_WATCH = 1000
@@ -109,16 +109,19 @@ def prior_job(
     {"optim.lr": 1e-4, "train.batch_size": 64}. steps, seed, parallel, loggers: short for those of `train`.
     split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for the first
     GPU, or the CPU. start: begin with the weights of a trained prior, a run's folder or `diffusers:FOLDER` (Karlo,
-    Kandinsky 2), which keeps its size and its scaling of embeddings. on_step, listen: see `TrainingView.of`; view: in
+    Kandinsky 2), which keeps its size and its scaling of embeddings; a
+    setting that it cannot go on with is refused. on_step, listen: see `TrainingView.of`; view: in
     their place.
     """
     short = train_settings(settings, loggers, steps=steps, seed=seed, parallel=parallel)
     recipe = recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior}))
-    begun = None if start is None else PriorStart(start)
+    begun = None
+    if start is not None:
+        recipe, begun = started(recipe, prior, PriorStart(start), given_names(config, settings))
     return PriorJob(
         emb,
         out,
-        recipe if begun is None else started(recipe, prior, begun),
+        recipe,
         SplitConfig(split_column, valid_share).continued([out]),
         RowPolicy(normalise, drop_nonfinite),
         device,
@@ -305,6 +308,10 @@ def _extension(
 ) -> Extension:
     """How the run in `folder`, that of the job or its working copy, is extended. Raises RunMismatch for another."""
     is_finished = files.exists(files.join(folder, RUN_FILE))
+    if is_finished and read_run_record(folder, PRIOR_RUN, "train-prior").get("converted"):
+        raise RunMismatch(
+            f"{job.out}: holds a converted prior", "Give another output folder, and begin with it: `start`"
+        )
     if not is_finished and not job.is_trained and files.exists(files.join(folder, "checkpoints")):
         raise RunMismatch(f"{job.out}: holds a training of another prior", "Give another output folder")
     recipe = job.recipe

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,34 @@ from dalle2_core.convert.diffusers_prior import read_diffusers_prior
 from dalle2_core.files import sha256
 from dalle2_core.presets.prior import PriorRecipe
 from dalle2_core.priors.base import Prior
+from dalle2_core.priors.config import OF_SAMPLING
 from dalle2_core.priors.registry import PRIORS, load_prior
 from dalle2_core.serialization import read_kind
 from embedpipe.errors import InputError, OptionError
 from embedpipe.mirror import local_copy
 
 DIFFUSERS = "diffusers:"
+# Settings of a prior that its weights go on with: of what is learnt from now on, and of sampling.
+_MAY_CHANGE = OF_SAMPLING | {
+    "clip_sample_range",
+    "cond_drop_prob",
+    "contrastive_temperature",
+    "contrastive_weight",
+    "loss_type",
+    "loss_weighting",
+    "temperature",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class PriorStart:
-    """A trained prior whose weights a training begins with. place: a run's folder, or `diffusers:FOLDER`."""
+    """A trained prior whose weights a training begins with.
+
+    place: a run's folder, or `diffusers:FOLDER`. changes: settings that it goes on with in place of its own.
+    """
 
     place: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def _folder(self) -> Path:
@@ -40,30 +56,60 @@ class PriorStart:
     def load(self) -> Prior:
         """The prior, in float32. Raises CheckpointError if it is not whole."""
         of_diffusers = self.place.startswith(DIFFUSERS)
-        prior = read_diffusers_prior(self._folder).prior if of_diffusers else load_prior(self._folder)
-        return prior.float()
+        prior: Any = read_diffusers_prior(self._folder).prior if of_diffusers else load_prior(self._folder)
+        if self.changes:
+            prior.config = replace(prior.config, **self.changes)
+        loaded: Prior = prior.float()
+        return loaded
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of it: the place, and a digest of the files with its settings and weights."""
         digest = hashlib.sha256()
-        files = sorted(it for end in ("*.json", "*.safetensors") for it in self._folder.rglob(end))
-        for path in files:
+        # Beside these lie a run's checkpoints, and the other models of a pipeline.
+        parts = ("", "prior", "scheduler", "prior_scheduler") if self.place.startswith(DIFFUSERS) else ("",)
+        for path in sorted(it for part in parts for it in (self._folder / part).glob("*")):
             if path.name in ("config.json", "scheduler_config.json") or path.suffix == ".safetensors":
                 digest.update(sha256(path).encode())
         return {"place": self.place, "sha256": digest.hexdigest()}
 
 
-def started(recipe: PriorRecipe, given: str | None, start: PriorStart) -> PriorRecipe:
-    """The recipe of a training that begins with `start`. given: the kind of prior that was asked for, or None.
+def started(
+    recipe: PriorRecipe, given: str | None, start: PriorStart, settings: Iterable[str]
+) -> tuple[PriorRecipe, PriorStart]:
+    """The recipe of a training that begins with `start`, and that with what of the recipe it goes on with.
 
-    Raises OptionError for another kind than that, or one that is not trained by steps.
+    given: the kind of prior that was asked for, or None. settings: dotted names of those that were. Raises OptionError
+    for another kind than that, one that is not trained by steps, or a setting that trained weights do not go with.
     """
     kind = start.kind
     if given not in (None, kind):
         raise OptionError(f"{start.place}: holds a prior of the kind {kind}, not {given}", "Leave `prior` out")
     if kind not in PRIORS or not hasattr(PRIORS[kind], "loss"):
         raise OptionError(f"{start.place}: a prior of the kind {kind} is not trained by steps", "Begin anew")
-    return replace(recipe, prior=kind, text_tokens=recipe.text_tokens or reads_tokens(start.load()))
+    prior = start.load()
+    changes = _changes(recipe, kind, prior, start, settings)
+    return (
+        replace(recipe, prior=kind, text_tokens=recipe.text_tokens or reads_tokens(prior)),
+        replace(start, changes=changes),
+    )
+
+
+def _changes(
+    recipe: PriorRecipe, kind: str, prior: Prior, start: PriorStart, settings: Iterable[str]
+) -> dict[str, Any]:
+    found = {}
+    for full in settings:
+        section, _, name = full.partition(".")
+        theirs = prior.settings().get(section, {}) if section in ("network", kind) else {}
+        if name not in theirs or theirs[name] == (value := getattr(getattr(recipe, section), name)):
+            continue
+        if section != kind or name not in _MAY_CHANGE:
+            raise OptionError(
+                f"{start.place}: its {full} is {theirs[name]!r}, which trained weights do not go without",
+                f"Leave `{full}` out, or begin anew",
+            )
+        found[name] = value
+    return found
 
 
 def reads_tokens(prior: Prior) -> bool:

@@ -48,6 +48,20 @@ def recipe_of(
     return resolve_config(named(preset) if isinstance(preset, str) else preset, config, settings)
 
 
+def given_names(config: str | Path | Values | None, settings: Values | None) -> tuple[str, ...]:
+    """The dotted names of all values in what `resolve_config` takes, however they are nested."""
+    content = _read(str(config))[0] if isinstance(config, str | Path) else config
+    return tuple(name for some in (content, settings) for name in _leaves(some or {}))
+
+
+def _leaves(values: Values) -> list[str]:
+    return [
+        f"{name.strip()}.{leaf}" if leaf else name.strip()
+        for name, value in values.items()
+        for leaf in (_leaves(value) if isinstance(value, Mapping) else [""])
+    ]
+
+
 def train_settings(settings: Values | None, loggers: Sequence[str] = (), **short: Any) -> dict[str, Any]:
     """`settings`, and after them what was given of those of `train` that have an argument of their own."""
     short["loggers"] = tuple(loggers) or None

@@ -1,6 +1,7 @@
 """train-prior --from: a trained prior, or one of diffusers, goes on learning from stored embeddings."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from dalle2_core.priors.registry import load_prior
 from embedpipe import EmbeddingDataset
-from embedpipe.errors import DatasetError, InputError, OptionError
+from embedpipe.errors import DatasetError, InputError, OptionError, RunMismatch
 from tests.commands import result_of, run
 from tests.embeddings import write_dataset
 
@@ -113,6 +114,34 @@ def test_a_run_of_ours_goes_on_in_another_folder(emb, tmp_path):
     outcome = result_of("train-prior", emb, tmp_path / "second", *small, "--from", tmp_path / "first")
     assert outcome["prior"] == "diffusion"
     assert load_prior(tmp_path / "second").net.config == load_prior(tmp_path / "first").net.config
+
+
+def test_settings_of_what_is_learnt_are_those_of_the_new_run_and_others_are_refused(emb, theirs, tuned, tmp_path):
+    begin = ["train-prior", emb, tmp_path / "prior", *WORDS, "--from", f"diffusers:{theirs}"]
+    result_of(*begin, "--set", "unclip.loss_type=l1", "--set", "unclip.cond_drop_prob=0.3")
+    found, usual = load_prior(tmp_path / "prior"), load_prior(tuned)
+    assert (found.config.loss_type, found.config.cond_drop_prob) == ("l1", 0.3)
+    assert any(not torch.equal(it, usual.state_dict()[name]) for name, it in found.state_dict().items())
+    for setting in ("unclip.timesteps=50", "unclip.num_layers=4", "unclip.raw=false"):
+        refused = run(*begin, "--set", setting)
+        assert isinstance(refused.exception, OptionError), setting
+        assert f"its {setting.partition('=')[0]} is " in str(refused.exception)
+
+
+def test_a_run_that_was_begun_with_another_goes_on_without_that_ones_checkpoints(emb, theirs, tmp_path):
+    result_of("train-prior", emb, tmp_path / "first", *WORDS, "--from", f"diffusers:{theirs}")
+    words = ["train-prior", emb, tmp_path / "second", *WORDS, "--from", tmp_path / "first"]
+    result_of(*words)
+    shutil.rmtree(tmp_path / "first" / "checkpoints")
+    result_of(*words)
+
+
+def test_a_converted_prior_is_not_trained_in_its_own_folder(emb, theirs, tmp_path):
+    result_of("convert", theirs, tmp_path / "prior", "--for", emb)
+    for words in ([], ["--prior", "ridge"], ["--from", tmp_path / "prior"]):
+        refused = run("train-prior", emb, tmp_path / "prior", *WORDS, *words)
+        assert isinstance(refused.exception, RunMismatch)
+        assert "holds a converted prior" in str(refused.exception)
 
 
 def test_what_does_not_go_together_is_said(emb, theirs, tuned, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from embedpipe.errors import OptionError
-from embedpipe.unclip.train.settings import resolve_config, train_settings
+from embedpipe.unclip.train.settings import given_names, resolve_config, train_settings
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def test_a_bad_file_is_named(tmp_path, text, said):
 @dataclass(frozen=True)
 class Listed:
     parts: tuple[Inner, ...] = (Inner(), Inner(lr=0.2))
+
+
+def test_names_of_what_is_given_are_found_however_they_are_nested(tmp_path):
+    place = tmp_path / "c.json"
+    place.write_text(json.dumps({"optim": {"lr": 1}, "train.steps": 5}))
+    assert given_names(str(place), {"optim.betas": (0.9, 0.95), "net": {"dim": 4}}) == (
+        *("optim.lr", "train.steps", "optim.betas", "net.dim"),
+    )
+    assert given_names(None, None) == ()
 
 
 def test_lists_of_groups_are_counted_from_one(tmp_path):
