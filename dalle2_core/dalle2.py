@@ -207,6 +207,7 @@ class DALLE2(nn.Module):
 
 
 def check_pair(prior: Prior, decoder: Decoder) -> None:
+    """Raise ConfigError where the decoder does not take what the prior predicts, as far as their configs say."""
     if not isinstance(prior, Prior) or not isinstance(decoder, Decoder):
         found = f"{type(prior).__name__} and {type(decoder).__name__}"
         raise ConfigError(f"DALLE2 takes a prior and a decoder, in that order; it was given {found}")

@@ -137,6 +137,7 @@ class _Stages:
         self.bsr = _of_upsamplers("use_bsr_for_lowres_cond", last if bsr is None else bsr, count)
 
     def config(self, index: int, sizes: tuple[int, ...], *, latent: bool) -> StageConfig:
+        """Of the stage at `index` of a cascade of those sizes. latent: it draws the latents of an autoencoder."""
         keywords, timesteps, steps = self.keywords, self.timesteps[index], self.sample_timesteps[index]
         steps = timesteps if steps is None else steps
         gamma = self.p2_gamma[index]
