@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import files, manifest
@@ -27,6 +26,7 @@ from .find import lost_positions
 from .outputs import IdentifiedRow, Output, SelectionFolder
 
 _LISTS = (KEPT, "dropped.parquet")
+_PAGES = ("pairs.html", "examples.html")
 MODALITIES = ("image", "text")
 
 
@@ -132,32 +132,41 @@ def renew_indexes(output: Output) -> None:
 def clear_lists(selection: SelectionFolder, keys: Collection[str], uids: Collection[str]) -> int:
     """Remove rows (digests of their keys) from the lists of a selection; returns how many.
 
-    Its page, which shows pictures, goes as a whole.
+    Its pages, which show pictures, kept or not, go as a whole. The lists are last: while a row is in one, all of this
+    is done again.
     """
-    removed = 0
-    for name in _LISTS:
-        location = files.join(selection.path, name)
-        if not files.exists(location):
-            continue
-        with files.reading(location) as stream:
-            table = pq.read_table(stream)
-        if "src_shard" not in table.column_names:
-            continue
-        pairs = zip(table["src_shard"].to_pylist(), table["key"].to_pylist(), strict=True)
-        keep = pa.array([key_digest(source or "", key or "") not in keys for source, key in pairs], pa.bool_())
-        lost = table.num_rows - (pc.sum(keep).as_py() or 0)
-        if lost:
-            with files.writing(location) as sink:
-                pq.write_table(table.filter(keep), sink)
-        removed += lost
+    if not keys:
+        return 0
+    files.sweep_temporaries(selection.path)
+    for name in _PAGES:
+        files.remove(files.join(selection.path, name))
+    lists = [(location, left) for location in _lists(selection) if (left := _left_of_list(location, keys)) is not None]
     location = files.join(selection.path, UIDS)
-    if removed and files.exists(location):
+    if lists and files.exists(location):
         with files.reading(location) as stream:
             kept = np.load(stream, allow_pickle=False)
         halves = {(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids}
         stay = np.array([(int(high), int(low)) not in halves for high, low in kept.tolist()], bool)
         with files.writing(location) as sink:
             np.save(sink, kept[stay].astype(UID), allow_pickle=False)
-    if removed:
-        files.remove(files.join(selection.path, "pairs.html"))
-    return removed
+    for location, (left, _) in lists:
+        with files.writing(location) as sink:
+            pq.write_table(left, sink)
+    return sum(lost for _, (_, lost) in lists)
+
+
+def _lists(selection: SelectionFolder) -> list[str]:
+    return [location for name in _LISTS if files.exists(location := files.join(selection.path, name))]
+
+
+def _left_of_list(location: str, keys: Collection[str]) -> tuple[pa.Table, int] | None:
+    """The rows that stay in a list, and how many do not; None if all stay."""
+    with files.reading(location) as stream:
+        table = pq.read_table(stream)
+    if "src_shard" not in table.column_names:
+        return None
+    pairs = zip(table["src_shard"].to_pylist(), table["key"].to_pylist(), strict=True)
+    left = table.filter(
+        pa.array([key_digest(source or "", key or "") not in keys for source, key in pairs], pa.bool_())
+    )
+    return (left, table.num_rows - left.num_rows) if left.num_rows < table.num_rows else None

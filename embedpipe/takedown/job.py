@@ -125,8 +125,12 @@ def _rewrite(output: Output, record: TakedownRecord, entry: ShardManifest, rows:
 
 
 def _clear(selection: SelectionFolder, outputs: Sequence[Output]) -> int:
-    """Take from the lists of a selection what was ever taken from the data sets that were given with it."""
-    rows = [row for output in outputs for record in read_records(output.path) for row in record.rows]
+    """Take from the lists of a selection what was ever taken from its data set; if that was not given, from any.
+
+    Elsewhere the same input shard and key may be those of another picture.
+    """
+    own = [output for output in outputs if files.absolute(output.path).rstrip("/") == selection.data]
+    rows = [row for output in own or outputs for record in read_records(output.path) for row in record.rows]
     keys = {row.key_sha256 for row in rows if row.key_sha256}
     return embeddings.clear_lists(selection, keys, {row.uid for row in rows if row.uid and len(row.uid) == 32})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from .. import files, manifest
 from ..consent import gave_source
+from ..curate.selection import REPORT
 from ..errors import DatasetError, InputError
 from ..load.images.parts import SourcePart, parts_of
 from ..manifest import EMBEDDINGS, EXPORT, IMAGE_SHARDS, RunCard, ShardManifest
@@ -133,9 +135,18 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class SelectionFolder:
-    """A folder of dedup or filter without a data set: lists of keys."""
+    """A folder of dedup or filter: lists of keys. data: the data set that they are of; empty if unknown."""
 
     path: str
+    data: str
+
+
+def _selected_from(path: str) -> str:
+    try:
+        report = json.loads(files.read_if_there(files.join(path, REPORT)) or b"{}")
+    except ValueError:
+        return ""
+    return str(report.get("data") or "").rstrip("/") if isinstance(report, dict) else ""
 
 
 def open_outputs(paths: tuple[str, ...]) -> tuple[list[Output], list[SelectionFolder]]:
@@ -149,7 +160,7 @@ def open_outputs(paths: tuple[str, ...]) -> tuple[list[Output], list[SelectionFo
         if run is not None and run.format in (EMBEDDINGS, IMAGE_SHARDS):
             outputs.append(Output(path, run, read_records(path), given=given))
         if files.exists(files.join(path, KEPT)):
-            selections.append(SelectionFolder(path))
+            selections.append(SelectionFolder(path, _selected_from(path)))
         elif run is None or run.format not in (EMBEDDINGS, IMAGE_SHARDS):
             exported = files.exists(files.join(path, ".embedpipe")) or (run is not None and run.format == EXPORT)
             remedy = "Take the rows out of what it was exported from, and export again" if exported else ""
