@@ -55,6 +55,10 @@ def chosen_layout(fresh: Sequence[TableFile], surveyed: dict[str, Surveyed], con
     for file in fresh:
         for field in surveyed[file.name].schema:
             kinds[field.name] = _joined(kinds.get(field.name), field, file)
+    for file in fresh:
+        for field in surveyed[file.name].schema:
+            if not _keeps(kinds[field.name], field, file, surveyed[file.name]):
+                kinds[field.name] = pa.string()
     columns = pa.schema(list(kinds.items()))
     chosen = schema.choose_columns(columns, config.url_col, config.caption_col, fresh[0].location)
     return replace(chosen, with_rights=config.rights != rights.OFF)
@@ -69,6 +73,36 @@ def _joined(so_far: pa.DataType | None, field: pa.Field, file: TableFile) -> pa.
     return kind
 
 
+def _keeps(kind: pa.DataType, field: pa.Field, file: TableFile, found: Surveyed) -> bool:
+    """Whether a column of a file has its values unchanged in `kind`; of parquet files a later cast tells."""
+    if pa.types.is_string(kind) or file.ending not in table.TEXTUAL:
+        return True
+    return _same_fields(field.type, kind) and _casts(kind, field, file, found)
+
+
+def _same_fields(left: pa.DataType, right: pa.DataType) -> bool:
+    """Whether structs have the same fields: as one type, absent ones would become nulls."""
+    if pa.types.is_list(left) and pa.types.is_list(right):
+        return _same_fields(left.value_type, right.value_type)
+    if not (pa.types.is_struct(left) and pa.types.is_struct(right)):
+        return True
+    inner = [(left.field(i), right.field(i)) for i in range(min(left.num_fields, right.num_fields))]
+    alike = all(ours.name == theirs.name and _same_fields(ours.type, theirs.type) for ours, theirs in inner)
+    return left.num_fields == right.num_fields and alike
+
+
+def _casts(kind: pa.DataType, field: pa.Field, file: TableFile, found: Surveyed) -> bool:
+    """Whether all values of a column of a text file are exact in `kind`: large integers are not as doubles."""
+    if kind == field.type:
+        return True
+    try:
+        for batch in table.batches(replace(file, dialect=found.dialect), pa.schema([field])):
+            batch.column(field.name).cast(kind)
+    except pa.ArrowException:
+        return False
+    return True
+
+
 def widened_layout(out: str, base: Layout, fresh: Sequence[TableFile], surveyed: dict[str, Surveyed]) -> Layout:
     """`base`, after checking that new files fit it: the columns of finished shards cannot change."""
     for file in fresh:
@@ -79,7 +113,8 @@ def widened_layout(out: str, base: Layout, fresh: Sequence[TableFile], surveyed:
                 continue  # the run began when folders' names were no columns
             known = base.table.field(field.name).type if field.name in base.table.names else None
             text = known is not None and pa.types.is_string(known) and file.ending in table.TEXTUAL
-            if known is None or (join_types(known, field.type) != known and not text):
+            joins = known is not None and join_types(known, field.type) == known
+            if not text and not (joins and _keeps(known, field, file, surveyed[file.name])):
                 raise RunMismatch(
                     f"{out}: {file.location} has a column {field.name} of {field.type},"
                     f" in the shards so far it is {known or 'absent'}",

@@ -60,6 +60,55 @@ def test_json_values_have_a_type_that_holds_them_all(tmp_path, monkeypatch, valu
 
 
 @pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([2**53 + 1, 0.5], pa.string()),
+        ([2**53, 0.5], pa.float64()),
+        ([2**64 - 1, -1], pa.string()),
+        ([{"a": 1}, {"a": 2, "b": 3}], pa.string()),
+        ([{"b": 1, "a": 2}, {"a": 2, "b": 3}], pa.string()),
+        ([[{"a": 1}], [{"a": 2, "b": 3}]], pa.string()),
+        ([{"a": 1}, {"a": 0.5}], pa.struct([("a", pa.float64())])),
+        ([[1], [0.5]], pa.list_(pa.float64())),
+        ([1, "x"], pa.string()),
+    ],
+)
+def test_json_values_of_two_files_have_a_type_that_holds_them_all(tmp_path, values, kind):
+    for name, order in (("one", values), ("other", values[::-1])):
+        for part, value in enumerate(order):
+            (tmp_path / name / f"{part}").mkdir(parents=True)
+            jsonl(tmp_path / name / f"{part}", {"x": value}).rename(tmp_path / name / f"{part}.jsonl")
+        column = planned(tmp_path / name).column("x")
+        assert column.type == kind
+        found = [
+            json.loads(value) if pa.types.is_string(kind) and not isinstance(wanted, str) else value
+            for value, wanted in zip(column.to_pylist(), order, strict=True)
+        ]
+        assert found == order
+
+
+def test_numbers_of_two_csv_files_keep_their_digits(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text(f"url,n,m\n{U},123456789012345678,1\n")
+    (tmp_path / "in" / "b.csv").write_text(f"url,n,m\n{U},0.5,0.5\n")
+    found = planned(tmp_path / "in", infer_types=True)
+    assert found.column("n").to_pylist() == ["123456789012345678", "0.5"]
+    assert found.column("m").to_pylist() == [1.0, 0.5]
+
+
+def test_numbers_of_a_later_csv_file_keep_their_digits_or_are_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text(f"url,n\n{U},0.5\n")
+    plan = make_plan(str(tmp_path / "in"), str(tmp_path / "out"), FetchConfig(infer_types=True))
+    manifest.write_run(str(tmp_path / "out"), plan.run)
+    (tmp_path / "in" / "b.csv").write_text(f"url,n\n{U},2\n")
+    assert planned(tmp_path / "in", tmp_path / "out", infer_types=True).column("n").to_pylist() == [0.5, 2.0]
+    (tmp_path / "in" / "b.csv").write_text(f"url,n\n{U},123456789012345678\n")
+    with pytest.raises(RunMismatch, match=r"b\.csv has a column n of int64, in the shards so far it is double"):
+        planned(tmp_path / "in", tmp_path / "out", infer_types=True)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("t.jsonl", f'{{"url": "{U}"}}\n{{"url": "{U}", "a": 1, "a": 2}}\n', "line 2: the field 'a' is there twice"),
