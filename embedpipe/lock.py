@@ -52,13 +52,16 @@ class Part:
     """Every `count`th shard of an output, starting at number `index`: the work of one of `count` processes.
 
     neighbours: processes of the same job on this machine, which share its devices and cores; neighbour: the rank of
-    this one among them.
+    this one among them. shared_gpus, shared_cores: what all of them have together, if the launcher says: a process that
+    sees fewer was given its own.
     """
 
     index: int
     count: int
     neighbours: int = 1
     neighbour: int = 0
+    shared_gpus: int | None = None
+    shared_cores: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:

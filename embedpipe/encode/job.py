@@ -81,7 +81,8 @@ class EncodeConfig:
 
     def demand(self) -> ResourceRequest:
         """The workers and devices that the run requests."""
-        beside = (self.part.neighbours, self.part.neighbour) if self.part is not None else (1, 0)
+        part = self.part or Part(0, 1)
+        beside = (part.neighbours, part.neighbour, part.shared_gpus, part.shared_cores)
         return ResourceRequest(self.gpus, self.workers, self.threads_per_worker, *beside)
 
     def holds(self, number: int) -> bool:

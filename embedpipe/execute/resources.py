@@ -15,7 +15,8 @@ _ON_CPU = "Give `gpus=0` and `workers=N` to work on the CPU"
 class ResourceRequest:
     """The resources a job requests. gpus: workers with a GPU each; None uses all. workers: CPU workers if gpus is 0.
     threads: per worker; None divides the cores evenly. neighbours: similar processes on this machine, and the rank of
-    this one: they share its devices and cores.
+    this one: they share its devices and cores. shared_gpus, shared_cores: what all of them have together, if known: a
+    process that sees fewer was given its own.
     """
 
     gpus: int | None = 0
@@ -23,6 +24,8 @@ class ResourceRequest:
     threads: int | None = None
     neighbours: int = 1
     neighbour: int = 0
+    shared_gpus: int | None = None
+    shared_cores: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,29 @@ class Allocation:
 def places_here(demand: ResourceRequest) -> Allocation:
     """Allocate on this machine. Raises InputError if more GPUs are requested than there are."""
     there = _gpus_here() if demand.gpus != 0 else 0
-    # A single visible GPU was assigned to this process by its launcher; several are shared by all neighbours.
-    shared = demand.neighbours > 1 and there > 1
-    mine = there // demand.neighbours if shared else there
-    wanted = mine if demand.gpus is None else demand.gpus
-    if wanted > mine:
-        each = f" for each of {demand.neighbours} processes" if shared else ""
-        raise InputError(f"{wanted} GPUs asked for, {mine} found{each}", _ON_CPU)
-    first = demand.neighbour * wanted if shared else 0
-    devices = [f"cuda:{first + i}" for i in range(wanted)] if wanted else ["cpu"] * demand.workers
-    cores = len(os.sched_getaffinity(0)) // demand.neighbours
-    return Allocation(tuple(devices), demand.threads or max(1, cores // len(devices)))
+    mine = _share_of_gpus(demand, there)
+    wanted = len(mine) if demand.gpus is None else demand.gpus
+    if wanted > len(mine):
+        each = f" for each of {demand.neighbours} processes" if len(mine) < there else ""
+        raise InputError(f"{wanted} GPUs asked for, {len(mine)} found{each}", _ON_CPU)
+    devices = [f"cuda:{number}" for number in mine[:wanted]] or ["cpu"] * demand.workers
+    return Allocation(tuple(devices), demand.threads or max(1, _share_of_cores(demand) // len(devices)))
+
+
+def _share_of_gpus(demand: ResourceRequest, there: int) -> range:
+    """The numbers of this process's GPUs among the visible ones; some processes have one in common if there are more of
+    them than GPUs.
+    """
+    # A single visible GPU was assigned to this process by its launcher, and so were several that are not all.
+    if demand.neighbours == 1 or there < max(2, demand.shared_gpus or 0):
+        return range(there)
+    first = demand.neighbour * there // demand.neighbours
+    return range(first, max(first + 1, (demand.neighbour + 1) * there // demand.neighbours))
+
+
+def _share_of_cores(demand: ResourceRequest) -> int:
+    there = len(os.sched_getaffinity(0))
+    return there // demand.neighbours if there >= (demand.shared_cores or 0) else there
 
 
 def _gpus_here() -> int:

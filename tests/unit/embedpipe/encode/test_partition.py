@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from embedpipe.encode.job import encode, plan_encode
 from embedpipe.encode.partition import part_of
 from embedpipe.encode.worker import EncodeWork
 from embedpipe.errors import InputError, OutputBusy, OutputUnwritable, RunMismatch, StorageFailed
+from embedpipe.execute import resources
 from embedpipe.lock import Part, claimed, exclusive
 from embedpipe.verify import verify
 from embedpipe.verify.worker import VerifyWork
@@ -138,11 +140,46 @@ def test_the_plan_of_a_part_is_its_own(source, tmp_path, encode_config):
             },
             Part(7, 12),
         ),
+        (  # srun --nodes 3 --ntasks-per-node 8, with all GPUs of the node in sight of each task
+            {
+                **{"SLURM_PROCID": "13", "SLURM_NTASKS": "20", "SLURM_NODEID": "1", "SLURM_LOCALID": "5"},
+                **{"SLURM_NTASKS_PER_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_TASKS_PER_NODE": "9"},
+                **{"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "96"},
+            },
+            Part(13, 20, 8, 5, 8, 96),
+        ),
+        (
+            {
+                **{"SLURM_PROCID": "17", "SLURM_NTASKS": "20", "SLURM_NODEID": "2", "SLURM_LOCALID": "1"},
+                **{"SLURM_TASKS_PER_NODE": "8(x2),4", "SLURM_GPUS_PER_TASK": "h100:2"},
+            },
+            Part(17, 20, 4, 1, 8),
+        ),
+        (
+            {
+                **{"SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_NODEID": "1", "SLURM_LOCALID": "1"},
+                **{"SLURM_NTASKS_PER_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "nonsense"},
+            },
+            Part(9, 16, 8, 1),
+        ),
         ({"RANK": "0", "WORLD_SIZE": "1", "SLURM_PROCID": "5", "SLURM_NTASKS": "8"}, Part(0, 1)),
     ],
 )
 def test_launchers_say_which_part_it_is(environment, part):
     assert part_of("auto", environment) == part
+
+
+def test_tasks_of_slurm_that_each_see_all_gpus_take_one_each(monkeypatch, encode_config):
+    monkeypatch.setattr(resources, "_gpus_here", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+    node = {"SLURM_NTASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_GPUS_ON_NODE": "8"}
+    node |= {"SLURM_CPUS_ON_NODE": "96"}
+    taken = []
+    for task in range(16):
+        own = {"SLURM_PROCID": str(task), "SLURM_NODEID": str(task // 8), "SLURM_LOCALID": str(task % 8)}
+        config = encode_config(part=part_of("auto", {**node, **own}), gpus=None, threads_per_worker=None)
+        taken.append(resources.places_here(config.demand()))
+    assert taken == [resources.Allocation((f"cuda:{task % 8}",), 12) for task in range(16)]
 
 
 def test_every_task_of_an_array_has_another_part():
@@ -205,7 +242,10 @@ def test_dry_run_tells_what_it_takes(source, tmp_path, embedpipe, tiny_model):
     told = json.loads(embedpipe(*arguments, "--rate", 10, "--price", 2).stdout)
     assert told["to_encode"] == [1, 3]
     assert (told["forecast"]["shards"], told["forecast"]["rate"]) == (2, 10)
-    assert told["config"]["part"] == {"index": 1, "count": 2, "neighbours": 1, "neighbour": 0}
+    assert told["config"]["part"] == {
+        **{"index": 1, "count": 2, "neighbours": 1, "neighbour": 0},
+        **{"shared_gpus": None, "shared_cores": None},
+    }
     refused = embedpipe(*arguments[:-1], "2/2")
     assert (refused.exit_code, refused.stderr) == (2, "error: no part 2 of 2. Parts are 0 to 1\n")
 

@@ -401,6 +401,11 @@ def test_an_address_is_for_ray():
         (ResourceRequest(gpus=None, neighbours=4, neighbour=3), 8, ["cuda:6", "cuda:7"], 1),
         (ResourceRequest(gpus=1, neighbours=8, neighbour=5), 8, ["cuda:5"], 1),
         (ResourceRequest(gpus=None, neighbours=8, neighbour=5), 1, ["cuda:0"], 1),
+        # More processes than GPUs: none is left on the CPU.
+        (ResourceRequest(gpus=None, neighbours=8, neighbour=5), 4, ["cuda:2"], 1),
+        # The launcher has given each process GPUs and cores of its own, or has not.
+        (ResourceRequest(None, neighbours=4, neighbour=3, shared_gpus=8, shared_cores=32), 2, ["cuda:0", "cuda:1"], 4),
+        (ResourceRequest(None, neighbours=4, neighbour=3, shared_gpus=8, shared_cores=8), 8, ["cuda:6", "cuda:7"], 1),
         (ResourceRequest(gpus=None, workers=2), 0, ["cpu", "cpu"], 4),
         (ResourceRequest(gpus=0, workers=2, threads=3), 8, ["cpu", "cpu"], 3),
     ],
@@ -410,6 +415,16 @@ def test_devices_are_shared_out(demand, there, devices, threads, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     found = resources.places_here(demand)
     assert (list(found.devices), found.threads) == (devices, threads)
+
+
+@pytest.mark.parametrize(("processes", "gpus"), [(8, 8), (3, 8), (4, 8), (5, 8), (1, 8)])
+def test_each_gpu_has_one_process(processes, gpus, monkeypatch):
+    monkeypatch.setattr(resources, "_gpus_here", lambda: gpus)
+    shares = [
+        resources.places_here(ResourceRequest(None, neighbours=processes, neighbour=place)).devices
+        for place in range(processes)
+    ]
+    assert [device for share in shares for device in share] == [f"cuda:{i}" for i in range(gpus)]
 
 
 def test_more_gpus_than_there_are_for_a_process_are_refused(monkeypatch):
