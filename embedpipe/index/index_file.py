@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import resource
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -18,8 +17,8 @@ from .card import IndexCard, build_command, ends_digest, index_path, read_card
 from .exact import NearestRows
 from .ids import NONE
 
-# What faiss may allocate to read a file: tables that it computes are larger than the file, but not without bound.
-_TIMES_ITS_SIZE, _BESIDES_BYTES = 4, 3 << 30
+_TABLE_BYTES = 2 << 30  # faiss's own bound for what it computes of a product quantizer as it reads one
+_READING = threading.Lock()
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024)  # of a graph's search
 
 
@@ -75,26 +74,29 @@ class OpenIndex:
 def open_file(location: str, lists: bool, mapped: bool = True) -> faiss.Index:
     """Read an index file, memory-mapped unless rows will be added.
 
-    Raises RuntimeError if faiss cannot read it, MemoryError if it asks for more memory than a file of its size may.
+    Raises RuntimeError if faiss cannot read it, or if it claims to hold more than a file of its size can.
     """
     flags = (faiss.IO_FLAG_MMAP if lists else faiss.IO_FLAG_MMAP_IFC) if mapped else 0
-    with _bounded(_TIMES_ITS_SIZE * files.stat(location).bytes + _BESIDES_BYTES):
+    with _bounded(files.stat(location).bytes + _TABLE_BYTES):
         return faiss.read_index(str(files.local_path(location)), flags)
 
 
 @contextlib.contextmanager
-def _bounded(more_bytes: int) -> Iterator[None]:
-    """Within the block, this process gets at most that much more address space: a header may claim any size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    wanted = pages * resource.getpagesize() + more_bytes
-    if soft != resource.RLIM_INFINITY:
-        wanted = min(wanted, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+def _bounded(most_bytes: int) -> Iterator[None]:
+    """Within the block, faiss believes no file that claims to hold more than that: it allocates before it reads.
+
+    The bound is faiss's own, for all of the process, so one file is read at a time.
+    """
+    with _READING:
+        bytes_before = faiss.get_deserialization_vector_byte_limit()
+        turns_before = faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(most_bytes + 1)
+        faiss.set_deserialization_loop_limit(most_bytes)  # each turn reads a byte or more
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(bytes_before)
+            faiss.set_deserialization_loop_limit(turns_before)
 
 
 def index_faults(path: str, card: IndexCard, deep: bool = False) -> list[str]:
@@ -143,7 +145,9 @@ def _open(path: str, card: IndexCard) -> OpenIndex:
     try:
         opened = OpenIndex(open_file(local, "IVF" in card.kind))
     except (RuntimeError, MemoryError) as problem:
-        said = str(problem).rpartition("Error: ")[2].strip() or "it asks for too much memory"
+        said = str(problem).rpartition("Error: ")[2].strip() or "too little memory"
+        if "deserialization" in said:
+            said = "it claims to hold more than a file of its size can"
         raise DatasetError(
             f"{location}: faiss {faiss.__version__} cannot read it: {said}",
             build_command(path, card.modality, rebuild=True),

@@ -4,8 +4,10 @@ import os
 import shutil
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import faiss
 import pytest
 
 from embedpipe import files
@@ -96,8 +98,9 @@ def test_an_index_that_claims_more_than_its_file_holds_is_refused(tmp_path, kind
 
     head = kind.encode() + struct.pack("<iqqqbi", 16, 1 << 34, 1 << 20, 1 << 20, 1, 0)
     (tmp_path / "index").write_bytes(head + struct.pack("<Q", 1 << 30) * 8)  # 4 GiB of float32
-    with pytest.raises(MemoryError):
-        open_file(str(tmp_path / "index"), lists=False, mapped=False)
-    import resource
-
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    bound = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    with ThreadPoolExecutor(8) as pool:
+        read = [pool.submit(open_file, str(tmp_path / "index"), lists=False, mapped=mapped) for mapped in [False, True] * 20]
+    assert {type(done.exception()) for done in read} == {RuntimeError}
+    assert all("deserialization" in str(done.exception()) for done in read[::2]), "before anything is allocated"
+    assert bound == (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit())

@@ -34,7 +34,6 @@ ALLOWED = {
     ("embedpipe/limited/server.py", "_serve"): {"resource.setrlimit"},  # in a child
     ("embedpipe/limited/server.py", "_answer"): {"signal.setitimer"},  # in a child
     ("embedpipe/limited/server.py", "_end"): {"os.kill"},  # a child that is not reaped
-    ("embedpipe/index/index_file.py", "_bounded"): {"resource.setrlimit"},  # puts back what was there
     ("embedpipe/scarcity.py", "raise_file_limit"): {"resource.setrlimit"},  # called where the download process begins
     ("embedpipe/imports.py", "uncollected"): {"gc.disable", "gc.enable"},  # puts back what was there
     ("dalle2_core/training/loop.py", "_interrupt_deferred"): {"signal.signal"},  # puts back what was there
