@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -46,6 +47,8 @@ _LOAD_PROBLEMS = (
     pickle.UnpicklingError,
     SafetensorError,
 )
+# One model at a time: what is silenced and forbidden meanwhile is so for the whole process, until it is put back.
+_LOADING = threading.RLock()
 
 
 def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
@@ -66,7 +69,7 @@ def load_model(config: EncoderConfig, device: str = "cpu") -> OpenClipEncoder:
     spec = None if own or config.as_version_0_1 else resolve_spec(config.model, config.pretrained, config.options)
     unreachable = unreachable_hub() if _is_of_hub(config) else None
     try:
-        with _without_known_noise(), asking_no_hub(unreachable is not None):
+        with _LOADING, _without_known_noise(), asking_no_hub(unreachable is not None):
             torch.manual_seed(config.seed)
             if config.as_version_0_1:
                 needs_hub = require_data_only(name) if own else True
