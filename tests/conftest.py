@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,26 @@ def cache(tmp_path_factory):
     """Working folders of remote outputs, copies of what lies there, and consents, away from the user's."""
     os.environ["EMBEDPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["EMBEDPIPE_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """No test, nor the library within it, leaves this process changed for the tests after it."""
+    before = of_process()
+    yield
+    after = of_process()
+    for name, limits in before["limits"].items():
+        resource.setrlimit(getattr(resource, name), limits)
+    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
+        hub.HF_HUB_OFFLINE = before["offline"]
+    assert after == before
+
+
+def of_process():
+    hub = sys.modules.get("huggingface_hub.constants")
+    kinds = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = {name: resource.getrlimit(getattr(resource, name)) for name in kinds}
+    return {"limits": limits, "offline": getattr(hub, "HF_HUB_OFFLINE", False)}
 
 
 @pytest.fixture(scope="session")

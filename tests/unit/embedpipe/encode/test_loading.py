@@ -3,14 +3,17 @@
 import importlib.util
 import json
 import logging
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 
 from embedpipe.clip_model.spec import ModelOptions
-from embedpipe.encode import EncoderConfig, load_encoder
+from embedpipe.encode import EncoderConfig, load_encoder, loading
 from embedpipe.encode.model_checks import activations, cleaning
 from embedpipe.errors import MissingExtra, ModelError
 from tests import tiny_clip, version_0_1
@@ -162,3 +165,30 @@ def test_a_model_of_the_hub_brings_its_own_weights(pretrained):
     """Said before the hub is asked for anything: the file would be ignored."""
     with pytest.raises(ModelError, match="hf-hub:org/repo: brings its own weights.*Drop `pretrained`"):
         load(pretrained, "hf-hub:org/repo")
+
+
+def test_two_loaded_at_once_leave_the_process_as_it_was(tiny_model, monkeypatch):
+    """What is forbidden and silenced meanwhile is the process's: put back in the wrong order, it would stay."""
+    build, begun, both, ended = loading._built, threading.Event(), threading.Event(), threading.Event()
+
+    def built(*arguments):
+        if begun.is_set():
+            both.set()
+            ended.wait(1)  # the first one to begin is the first to end
+        begun.set()
+        both.wait(1)
+        return build(*arguments)
+
+    def load_one(number):
+        if number:
+            begun.wait(5)
+        load_encoder(config)
+        ended.set()
+
+    monkeypatch.setattr(loading, "_built", built)
+    level, filters = logging.getLogger("huggingface_hub").level, list(warnings.filters)
+    config = EncoderConfig(str(tiny_model), precision="fp32")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(load_one, range(2)))
+    assert not constants.HF_HUB_OFFLINE
+    assert (logging.getLogger("huggingface_hub").level, warnings.filters) == (level, filters)
