@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from . import files, manifest
 from .errors import DatasetError
+from .parquet_tables import read_table
 
 FOLDER = "takedowns"
 STAGING = ".takedown"
@@ -140,8 +141,8 @@ def read_records(out: str) -> list[TakedownRecord]:
 
 
 def _read(folder: str, stem: str) -> TakedownRecord:
-    with files.reading(files.join(folder, f"{stem}.parquet")) as stream:
-        rows = tuple(TakenRow(**row) for row in pq.read_table(stream, schema=_SCHEMA).to_pylist())
+    table = read_table(files.join(folder, f"{stem}.parquet"), schema=_SCHEMA)
+    rows = tuple(TakenRow(**row) for row in table.to_pylist())
     times = json.loads(files.read_if_there(files.join(folder, f"{stem}.json")) or b"{}")
     place = files.join(folder, stem)
     tars = [json.loads(files.read_bytes(files.join(place, name))) for name in files.names(place, ".json")]

@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import pyarrow.parquet
-
 from .. import files, manifest
 from ..manifest import RunCard, Totals
+from ..parquet_tables import read_table
 from ..progress import Listener, Progress, add_counts
 from ..redact import redacted_values
 from .config import FetchConfig
@@ -105,8 +104,7 @@ def hosts_that_failed(path: str, run: RunCard, most: int) -> tuple[HostFailures,
     later: set[str] = set()
     for number in reversed(manifest.committed_numbers(path)):
         location = files.join(path, f"{manifest.shard_name(number, run.shard_digits)}.parquet")
-        with files.reading(location) as stream:
-            rows = pyarrow.parquet.read_table(stream, columns=["key", "url", "error_class", "retry_of"]).to_pylist()
+        rows = read_table(location, ["key", "url", "error_class", "retry_of"]).to_pylist()
         ended_here = [row for row in rows if (row["retry_of"] or row["key"]) not in later]
         later.update(row["retry_of"] for row in rows if row["retry_of"])
         counts.add((row["url"], row["error_class"]) for row in ended_here if row["error_class"])

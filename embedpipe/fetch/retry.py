@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from .. import files, manifest
+from ..parquet_tables import read_table
 from .config import FetchConfig
 from .plan import FetchPlan, ShardRange, with_retry
 from .tables.recorded import retry_file
@@ -71,5 +72,4 @@ def _latest(plan: FetchPlan, out: str) -> dict[str, str | None]:
 
 
 def _shard_table(out: str, shard: ShardRange, digits: int, columns: list[str] | None = None) -> pa.Table:
-    with files.reading(files.join(out, f"{manifest.shard_name(shard.number, digits)}.parquet")) as stream:
-        return pyarrow.parquet.read_table(stream, columns=columns)
+    return read_table(files.join(out, f"{manifest.shard_name(shard.number, digits)}.parquet"), columns)

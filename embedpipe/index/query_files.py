@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import EmptyInput, InputError, did_you_mean
+from ..parquet_tables import read_table
 from ..read import delimited
 from ..read.delimited import DialectOptions
 from ..read.text_file import TextFile, compression_of
@@ -76,7 +76,7 @@ def _of_table(file: TextFile, column: str | None, given: DialectOptions, usual: 
 
 def _of_parquet(location: str, column: str | None) -> list[str] | np.ndarray:
     try:
-        table = pq.read_table(io.BytesIO(files.read_bytes(location)))
+        table = read_table(location)
     except pa.ArrowException as problem:
         raise InputError(f"{location}: cannot be read: {problem}") from problem
     name = _column(location, table.column_names, column)

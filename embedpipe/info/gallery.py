@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from .. import files, manifest
 from ..load import EmbeddingDataset
 from ..load.images.source import Images, source_images
 from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..parquet_tables import read_table
 from ..store.rejects import read_rejects
 
 _EXAMPLES_OF_A_CLASS = 5
@@ -105,8 +105,7 @@ def _of_shards(path: str, run: RunCard, entries: Sequence[ShardManifest], count:
 
 
 def _table(path: str, name: str, columns: list[str]) -> list[dict[str, Any]]:
-    with files.reading(files.join(path, name)) as stream:
-        rows: list[dict[str, Any]] = pq.read_table(stream, columns=columns).to_pylist()
+    rows: list[dict[str, Any]] = read_table(files.join(path, name), columns).to_pylist()
     return rows
 
 

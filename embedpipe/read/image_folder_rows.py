@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .. import files
 from ..errors import InputError
+from ..parquet_tables import read_table
 from . import delimited
 from .delimited import DialectOptions
 from .table import plain_values
@@ -51,8 +50,7 @@ def _of_jsonl(file: TextFile) -> tuple[list[str], Iterator[Fields]]:
 
 def _of_parquet(location: str) -> tuple[list[str], Iterator[Fields]]:
     try:
-        with files.reading(location) as stream:
-            table = pq.read_table(stream)
+        table = read_table(location)
     except (pa.ArrowException, OSError) as problem:
         raise InputError(f"{location}: cannot be read as parquet: {problem}", "Repair it or take it away") from problem
     names = table.column_names

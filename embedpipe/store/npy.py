@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files
 from ..columns import schema
 from ..errors import DatasetError, InputError
 from ..manifest import FileRecord, ShardManifest
+from ..parquet_tables import read_table
 from ..ragged import RaggedRows
 from ..scarcity import telling
 from ..types import EmbeddingShard
@@ -102,9 +102,7 @@ class NpyReader:
         location = files.join(root, record.path)
         require_written(root, record)
         try:
-            with files.reading(location) as stream:
-                wanted = list(columns) if columns is not None else None
-                table = pq.read_table(stream, columns=wanted, page_checksum_verification=True)
+            table = read_table(location, columns)
         except (OSError, pa.ArrowException, InputError) as problem:
             raise DatasetError(f"{location}: cannot be read: {problem}", REMEDY) from problem
         if table.num_rows != manifest.rows_out:

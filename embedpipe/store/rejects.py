@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import DatasetError, InputError
 from ..manifest import FileRecord, ShardManifest
+from ..parquet_tables import read_table
 from ..types import EmbeddingShard
 from . import layout
 from .hashed_writer import REMEDY, require_written, write_parquet
@@ -42,8 +42,7 @@ def read_rejects(root: str, manifest: ShardManifest, digits: int) -> pa.Table:
     location = files.join(root, record.path)
     require_written(root, record)
     try:
-        with files.reading(location) as stream:
-            table = pq.read_table(stream, page_checksum_verification=True)
+        table = read_table(location)
     except (OSError, pa.ArrowException, InputError) as problem:
         raise DatasetError(f"{location}: cannot be read: {problem}", REMEDY) from problem
     if table.num_rows != manifest.rows_rejected or not table.schema.equals(_SCHEMA):

@@ -17,6 +17,7 @@ from ..curate.materialise import cut_among
 from ..index import IndexConfig, build_index
 from ..index.card import folder_of, read_card
 from ..manifest import ShardManifest
+from ..parquet_tables import read_table
 from ..store import open_format
 from ..store.rejects import read_rejects
 from ..subset import KEPT, UID, UIDS
@@ -161,8 +162,7 @@ def _lists(selection: SelectionFolder) -> list[str]:
 
 def _left_of_list(location: str, keys: Collection[str]) -> tuple[pa.Table, int] | None:
     """The rows that stay in a list, and how many do not; None if all stay."""
-    with files.reading(location) as stream:
-        table = pq.read_table(stream)
+    table = read_table(location)
     if "src_shard" not in table.column_names:
         return None
     pairs = zip(table["src_shard"].to_pylist(), table["key"].to_pylist(), strict=True)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from .. import files, manifest
 from ..files import Written
 from ..manifest import FileRecord, ShardManifest
+from ..parquet_tables import read_table
 from ..taken_down import ERROR_CLASS, RewrittenTar, url_digest
 from ..tar import TarWriter
 from ..types import SourceShard
@@ -33,8 +34,7 @@ def image_shard_without(
     """Write the shard without `rows` below `place`; returns its manifest, and how its tar changed."""
     name = manifest.shard_name(entry.number, output.run.shard_digits)
     tar, offsets, members = _write_tar(output, name, {str(row.key) for row in rows}, place)
-    with files.reading(files.join(output.path, f"{name}.parquet")) as stream:
-        table = pq.read_table(stream)
+    table = read_table(files.join(output.path, f"{name}.parquet"))
     kept = _left_rows(table, {row.place for row in rows}, "selection" in output.run.options)
     for row in kept:
         row["offset"] = offsets.get(row["key"]) if row["offset"] is not None else None
@@ -103,8 +103,8 @@ def _retried(output: Output, entry: ShardManifest, rows: Sequence[dict[str, Any]
         return entry.retried
     _, retry, span = entry.source.name.split(":")
     first = int(span.partition("-")[0])
-    with files.reading(_retry_list(output, int(retry))) as stream:
-        classes = pq.read_table(stream, columns=[_RETRIED_CLASS]).column(0).to_pylist()[first : first + len(rows)]
+    classes = read_table(_retry_list(output, int(retry)), [_RETRIED_CLASS]).column(0).to_pylist()
+    classes = classes[first : first + len(rows)]
     said = [
         ERROR_CLASS if row["error_class"] == ERROR_CLASS else earlier
         for row, earlier in zip(rows, classes, strict=True)
@@ -124,8 +124,7 @@ def clear_retry_lists(output: Output, urls: Collection[str]) -> None:
         if not entry.get("retry"):
             continue
         location = _retry_list(output, entry["retry"])
-        with files.reading(location) as stream:
-            table = pq.read_table(stream)
+        table = read_table(location)
         column = str(output.run.options.get("url_col") or "url")
         rows = table.to_pylist()
         gone = [bool(row.get(column)) and url_digest(row[column]) in urls for row in rows]

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import pyarrow.parquet as pq
-
 from .. import files, manifest
 from ..consent import gave_source
 from ..curate.selection import REPORT
 from ..errors import DatasetError, InputError
 from ..load.images.parts import SourcePart, parts_of
 from ..manifest import EMBEDDINGS, EXPORT, IMAGE_SHARDS, RunCard, ShardManifest
+from ..parquet_tables import read_table
 from ..store import open_format
 from ..store.rejects import read_rejects
 from ..subset import KEPT
@@ -77,8 +76,7 @@ class Output:
 
     def _image_rows(self, entry: ShardManifest) -> Iterator[IdentifiedRow]:
         name = manifest.shard_name(entry.number, self.run.shard_digits)
-        with files.reading(files.join(self.path, f"{name}.parquet")) as stream:
-            table = pq.read_table(stream, columns=list(_IMAGE_COLUMNS))
+        table = read_table(files.join(self.path, f"{name}.parquet"), _IMAGE_COLUMNS)
         stored = 0
         for place, row in enumerate(table.to_pylist()):
             relations = tuple(filter(None, (row["duplicate_of"], row["retry_of"])))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files
 from ..errors import EmptyInput, InputError, did_you_mean
+from ..parquet_tables import read_table
 from ..taken_down import TakenRow, key_digest, url_digest
 from .config import TakedownConfig
 
@@ -72,8 +72,7 @@ def _columns(location: str, names: tuple[str, ...], needed: int) -> list[list[st
             ) from problem
         return [[line.strip() for line in lines if line.strip()]]
     try:
-        with files.reading(location) as stream:
-            table = pq.read_table(stream)
+        table = read_table(location)
     except (OSError, pa.ArrowException) as problem:
         raise InputError(f"{location}: cannot be read: {problem}", "Give a whole parquet file") from problem
     for name in names[:needed]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files
 from ..manifest import RunCard, ShardManifest, shard_name
+from ..parquet_tables import read_table
 
 _COLUMNS = ("key", "caption", "status", "error_class", "sha256", "bytes", "offset")
 
@@ -21,8 +21,7 @@ def image_faults(path: str, run: RunCard, entry: ShardManifest) -> Iterator[str]
     """Faults in a shard whose files match its manifest byte for byte."""
     name = shard_name(entry.number, run.shard_digits)
     try:
-        with files.reading(files.join(path, f"{name}.parquet")) as stream:
-            rows = pq.read_table(stream, columns=list(_COLUMNS)).to_pylist()
+        rows = read_table(files.join(path, f"{name}.parquet"), _COLUMNS).to_pylist()
         # Rows selected from a data set keep its order, which is that of their own input.
         yield from _row_faults(entry, rows, in_order="selection" not in run.options)
         stored = [row for row in rows if row["status"] == "success"]

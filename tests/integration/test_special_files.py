@@ -100,7 +100,8 @@ def test_an_index_that_claims_more_than_its_file_holds_is_refused(tmp_path, kind
     (tmp_path / "index").write_bytes(head + struct.pack("<Q", 1 << 30) * 8)  # 4 GiB of float32
     bound = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     with ThreadPoolExecutor(8) as pool:
-        read = [pool.submit(open_file, str(tmp_path / "index"), lists=False, mapped=mapped) for mapped in [False, True] * 20]
+        index = str(tmp_path / "index")
+        read = [pool.submit(open_file, index, lists=False, mapped=mapped) for mapped in [False, True] * 20]
     assert {type(done.exception()) for done in read} == {RuntimeError}
     assert all("deserialization" in str(done.exception()) for done in read[::2]), "before anything is allocated"
     assert bound == (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit())

@@ -20,6 +20,7 @@ from ... import files, manifest
 from ...accounts import Accounts
 from ...files import Written
 from ...manifest import FileRecord, ShardManifest
+from ...parquet_tables import read_table
 from ...taken_down import TakenDown
 from ...tar import TarWriter
 from ...types import SourceShard
@@ -144,8 +145,7 @@ def commit_shard(
 def stored_contents(out: str, number: int, shard_digits: int) -> list[tuple[int, str]]:
     """The images of a committed shard: (row, sha256)."""
     location = files.join(out, f"{manifest.shard_name(number, shard_digits)}.parquet")
-    with files.reading(location) as stream:
-        hashes = pyarrow.parquet.read_table(stream, columns=["sha256"]).column("sha256").to_pylist()
+    hashes = read_table(location, ["sha256"]).column("sha256").to_pylist()
     return [(row, sha256) for row, sha256 in enumerate(hashes) if sha256]
 
 

@@ -27,6 +27,7 @@ from ...errors import EmptyInput, InputError, did_you_mean
 from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable
 from ...images.guarded import guarded_decode
 from ...images.rules import image_rules
+from ...parquet_tables import read_table
 from ...progress import Listener, Progress, silent
 from ...read import Reader, SampleRules, open_reader
 from ...read.sample import DEFAULT_CAPTION_KEY
@@ -292,7 +293,7 @@ class _Writer:
 
 
 def _open(cache: str, marker: dict[str, Any], options: PictureOptions) -> Pictures:
-    table = pq.read_table(files.local_path(files.join(cache, _SAMPLES)))
+    table = read_table(files.join(cache, _SAMPLES))
     shape = (table.num_rows, 3, *options.preprocess.size)
     path = files.local_path(files.join(cache, _PIXELS))
     return Pictures(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ... import files
 from ...errors import DatasetError, InputError
+from ...parquet_tables import read_table
 from ...progress import Listener, Progress, silent
 from ...read import Reader
 from ...read.base import NoDigest
@@ -223,7 +224,7 @@ def _listed(reader: Reader, shard: SourceShard, cache: str, keep: bool) -> _List
     identity = json.dumps([_FORMAT_VERSION, repr(reader), shard.name, shard.bytes, shard.modified, shard.members])
     location = files.join(cache, f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.parquet")
     if files.exists(location):
-        table = pq.read_table(io.BytesIO(files.read_bytes(location)))
+        table = read_table(location)
         repeated = int((table.schema.metadata or {}).get(b"repeated", b"0"))
         keys, hashes, index = (table.column(name).to_pylist() for name in ("key", "sha256", "index"))
         return _Listed(keys, hashes, index, repeated)
