@@ -40,8 +40,8 @@ _TRIES = 20
 # Errors from cluster file systems mounted without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
-Held = dict[str, tuple[Path, os.stat_result]]
-"""By the absolute path of an output, or part of one, that is worked on: what is locked, and where it must still be."""
+Held = dict[tuple[str, str], tuple[Path, os.stat_result]]
+"""By the absolute path of an output that is worked on, and the name of a lock: what is locked, and where it must be."""
 
 # A folder that is locked exclusively, else the lock file. It is held open, so that nothing else becomes what it is.
 _held: Held = {}
@@ -123,11 +123,13 @@ def claimed(root: str, part: Part) -> Iterator[None]:
             refuse_outward_links(root)
             name = f"{_LOCK_FILE}-{part.index}-of-{part.count}"
             mine, _ = held.enter_context(_opened(root, name, fcntl.LOCK_EX))
-            held.enter_context(_holding(root, name, mine))
+            holding = held.enter_context(contextlib.ExitStack())
+            holding.enter_context(_holding(root, name, mine))
             _sign(mine)
         try:
             yield
         finally:
+            holding.close()  # a thread with another part is not to miss the file
             place = files.local_path(root) / name
             if _is_at(place, os.fstat(mine)):  # else it is another run's, in a folder that replaced ours
                 with planning(root):  # nobody opens it meanwhile
@@ -159,27 +161,24 @@ def require_held(root: str) -> None:
 
     That is if the folder was removed or replaced, or the lock file where nothing else keeps others out.
     """
-    locked = _held.get(files.absolute(root))
-    if locked is not None and not _is_at(*locked):
-        raise OutputBusy(
-            f"{locked[0]}: was removed during this run, so another one may be writing to {root}",
-            "What is committed is whole. Make sure that none is, and run the same command again",
-        )
+    output = files.absolute(root)
+    for lock, (place, found) in [*_held.items()]:
+        if lock[0] == output and not _is_at(place, found) and lock in _held:
+            raise OutputBusy(
+                f"{place}: was removed during this run, so another one may be writing to {root}",
+                "What is committed is whole. Make sure that none is, and run the same command again",
+            )
 
 
 @contextlib.contextmanager
 def _holding(root: str, name: str, lock: int, folder: int | None = None) -> Iterator[None]:
-    key = files.absolute(root)
-    before = _held.get(key)
-    place = files.local_path(key)
-    _held[key] = (place / name, os.fstat(lock)) if folder is None else (place, os.fstat(folder))
+    output = files.absolute(root)
+    place = files.local_path(output)
+    _held[output, name] = (place / name, os.fstat(lock)) if folder is None else (place, os.fstat(folder))
     try:
         yield
     finally:
-        if before is None:
-            del _held[key]
-        else:
-            _held[key] = before
+        del _held[output, name]
 
 
 @contextlib.contextmanager

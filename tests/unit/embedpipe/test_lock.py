@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -241,6 +242,40 @@ def test_the_holder_notices_that_its_lock_was_taken_away_and_commits_nothing_mor
         with pytest.raises(OutputBusy):
             commit(out)
     require_held(str(out))  # nobody works on it any more
+
+
+def test_parts_of_one_process_miss_no_lock_of_one_that_has_ended(tmp_path):
+    out, parts = tmp_path / "out", [claimed(str(tmp_path / "out"), Part(i, 3)) for i in range(3)]
+    parts[0].__enter__()
+    parts[1].__enter__()
+    parts[0].__exit__(None, None, None)
+    commit(out)
+    parts[2].__enter__()
+    parts[1].__exit__(None, None, None)
+    commit(out)
+    (out / ".lock-2-of-3").unlink()
+    with pytest.raises(OutputBusy, match="lock-2-of-3: was removed"):
+        commit(out)
+    parts[2].__exit__(None, None, None)
+    commit(out)
+
+
+def test_a_part_that_ends_while_another_one_looks_is_not_missed(tmp_path):
+    out = str(tmp_path / "out")
+    with claimed(out, Part(0, 2)):
+        ended = threading.Event()
+
+        def others():
+            while not ended.is_set():
+                with claimed(out, Part(1, 2)):
+                    pass
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(others)
+            for _ in range(3000):
+                require_held(out)
+            ended.set()
+            running.result()
 
 
 def test_a_run_whose_folder_is_locked_goes_on_without_its_lock_file_and_not_without_the_folder(tmp_path):
