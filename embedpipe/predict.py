@@ -20,7 +20,7 @@ from . import files, manifest
 from .clip_model.encoder_card import PredictionCard
 from .columns import IMAGE_NORM, MEASURED, TEXT_NORM, measured
 from .errors import DatasetError, RunMismatch
-from .execute import Task, WorkerLoop, one_by_one, open_executor, torch_threads
+from .execute import Task, WorkerLoop, one_by_one, open_executor, see_only, torch_threads
 from .load import EmbeddingDataset
 from .lock import exclusive
 from .manifest import EMBEDDINGS, RunCard, ShardManifest
@@ -152,13 +152,18 @@ class PredictWork:
         self._load = load
         self._devices = devices
         self._threads = threads
+        self._in_own_process = False
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_in_own_process": True}
 
     def start(self, worker: int) -> WorkerLoop:
         """Load the predictor on this worker's device and open the data set."""
+        device = see_only(self._devices[worker]) if self._in_own_process else self._devices[worker]
         # A single worker runs in the caller's process, with the caller's number of threads.
         threads = self._threads if len(self._devices) > 1 else torch.get_num_threads()
         with torch_threads(threads):
-            predict = self._load(self._devices[worker])
+            predict = self._load(device)
         source = EmbeddingDataset(self._emb)
 
         def do(task: Task, listen: Listener) -> TaskReport:

@@ -40,7 +40,12 @@ if TYPE_CHECKING:
     "--pretrained", default="", help="A pretrained tag, a checkpoint file, or `random`. Not needed for a folder."
 )
 @model_options
-@click.option("--gpus", type=click.IntRange(0), help="CUDA devices, one worker each. Default: all there are.")
+@click.option("--gpus", type=click.IntRange(0), help="CUDA devices to use. Default: all there are.")
+@click.option(
+    "--workers-per-gpu",
+    type=click.IntRange(1),
+    help="Worker processes on each GPU. Default: 2 where it has 32 GiB and 8 cores or more, else 1.",
+)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, with --gpus 0.")
 @click.option("--threads", type=click.IntRange(1), help="Threads per worker. Default: the cores, shared out evenly.")
 @click.option(
@@ -237,6 +242,7 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
         format=options["storage"],
         executor=options["executor"],
         gpus=options["gpus"],
+        workers_per_gpu=options["workers_per_gpu"],
         workers=options["workers"],
         threads_per_worker=options["threads"],
         image_member=options["image_member"],
@@ -256,7 +262,7 @@ def _print_plan(data: str, out: str, config: Any, rate: float | None, price: flo
     from .. import display
 
     change, todo = embedpipe.plan_encode(data, out, config)
-    workers = config.gpus or config.workers
+    workers = (config.gpus or 0) * (config.workers_per_gpu or 1) or config.workers
     ahead = embedpipe.forecast(data, out, [change.shards[number] for number in todo], workers, rate, price)
     display.print_json(
         {

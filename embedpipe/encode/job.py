@@ -16,7 +16,18 @@ from ..clip_model.spec import ModelOptions
 from ..clip_model.trusted import trust_card
 from ..consent import remember_source
 from ..errors import DiskFull, EmbedpipeError, ModelError, OptionError, RunMismatch, did_you_mean
-from ..execute import Allocation, Cluster, Executor, FailedTask, Outcome, ResourceRequest, Task, open_places
+from ..execute import (
+    Allocation,
+    Cluster,
+    Executor,
+    FailedTask,
+    InlineExecutor,
+    Outcome,
+    RayExecutor,
+    ResourceRequest,
+    Task,
+    open_places,
+)
 from ..images.rules import colour
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
@@ -36,6 +47,7 @@ from .crashed_run import noted, with_care
 from .disk_space import with_need
 from .overwrite import discard_output
 from .planning import plan_input, refuse_other_background, refuse_other_options, run_card
+from .precision import choose_precision
 from .refusals import refuse_own_input
 from .reject_limit import RejectLimitListener
 from .resume import CommittedTotals, scan_committed
@@ -46,12 +58,13 @@ from .worker import EncodeWork
 class EncodeConfig:
     """The options of `encode`.
 
-    executor: a name in EXECUTORS or auto; cluster: which one, for ray. gpus: how many CUDA devices to use, one worker
-    each; None uses all. workers: worker processes on the CPU where gpus is 0. threads_per_worker: None divides the
-    cores evenly. part: the shards to encode, if other processes encode the rest. input: a name in READERS or auto.
-    caption_key: the .json field with the caption, or the column of a table; None: the .txt, or else the field
-    `caption`. image_column and key_column: of a table; image_member and caption_member: of a tar; reading: the version
-    of the rules for names, None for that of the output, or the newest; max_sample_bytes; see `SampleRules`.
+    executor: a name in EXECUTORS or auto; cluster: which one, for ray. gpus: how many CUDA devices to use; None uses
+    all. workers_per_gpu: worker processes on each; None is two where a GPU has 8 cores and 32 GiB, else one. workers:
+    worker processes on the CPU where gpus is 0. threads_per_worker: None divides the cores evenly. part: the shards to
+    encode, if other processes encode the rest. input: a name in READERS or auto. caption_key: the .json field with the
+    caption, or the column of a table; None: the .txt, or else the field `caption`. image_column and key_column: of a
+    table; image_member and caption_member: of a tar; reading: the version of the rules for names, None for that of the
+    output, or the newest; max_sample_bytes; see `SampleRules`.
     samples_per_shard: for a folder of loose images. format: a name in FORMATS. overwrite: remove the output of an
     earlier run, and start over. trust_old_card: continue an output of version 0.1, with the model built as version 0.1
     built it. max_rejects: stop early once the limit cannot be met.
@@ -78,12 +91,13 @@ class EncodeConfig:
     caption_member: str | None = None
     reading: int | None = None
     max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
+    workers_per_gpu: int | None = None
 
     def demand(self) -> ResourceRequest:
         """The workers and devices that the run requests."""
         part = self.part or Part(0, 1)
         beside = (part.neighbours, part.neighbour, part.shared_gpus, part.shared_cores)
-        return ResourceRequest(self.gpus, self.workers, self.threads_per_worker, *beside)
+        return ResourceRequest(self.gpus, self.workers, self.threads_per_worker, *beside, self.workers_per_gpu)
 
     def holds(self, number: int) -> bool:
         """Whether the shard of that number belongs to this run."""
@@ -203,7 +217,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
         if before is not None:
             sweep_leftovers(out, run.shard_digits, [task.number for task in todo])
         work = EncodeWork(reader, config.encoder, config.stage, out, run, places.devices, places.threads)
-        if encoder is not None and len(places.devices) == 1:
+        if encoder is not None:
             work.adopt(encoder)
         del encoder
         watch = RejectLimitListener(listen, out, config.max_rejects, committed)
@@ -256,11 +270,24 @@ def _uncommitted(out: str, change: PlanChange, config: EncodeConfig) -> list[int
 def _look_at_encoder(
     config: EncodeConfig, executor: Executor, places: Allocation
 ) -> tuple[Encoder | None, tuple[EncoderCard, int | None]]:
-    """The encoder, if this process has a device for it, and its facts, which depend on the device."""
-    if config.executor == "ray":
+    """The encoder, if this process is the one that encodes, and its facts, which depend on the device."""
+    if isinstance(executor, RayExecutor):
         return None, executor.call(_facts_of, config.encoder, places.devices[0], config.stage)
-    encoder = load_encoder(config.encoder, places.devices[0])
-    return encoder, _facts(encoder, config.stage)
+    if isinstance(executor, InlineExecutor):
+        encoder = load_encoder(config.encoder, places.devices[0])
+        return encoder, _facts(encoder, config.stage)
+    return None, _facts_without_gpu(config.encoder, places.devices[0], config.stage)
+
+
+def _facts_without_gpu(config: EncoderConfig, device: str, stage: BatchingConfig) -> tuple[EncoderCard, int | None]:
+    """The facts of an encoder on `device`, found on the CPU: the memory of GPUs belongs to the workers."""
+    if not device.startswith("cuda"):
+        return _facts_of(config, device, stage)
+    precision = choose_precision(config.precision, device, convolutional=False)
+    # A CPU computes no fp16. Nothing but the card's word for it depends on that.
+    here = "bf16" if precision == "fp16" else precision
+    card, width = _facts_of(dataclasses.replace(config, precision=here), "cpu", stage)
+    return dataclasses.replace(card, precision=precision) if card.precision == here else card, width
 
 
 def _facts_of(config: EncoderConfig, device: str, stage: BatchingConfig) -> tuple[EncoderCard, int | None]:

@@ -145,6 +145,7 @@ class _OnItsWay:
 
     def __init__(self, measured: torch.Tensor) -> None:
         self._host = measured.to("cpu", non_blocking=True)
+        self._device = measured.device
         self._copied: torch.cuda.Event | None = None
         if measured.device.type == "cuda":
             # Blocking: waiting by default keeps a core busy, which decoding needs.
@@ -155,5 +156,7 @@ class _OnItsWay:
     def wait(self) -> Embedded:
         """Wait for the embeddings."""
         if self._copied is not None:
-            self._copied.synchronize()
+            # A thread's current device is the first one until it says otherwise, and would get a context by waiting.
+            with torch.cuda.device(self._device):
+                self._copied.synchronize()
         return Embedded(*_parted(self._host.numpy()))

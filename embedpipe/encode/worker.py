@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from .. import manifest
 from ..errors import OutputUnwritable
-from ..execute import TaskContext, WorkerLoop, torch_threads
+from ..execute import TaskContext, WorkerLoop, see_only, torch_threads
 from ..manifest import RunCard, ShardManifest
 from ..progress import CutCaptions, TaskReport
 from ..read import Reader
@@ -50,23 +50,26 @@ class EncodeWork:
         self._threads = threads
         self._taken = read_taken_down(out)
         self._loaded: Encoder | None = None
+        self._in_own_process = False
 
     def adopt(self, encoder: Encoder) -> None:
         """Use an already loaded encoder: a single worker runs in this process."""
         self._loaded = encoder
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_loaded": None}  # for a worker in another process, which loads its own
+        # For a worker in another process, which loads its own.
+        return {**self.__dict__, "_loaded": None, "_in_own_process": True}
 
     def start(self, worker: int) -> WorkerLoop:
         """Load the encoder on this worker's device; refuses one that differs from the run's."""
+        device = see_only(self._devices[worker]) if self._in_own_process else self._devices[worker]
         if not manifest.is_begun(self._out):
             raise OutputUnwritable(
                 f"{self._out}: {socket.gethostname()} does not see the output that the run began",
                 "Give a folder that all machines share at the same place, or an object store",
             )
         with torch_threads(self._threads):
-            encoder = self._loaded or load_encoder(self._encoder, self._devices[worker])
+            encoder = self._loaded or load_encoder(self._encoder, device)
         manifest.refuse_difference(self._out, self._card.facts(), encoder.card.facts(), "encoder")
 
         def work(desk: TaskContext) -> None:
@@ -74,8 +77,7 @@ class EncodeWork:
                 desk.done(gathered.task, self._commit(gathered))
 
             # Beside a GPU, torch's own threads only get in the way of those that decode.
-            on_gpu = self._devices[worker].startswith("cuda")
-            with torch_threads(1 if on_gpu else self._threads):
+            with torch_threads(1 if device.startswith("cuda") else self._threads):
                 encode_shards(desk, self._reader, encoder, self._stage, finish)
 
         return work

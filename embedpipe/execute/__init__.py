@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..errors import OptionError, did_you_mean
 from .base import Executor, FailedTask, Outcome, Task, TaskContext, Tasks, WorkerFactory, WorkerLoop, one_by_one
 from .inline import InlineExecutor
+from .one_gpu import see_only
 from .processes import ProcessExecutor
 from .ray import RayExecutor
 from .ray_cluster import Cluster, WorkerResources, joined_cluster
@@ -28,6 +29,8 @@ __all__ = [
     "FailedTask",
     "InlineExecutor",
     "Outcome",
+    "ProcessExecutor",
+    "RayExecutor",
     "ResourceRequest",
     "Task",
     "TaskContext",
@@ -40,6 +43,7 @@ __all__ = [
     "open_executor",
     "open_places",
     "refuse_address_beside",
+    "see_only",
     "several_at_once",
     "torch_threads",
 ]

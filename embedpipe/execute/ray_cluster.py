@@ -42,13 +42,13 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class WorkerResources:
-    """The resources of one worker: cores, and whether a GPU."""
+    """The resources of one worker: cores, and a GPU or a share of one."""
 
     cpus: int = 1
-    gpus: int = 0
+    gpus: float = 0
 
     def __str__(self) -> str:
-        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{' and 1 GPU' * self.gpus}"
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{f' and {self.gpus:g} GPU' if self.gpus else ''}"
 
 
 def ray_library() -> Any:
@@ -131,7 +131,7 @@ def gpus_there() -> int:
     return sum(int(node.get("GPU", 0)) for node in _nodes())
 
 
-def cpus_for(workers: int, gpus: int) -> int:
+def cpus_for(workers: int, gpus: float) -> int:
     """Cores per worker when divided among so many workers: the largest number with which all fit."""
     most = int(max((node.get("CPU", 0) for node in _nodes()), default=0))
     fitting = (cpus for cpus in range(most, 1, -1) if _places(WorkerResources(cpus, gpus)) >= workers)

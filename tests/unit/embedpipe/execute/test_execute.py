@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from embedpipe.errors import DiskFull, EmbedpipeError, InputError, MissingExtra, OutputBusy, WorkerDied
-from embedpipe.execute import EXECUTORS, Cluster, ResourceRequest, Task, open_executor, open_places, resources
+from embedpipe.execute import (
+    EXECUTORS,
+    Cluster,
+    ResourceRequest,
+    Task,
+    open_executor,
+    open_places,
+    ray_cluster,
+    resources,
+)
 from embedpipe.execute.actor import Left, WorkerActor
 from embedpipe.execute.messages import Asks, Done, RemoteTraceback
 from embedpipe.execute.processes import ProcessExecutor, _PipeDesk
@@ -415,6 +424,35 @@ def test_devices_are_shared_out(demand, there, devices, threads, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     found = resources.places_here(demand)
     assert (list(found.devices), found.threads) == (devices, threads)
+
+
+@pytest.mark.parametrize(
+    ("demand", "cores", "gib", "devices", "threads"),
+    [
+        (ResourceRequest(gpus=None), 24, 80, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"], 6),
+        (ResourceRequest(gpus=1), 12, 80, ["cuda:0", "cuda:0"], 6),
+        (ResourceRequest(gpus=None), 12, 80, ["cuda:0", "cuda:1"], 6),
+        (ResourceRequest(gpus=None), 24, 24, ["cuda:0", "cuda:1"], 12),
+        (ResourceRequest(gpus=None, workers_per_gpu=3), 12, 24, ["cuda:0", "cuda:1"] * 3, 2),
+        (ResourceRequest(gpus=None, workers_per_gpu=1), 24, 80, ["cuda:0", "cuda:1"], 12),
+        (ResourceRequest(gpus=0, workers_per_gpu=3), 24, 80, ["cpu"], 24),
+        (ResourceRequest(gpus=None, neighbours=4, neighbour=1), 96, 80, ["cuda:0"], 24),
+    ],
+)
+def test_workers_per_gpu_are_as_many_as_it_has_cores_and_memory_for(demand, cores, gib, devices, threads, monkeypatch):
+    monkeypatch.setattr(resources, "_gpus_here", lambda: 2)
+    monkeypatch.setattr(resources, "_gpu_bytes", lambda _: gib << 30)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    found = resources.places_here(demand)
+    assert (list(found.devices), found.threads) == (devices, threads)
+
+
+@pytest.mark.parametrize("each", [1, 2, 3, 6, 7, 11])
+def test_workers_of_a_gpu_fit_on_it_in_a_cluster(each):
+    share = resources.Allocation(("cuda:0",) * each, 1, each).gpus_each
+    assert share * each <= 1 < share * (each + 1)
+    assert ray_cluster._fit({"GPU": 4, "CPU": 64}, WorkerResources(1, share)) == 4 * each
+    assert resources.Allocation(("cpu",), 1).gpus_each == 0
 
 
 @pytest.mark.parametrize(("processes", "gpus"), [(8, 8), (3, 8), (4, 8), (5, 8), (1, 8)])
