@@ -5,6 +5,11 @@ from pathlib import Path
 
 import torch
 
+# transformers puts a function of its own in the place of torch.linspace while it loads a model. torch looks up what
+# makes tensors at the first use of a device as a context, and keeps that: it must be its own.
+with torch.device("cpu"):
+    torch.zeros(1)
+
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "patch_size": 8, "projection_dim": 16}
 
 

@@ -36,7 +36,9 @@ ALL = "all"
     "--prior",
     help=f"{', '.join(PRIORS)} (default: diffusion). `all` trains each into OUT/NAME and compares them.",
 )
-@click.option("--preset", default="tiny", show_default=True, help="tiny, base, laion-l14 or paper.")
+@click.option(
+    "--preset", default="tiny", show_default=True, help="tiny, base, laion-l14, paper, kandinsky-2-2 or karlo."
+)
 @click.option(
     "--from",
     "start",

@@ -11,6 +11,7 @@ from dalle2_core.networks.causal_transformer import PriorNetworkConfig
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.config import PriorConfig
 from dalle2_core.priors.registry import PRIORS
+from dalle2_core.priors.unclip import UnclipConfig
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig
 
@@ -132,7 +133,53 @@ def paper() -> PriorRecipe:
     )
 
 
-PRIOR_PRESETS = {"tiny": tiny, "base": base, "laion-l14": laion_l14, "paper": paper}
+def kandinsky_2_2() -> PriorRecipe:
+    """Kandinsky 2.2's prior for OpenCLIP's ViT-bigG-14 (1280 values): 20 layers of 32 heads, a billion parameters.
+
+    Meant for fine-tuning: a start brings weights and sizes, and the optimizer and the training of this recipe are those
+    of a short, careful run. Without a start it is a new network of that shape. Expected cost: not measured; one GPU.
+    """
+    return _of_diffusers(clip_sample_range=10.0)
+
+
+def karlo() -> PriorRecipe:
+    """Karlo's prior for OpenAI's ViT-L-14 (768 values), of the same layers as Kandinsky 2.2's; see `kandinsky_2_2`."""
+    return _of_diffusers(clip_sample_range=5.0)
+
+
+def _of_diffusers(clip_sample_range: float) -> PriorRecipe:
+    return prior_recipe(
+        prior="unclip",
+        text_tokens=True,
+        unclip=UnclipConfig(
+            clip_sample_range=clip_sample_range,
+            raw=True,
+            num_layers=20,
+            num_attention_heads=32,
+            attention_head_dim=64,
+            reads_tokens=True,
+        ),
+        optim=OptimConfig(lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-2, warmup_steps=100),
+        train=TrainConfig(
+            steps=5000,
+            batch_size=128,
+            log_every=20,
+            evaluate_every=500,
+            save_every=500,
+            ema_decay=0.999,
+            precision="bfloat16",
+        ),
+    )
+
+
+PRIOR_PRESETS = {
+    "tiny": tiny,
+    "base": base,
+    "laion-l14": laion_l14,
+    "paper": paper,
+    "kandinsky-2-2": kandinsky_2_2,
+    "karlo": karlo,
+}
 
 
 def prior_preset(name: str) -> PriorRecipe:

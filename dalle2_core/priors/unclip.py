@@ -152,6 +152,11 @@ class UnclipPrior(Prior):
                 self.net.clip_std.copy_(deviation.clamp(min=floor)[None])
         return self
 
+    @property
+    def knows_null_text(self) -> bool:
+        """Whether it was told all that it reads of the empty text."""
+        return self.null_text_embed is not None and (self.null_text_tokens is not None or not self.net.reads_tokens)
+
     def set_null_text(self, text: EmbeddedText) -> None:
         """Take what the text tower makes of the empty text: one row, its embedding raw. Raises ShapeError otherwise."""
         embed = checked_embeddings(text.text_embed, self.image_embed_dim, "text_embed", self)[:1]
@@ -252,7 +257,7 @@ class UnclipPrior(Prior):
     def _beside_null(self, text: TextCondition) -> tuple[TextCondition, TextCondition]:
         """The texts, and as many empty ones, with tokens of one length."""
         embed, tokens = self.null_text_embed, self.null_text_tokens
-        if embed is None or (tokens is None and self.net.reads_tokens):
+        if embed is None or not self.knows_null_text:
             raise ConfigError(
                 "guidance leads away from the empty text, whose embedding this prior does not know; give it by "
                 "set_null_text"
@@ -267,8 +272,7 @@ class UnclipPrior(Prior):
 
     def _dropped(self, text: TextCondition, draws: RNG) -> TextCondition:
         """With the empty text in place of some, where it is known."""
-        unknown = self.null_text_embed is None or (self.null_text_tokens is None and self.net.reads_tokens)
-        if self.config.cond_drop_prob == 0 or unknown:
+        if self.config.cond_drop_prob == 0 or not self.knows_null_text:
             return text
         keep = uniform((len(text.embed),), draws, text.embed.device) >= self.config.cond_drop_prob
         text, null = self._beside_null(text)

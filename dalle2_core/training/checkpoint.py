@@ -254,6 +254,17 @@ def load_trained(model: nn.Module, folder: Path, which: Literal["best", "latest"
     return int(content["numbers"]["step"])
 
 
+def newest_weights(folder: Path) -> StoredTensors | None:
+    """The weights in the newest of a run's checkpoints that can be read, no checksum looked at; None where none can."""
+    for step in reversed(Checkpoints(folder, {}).steps()):
+        paths = sorted((folder / step_name(step)).glob("model*.safetensors"))
+        try:
+            return StoredTensors(paths) if paths else None
+        except CheckpointError:
+            continue
+    return None
+
+
 def refuse_another(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *words: str) -> None:
     """Raise AnotherRun that names what differs between a checkpoint's identity and this one's. words: as it takes."""
     apart = identity_changes(theirs, ours).keys()

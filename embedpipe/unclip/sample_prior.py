@@ -14,7 +14,9 @@ import torch
 from dalle2_core.files import sha256
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import load_prior
+from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.rng import PerSampleRNG, derived_seed
+from dalle2_core.types import EmbeddedText
 from embedpipe.callable_package import callable_as
 from embedpipe.clip_model.encoder_card import PredictionCard
 from embedpipe.errors import DatasetError, InputError
@@ -24,6 +26,7 @@ from embedpipe.predict import Predictor, PredictReport, StoredTexts, plan_predic
 from embedpipe.progress import Listener, Progress, silent
 from embedpipe.ragged import RaggedRows
 
+from .data.empty_text import empty_text_of, encoder_of_data, lacks_empty_text
 from .evaluate.priors import PRIOR_RUN, refuse_another_encoder
 from .runs.record import read_run_record
 
@@ -55,16 +58,22 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class LoadPredictor:
-    """Makes a `Predictor` of a run's prior; picklable, for workers. batch_size: rows sampled at once."""
+    """Makes a `Predictor` of a run's prior; picklable, for workers.
+
+    batch_size: rows sampled at once. empty_text: what guidance leads away from, where the prior has to be told.
+    """
 
     run_folder: str
     sampling: SamplingConfig
     batch_size: int
     text_tokens: bool
+    empty_text: EmbeddedText | None = None
 
     def __call__(self, device: str) -> Predictor:
         """Load the prior on `device`."""
         prior = load_prior(self.run_folder, device).eval()
+        if self.empty_text is not None and isinstance(prior, UnclipPrior):
+            prior.set_null_text(self.empty_text.to(torch.device(device)))
         keywords = self.sampling.keywords(prior)
         on = torch.device(device)
 
@@ -108,7 +117,8 @@ def sample_prior(
     """
     run_folder = local_copy(prior)
     text_tokens, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
-    load = LoadPredictor(run_folder, sampling, batch_size, text_tokens)
+    empty = _empty_text(run_folder, emb, sampling)
+    load = LoadPredictor(run_folder, sampling, batch_size, text_tokens, empty)
     return predict_images(emb, out, predicted_by, load, _devices(gpus, workers), listen)
 
 
@@ -141,6 +151,14 @@ def _looked_at(
     if text_tokens:
         dataset.require_text_tokens()
     return text_tokens, card_of(run_folder, sampling)
+
+
+def _empty_text(run_folder: str, emb: str, sampling: SamplingConfig) -> EmbeddedText | None:
+    """By the encoder of `emb`, for a prior that is to be guided and does not know it. Raises as `encoder_of` does."""
+    prior = load_prior(run_folder)
+    if sampling.cond_scale == 1.0 or not lacks_empty_text(prior):
+        return None
+    return empty_text_of(prior, encoder_of_data(EmbeddingDataset(emb)))
 
 
 def card_of(run_folder: str, sampling: SamplingConfig) -> PredictionCard:

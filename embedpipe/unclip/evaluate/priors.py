@@ -22,6 +22,7 @@ from embedpipe.load.split import VALID
 from embedpipe.mirror import local_copy
 from embedpipe.plural import plural
 
+from ..data.empty_text import encoder_of_data, teach_empty_text
 from ..data.prior_batches import PriorRows
 from ..data.row_policy import RowPolicy
 from ..data.token_states import token_states
@@ -129,6 +130,8 @@ def evaluate_priors(
         tokens = token_states(dataset, device) if records[folder]["recipe"].get("text_tokens") else None
         seen = PriorRows(dataset, policy, tokens).for_raw(prior.raw)
         scale = cond_scale if _can_be_guided(records[folder]) else 1.0
+        if scale != 1.0:
+            teach_empty_text(prior, lambda: encoder_of_data(dataset))
         predictions[title] = predict(prior, seen.batches(rows), seed, device, scale).cpu()
         _refuse_another_width(folder, predictions[title], image)
     for name, baseline in BASELINES.items():

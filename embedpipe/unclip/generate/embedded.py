@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle2_core.priors.base import Prior
-from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.types import EmbeddedText
 from embedpipe.encode import Encoder
 from embedpipe.progress import CutCaptions
 
+from ..data.empty_text import teach_empty_text
 from .request import Watching
 
 
@@ -46,8 +46,8 @@ def texts_for_prior(
 
     A prior of diffusers that is to be guided is told the empty text first, if it does not know it.
     """
-    if cond_scale != 1 and isinstance(prior, UnclipPrior) and prior.null_text_embed is None:
-        prior.set_null_text(texts_for_prior(prior, encoder, [""], with_states, 1.0, watching)[0])
+    if cond_scale != 1:
+        teach_empty_text(prior, lambda: encoder)
     text, norms = embedded_texts(encoder, texts, with_states, watching)
     unit = text.text_embed
     return (replace(text, text_embed=unit * norms[:, None]) if prior.raw else text), unit

@@ -37,7 +37,7 @@ from ..runs.split import SplitConfig
 from ..runs.trained_rows import write_trained_rows
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
-from .prior_start import PriorStart, refuse_another_width, started
+from .prior_start import PriorStart, learn_empty_text, refuse_another_width, started
 from .settings import Values, given_names, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -105,13 +105,12 @@ def prior_job(
 ) -> PriorJob:
     """emb: a data set. out: the prior's folder. prior: diffusion, autoregressive, contrastive, unclip, ridge or mean.
 
-    preset: tiny, base, laion-l14, paper, or a recipe. config, settings: values to put into it, see `resolve_config`:
-    {"optim.lr": 1e-4, "train.batch_size": 64}. steps, seed, parallel, loggers: short for those of `train`.
-    split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for the first
-    GPU, or the CPU. start: begin with the weights of a trained prior, a run's folder or `diffusers:FOLDER` (Karlo,
-    Kandinsky 2), which keeps its size and its scaling of embeddings; a
-    setting that it cannot go on with is refused. on_step, listen: see `TrainingView.of`; view: in
-    their place.
+    preset: tiny, base, laion-l14, paper, kandinsky-2-2, karlo, or a recipe. config, settings: values to put into it,
+    see `resolve_config`: {"optim.lr": 1e-4, "train.batch_size": 64}. steps, seed, parallel, loggers: short for those of
+    `train`. split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for
+    the first GPU, or the CPU. start: begin with the weights of a trained prior, a run's folder or `diffusers:FOLDER`
+    (Karlo, Kandinsky 2), which keeps its size and its scaling of embeddings; a setting that it cannot go on with is
+    refused. on_step, listen: see `TrainingView.of`; view: in their place.
     """
     short = train_settings(settings, loggers, steps=steps, seed=seed, parallel=parallel)
     recipe = recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior}))
@@ -156,6 +155,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
     with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
         prior = _built(job, seen, rows[TRAIN])
+        learn_empty_text(prior, place.folder, seen.dataset, together)
         prior.to(device)
         facts = _facts(job, seen, rows)
         found = _extension(job, place.folder, facts, seen, rows) if together.is_first else Extension()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dalle2_core.convert.diffusers_prior import read_diffusers_prior
 from dalle2_core.files import sha256
@@ -14,9 +17,18 @@ from dalle2_core.presets.prior import PriorRecipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.config import OF_SAMPLING
 from dalle2_core.priors.registry import PRIORS, load_prior
+from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.serialization import read_kind
-from embedpipe.errors import InputError, OptionError
+from dalle2_core.training import Processes
+from dalle2_core.training.checkpoint import newest_weights
+from dalle2_core.types import EmbeddedText
+from embedpipe.errors import InputError, ModelError, OptionError, RunMismatch
+from embedpipe.load import EmbeddingDataset
 from embedpipe.mirror import local_copy
+
+from ..data.empty_text import empty_text_of, encoder_of_data, lacks_empty_text
+
+logger = logging.getLogger("embedpipe")
 
 DIFFUSERS = "diffusers:"
 # Settings of a prior that its weights go on with: of what is learnt from now on, and of sampling.
@@ -89,7 +101,7 @@ def started(
     prior = start.load()
     changes = _changes(recipe, kind, prior, start, settings)
     return (
-        replace(recipe, prior=kind, text_tokens=recipe.text_tokens or reads_tokens(prior)),
+        replace(recipe, prior=kind, text_tokens=reads_tokens(prior) or (recipe.text_tokens and kind != "unclip")),
         replace(start, changes=changes),
     )
 
@@ -110,6 +122,38 @@ def _changes(
             )
         found[name] = value
     return found
+
+
+def learn_empty_text(prior: Prior, folder: str, dataset: EmbeddingDataset, together: Processes) -> None:
+    """Tell a prior in whose training texts are dropped the empty one, by the encoder of its data set.
+
+    A run in `folder` that has checkpoints goes on with what they say. Where the encoder is not to be had no text is
+    dropped, and that is said. Every process calls it.
+    """
+    if not isinstance(prior, UnclipPrior) or prior.config.cond_drop_prob == 0 or not lacks_empty_text(prior):
+        return
+    found = _empty_text(prior, folder, dataset) if together.is_first else None
+    told = together.gather(found)[0]
+    if told is not None:
+        prior.set_null_text(told)
+
+
+def _empty_text(prior: UnclipPrior, folder: str, dataset: EmbeddingDataset) -> EmbeddedText | None:
+    begun = newest_weights(Path(folder) / "checkpoints")
+    if begun is not None:
+        embed, tokens = (begun.get(name) for name in ("null_text_embed", "null_text_tokens"))
+        mask = None if tokens is None else torch.ones(tokens.shape[:2], dtype=torch.bool)
+        return None if embed is None else EmbeddedText(embed, tokens, mask)
+    try:
+        return empty_text_of(prior, encoder_of_data(dataset))
+    except (ModelError, InputError, RunMismatch) as problem:
+        logger.warning(
+            "%s: no text is dropped in this training, as the encoder that would embed the empty text is not to be had "
+            "(%s). Guidance goes on as the prior has learnt it",
+            dataset.path,
+            problem,
+        )
+        return None
 
 
 def reads_tokens(prior: Prior) -> bool:

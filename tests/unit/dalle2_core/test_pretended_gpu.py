@@ -68,7 +68,8 @@ def test_a_priors_step_never_waits(preset, tokens, place):
         width = recipe.network.dim or WIDTH
         prior = recipe.build(width).train()
         embeds = (torch.randn(ROWS, width), torch.randn(ROWS, width))
-        text = (torch.randn(ROWS, 7, width), torch.ones(ROWS, 7, dtype=torch.bool)) if tokens else (None, None)
+        states = torch.randn(ROWS, 7, width), torch.ones(ROWS, 7, dtype=torch.bool)
+        text = states if tokens or recipe.text_tokens else (None, None)
         gpu.train(prior, prior.loss(PriorBatch(*embeds, *text), None).loss)
 
 
