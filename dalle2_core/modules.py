@@ -1,4 +1,5 @@
-"""What modules share: companions that follow .to() but are not in state_dict(), precise buffers, evaluation mode."""
+"""What modules share: weights that never change, companions that follow .to() but are not in state_dict(), precise
+buffers, evaluation mode."""
 
 from __future__ import annotations
 
@@ -7,10 +8,25 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound="CompanionModules")
 B = TypeVar("B", bound="PreciseBuffers")
+
+
+def unchanged_weights(module: nn.Module) -> frozenset[str]:
+    """Names of the weights that a training leaves as they are, and need not keep: whoever builds the module has them.
+
+    A module says so by an attribute `unchanged`; none does otherwise.
+    """
+    found: frozenset[str] = getattr(module, "unchanged", frozenset())
+    return found
+
+
+def varying_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict without `unchanged_weights`."""
+    unchanged = unchanged_weights(module)
+    return {name: it for name, it in module.state_dict().items() if name not in unchanged}
 
 
 class CompanionModules(nn.Module):

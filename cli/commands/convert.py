@@ -52,14 +52,16 @@ def command(
 
     CHECKPOINT is what DALLE2-pytorch's trainer or tracker saved, or a state dict: sizes and the noise schedule are read
     off the weights; what no weight says is reported. Or it is a folder of diffusers, a pipeline's or its prior's
-    (Karlo, Kandinsky 2, ECLIPSE), with weights as safetensors. Nothing in it is run. OUT gets config.json,
-    model.safetensors and, of DALLE2-pytorch's, conversion.json.
+    (Karlo, Kandinsky 2, ECLIPSE), with weights as safetensors. Nothing in it is run. Or it is a run of train-prior
+    --lora, whose adapters are merged with the weights they belong to. OUT gets config.json, model.safetensors and, of
+    DALLE2-pytorch's, conversion.json.
 
     \b
     embedpipe convert latest.pth prior
     embedpipe convert latest.pth prior --version 1.1.0 --training-config prior_config.json
     embedpipe convert latest.pth prior --for emb --text-tokens
     embedpipe convert kandinsky-2-2-prior prior --for emb
+    embedpipe convert lora-run merged
     embedpipe convert prior for-diffusers --to diffusers
     """
     from .. import display

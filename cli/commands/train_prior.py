@@ -45,6 +45,12 @@ ALL = "all"
     metavar="PRIOR",
     help="Begin with the weights of a trained prior: a run's folder, or diffusers:FOLDER (Karlo, Kandinsky 2).",
 )
+@click.option(
+    "--lora",
+    metavar="RANK",
+    type=click.IntRange(1),
+    help="With --from: train low-rank adapters of that rank in place of the weights. `convert` merges them.",
+)
 @training_options
 @split_options
 @row_options
@@ -66,6 +72,7 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     embedpipe train-prior emb prior --preset base --set optim.lr=1e-4 --set train.steps=20000
     embedpipe train-prior emb priors --prior all
     embedpipe train-prior emb prior --from diffusers:kandinsky-2-2-prior --set optim.lr=1e-5
+    embedpipe train-prior emb prior --from kandinsky-prior --lora 8 --set optim.lr=1e-4
     embedpipe train-prior s3://bucket/emb s3://bucket/prior
     torchrun --nproc-per-node 8 -m embedpipe_cli train-prior emb prior --preset laion-l14
     """

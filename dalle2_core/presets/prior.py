@@ -10,6 +10,7 @@ from dalle2_core.keywords import chosen
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.config import PriorConfig
+from dalle2_core.priors.lora import LoraConfig
 from dalle2_core.priors.registry import PRIORS
 from dalle2_core.priors.unclip import UnclipConfig
 from dalle2_core.training.loop import TrainConfig
@@ -21,6 +22,7 @@ class PriorRecipe:
     """Everything that a prior's training needs besides the data; `prior_recipe` makes one.
 
     prior: which one, a name in `dalle2_core.priors.PRIORS`. network: of those with a transformer.
+    lora: adapters that are trained in place of the weights that a training begins with, of an unclip prior.
     text_tokens: the prior also reads the states of the captions' tokens, which must be as wide as `network.dim`.
     Besides these, the settings of every prior that has any, under its name: `diffusion`, `ridge` …
     """
@@ -30,6 +32,7 @@ class PriorRecipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     text_tokens: bool = False
     prior: str = "diffusion"
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         chosen(PRIORS, self.prior, "prior")

@@ -25,11 +25,21 @@ PRIORS: Registry[type[Prior]] = Registry(
 )
 
 
+ADAPTED = "adapted-prior"  # adapters of a prior that lies elsewhere, see `dalle2_core.priors.lora`
+
+
 def load_prior(folder: Path | str, device: torch.device | str = "cpu") -> Prior:
-    """The prior in a folder, of whatever kind config.json names. Raises CheckpointError if there is none."""
+    """The prior in a folder, of whatever kind config.json names; one with adapters is whole.
+
+    Raises CheckpointError if there is none.
+    """
     from dalle2_core.serialization import read_kind
 
     kind = read_kind(folder)
+    if kind == ADAPTED:
+        from dalle2_core.priors.lora import load_adapted
+
+        return load_adapted(folder, device)
     for prior in PRIORS.values():
         if kind == prior.KIND:
             return prior.load(folder, device)

@@ -32,7 +32,7 @@ from dalle2_core.priors.base import Prior, check_candidates, check_guidance, nea
 from dalle2_core.rng import RNG, integers, normal, uniform
 from dalle2_core.types import EmbeddedText, PriorBatch, StepLoss, TextCondition
 
-_NULL = ("null_text_embed", "null_text_tokens")
+NULL_TEXT = ("null_text_embed", "null_text_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ class UnclipPrior(Prior):
     CONFIG = UnclipConfig
     null_text_embed: Tensor | None
     null_text_tokens: Tensor | None
+    unchanged: frozenset[str] = frozenset()  # see `unchanged_weights`
 
     def __init__(self, network: UnclipTransformerConfig, config: UnclipConfig) -> None:
         """Weights are drawn from torch's global generator."""
@@ -119,7 +120,7 @@ class UnclipPrior(Prior):
         self.net = UnclipTransformer(network)
         self.image_embed_dim = network.embedding_dim
         self.schedule = NoiseSchedule("cosine", config.timesteps)
-        for name in _NULL:
+        for name in NULL_TEXT:
             self.register_buffer(name, None)
 
     @property
@@ -181,7 +182,13 @@ class UnclipPrior(Prior):
         return StepLoss(self._denoiser().loss(x0, t, noise, text).error.mean())
 
     def _loss_of_one_pass(self, batch: PriorBatch, noise: Tensor, text: TextCondition) -> StepLoss:
-        """2312.04655, equations 4 to 6."""
+        """ECLIPSE's objective. Patel et al. 2312.04655, section 3.2: projection loss and contrastive loss.
+
+        L = mean |p_i - x_i|² + λ mean_i -log( exp(<p_i, y_i> / τ) / Σ_j exp(<p_i, y_j> / τ) )
+
+        p_i = f(noise, y_i): predicted; x_i: image embedding; y_i: text embedding; in the second part p and y are of
+        norm 1. λ is contrastive_weight (0.2 in the paper), τ contrastive_temperature.
+        """
         predicted = self.net(noise.to(dtype_of(self.net)), None, text).float()
         squared = F.mse_loss(predicted, batch.image_embed.float())
         if not self.compares_rows:
@@ -303,7 +310,7 @@ class UnclipPrior(Prior):
     def take_weights(self, folder: Path | str) -> None:
         """See `Prior`; the empty text may be among the weights, or not."""
         tensors = read_tensors(Path(folder) / "model.safetensors")
-        for name in _NULL:
+        for name in NULL_TEXT:
             setattr(self, name, tensors.get(name))
         try:
             self.load_state_dict(tensors)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from dalle2_core.modules import unchanged_weights
+
 M = TypeVar("M", bound="_HostCounted")
 
 
@@ -21,9 +23,15 @@ def decay_at(updates: int, decay: float) -> float:
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An averaged copy of `model`. Its first update copies the weights; buffers are copied at every update."""
+    """An averaged copy of `model`. Its first update copies the weights; buffers are copied at every update.
+
+    Weights that never change are the model's own, and not held twice.
+    """
     averaged = _HostCounted(model, multi_avg_fn=_average_with(decay, lambda: int(averaged.n_averaged)))
     averaged.requires_grad_(False)
+    for name in unchanged_weights(model):
+        place, _, own = name.rpartition(".")
+        setattr(averaged.module.get_submodule(place), own, model.get_parameter(name))
     averaged.eval()
     return averaged
 

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim.swa_utils import AveragedModel
 
 from dalle2_core.errors import ConfigError
+from dalle2_core.modules import unchanged_weights
 from dalle2_core.training.config import TrainConfig
 from dalle2_core.training.distributed import Processes
 from dalle2_core.training.ema import make_ema
@@ -113,6 +114,10 @@ def place_model(model: nn.Module, config: TrainConfig, together: Processes) -> R
         raise ConfigError(
             f"a {type(model).__name__} learns by more than gradients, for which it must be whole: give "
             "train.parallel=ddp"
+        )
+    if unchanged_weights(model):
+        raise ConfigError(
+            "a prior that adapters alone are trained of is not cut into shards: give train.parallel=ddp, or lora.rank=0"
         )
     return Sharded(model, together, config.ema_decay)
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from dalle2_core.errors import CheckpointError
+from dalle2_core.modules import unchanged_weights, varying_state
 from dalle2_core.training.sharded_tensors import StoredTensors
 
 
@@ -76,10 +77,10 @@ class TrainState:
         return {"train": self.step, "valid": self.evaluated_step, "online": self.evaluated_step}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by file: the weights, their average, the optimizer's moments named by parameter."""
-        parts = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
+        """Tensors by file: the weights that change, their average, the optimizer's moments named by parameter."""
+        parts = {"model": varying_state(self.model), "optimizer": self._optimizer_tensors()}
         if self.ema is not None:
-            parts["ema"] = self.ema.module.state_dict()
+            parts["ema"] = varying_state(self.ema.module)
         return parts
 
     def numbers(self) -> dict[str, Any]:
@@ -162,11 +163,11 @@ def _in_memory_as(parameter: Tensor, moment: Tensor) -> Tensor:
 
 
 def load_weights(model: nn.Module, tensors: StoredTensors, *, strict: bool = True) -> None:
-    """Load a state dict. strict: names and shapes must all fit; False loads the tensors that do.
+    """Load a state dict, of weights that change. strict: names and shapes must all fit; False loads those that do.
 
     Raises CheckpointError naming the first misfits, or if nothing fits.
     """
-    own, shapes = model.state_dict(), tensors.shapes
+    own, shapes = varying_state(model), tensors.shapes
     if not strict:
         own = {name: like for name, like in own.items() if shapes.get(name) == tuple(like.shape)}
         if not own:
@@ -183,4 +184,5 @@ def load_weights(model: nn.Module, tensors: StoredTensors, *, strict: bool = Tru
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"weights of another model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict({name: tensors.laid_out_as(like, name) for name, like in own.items()})
+    complete = not unchanged_weights(model)
+    model.load_state_dict({name: tensors.laid_out_as(like, name) for name, like in own.items()}, strict=complete)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from dalle2_core.convert import ConvertConfig, Converted, convert_prior, save_converted
-from dalle2_core.convert.diffusers_prior import ConvertedDiffusers, read_diffusers_prior, write_diffusers_prior
 from dalle2_core.errors import CheckpointError, ConfigError
-from dalle2_core.priors.registry import load_prior
+from dalle2_core.priors.diffusers_folder import ConvertedDiffusers, read_diffusers_prior, write_diffusers_prior
+from dalle2_core.priors.registry import ADAPTED, load_prior
 from dalle2_core.priors.unclip import UnclipPrior
+from dalle2_core.serialization import read_kind
 from embedpipe import files
 from embedpipe.callable_package import callable_as
 from embedpipe.clip_model.encoder_card import EncoderCard
@@ -18,8 +20,9 @@ from embedpipe.errors import InputError, OptionError
 from embedpipe.load import EmbeddingDataset
 
 from .evaluate.priors import PRIOR_RUN
-from .runs.record import write_run_record
+from .runs.record import read_run_record, write_run_record
 from .runs.split import SplitConfig
+from .runs.trained_rows import read_trained_rows, write_trained_rows
 
 
 def convert(
@@ -42,11 +45,12 @@ def convert(
     """Convert a prior to a folder of the form used here, or of diffusers. Nothing in it is run.
 
     checkpoint: of DALLE2-pytorch (0.16 and later); or a folder of diffusers, a pipeline's or its prior's (Karlo,
-    Kandinsky 2, ECLIPSE). out: None reads it and writes nothing. emb: a data set of its encoder; other calls then take
-    `out` for a run of `train_prior`. text_tokens: it reads the states of the captions' tokens, too. to: "diffusers"
-    writes an `unclip` prior, checkpoint being its folder, as diffusers loads it. The others: see `ConvertConfig`; they
-    are for checkpoints of DALLE2-pytorch. Raises CheckpointError, ConfigError, OptionError; InputError where `emb` has
-    embeddings of another width.
+    Kandinsky 2, ECLIPSE); or a run of `train_prior` with adapters, which become one with the weights. out: None reads
+    it and writes nothing. emb: a data set of its encoder; other calls then take `out` for a run of `train_prior`.
+    text_tokens: it reads the states of the captions' tokens, too. to: "diffusers" writes an `unclip` prior, checkpoint
+    being its folder, as diffusers loads it. The others: see `ConvertConfig`; they are for checkpoints of
+    DALLE2-pytorch. Raises CheckpointError, ConfigError, OptionError; InputError where `emb` has embeddings of another
+    width.
     """
     config = ConvertConfig(
         version=version,
@@ -64,7 +68,9 @@ def convert(
             raise OptionError(
                 f"{checkpoint}: a folder, and options that describe a checkpoint of DALLE2-pytorch", "Drop them"
             )
-        return _to_diffusers(checkpoint, out, emb) if to == "diffusers" else _from_diffusers(checkpoint, out, emb)
+        if to == "diffusers":
+            return _to_diffusers(checkpoint, out, emb)
+        return _merged(checkpoint, out, emb) if _is_adapted(checkpoint) else _from_diffusers(checkpoint, out, emb)
     converted = convert_prior(checkpoint, config)
     encoder = None if emb is None else _encoder_record(emb, converted.prior.image_embed_dim)
     if out is not None:
@@ -74,12 +80,40 @@ def convert(
     return converted
 
 
+def _is_adapted(folder: str) -> bool:
+    try:
+        return read_kind(folder) == ADAPTED
+    except CheckpointError:
+        return False
+
+
+def _merged(folder: str, out: str | None, emb: str | None) -> ConvertedDiffusers:
+    """A run's prior with its adapters in its weights; `out` is of the same data and split as the run."""
+    if emb is not None:
+        raise OptionError(f"{folder}: its run says whose embeddings it is for", "Leave `emb` out")
+    prior = load_prior(folder)
+    assert isinstance(prior, UnclipPrior)
+    if out is not None:
+        _refuse_model(out, ("config.json",))
+        facts = read_run_record(folder, PRIOR_RUN, "train-prior")
+        prior.save(out)
+        marks = read_trained_rows(folder)
+        if marks is not None:
+            write_trained_rows(out, marks)
+        write_run_record(out, PRIOR_RUN, facts | {"merged": True})
+    return ConvertedDiffusers(prior, ())
+
+
+def _refuse_model(out: str, names: Sequence[str]) -> None:
+    if any(files.exists(files.join(out, name)) for name in names):
+        raise CheckpointError(f"{out}: holds a model already; name another folder")
+
+
 def _from_diffusers(folder: str, out: str | None, emb: str | None) -> ConvertedDiffusers:
     found = read_diffusers_prior(folder)
     encoder = None if emb is None else _encoder_record(emb, found.prior.image_embed_dim)
     if out is not None:
-        if files.exists(files.join(out, "config.json")):
-            raise CheckpointError(f"{out}: holds a model already; name another folder")
+        _refuse_model(out, ("config.json",))
         found.prior.save(out)
         if encoder is not None:
             _write_converted_run(out, encoder, found.prior.net.reads_tokens, prior="unclip")
@@ -93,8 +127,7 @@ def _to_diffusers(folder: str, out: str | None, emb: str | None) -> ConvertedDif
     if not isinstance(prior, UnclipPrior):
         raise ConfigError(f"{folder}: holds a {prior.KIND}; diffusers has a class for unclip priors only")
     if out is not None:
-        if any(files.exists(files.join(out, name)) for name in ("config.json", "prior", "model_index.json")):
-            raise CheckpointError(f"{out}: holds a model already; name another folder")
+        _refuse_model(out, ("config.json", "prior", "model_index.json"))
         write_diffusers_prior(prior, out)
     return ConvertedDiffusers(prior, ())
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dalle2_core.convert.diffusers_prior import is_diffusers_prior, read_diffusers_prior, write_diffusers_prior
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
+from dalle2_core.priors.diffusers_folder import is_diffusers_prior, read_diffusers_prior, write_diffusers_prior
 from dalle2_core.priors.registry import load_prior
 from dalle2_core.priors.unclip import UnclipConfig, UnclipPrior, unclip_timesteps
 from dalle2_core.types import EmbeddedText, PriorBatch, TextCondition
@@ -148,6 +148,24 @@ def test_eclipse_predicts_in_one_pass_and_learns_by_contrast():
     assert losses[-1] < 0.5 * losses[0]
     with pytest.raises(ConfigError, match="a prior of one pass cannot be guided"):
         prior.sample(text, cond_scale=2.0)
+
+
+def test_eclipses_loss_is_the_papers_row_by_row():
+    torch.manual_seed(0)
+    config = UnclipConfig(num_layers=1, num_attention_heads=2, attention_head_dim=8, reads_time=False,
+                          clip_sample_range=None, contrastive_weight=0.2, contrastive_temperature=0.3,
+                          cond_drop_prob=0.0)  # fmt: skip
+    prior = UnclipPrior(config.network(WIDTH), config).eval()
+    text, image = texts()[0], texts(seed=5)[0]
+    found = prior.loss(PriorBatch(text, image), torch.Generator().manual_seed(3)).loss
+    noise = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(3))
+    p = prior.net(noise, None, TextCondition(text)).detach()
+    squared = sum(((p[i] - image[i]) ** 2).mean() for i in range(ROWS)) / ROWS
+    contrast = 0.0
+    for i in range(ROWS):
+        likeness = torch.stack([(p[i] @ text[j]) / (p[i].norm() * text[j].norm()) for j in range(ROWS)])
+        contrast -= torch.log(torch.exp(likeness[i] / 0.3) / torch.exp(likeness / 0.3).sum()) / ROWS
+    torch.testing.assert_close(found.detach(), squared + 0.2 * contrast)
 
 
 def test_eclipses_folder_goes_there_and_back(tmp_path):

@@ -15,11 +15,10 @@ import torch
 from dalle2_core.presets.prior import PriorRecipe, prior_preset, prior_recipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import PRIORS
-from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.training import Comparison, Processes, Run, TrainState, load_trained, train
 from dalle2_core.types import PriorBatch, Trainable
 from embedpipe import files
-from embedpipe.errors import RunMismatch
+from embedpipe.errors import OptionError, RunMismatch
 from embedpipe.load import EmbeddingLoader
 from embedpipe.load.identity import row_marks
 from embedpipe.load.split import TRAIN, VALID
@@ -37,7 +36,7 @@ from ..runs.split import SplitConfig
 from ..runs.trained_rows import write_trained_rows
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
-from .prior_start import PriorStart, learn_empty_text, refuse_another_width, started
+from .prior_start import PriorStart, build, learn_empty_text, refuse_another_width, save, started
 from .settings import Values, given_names, recipe_of, train_settings
 from .view import OnStep, TrainingView, join_training
 
@@ -99,6 +98,7 @@ def prior_job(
     drop_nonfinite: bool = False,
     device: str | None = None,
     start: str | None = None,
+    lora: int | None = None,
     on_step: OnStep | None = None,
     listen: Listener = silent,
     view: TrainingView | None = None,
@@ -110,11 +110,15 @@ def prior_job(
     `train`. split_column, valid_share: see `SplitConfig`. normalise, drop_nonfinite: see `RowPolicy`. device: None for
     the first GPU, or the CPU. start: begin with the weights of a trained prior, a run's folder or `diffusers:FOLDER`
     (Karlo, Kandinsky 2), which keeps its size and its scaling of embeddings; a setting that it cannot go on with is
-    refused. on_step, listen: see `TrainingView.of`; view: in their place.
+    refused. lora: train adapters of that rank in place of its weights, short for {"lora.rank": …}. on_step, listen: see
+    `TrainingView.of`; view: in their place.
     """
     short = train_settings(settings, loggers, steps=steps, seed=seed, parallel=parallel)
-    recipe = recipe_of(preset, prior_preset, config, short | ({} if prior is None else {"prior": prior}))
+    named = {"prior": prior, "lora.rank": lora}
+    recipe = recipe_of(preset, prior_preset, config, short | {key: it for key, it in named.items() if it is not None})
     begun = None
+    if recipe.lora.rank and start is None:
+        raise OptionError("adapters are trained of a prior that is trained already", "Name it with `start`")
     if start is not None:
         recipe, begun = started(recipe, prior, PriorStart(start), given_names(config, settings))
     return PriorJob(
@@ -154,7 +158,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
 
     with run_folder(job.out, together) as place:
         torch.manual_seed(recipe.train.seed)
-        prior = _built(job, seen, rows[TRAIN])
+        prior = build(job.start, recipe, seen.dataset.card.dim, functools.partial(_to_fit, seen, rows[TRAIN]))
         learn_empty_text(prior, place.folder, seen.dataset, together)
         prior.to(device)
         facts = _facts(job, seen, rows)
@@ -177,7 +181,7 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         if not together.is_first:
             return None
         prior.eval()
-        prior.save(place.folder)
+        save(prior, job.start, recipe, place.folder)
         write_run_record(place.folder, PRIOR_RUN, facts | {"best_step": best_step, "history": history})
         write_trained_rows(place.folder, row_marks(seen.dataset, rows[TRAIN]))
         metrics = watch(prior, watched, recipe.train.seed, device)
@@ -223,13 +227,8 @@ train_all_priors = call_of("train_all_priors", prior_job, run_all_priors)
 plan_train_all_priors = call_of("plan_train_all_priors", prior_job, plan_all_priors)
 
 
-def _built(job: PriorJob, seen: PriorRows, rows: np.ndarray) -> Prior:
-    """A new prior, fitted to the rows, or the trained one that the job begins with, whose scaling stays."""
-    prior: Prior = job.recipe.build(seen.dataset.card.dim) if job.start is None else job.start.load()
-    if job.start is not None and not isinstance(prior, UnclipPrior):
-        return prior
-    # One of diffusers that was never trained has no scaling yet; of others this leaves it as it is.
-    return prior.fit(*seen.pairs(sample_rows(rows, MOST_ROWS_TO_FIT)))
+def _to_fit(seen: PriorRows, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    return seen.pairs(sample_rows(rows, MOST_ROWS_TO_FIT))
 
 
 def _open(
@@ -308,7 +307,8 @@ def _extension(
 ) -> Extension:
     """How the run in `folder`, that of the job or its working copy, is extended. Raises RunMismatch for another."""
     is_finished = files.exists(files.join(folder, RUN_FILE))
-    if is_finished and read_run_record(folder, PRIOR_RUN, "train-prior").get("converted"):
+    record = read_run_record(folder, PRIOR_RUN, "train-prior") if is_finished else {}
+    if record.get("converted") or record.get("merged"):
         raise RunMismatch(
             f"{job.out}: holds a converted prior", "Give another output folder, and begin with it: `start`"
         )

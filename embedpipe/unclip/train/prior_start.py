@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dalle2_core.convert.diffusers_prior import read_diffusers_prior
-from dalle2_core.files import sha256
 from dalle2_core.presets.prior import PriorRecipe
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.config import OF_SAMPLING
-from dalle2_core.priors.registry import PRIORS, load_prior
+from dalle2_core.priors.diffusers_folder import read_diffusers_prior
+from dalle2_core.priors.lora import adapt, base_digest, save_adapted
+from dalle2_core.priors.registry import ADAPTED, PRIORS, load_prior
 from dalle2_core.priors.unclip import UnclipPrior
 from dalle2_core.serialization import read_kind
 from dalle2_core.training import Processes
@@ -54,7 +53,8 @@ class PriorStart:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """On this machine."""
         return Path(local_copy(self.place.removeprefix(DIFFUSERS)))
 
     @property
@@ -62,13 +62,15 @@ class PriorStart:
         """Its name among PRIORS. Raises CheckpointError for a folder without a prior."""
         if self.place.startswith(DIFFUSERS):
             return "unclip"
-        found = read_kind(self._folder)
+        found = read_kind(self.folder)
+        if found == ADAPTED:
+            return "unclip"
         return next((name for name in PRIORS if found == PRIORS[name].KIND), found)
 
     def load(self) -> Prior:
         """The prior, in float32. Raises CheckpointError if it is not whole."""
         of_diffusers = self.place.startswith(DIFFUSERS)
-        prior: Any = read_diffusers_prior(self._folder).prior if of_diffusers else load_prior(self._folder)
+        prior: Any = read_diffusers_prior(self.folder).prior if of_diffusers else load_prior(self.folder)
         if self.changes:
             prior.config = replace(prior.config, **self.changes)
         loaded: Prior = prior.float()
@@ -76,13 +78,7 @@ class PriorStart:
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of it: the place, and a digest of the files with its settings and weights."""
-        digest = hashlib.sha256()
-        # Beside these lie a run's checkpoints, and the other models of a pipeline.
-        parts = ("", "prior", "scheduler", "prior_scheduler") if self.place.startswith(DIFFUSERS) else ("",)
-        for path in sorted(it for part in parts for it in (self._folder / part).glob("*")):
-            if path.name in ("config.json", "scheduler_config.json") or path.suffix == ".safetensors":
-                digest.update(sha256(path).encode())
-        return {"place": self.place, "sha256": digest.hexdigest()}
+        return {"place": self.place, "sha256": base_digest(self.folder)}
 
 
 def started(
@@ -98,6 +94,8 @@ def started(
         raise OptionError(f"{start.place}: holds a prior of the kind {kind}, not {given}", "Leave `prior` out")
     if kind not in PRIORS or not hasattr(PRIORS[kind], "loss"):
         raise OptionError(f"{start.place}: a prior of the kind {kind} is not trained by steps", "Begin anew")
+    if recipe.lora.rank and kind != "unclip":
+        raise OptionError(f"{start.place}: adapters are for unclip priors, not for {kind}", "Give `lora=0`")
     prior = start.load()
     changes = _changes(recipe, kind, prior, start, settings)
     return (
@@ -122,6 +120,28 @@ def _changes(
             )
         found[name] = value
     return found
+
+
+def build(start: PriorStart | None, recipe: PriorRecipe, dim: int, pairs: Callable[[], tuple[Any, Any]]) -> Prior:
+    """A new prior for embeddings of `dim`, fitted to `pairs`, or the one that a training begins with, perhaps adapted.
+
+    The scaling of a trained one stays.
+    """
+    prior: Prior = recipe.build(dim) if start is None else start.load()
+    if start is None or isinstance(prior, UnclipPrior):
+        # One of diffusers that was never trained has no scaling yet; of others this leaves it as it is.
+        prior = prior.fit(*pairs())
+    if recipe.lora.rank and isinstance(prior, UnclipPrior):
+        adapt(prior, recipe.lora)
+    return prior
+
+
+def save(prior: Prior, start: PriorStart | None, recipe: PriorRecipe, folder: str) -> None:
+    """Write a trained prior, or the adapters of one. Raises CheckpointError if the disk refuses."""
+    if recipe.lora.rank and start is not None and isinstance(prior, UnclipPrior):
+        save_adapted(prior, recipe.lora, folder, start.folder)
+    else:
+        prior.save(folder)
 
 
 def learn_empty_text(prior: Prior, folder: str, dataset: EmbeddingDataset, together: Processes) -> None:

@@ -11,7 +11,7 @@ from dalle2_core.networks.unclip_transformer import UnclipTransformer, UnclipTra
 from dalle2_core.presets.prior import PRIOR_PRESETS, prior_preset
 
 PARTS = {"network", "diffusion", "optim", "train", "text_tokens", "prior"}
-PARTS |= {"ridge", "autoregressive", "contrastive", "unclip"}
+PARTS |= {"lora", "ridge", "autoregressive", "contrastive", "unclip"}
 
 
 @pytest.mark.parametrize("name", sorted(PRIOR_PRESETS))
