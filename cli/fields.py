@@ -28,6 +28,7 @@ RENAMED = {
         "compile": "compile_model",
         "decode_threads": "threads",
         "dtype": "embedding_dtype",
+        "file_column": "file_col",
         "format": "storage",
         "image_column": "image_col",
         "images=False": "no_image=True",

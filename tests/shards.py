@@ -173,6 +173,18 @@ def table(count, first=0, **columns):
     return pa.table({name: values for name, values in {**made, **columns}.items() if values is not None})
 
 
+def write_path_table(path, count, first=0, image=True, caption_there=True):
+    """Write the samples that `samples` gives as a jsonl that names image files beside it. Returns str(path)."""
+    write_files(Path(path).parent, [(f"{i:05d}.jpg", jpeg(i)) for i in range(first, first + count)] if image else [])
+    rows = []
+    for i in range(first, first + count):
+        told = {"file": f"{i:05d}.jpg", "caption": caption(i) if caption_there else None}
+        rows.append({**told, "number": i, "label": f"l{i % 3}"})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
 def write_table(path, table, **options):
     """Write an Arrow table as parquet. Returns str(path)."""
     import pyarrow.parquet as pq

@@ -13,6 +13,7 @@ from embedpipe.plural import plural
 from ..fields import with_options
 from ..options import (
     debug_option,
+    dialect_options,
     executor_options,
     json_option,
     max_rejects_option,
@@ -97,18 +98,29 @@ if TYPE_CHECKING:
 @click.option("--image-col", help="The column of a table that holds image bytes. Default: image.")
 @click.option("--key-col", help="The column of a table that holds keys. Default: key, or else the row's number.")
 @click.option(
+    "--local-root",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="DATA is a table of local paths, relative to itself; read those that lead below DIR.",
+)
+@click.option(
+    "--file-col", help="The column with the local paths. Default: file_name, file, path … whichever there is."
+)
+@dialect_options
+@click.option(
     "--input",
     "input_format",
     default="auto",
     show_default=True,
-    help="webdataset, folder (loose files), imagefolder (with metadata.csv), table (parquet), or auto (detect).",
+    help="webdataset, folder (loose files), imagefolder (with metadata.csv), table (parquet), "
+    "paths (see --local-root), or auto (detect).",
 )
 @click.option(
     "--samples-per-shard",
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
-    help="How a folder of loose images is cut into shards.",
+    help="How a folder of loose images, or a table of local paths, is cut into shards.",
 )
 @click.option(
     "--max-pixels",
@@ -168,13 +180,15 @@ def command(ctx: click.Context, /, data: str, out: str, **options: Any) -> None:
     """Image shards, tables or a folder of images → an embedding data set.
 
     DATA is a webdataset tar, a folder of tars, a pattern such as 'data/{00000..00099}.tar', the same of parquet tables
-    with image bytes, or a folder of images with captions (.txt) and metadata (.json) beside them. OUT is made of one
-    committed shard for each input shard; the same command again encodes what is missing.
+    with image bytes, a folder of images with captions (.txt) and metadata (.json) beside them, or with --local-root a
+    table that names image files. OUT is made of one committed shard for each input shard; the same command again
+    encodes what is missing.
 
     \b
     embedpipe encode shards emb --model ViT-L-14 --pretrained openai --gpus 8
     embedpipe encode shards emb --model clip-run --gpus 0 --workers 2
     embedpipe encode shards emb --model ViT-B-32 --pretrained laion.pt --like-tag laion2b_s34b_b79k
+    embedpipe encode captions.csv emb --local-root photos --model ViT-B-32 --pretrained openai
     embedpipe encode stamps emb --model ViT-B-32 --pretrained openai --background '#202020'
     embedpipe encode s3://bucket/shards s3://bucket/emb --model ViT-L-14 --pretrained openai --executor ray \\
         --address head:6379 --gpus 64
@@ -249,6 +263,11 @@ def _config(options: dict[str, Any], said: ModelOptions) -> EncodeConfig:
         caption_member=options["caption_member"],
         max_sample_bytes=options["max_sample_bytes"],
         image_column=options["image_col"],
+        local_root=options["local_root"],
+        file_column=options["file_col"],
+        quoting=options["quoting"],
+        delimiter=options["delimiter"],
+        encoding=options["encoding"],
         key_column=options["key_col"],
         overwrite=options["overwrite"],
         trust_old_card=options["trust_old_card"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,8 +34,10 @@ from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
 from ..plural import plural
 from ..progress import CutCaptions, Listener, Progress, RejectLimit, TaskReport, add_counts, silent
-from ..read import Reader, SampleRules, open_reader, refuse_without_effect
+from ..read import LocalPaths, Reader, SampleRules, open_reader, refuse_without_effect
+from ..read.delimited import DialectOptions
 from ..read.names import FIRST_READING, READING
+from ..read.path_table import folder_of_tables
 from ..read.sample import DEFAULT_CAPTION_KEY, DEFAULT_MAX_SAMPLE_BYTES
 from ..shard_plan import PlanChange
 from ..store import FORMATS
@@ -53,6 +56,9 @@ from .reject_limit import RejectLimitListener
 from .resume import CommittedTotals, scan_committed
 from .worker import EncodeWork
 
+# Absent from the run card where they are these, so that outputs older than the options can be resumed.
+_DEFAULTS_OF_PATHS = {"local_root": None, "file_column": None, "quoting": "auto", "delimiter": None, "encoding": None}
+
 
 @dataclass(frozen=True, slots=True)
 class EncodeConfig:
@@ -65,7 +71,9 @@ class EncodeConfig:
     caption, or the column of a table; None: the .txt, or else the field `caption`. image_column and key_column: of a
     table; image_member and caption_member: of a tar; reading: the version of the rules for names, None for that of the
     output, or the newest; max_sample_bytes; see `SampleRules`.
-    samples_per_shard: for a folder of loose images. format: a name in FORMATS. overwrite: remove the output of an
+    samples_per_shard: for a folder of loose images, and a table of local paths. local_root: `data` is such a table, and
+    its paths, in the column `file_column` or one of a usual name, must not lead out of this folder; quoting, delimiter
+    and encoding are its dialect, as in `FetchConfig`. format: a name in FORMATS. overwrite: remove the output of an
     earlier run, and start over. trust_old_card: continue an output of version 0.1, with the model built as version 0.1
     built it. max_rejects: stop early once the limit cannot be met.
     """
@@ -92,6 +100,11 @@ class EncodeConfig:
     reading: int | None = None
     max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
     workers_per_gpu: int | None = None
+    local_root: str | None = None
+    file_column: str | None = None
+    quoting: str = "auto"
+    delimiter: str | None = None
+    encoding: str | None = None
 
     def demand(self) -> ResourceRequest:
         """The workers and devices that the run requests."""
@@ -121,7 +134,11 @@ class EncodeConfig:
             **({"text_tokens": True} if self.stage.text_tokens else {}),
             **({"reject_cut_captions": True} if self.stage.reject_cut_captions else {}),
             **({"max_sample_bytes": most} if (most := self.max_sample_bytes) != DEFAULT_MAX_SAMPLE_BYTES else {}),
+            **({name: value for name, value in self._of_paths().items() if value != _DEFAULTS_OF_PATHS[name]}),
         }
+
+    def _of_paths(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _DEFAULTS_OF_PATHS}
 
     def reader(self, data: str) -> Reader:
         """The reader of the input `data`."""
@@ -136,12 +153,24 @@ class EncodeConfig:
             reading=self._reading(),
             max_sample_bytes=self.max_sample_bytes,
         )
-        reader = open_reader(data, rules, self.input, self.samples_per_shard)
+        paths = None
+        if self.local_root is not None:
+            dialect = DialectOptions(self.quoting, self.delimiter, self.encoding)
+            paths = LocalPaths(self.local_root, self.file_column, dialect)
+        elif given := [name for name, value in self._of_paths().items() if value != _DEFAULTS_OF_PATHS[name]]:
+            raise OptionError(f"`{given[0]}` is for a table of local paths", "Give `local_root='DIR'` with it")
+        reader = open_reader(data, rules, self.input, self.samples_per_shard, paths)
         refuse_without_effect(reader, rules)
         return reader
 
-    def going_on(self, out: str) -> EncodeConfig:
-        """For an output that is there: with the rules under which it was begun."""
+    def going_on(self, data: str, out: str) -> EncodeConfig:
+        """With the rules under which `out` was begun, if it is there, and the root as seen from the table's folder."""
+        if self.local_root is not None and files.is_local(data) and files.is_local(self.local_root):
+            root, home = (files.absolute(place) for place in (self.local_root, folder_of_tables(data)))
+            return dataclasses.replace(self, local_root=os.path.relpath(root, home))._begun(out)
+        return self._begun(out)
+
+    def _begun(self, out: str) -> EncodeConfig:
         before = None if self.overwrite else manifest.read_run(out)
         if before is None or before.format != manifest.EMBEDDINGS:
             return self
@@ -193,7 +222,7 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     begun = time.perf_counter()
     _refuse_contradictions(config)
     refuse_own_input(data, out)
-    config = config.going_on(out)
+    config = config.going_on(data, out)
     reader = config.reader(data)
     with (
         exclusive(out) if config.part is None else claimed(out, config.part),
@@ -250,7 +279,7 @@ def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, 
     """What `encode` would do: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
     refuse_own_input(data, out)
-    config = config.going_on(out)
+    config = config.going_on(data, out)
     found = manifest.read_run(out)
     change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)
     left = _uncommitted(out, change, config)

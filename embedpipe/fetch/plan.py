@@ -22,17 +22,18 @@ from ..errors import EmptyInput, InputError, OptionError, RunMismatch
 from ..manifest import RunCard
 from ..read import SampleRules
 from ..read.names import FIRST_READING, printable
+from ..read.tables import table
+from ..read.tables.table_file import Surveyed, TableFile, TableOptions
 from ..types import SourceShard
 from . import rights
 from .config import DEFAULT_URL_COLUMN, FetchConfig
 from .tables import image_folder as folder
-from .tables import sources, table
+from .tables import sources
 from .tables.layout import chosen_layout, continued_layout, infers_types, kept_options, widened_layout
 from .tables.local_paths import refuse_local_paths
 from .tables.recorded import TableInput, identify, recorded, require_unchanged, retry_file
 from .tables.schema import Layout
 from .tables.sources import Source
-from .tables.table_file import Surveyed, TableFile, TableOptions
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from ..errors import InputError
+from ..read.tables import table
+from ..read.tables.table_file import TableFile
 from .http.url import InvalidUrl, normalised
 from .plan import FetchPlan, ShardRange
-from .tables import image_folder, table
+from .tables import image_folder
 from .tables.recorded import difference, recorded
 from .tables.schema import Layout
-from .tables.table_file import TableFile
 
 _BEING_WRITTEN = "Is it being written? What is committed is of the table as it was"
 

@@ -167,12 +167,18 @@ def read_loose(folder: str, member: Member, rules: SampleRules) -> bytes | str |
     except StorageFailed:
         raise
     except (InputError, OSError) as problem:
-        if isinstance(problem, OSError) and problem.errno in _PASSING:
-            raise InputError(f"{files.join(folder, printable(path))}: {problem.strerror}", "Try again") from problem
+        said = unreadable(problem, location)
         if not files.is_folder(folder):
             raise InputError(f"{folder}: no such folder", "Check the path") from problem
-        said = problem.what if isinstance(problem, InputError) else str(problem.strerror or problem)
-        return said.rpartition(": ")[2]
+        return said
+
+
+def unreadable(problem: InputError | OSError, location: str) -> str:
+    """Why a file cannot be read. Raises InputError if that says nothing about the file, which may be read later."""
+    if isinstance(problem, OSError) and problem.errno in _PASSING:
+        raise InputError(f"{printable(location)}: {problem.strerror}", "Try again") from problem
+    said = problem.what if isinstance(problem, InputError) else str(problem.strerror or problem)
+    return said.rpartition(": ")[2]
 
 
 class Siblings:

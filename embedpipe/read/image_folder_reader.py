@@ -28,6 +28,7 @@ from .image_folder import (
     path_below,
 )
 from .image_folder_rows import table_rows
+from .local_paths import nameable
 from .names import Naming, printable
 from .sample import Member, SampleRules, first_caption
 
@@ -186,20 +187,11 @@ def _all_rows(folder: str, tables: tuple[tuple[str, files.FileStat], ...], capti
             if not isinstance(file_name, str) or not file_name.strip():
                 nameless += 1
                 continue
-            path = path_below(table, _nameable(file_name))
+            path = path_below(table, nameable(file_name))
             again += path in found
             found.setdefault(path, _row(fields, caption_column))
     in_order = sorted(found.items(), key=lambda item: (Naming(first_dot=False)(item[0]).key, item[0]))
     return _Tables(dict(in_order), again, nameless)
-
-
-def _nameable(text: str) -> str:
-    """`text` as a path, whatever surrogates JSON has in it: those that stand for no byte of a name are spelled out."""
-    try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
-    return text
 
 
 def _row(fields: dict[str, Any], caption_column: str | None) -> _Row:

@@ -22,6 +22,7 @@ from ..scarcity import telling
 from ..types import Reject, Sample, SourceShard
 from . import locations
 from .base import Digest, Survey
+from .local_paths import PATH_COLUMNS
 from .names import printable
 from .sample import (
     LFS_REMEDY,
@@ -135,9 +136,10 @@ def _choose(location: str, schema: pa.Schema, rules: SampleRules) -> _Columns:
     image = rules.image_column or _IMAGE_COLUMN
     key = rules.key_column or (_KEY_COLUMN if _KEY_COLUMN in schema.names else None)
     if rules.need_image:
-        _require(
-            location, schema, image, "image bytes", _holds_bytes, "image_column", "`images=False` encodes captions only"
-        )
+        otherwise = "`images=False` encodes captions only"
+        if paths := [name for name in PATH_COLUMNS if name in schema.names and _holds_text(schema.field(name).type)]:
+            otherwise += f"; if {paths[0]!r} holds local paths, give `local_root='DIR'`"
+        _require(location, schema, image, "image bytes", _holds_bytes, "image_column", otherwise)
     if rules.need_caption:
         _require(
             location,

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ...accounts import Accounts, all_rows
 from ...progress import Listener, Progress
+from ...read.local_paths import NoPath, located
 from ...taken_down import TakenDown
 from ..config import FetchConfig
 from ..download.messages import DownloadTask
@@ -21,7 +22,6 @@ from ..plan import FetchPlan, ShardRange
 from ..planned_rows import shard_rows
 from ..report import HostCounts
 from ..tables.image_folder import accounts_of
-from ..tables.local_paths import located
 from ..tables.schema import REFUSED_CLASS, REFUSED_MESSAGE, RETRY_OF
 from . import commit
 from .seen import Place, RepeatedUrls, StoredContents
@@ -117,7 +117,7 @@ class Assembly:
         if shard.retry:
             homes = [plan.shards[self._number(key)].file.folder for key in rows.column(RETRY_OF).to_pylist()]
         root = plan.root if plan.follows_links else ""
-        return {i: located(url, homes[i], root) for i, url in urls}
+        return {i: _located(url, homes[i], root) for i, url in urls}
 
     def _number(self, key: str) -> int:
         """The shard of a row, by its key."""
@@ -193,3 +193,10 @@ def _without_refusals(rows: pa.Table) -> tuple[pa.Table, dict[int, Failure]]:
     said = enumerate(rows.select(names).to_pylist())
     refused = {i: Failure(row[REFUSED_CLASS], row[REFUSED_MESSAGE]) for i, row in said if row[REFUSED_CLASS]}
     return rows.drop(names), refused
+
+
+def _located(url: str | None, home: str, root: str) -> str | Failure:
+    found = located(url, home, root)
+    if isinstance(found, NoPath):
+        return Failure("outside_root" if found.leads_out else "invalid_url", found.why)
+    return found

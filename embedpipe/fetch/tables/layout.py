@@ -11,13 +11,14 @@ import pyarrow as pa
 from ... import manifest
 from ...errors import InputError, RunMismatch
 from ...manifest import RunCard
+from ...read.tables import table
+from ...read.tables.table_file import Surveyed, TableFile
+from ...read.tables.type_inference import join_types
 from .. import rights
 from ..config import DEFAULT_CAPTION_COLUMN, FetchConfig
-from . import schema, table
+from . import schema
 from .local_paths import hint
 from .schema import Layout
-from .table_file import Surveyed, TableFile
-from .type_inference import join_types
 
 
 def infers_types(previous: RunCard) -> bool:

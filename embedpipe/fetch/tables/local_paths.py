@@ -1,74 +1,25 @@
-"""Tables of local paths: which column holds them, where they lead, and columns of paths that were taken for urls."""
+"""Columns of local paths that were taken for urls."""
 
 from __future__ import annotations
 
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
-from urllib.parse import unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 
 from ... import files
-from ...errors import InputError, did_you_mean
-from ..http.url import is_url
-from ..outcome import Failure
-from . import table
+from ...errors import InputError
+from ...read.local_paths import PATH_COLUMNS
+from ...read.tables import table
+from ...read.tables.table_file import TableFile
 from .schema import Layout
-from .table_file import TableFile
 
-PATH_COLUMNS = ("file_name", "file", "path", "file_path", "filename", "image", "image_path")
 _GLANCE = 200  # rows
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _FILE_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,4}$")
-
-
-def path_column(names: Sequence[str], asked: str | None, otherwise: str, where: str) -> str:
-    """The column with the paths: as asked, or by its name. Raises InputError if it is not there."""
-    if asked is not None and asked not in names:
-        raise InputError(f"{where}: no column {asked!r}", did_you_mean(asked, names))
-    found = asked or next((name for name in (*PATH_COLUMNS, otherwise) if name in names), None)
-    if found is None:
-        raise InputError(
-            f"{where}: none of its columns is called {', '.join(PATH_COLUMNS)}",
-            f"Choose one with `file_col`: {', '.join(names)}",
-        )
-    return found
-
-
-def located(text: str | None, home: str, root: str = "") -> str | Failure:
-    """The path that a table in the folder `home` means by `text`; with a `root`, one that lies below it as written."""
-    if text is None or not text.strip():
-        return Failure("invalid_url", "no path")
-    if text[:5].lower() == "file:":
-        try:
-            parts = urlsplit(text)
-        except ValueError as problem:
-            return Failure("invalid_url", f"{problem}: {text[:80]}")
-        if parts.netloc not in ("", "localhost"):
-            return Failure("invalid_url", f"a file of another machine: {parts.netloc[:80]}")
-        text = os.fsdecode(unquote_to_bytes(parts.path))
-    elif is_url(text):
-        return Failure("invalid_url", "a url in a column of local paths")
-    path = os.path.join(files.local_path(home).absolute(), text)  # noqa: PTH118  as text: a path may be of any bytes
-    return path if not root else _below(root, path)
-
-
-def _below(root: str, path: str) -> str | Failure:
-    """`path` without `..`, which is taken as text: links in the root itself stay as they are."""
-    lead = f"{root.rstrip('/')}/"
-    if path.startswith(lead):
-        rest = os.path.normpath(path[len(lead) :])
-        inside = not rest.startswith("../") and rest not in ("..", ".") and not rest.startswith("/")
-        path = lead + rest
-    else:
-        path = os.path.normpath(path)
-        inside = path.startswith(f"{os.path.normpath(root).rstrip('/')}/")
-    if "\0" in path or not inside:
-        return Failure("outside_root", f"leads out of {root}")
-    return path
 
 
 def refuse_local_paths(file: TableFile, column: str) -> None:

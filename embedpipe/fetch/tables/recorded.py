@@ -9,7 +9,7 @@ from ... import files
 from ...errors import RunMismatch
 from ...manifest import RunCard
 from ...read.delimited import Dialect, DialectOptions
-from .table_file import TableFile
+from ...read.tables.table_file import TableFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from ... import files
 from ...errors import InputError, OptionError
 from ...manifest import RunCard
 from ...read.image_folder import CAPTION_COLUMNS, PATH_COLUMNS, accounts_of_files, first_of, metadata_tables, path_below
+from ...read.local_paths import path_column
+from ...read.tables import table
+from ...read.tables.table_file import TableFile
 from ..config import FetchConfig
-from . import image_folder, table
-from .local_paths import path_column
-from .table_file import TableFile
+from . import image_folder
 
 TABLE, IMAGES, LOCAL, IMAGE_FOLDER = "table", "images", "local paths", "imagefolder"
 

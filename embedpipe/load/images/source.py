@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...consent import gave_source
 from ...errors import EmptyInput, InputError
-from ...read import Reader, SampleRules, open_reader
+from ...read import LocalPaths, Reader, SampleRules, open_reader
+from ...read.delimited import DialectOptions
 from ...read.find_images import find_images
 from ...read.names import FIRST_READING
 from ...renamed import renamed_keyword
@@ -43,12 +45,12 @@ def open_source(dataset: EmbeddingDataset, images: Images = None, captions: bool
             given_source(location, part.source, part.own_names(dataset.run.plan))
     if len(parts) == 1 and len(given) <= 1:
         place = given[0] if given else _guarded(dataset, parts[0])
-        return open_recorded(place, parts[0].options, bool(given), captions)
-    places = tuple(_given_places(parts, given, captions))
+        return open_recorded(place, _options_of(dataset, parts[0]), bool(given), captions)
+    places = tuple(_given_places(dataset, parts, given, captions))
     recorded = (
         PartPlace(part, reader, part.source)
         for part in parts
-        if (reader := open_recorded(_guarded(dataset, part), part.options, False, captions)) is not None
+        if (reader := open_recorded(_guarded(dataset, part), _options_of(dataset, part), False, captions)) is not None
     )
     held = locate_shards(dataset.run.plan, places, recorded)
     used = {found.place.location for found in held.values()}
@@ -62,12 +64,21 @@ def _guarded(dataset: EmbeddingDataset, part: SourcePart) -> str:
     return guarded_source(dataset.path, part.source, part.own_names(dataset.run.plan))
 
 
-def _given_places(parts: Sequence[SourcePart], given: Sequence[str], captions: bool) -> Iterator[PartPlace]:
+def _options_of(dataset: EmbeddingDataset, part: SourcePart) -> Mapping[str, Any]:
+    """The options of a part. Local paths of a table that this user did not encode lead no further than its folder."""
+    if "local_root" not in part.options or gave_source(part.source, part.own_names(dataset.run.plan)):
+        return part.options
+    return {**part.options, "within_table": True}
+
+
+def _given_places(
+    dataset: EmbeddingDataset, parts: Sequence[SourcePart], given: Sequence[str], captions: bool
+) -> Iterator[PartPlace]:
     """Each given place, read as each part was; not where it holds nothing that can be read so."""
     for turn, part in enumerate(parts):
         for number, location in enumerate(given):
             with contextlib.suppress(EmptyInput):
-                reader = open_recorded(location, part.options, True, captions)
+                reader = open_recorded(location, _options_of(dataset, part), True, captions)
                 if reader is not None:
                     yield PartPlace(part, reader, location, number, turn)
 
@@ -88,8 +99,11 @@ def open_recorded(place: str, made: Mapping[str, Any], asked_for: bool, captions
         caption_member=made.get("caption_member"),
         reading=made.get("reading", FIRST_READING),
     )
+    dialect = DialectOptions(made.get("quoting", "auto"), made.get("delimiter"), made.get("encoding"))
+    root = made.get("local_root")
+    paths = None if root is None else LocalPaths(str(root), made.get("file_column"), dialect, "within_table" in made)
     try:
-        reader = open_reader(place, rules, str(made.get("input", "auto")))
+        reader = open_reader(place, rules, str(made.get("input", "auto")), paths=paths)
         reader.shards(())
     except InputError:
         if asked_for:

@@ -25,11 +25,18 @@ def write(kind, folder, image=True, caption=True):
     absent = {name: None for name, there in (("image", image), ("caption", caption)) if not there}
     if kind == "webdataset":
         shards.write_tar(Path(folder) / "0.tar", members)
+    elif kind == "paths":
+        return shards.write_path_table(Path(folder) / "0.jsonl", COUNT, image=image, caption_there=caption)
     elif kind == "folder":
         shards.write_files(folder, members)
     else:
         shards.write_table(Path(folder) / "0.parquet", shards.table(COUNT, **absent))
     return str(folder)
+
+
+def config(make, kind, source, **options):
+    """A table of local paths is read only where the user says so."""
+    return make(local_root=str(Path(source).parent) if kind == "paths" else None, **options)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def test_each_side_alone_needs_nothing_of_the_other(kind, side, tmp_path, encode
     images, texts = side != "text", side != "image"
     source = write(kind, tmp_path / "in", images, texts)
     out = str(tmp_path / "emb")
-    report = encode(source, out, encode_config(stage={"images": images, "texts": texts}))
+    report = encode(source, out, config(encode_config, kind, source, stage={"images": images, "texts": texts}))
     made = EmbeddingDataset(out)
     assert (report.rows, report.rejected) == (COUNT, 0)
     assert made.keys() == expected.keys()
@@ -63,7 +70,7 @@ def test_a_side_that_is_not_there_but_asked_for_is_told(kind, tmp_path, encode_c
     for side, missing in ((False, "image"), (True, "caption")):
         source = write(kind, tmp_path / missing, side, not side)
         with pytest.raises(InputError) as caught:
-            encode(source, str(tmp_path / "emb"), encode_config())
+            encode(source, str(tmp_path / "emb"), config(encode_config, kind, source))
         assert missing in str(caught.value)
         assert f"`{'texts' if side else 'images'}=False`" in str(caught.value)
     assert not (tmp_path / "emb" / "embedpipe.json").exists()

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from embedpipe.errors import InputError
-from embedpipe.read import READERS, SampleRules, open_reader
+from embedpipe.read import READERS, LocalPaths, SampleRules
+from embedpipe.read import open_reader as open_any
 from embedpipe.types import Reject, Sample, SourceShard
 from tests import shards
 
 RULES = SampleRules()
 FOLDERS = ("folder", "imagefolder")
+LOOSE = (*FOLDERS, "paths")
 COUNT = 6
 
 
@@ -29,13 +31,20 @@ def write(kind, folder, count=COUNT, first=0):
             row = {"file_name": f"{i:05d}.jpg", "text": shards.caption(i), "number": i, "label": f"l{i % 3}"}
             with (Path(folder) / "metadata.jsonl").open("a") as table:
                 table.write(json.dumps(row) + "\n")
-    for part in range(2) if kind not in FOLDERS else ():
+    if kind == "paths":
+        shards.write_path_table(Path(folder) / f"{first:05d}.jsonl", count, first)
+    for part in range(2) if kind not in LOOSE else ():
         begin = first + part * half
         if kind == "webdataset":
             shards.write_tar(Path(folder) / f"{begin:05d}.tar", shards.samples(half, begin))
         else:
             shards.write_table(Path(folder) / f"{begin:05d}.parquet", shards.table(half, begin), row_group_size=2)
     return str(folder)
+
+
+def open_reader(data, rules, kind, samples_per_shard=10_000, named="auto"):
+    """A table of local paths is read only where the user says so; all else is found without being named."""
+    return open_any(data, rules, named, samples_per_shard, LocalPaths(".") if kind == "paths" else None)
 
 
 @pytest.fixture(params=READERS)
@@ -45,7 +54,7 @@ def kind(request):
 
 @pytest.fixture
 def reader(kind, tmp_path):
-    return open_reader(write(kind, tmp_path / "in"), RULES, samples_per_shard=COUNT // 2)
+    return open_reader(write(kind, tmp_path / "in"), RULES, kind, samples_per_shard=COUNT // 2)
 
 
 def everything(reader, shard, digest=None):
@@ -91,6 +100,9 @@ def test_the_digest_covers_every_byte(kind, reader, tmp_path):
     for shard in reader.shards(()):
         fed = Bytes()
         everything(reader, shard, fed)
+        if kind == "paths":
+            assert all(sample.image in fed.data for sample in everything(reader, shard))
+            continue
         for path in shard.members or (shard.name,):
             stored = (tmp_path / "in" / path).read_bytes()
             assert stored in fed.data
@@ -111,22 +123,22 @@ def test_a_shard_that_is_gone_raises(kind, reader, tmp_path):
     if kind in FOLDERS:
         shutil.rmtree(tmp_path / "in")  # a single file would be a reject
     else:
-        (tmp_path / "in" / shard.name).unlink()
+        (tmp_path / "in" / shard.name.partition(":")[0]).unlink()
     with pytest.raises(InputError, match="no such f"):
         everything(reader, shard)
 
 
 def test_input_that_is_not_there_raises(kind, tmp_path):
     with pytest.raises(InputError, match="no such"):
-        open_reader(str(tmp_path / "no"), RULES, kind).shards(())
+        open_reader(str(tmp_path / "no"), RULES, kind, named=kind).shards(())
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no .* (in it|files)"):
-        open_reader(str(tmp_path / "empty"), RULES, kind).shards(())
+        open_reader(str(tmp_path / "empty"), RULES, kind, named=kind).shards(())
 
 
 @pytest.mark.parametrize("asked", [{"need_caption": False}, {"need_image": False}])
 def test_what_is_not_asked_for_is_not_given(kind, asked, tmp_path):
-    reader = open_reader(write(kind, tmp_path / "in"), SampleRules(**asked))
+    reader = open_reader(write(kind, tmp_path / "in"), SampleRules(**asked), kind)
     found = [sample for shard in reader.shards(()) for sample in everything(reader, shard)]
     assert len(found) == COUNT
     assert not any(isinstance(sample, Reject) for sample in found)

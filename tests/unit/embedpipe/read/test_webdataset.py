@@ -147,8 +147,8 @@ def test_a_shard_that_is_gone_raises_when_it_is_read(tmp_path):
 
 
 def test_a_file_that_is_no_tar_gives_one_reject(tmp_path):
-    (tmp_path / "urls.csv").write_bytes(b"PAR1" * 1000)
-    samples, rejects = shards.read(open_reader(str(tmp_path / "urls.csv"), RULES))
+    (tmp_path / "urls.dat").write_bytes(b"PAR1" * 1000)
+    samples, rejects = shards.read(open_reader(str(tmp_path / "urls.dat"), RULES))
     assert samples == []
     assert classes(rejects) == ["shard_truncated"]
 

@@ -10,8 +10,8 @@ from embedpipe import manifest
 from embedpipe.errors import InputError
 from embedpipe.fetch import FetchConfig, make_plan
 from embedpipe.fetch.planned_rows import shard_rows
-from embedpipe.fetch.tables.table import locate_tables
 from embedpipe.read import locations
+from embedpipe.read.tables.table import locate_tables
 
 U = "http://a/"
 

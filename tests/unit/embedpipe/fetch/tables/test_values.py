@@ -51,7 +51,7 @@ def jsonl(folder, *rows):
 )
 def test_json_values_have_a_type_that_holds_them_all(tmp_path, monkeypatch, values, kind):
     for rows_at_once in (1, 5000):
-        monkeypatch.setattr("embedpipe.fetch.tables.json_table._ROWS", rows_at_once)
+        monkeypatch.setattr("embedpipe.read.tables.json_table._ROWS", rows_at_once)
         column = planned(jsonl(tmp_path, *({"x": value} for value in values))).column("x")
         assert column.type == kind
         as_text = pa.types.is_string(kind)
@@ -300,7 +300,7 @@ def test_json_too_deep_to_be_parsed_is_named(tmp_path, ending, outer):
 
 @pytest.mark.parametrize("gap", ["\n", " " * 100, ","])
 def test_nothing_behind_the_end_of_an_array_is_left_unread(tmp_path, monkeypatch, gap):
-    monkeypatch.setattr("embedpipe.fetch.tables.json_table._CHUNK", 32)
+    monkeypatch.setattr("embedpipe.read.tables.json_table._CHUNK", 32)
     array = json.dumps([{"url": U, "n": number} for number in range(3)])
     (tmp_path / "t.json").write_text(array + gap.replace(",", " "))
     assert planned(tmp_path / "t.json").num_rows == 3

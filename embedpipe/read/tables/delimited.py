@@ -8,8 +8,8 @@ from itertools import islice
 import pyarrow as pa
 
 from ...errors import InputError
-from ...read import delimited
-from ...read.delimited import Dialect
+from .. import delimited
+from ..delimited import Dialect
 from . import earlier
 from .table_file import Surveyed, TableFile, TableOptions
 from .type_inference import TextColumn, text_to

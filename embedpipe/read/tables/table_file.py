@@ -8,8 +8,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from ...read.delimited import Dialect, DialectOptions
-from ...read.text_file import TextFile
+from ..delimited import Dialect, DialectOptions
+from ..text_file import TextFile
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 

@@ -14,8 +14,8 @@ import pyarrow.parquet
 
 from ... import files, manifest
 from ...errors import InputError
-from ...read import locations
-from ...read.text_file import COMPRESSIONS, compression_of
+from .. import locations
+from ..text_file import COMPRESSIONS, compression_of
 from . import delimited, json_table
 from .table_file import Surveyed, TableFile, TableOptions
 

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from ...errors import InputError
-from ...read.delimited import Dialect
-from ...read.sample import first_caption
-from ...read.text_file import UTF_8
+from ..delimited import Dialect
+from ..sample import first_caption
+from ..text_file import UTF_8
 from .json_types import NULL, JsonType, type_of_all, wider
 from .table_file import Surveyed, TableFile, TableOptions
 
@@ -29,9 +29,9 @@ def survey(file: TableFile, options: TableOptions) -> Surveyed:
     """Rows and column types of a JSON table. Reads all of it."""
     dialect = Dialect("", "none", file.contents.encoding(options.dialect.encoding))
     kinds: dict[str, JsonType] = {}
-    rows = 0
+    count = 0
     for block in _blocks(file, dialect):
-        rows += len(block)
+        count += len(block)
         for column in dict.fromkeys(column for row in block for column in row):
             kind = type_of_all([row.get(column) for row in block])
             kinds[column] = wider(kinds.get(column, NULL), kind)
@@ -39,7 +39,7 @@ def survey(file: TableFile, options: TableOptions) -> Surveyed:
         if _storable(column) != column:
             raise InputError(f"{file.location}: the field {column!r} has a name that is no text", "Rename it")
     schema = pa.schema([(column, kind.arrow()) for column, kind in kinds.items()])
-    return Surveyed(rows, schema, dialect)
+    return Surveyed(count, schema, dialect)
 
 
 def batches(file: TableFile, schema: pa.Schema, captions: str | None = None) -> Iterator[pa.RecordBatch]:
@@ -80,12 +80,13 @@ def _storable(text: str) -> str:
 
 
 def _blocks(file: TableFile, dialect: Dialect | None) -> Iterator[list[Row]]:
-    rows = _objects(file, dialect)
-    while block := list(islice(rows, _ROWS)):
+    found = objects(file, dialect)
+    while block := list(islice(found, _ROWS)):
         yield block
 
 
-def _objects(file: TableFile, dialect: Dialect | None) -> Iterator[Row]:
+def objects(file: TableFile, dialect: Dialect | None) -> Iterator[Row]:
+    """The objects of a JSON table, one by one, as they are written. Raises InputError."""
     # A plan without a dialect is of a version that let the last of two equal fields win.
     decoder = json.JSONDecoder() if dialect is None else _STRICT
     encoding = UTF_8 if dialect is None else dialect.encoding

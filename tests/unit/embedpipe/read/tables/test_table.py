@@ -15,10 +15,10 @@ from embedpipe.errors import EmptyInput, InputError
 from embedpipe.fetch import FetchConfig, make_plan
 from embedpipe.fetch import plan as plan_module
 from embedpipe.fetch.planned_rows import shard_rows
-from embedpipe.fetch.tables import delimited, json_table
-from embedpipe.fetch.tables.table import locate_tables
-from embedpipe.fetch.tables.table_file import TableFile
 from embedpipe.read.delimited import Dialect
+from embedpipe.read.tables import delimited, json_table
+from embedpipe.read.tables.table import locate_tables
+from embedpipe.read.tables.table_file import TableFile
 
 URLS = ["http://example.org/a,b.jpg", "http://example.org/c.jpg"]
 CSV = 'url,caption,zip,n,score,ok\n"http://example.org/a,b.jpg","a ""b""\nc",007,1,0.5,true\nhttp://example.org/c.jpg,,12,,2,\n'

@@ -1,0 +1,1 @@
+"""Tables of text and parquet, row by row: csv, tsv, txt, json, jsonl, parquet."""
