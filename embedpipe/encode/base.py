@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -91,6 +91,32 @@ class Encoder(Protocol):
 
     def text_states(self, captions: Sequence[str]) -> TextStates:
         """The same embeddings, and the tokens' states. Raises ModelError if the tower does not expose them."""
+        ...
+
+
+class TextRun(Protocol):
+    """Tokenised captions that an encoder embeds batch by batch, while it does other work between them."""
+
+    @property
+    def left(self) -> int:
+        """Captions that are not encoded yet."""
+        ...
+
+    def step(self) -> None:
+        """Encode one more batch, if one is left."""
+        ...
+
+    def result(self) -> EmbeddedTexts | TextStates:
+        """Encode what is left; what `Encoder.texts` returns, or `text_states`."""
+        ...
+
+
+@runtime_checkable
+class EncodesInSteps(Protocol):
+    """An encoder that need not embed all captions at once. Others stop embedding images meanwhile."""
+
+    def begin_texts(self, captions: Sequence[str], with_states: bool) -> TextRun:
+        """Tokenise captions, on any thread, one call at a time."""
         ...
 
 

@@ -91,13 +91,13 @@ class ShardEnd:
 
 @contextlib.contextmanager
 def batches_ahead(
-    tasks: Iterator[Task], reader: Reader, card: EncoderCard, config: BatchingConfig, look: Callable[[], None]
+    tasks: Iterator[Task], reader: Reader, card: EncoderCard, config: BatchingConfig, look: Callable[[], bool]
 ) -> Iterator[Iterable[PixelBatch | ShardEnd]]:
     """Batches of one shard after another, each followed by a `ShardEnd`, prefetched by threads.
 
     Prefetching continues across shards: while the captions of one are encoded and its rows are written, the next one is
-    read. Two batches are queued, and a third is in preparation. `look` is called while the queue is empty, and may
-    raise.
+    read. Two batches are queued, and a third is in preparation. `look` is called while the queue is empty, again at
+    once if it says that it has more to do, and may raise.
     """
     stopped = threading.Event()
     threads = config.decode_threads or 1
@@ -117,8 +117,8 @@ def batches_ahead(
         made.join()
 
 
-def _nothing() -> None:
-    pass
+def _nothing() -> bool:
+    return False
 
 
 _Arrival = tuple[Task, Sample | Reject | ShardEnd]
@@ -237,10 +237,11 @@ _Item = TypeVar("_Item")
 class _Ahead(Generic[_Item]):
     """Iterates over `items`, prefetched by a background thread, with at most `depth` of them queued.
 
-    `look` is called at intervals while waiting, and may raise. Setting `stopped` ends thread and iteration.
+    `look` is called at intervals while waiting, or without a pause for as long as it returns that it has more to do; it
+    may raise. Setting `stopped` ends thread and iteration.
     """
 
-    def __init__(self, items: Iterator[_Item], depth: int, stopped: threading.Event, look: Callable[[], None]) -> None:
+    def __init__(self, items: Iterator[_Item], depth: int, stopped: threading.Event, look: Callable[[], bool]) -> None:
         self._waiting: queue.Queue[_Item | _Ended] = queue.Queue(depth)
         self._stopped = stopped
         self._look = look
@@ -265,12 +266,14 @@ class _Ahead(Generic[_Item]):
                 return
 
     def __iter__(self) -> Iterator[_Item]:
+        busy = True
         while not self._stopped.is_set():
             try:
-                item = self._waiting.get(timeout=_LOOK_EVERY_S)
+                item = self._waiting.get(block=not busy, timeout=_LOOK_EVERY_S)
             except queue.Empty:
-                self._look()
+                busy = self._look()
                 continue
+            busy = True
             if not isinstance(item, _Ended):
                 yield item
             elif item.problem is not None:

@@ -15,7 +15,7 @@ from ..clip_model.encoder_card import EncoderCard
 from ..errors import ModelError
 from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
 from .precision import DTYPES
-from .text_tower import TextTower
+from .text_tower import TextPass, TextTower
 
 # Divisor for rows of zeros, which have no direction and stay zero.
 _SMALLEST_NORM = 1e-12
@@ -82,23 +82,22 @@ class OpenClipEncoder:
         """Whether the number of truncated tokens is known."""
         return self._texts.counts_cut
 
-    @torch.inference_mode()
     def texts(self, captions: Sequence[str]) -> EmbeddedTexts:
         """Captions → their embeddings, norms and truncated tokens; tokenised by the model's own configuration."""
-        with self._casting():
-            return _of_texts(*self._texts.embed(captions))
+        return self.begin_texts(captions, False).embedded()
 
-    @torch.inference_mode()
     def text_states(self, captions: Sequence[str]) -> TextStates:
         """Captions → their embeddings and token states. Raises ModelError if the tower does not expose them."""
-        if not self._texts.has_states:
+        return self.begin_texts(captions, True).with_states()
+
+    def begin_texts(self, captions: Sequence[str], with_states: bool) -> _TextRun:
+        """Tokenise captions, on any thread; see `EncodesInSteps`. Raises ModelError as `text_states` does."""
+        if with_states and not self._texts.has_states:
             raise ModelError(
                 f"{self._card.model}: its text tower gives no hidden states of tokens, since it is not open_clip's",
                 "Drop `text_tokens`, or take another model",
             )
-        with self._casting():
-            embedded, tokens_cut, tokens = self._texts.states(captions, self._card.dtype)
-            return TextStates(_of_texts(embedded, tokens_cut), tokens)
+        return _TextRun(self._texts.begin(captions, self._card.dtype if with_states else None), self._casting)
 
     def _casting(self) -> contextlib.AbstractContextManager[Any]:
         if not self._autocast:
@@ -138,6 +137,41 @@ def _parted(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_texts(features: torch.Tensor, tokens_cut: np.ndarray | None) -> EmbeddedTexts:
     return EmbeddedTexts(*_parted(_measured(features).cpu().numpy()), tokens_cut)
+
+
+class _TextRun:
+    """See `TextRun`. casting: the context in which a tower computes."""
+
+    def __init__(self, through: TextPass, casting: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._through = through
+        self._casting = casting
+
+    @property
+    def left(self) -> int:
+        """See `TextRun.left`."""
+        return self._through.left
+
+    def step(self) -> None:
+        """See `TextRun.step`."""
+        with torch.inference_mode(), self._casting():
+            self._through.step()
+
+    def result(self) -> EmbeddedTexts | TextStates:
+        """See `TextRun.result`."""
+        return self.with_states() if self._through.has_states else self.embedded()
+
+    def embedded(self) -> EmbeddedTexts:
+        """The embeddings alone."""
+        with torch.inference_mode(), self._casting():
+            features, tokens_cut, _ = self._through.result()
+            return _of_texts(features, tokens_cut)
+
+    def with_states(self) -> TextStates:
+        """The embeddings, and the token states that were requested."""
+        with torch.inference_mode(), self._casting():
+            features, tokens_cut, tokens = self._through.result()
+            assert tokens is not None
+            return TextStates(_of_texts(features, tokens_cut), tokens)
 
 
 class _OnItsWay:

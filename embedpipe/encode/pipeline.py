@@ -3,7 +3,7 @@
     reading thread → decoding threads → batching thread → this thread (the model) → writing thread
 
 The queues between them are bounded, so memory does not grow with the data, and they are not drained at the end of a
-shard, so the device does not wait for the disk.
+shard, so the device does not wait for the disk. Captions are encoded between the images of the next shard.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-import numpy as np
-
 from ..execute import Task, TaskContext
 from ..progress import Progress
 from ..read import Reader
 from .background_writer import Writer
-from .base import EmbeddedTexts, Encoder
-from .batching import BatchingConfig, PixelBatch, ShardEnd, batches_ahead
+from .base import Encoder
+from .batching import BatchingConfig, PixelBatch, batches_ahead
 from .shard_buffer import ShardBuffer
+from .texts_behind import TextsBehind
 
 # Batches on the device: one computing, one queued.
 _BATCHES_ON_DEVICE = 2
@@ -38,20 +37,32 @@ def encode_shards(
     start_s = {"compile": compile_s} if compile_s else {}
     most_tokens = encoder.card.context_length if config.reject_cut_captions else None
     gathered: ShardBuffer | None = None
-    with Writer(finish) as writer, batches_ahead(_tasks(desk), reader, encoder.card, config, writer.check) as batches:
-        for waited_s, made in _timed(batches):
-            if gathered is None or gathered.task is not made.task:
-                spent_s = {"wait": 0.0, "model": 0.0, **start_s}
-                gathered = ShardBuffer(made.task, spent_s=spent_s, most_tokens=most_tokens)
-                start_s = {}
-            gathered.spent_s["wait"] += waited_s
-            if isinstance(made, PixelBatch):
-                _encode_batch(made, encoder, gathered, desk)
-            elif made.problem is not None:
-                desk.refuse(made.task, made.problem)
-            else:
-                _end_shard(made, encoder, gathered, config, desk)
-                writer.take(gathered)
+    with Writer(finish) as writer, TextsBehind(encoder, config.text_tokens, desk, writer.take) as texts:
+
+        def look() -> bool:
+            writer.check()
+            return texts.look()
+
+        with batches_ahead(_tasks(desk), reader, encoder.card, config, look) as batches:
+            for waited_s, made in _timed(batches, texts):
+                if gathered is None or gathered.task is not made.task:
+                    spent_s = {"wait": 0.0, "model": 0.0, **start_s}
+                    gathered = ShardBuffer(made.task, spent_s=spent_s, most_tokens=most_tokens)
+                    start_s = {}
+                gathered.spent_s["wait"] += waited_s
+                if isinstance(made, PixelBatch):
+                    _encode_batch(made, encoder, gathered, desk)
+                    texts.keep_pace(len(made.rows))
+                elif made.problem is not None:
+                    desk.refuse(made.task, made.problem)
+                else:
+                    gathered.sha256, gathered.accounts = made.sha256, made.accounts
+                    if config.texts:
+                        texts.take(gathered)
+                    else:
+                        desk.tell(gathered.task, Progress(spent_s={"wait": gathered.spent_s["wait"]}))
+                        writer.take(gathered)
+            texts.drain()
 
 
 def _tasks(desk: TaskContext) -> Iterator[Task]:
@@ -62,12 +73,12 @@ def _tasks(desk: TaskContext) -> Iterator[Task]:
 _Item = TypeVar("_Item")
 
 
-def _timed(items: Iterable[_Item]) -> Iterator[tuple[float, _Item]]:
-    """Each item with the seconds spent waiting for it."""
-    begun = time.perf_counter()
+def _timed(items: Iterable[_Item], texts: TextsBehind) -> Iterator[tuple[float, _Item]]:
+    """Each item with the seconds spent waiting for it, without those in which captions were encoded meanwhile."""
+    begun, elsewhere = time.perf_counter(), texts.spent_s
     for item in items:
-        yield time.perf_counter() - begun, item
-        begun = time.perf_counter()
+        yield time.perf_counter() - begun - (texts.spent_s - elsewhere), item
+        begun, elsewhere = time.perf_counter(), texts.spent_s
 
 
 def _encode_batch(batch: PixelBatch, encoder: Encoder, gathered: ShardBuffer, desk: TaskContext) -> None:
@@ -81,30 +92,3 @@ def _encode_batch(batch: PixelBatch, encoder: Encoder, gathered: ShardBuffer, de
     model_s = time.perf_counter() - begun
     gathered.spent_s["model"] += model_s
     desk.tell(gathered.task, Progress(rows=len(batch.rows), rejected=len(batch.rejects), spent_s={"model": model_s}))
-
-
-def _end_shard(
-    end: ShardEnd, encoder: Encoder, gathered: ShardBuffer, config: BatchingConfig, desk: TaskContext
-) -> None:
-    gathered.sha256, gathered.accounts = end.sha256, end.accounts
-    begun = time.perf_counter()
-    if config.texts:
-        _encode_texts(gathered, encoder, config.text_tokens)
-    text_s = time.perf_counter() - begun
-    gathered.spent_s["model"] += text_s
-    desk.tell(gathered.task, Progress(spent_s={"model": text_s, "wait": gathered.spent_s["wait"]}))
-
-
-def _encode_texts(gathered: ShardBuffer, encoder: Encoder, with_tokens: bool) -> None:
-    """Embeddings and token states of the captions; each distinct caption is encoded once."""
-    captions = [row.sample.caption or "" for row in gathered.rows]
-    place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    rows = np.array([place[caption] for caption in captions], np.int64)
-    if not place:
-        none = np.zeros(0, np.int32) if encoder.counts_cut_tokens else None
-        gathered.text = EmbeddedTexts(np.zeros((0, encoder.card.dim), np.float32), np.zeros(0, np.float32), none)
-    elif with_tokens:
-        made = encoder.text_states(list(place))
-        gathered.text, gathered.text_tokens = made.embeddings.take(rows), made.tokens.take(rows)
-    else:
-        gathered.text = encoder.texts(list(place)).take(rows)

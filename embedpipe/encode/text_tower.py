@@ -48,14 +48,8 @@ class TextTower:
 
     def embed(self, captions: Sequence[str]) -> tuple[torch.Tensor, np.ndarray | None]:
         """(float [n, dim], int32 [n] truncated tokens if known), row i for caption i."""
-        tokens, tokens_cut = self._tokenised(captions)
-        batches = self._batches(tokens, _lengths(tokens, self._pad_id))
-        embedded = _in_row_order([(rows, self._encode_cut(tokens[rows], length)) for rows, length in batches])
+        embedded, tokens_cut, _ = self.begin(captions, None).result()
         return embedded, tokens_cut
-
-    def _tokenised(self, captions: Sequence[str]) -> tuple[torch.Tensor, np.ndarray | None]:
-        tokens = self._tokenizer(list(captions))
-        return tokens, self._count_cut(captions, tokens) if self._count_cut is not None else None
 
     @property
     def has_states(self) -> bool:
@@ -65,24 +59,50 @@ class TextTower:
 
     def states(self, captions: Sequence[str], dtype: str) -> tuple[torch.Tensor, np.ndarray | None, RaggedRows]:
         """The result of `embed`, and the last hidden states of each caption's real tokens, in memory as `dtype`."""
-        tokens, tokens_cut = self._tokenised(captions)
-        lengths = _lengths(tokens, self._pad_id)
-        # Filled batch by batch, so only one batch of padded states is in memory.
-        values = np.empty((int(lengths.sum()), _tower(self._model).ln_final.weight.shape[0]), dtype)
-        starts = np.empty(len(tokens), np.int64)
-        encoded = []
-        filled = 0
-        for rows, length in self._batches(tokens, lengths):
-            with self._watched() as seen:
-                encoded.append((rows, self._encode_cut(tokens[rows], length)))
-            real = torch.arange(length) < lengths[rows, None]
-            states = self._normed(seen[0][:, :length][real.to(seen[0].device)])
-            values[filled : filled + len(states)] = states.to(getattr(torch, dtype)).cpu().numpy()
-            starts[rows.numpy()] = filled + (lengths[rows].cumsum(0) - lengths[rows]).numpy()
-            filled += len(states)
-        return _in_row_order(encoded), tokens_cut, RaggedRows(values, starts, lengths.numpy().astype(np.int32))
+        embedded, tokens_cut, states = self.begin(captions, dtype).result()
+        assert states is not None
+        return embedded, tokens_cut, states
 
-    def _batches(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+    def begin(self, captions: Sequence[str], dtype: str | None) -> TextPass:
+        """Tokenise captions, on any thread; the device is not used yet. dtype: of their token states; None: without."""
+        tokens = self._tokenizer(list(captions))
+        cut = self._count_cut(captions, tokens) if self._count_cut is not None else None
+        return TextPass(self, tokens, cut, dtype)
+
+    def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens of each row, without padding."""
+        return _lengths(tokens, self._pad_id)
+
+    def encode(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
+        """Embeddings of a batch of tokens [b, n], of which no row has more than `length`."""
+        if length == tokens.shape[1]:
+            return self._encode(tokens)
+        with _shortened(_tower(self._model), length):
+            return self._encode(tokens[:, :length])
+
+    def encode_with_states(self, tokens: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `encode`, and the output of the tower's blocks [b, length, width], before the final layer norm.
+
+        Not the norm's own output: CoCa's tower only normalises the token it appends.
+        """
+        seen: list[torch.Tensor] = []
+        hook = _tower(self._model).transformer.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+        try:
+            return self.encode(tokens, length), seen[0][:, :length]
+        finally:
+            hook.remove()
+
+    @property
+    def states_width(self) -> int:
+        """Numbers in a token's state."""
+        return int(_tower(self._model).ln_final.weight.shape[0])
+
+    def normed(self, states: torch.Tensor) -> torch.Tensor:
+        """The tower's final layer norm of token states."""
+        found: torch.Tensor = _tower(self._model).ln_final(states)
+        return found
+
+    def batches(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         """(numbers of its rows, tokens to encode of each) of each batch."""
         order = torch.argsort(lengths, stable=True) if self._cut else torch.arange(len(tokens))
         for rows in torch.split(order, self._batch_size):
@@ -93,29 +113,6 @@ class TextTower:
         encoded: torch.Tensor = self._model.encode_text(tokens.to(self._device), normalize=False)
         return encoded
 
-    def _encode_cut(self, tokens: torch.Tensor, length: int) -> torch.Tensor:
-        if length == tokens.shape[1]:
-            return self._encode(tokens)
-        with _shortened(_tower(self._model), length):
-            return self._encode(tokens[:, :length])
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[list[torch.Tensor]]:
-        """Capture the output of the tower's blocks, before the final layer norm, within the `with` block.
-
-        Not the norm's own output: CoCa's tower only normalises the token it appends.
-        """
-        seen: list[torch.Tensor] = []
-        hook = _tower(self._model).transformer.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
-        try:
-            yield seen
-        finally:
-            hook.remove()
-
-    def _normed(self, states: torch.Tensor) -> torch.Tensor:
-        normed: torch.Tensor = _tower(self._model).ln_final(states)
-        return normed
-
     @torch.inference_mode()
     def _cutting_changes_nothing(self) -> bool:
         """Tested by running it: the attributes of an unknown tower are not reliable."""
@@ -123,8 +120,76 @@ class TextTower:
         length = int(_lengths(tokens, self._pad_id).max())
         if length >= tokens.shape[1]:
             return True
-        full, cut = self._encode(tokens).float(), self._encode_cut(tokens, length).float()
+        full, cut = self._encode(tokens).float(), self.encode(tokens, length).float()
         return bool(torch.nn.functional.cosine_similarity(full, cut).min() > 1 - _SAME)
+
+
+class TextPass:
+    """Tokenised captions on their way through a tower, one batch at a time. dtype: of token states; None: without."""
+
+    def __init__(
+        self, tower: TextTower, tokens: torch.Tensor, tokens_cut: np.ndarray | None, dtype: str | None
+    ) -> None:
+        self._tower = tower
+        self._tokens = tokens
+        self._tokens_cut = tokens_cut
+        lengths = tower.lengths(tokens)
+        self._states = None if dtype is None else _GatheredStates(tower, lengths, dtype)
+        self._coming = tower.batches(tokens, lengths)
+        self._encoded: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.left = len(tokens)
+        """Captions that are not encoded yet."""
+
+    @property
+    def has_states(self) -> bool:
+        """Whether token states were requested."""
+        return self._states is not None
+
+    def step(self) -> None:
+        """Encode one more batch, if one is left."""
+        found = next(self._coming, None)
+        if found is None:
+            return
+        rows, length = found
+        if self._states is None:
+            embedded = self._tower.encode(self._tokens[rows], length)
+        else:
+            embedded, states = self._tower.encode_with_states(self._tokens[rows], length)
+            self._states.take(rows, states)
+        self._encoded.append((rows, embedded))
+        self.left -= len(rows)
+
+    def result(self) -> tuple[torch.Tensor, np.ndarray | None, RaggedRows | None]:
+        """Embeddings [n, dim] on the device, truncated tokens if known, and token states if requested, in order."""
+        while self.left:
+            self.step()
+        states = self._states.ragged() if self._states is not None else None
+        return _in_row_order(self._encoded), self._tokens_cut, states
+
+
+class _GatheredStates:
+    """Token states in memory, filled batch by batch, so that only one batch of padded ones is."""
+
+    def __init__(self, tower: TextTower, lengths: torch.Tensor, dtype: str) -> None:
+        self._tower = tower
+        self._lengths = lengths
+        self._values = np.empty((int(self._lengths.sum()), tower.states_width), dtype)
+        self._starts = np.empty(len(lengths), np.int64)
+        self._filled = 0
+        self._dtype = getattr(torch, dtype)
+
+    def take(self, rows: torch.Tensor, padded: torch.Tensor) -> None:
+        """Keep the states of the real tokens of `rows`."""
+        lengths = self._lengths[rows]
+        real = torch.arange(padded.shape[1]) < lengths[:, None]
+        states = self._tower.normed(padded[real.to(padded.device)])
+        self._values[self._filled : self._filled + len(states)] = states.to(self._dtype).cpu().numpy()
+        self._starts[rows.numpy()] = self._filled + (lengths.cumsum(0) - lengths).numpy()
+        self._filled += len(states)
+
+    def ragged(self) -> RaggedRows:
+        """All of them, row i for caption i."""
+        return RaggedRows(self._values, self._starts, self._lengths.numpy().astype(np.int32))
 
 
 def _tower(model: Any) -> Any:
