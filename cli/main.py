@@ -39,6 +39,7 @@ COMMANDS = (
     "merge",
     "index",
     "search",
+    "serve",
     "dedup",
     "filter",
     "takedown",

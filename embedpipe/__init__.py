@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from .merge import MergeConfig, plan_merge
     from .merge.job import merge
     from .predict import predict_images
+    from .serve import ServeConfig
+    from .serve.job import serve
     from .subset import read_subset, write_subset
     from .takedown import TakedownConfig
     from .takedown.job import plan_takedown, takedown
@@ -104,6 +106,7 @@ _HOMES = {
     "Query": "index",
     "SamplingConfig": "unclip",
     "Searcher": "index",
+    "ServeConfig": "serve",
     "TakedownConfig": "takedown",
     "VerifyConfig": "verify",
     "build_index": "index",
@@ -150,7 +153,7 @@ _HOMES = {
     "trust_model": "consent",
     "write_subset": "subset",
 }
-_ROOMS = ("encode", "export", "fetch", "index", "info", "merge", "takedown", "verify")
+_ROOMS = ("encode", "export", "fetch", "index", "info", "merge", "serve", "takedown", "verify")
 
 __all__ = [
     "BatchingConfig",
@@ -173,6 +176,7 @@ __all__ = [
     "Query",
     "SamplingConfig",
     "Searcher",
+    "ServeConfig",
     "TakedownConfig",
     "VerifyConfig",
     "build_index",
@@ -217,6 +221,7 @@ __all__ = [
     "save_results",
     "search",
     "search_many",
+    "serve",
     "takedown",
     "train_all_priors",
     "train_clip",

@@ -53,7 +53,8 @@ def what_is(path: str) -> FolderKind:
         return FolderKind(DECODER, "a decoder of `embedpipe train-decoder`")
     if files.exists(files.join(path, _KEPT)):
         report = _object(files.join(path, _REPORT)) or {}
-        made_by = "dedup" if files.exists(files.join(path, "dropped.parquet")) else "filter"
+        other = "dedup" if files.exists(files.join(path, "dropped.parquet")) else "filter"
+        made_by = "serve" if report.get("made_by") == "serve" else other
         return FolderKind(SELECTION, f"a selection of rows by `embedpipe {made_by}`", _text(report.get("data")), report)
     if manifest.is_begun(files.join(path, ".embedpipe")):
         return _export(path)

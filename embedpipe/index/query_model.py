@@ -102,13 +102,17 @@ def _as_the_card_says(card: EncoderCard) -> ModelOptions:
 
 def embed_image(encoder: Encoder, path: str) -> np.ndarray:
     """float32 [dim] of an image file. Raises InputError if it is missing or cannot be decoded."""
+    return embed_picture(encoder, files.read_bytes(path), path)
+
+
+def embed_picture(encoder: Encoder, data: bytes, name: str) -> np.ndarray:
+    """float32 [dim] of an encoded image. name: for errors. Raises InputError if it cannot be decoded."""
     from ..images.decode import Undecodable
     from ..images.guarded import guarded_decode
 
-    data = files.read_bytes(path)
     decoded = guarded_decode(data, encoder.card.preprocess, encoder.card.rules)
     if isinstance(decoded, Undecodable):
-        raise InputError(f"{path}: {decoded.message}", "Give another picture")
+        raise InputError(f"{name}: {decoded.message}", "Give another picture")
     first: np.ndarray = encoder.images(decoded.pixels[None]).wait().rows[0]
     return first
 

@@ -37,6 +37,7 @@ NAMES = {
     ("encode", "threads"): "threads_per_worker",
     ("index", "emb"): "path",
     ("search", "emb"): "dataset",
+    ("serve", "emb"): "paths",
     ("dedup", "emb"): "path",
     ("filter", "emb"): "path",
     ("export", "embedding_dtype"): "dtype",
