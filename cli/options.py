@@ -184,6 +184,14 @@ def refuse_missing(*folders: str | None) -> None:
             raise InputError(f"{folder}: no such file or folder", "Check the path")
 
 
+def refuse_other_runs(kind: str, command: str, *folders: str) -> None:
+    """Raise InputError for a folder that is no training run of that kind, by `command`: before torch is loaded."""
+    from embedpipe.unclip.runs.record import read_run_record
+
+    for folder in folders:
+        read_run_record(folder, kind, command)
+
+
 def max_rejects_option(early: str = "") -> Callable[[_Command], _Command]:
     """--max-rejects → `max_rejects`, a `RejectLimit` or None. early: when a run ends before its end for it."""
     said = "Exit with 3 when more than this many (500) or this share (5%) were rejected."

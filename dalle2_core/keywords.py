@@ -61,9 +61,14 @@ def from_keywords(config: type[C], owner: str, keywords: Mapping[str, Any]) -> C
 
 def chosen(table: Mapping[str, V], name: str, what: str) -> V:
     """`table[name]`. Raises ConfigError that says which names are known."""
+    refuse_unknown(table, name, what)
+    return table[name]
+
+
+def refuse_unknown(table: Iterable[str], name: str, what: str) -> None:
+    """Raise ConfigError, which says which names are known, if `name` is not in `table`."""
     if name not in table:
         raise ConfigError(f"no {what} {name!r}; {near(name, table)}")
-    return table[name]
 
 
 def near(name: str, known: Iterable[str]) -> str:

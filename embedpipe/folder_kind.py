@@ -87,6 +87,15 @@ def require_embeddings(path: str) -> None:
     raise InputError(f"{path}: is {found.said}, not embeddings", f"Give {found.of or 'the data set'}")
 
 
+def require_pictures(path: str) -> None:
+    """Raise InputError if `path` is something of embedpipe's without pictures. A pattern is left to its reader."""
+    if set("*?[{") & set(path):
+        return
+    found = what_is(path)
+    if found.kind in (EMBEDDINGS, SELECTION, RUN, DECODER):
+        raise InputError(f"{path}: is {found.said}, not pictures", "Give image shards, or a folder of images")
+
+
 def _export(path: str) -> FolderKind:
     try:
         run = manifest.read_run(files.join(path, ".embedpipe"))

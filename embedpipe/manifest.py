@@ -32,7 +32,7 @@ EMBEDDINGS = "embedpipe/embeddings"
 IMAGE_SHARDS = "embedpipe/image-shards"
 EXPORT = "embedpipe/export"
 
-_RUN_FILE = "embedpipe.json"
+RUN_FILE = "embedpipe.json"
 _MANIFESTS = "manifest"
 
 
@@ -227,7 +227,7 @@ _REMEDIES: dict[type[Any], str] = {
 
 def read_run(root: str) -> RunCard | None:
     """The run card of an output, or None if there is none. Raises DatasetError if it is damaged."""
-    location = files.join(root, _RUN_FILE)
+    location = files.join(root, RUN_FILE)
     data = files.read_if_there(location)
     return _load(RunCard, location, data) if data is not None else None
 
@@ -239,7 +239,7 @@ def require_run(root: str, format: str) -> RunCard:
     run = read_run(root)
     made_by = {EMBEDDINGS: "`embedpipe encode`", IMAGE_SHARDS: "`embedpipe fetch`"}[format]
     if run is None:
-        raise DatasetError(f"{root}: no {_RUN_FILE} in it", f"Give a folder written by {made_by}")
+        raise DatasetError(f"{root}: no {RUN_FILE} in it", f"Give a folder written by {made_by}")
     if run.format != format:
         raise DatasetError(f"{root}: holds {run.format}, not {format}", f"Give a folder written by {made_by}")
     return run
@@ -253,12 +253,12 @@ def with_pending(root: str, run: RunCard) -> RunCard:
 
 def is_begun(root: str) -> bool:
     """Whether there is a run card, valid or not."""
-    return files.exists(files.join(root, _RUN_FILE))
+    return files.exists(files.join(root, RUN_FILE))
 
 
 def begin_run(root: str, run: RunCard) -> bool:
     """Write `embedpipe.json` if there is none; returns False if another process was faster."""
-    return files.create(files.join(root, _RUN_FILE), _dump(run))
+    return files.create(files.join(root, RUN_FILE), _dump(run))
 
 
 def settle(root: str) -> None:
@@ -279,12 +279,12 @@ def lost_numbers(run: RunCard, committed: Iterable[int]) -> list[int]:
 def write_run(root: str, run: RunCard) -> None:
     """Write or replace `embedpipe.json` atomically. Raises OutputBusy if the lock of `root` was taken away."""
     require_held(root)
-    files.write_bytes(files.join(root, _RUN_FILE), _dump(run))
+    files.write_bytes(files.join(root, RUN_FILE), _dump(run))
 
 
 def retract_run(root: str) -> None:
     """Remove `embedpipe.json`, so that the folder is no longer an output. Its shards must be retracted first."""
-    files.remove(files.join(root, _RUN_FILE))
+    files.remove(files.join(root, RUN_FILE))
 
 
 def shard_name(number: int, digits: int) -> str:

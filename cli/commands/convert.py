@@ -8,7 +8,7 @@ import click
 
 import embedpipe
 
-from ..options import debug_option, json_option, old_dry_run_option
+from ..options import debug_option, json_option, old_dry_run_option, refuse_missing
 
 
 @click.command()
@@ -64,6 +64,8 @@ def command(
     embedpipe convert lora-run merged
     embedpipe convert prior for-diffusers --to diffusers
     """
+    refuse_missing(checkpoint)
+
     from .. import display
 
     converted = embedpipe.convert(checkpoint, None if dry_run else out, **options)

@@ -124,6 +124,9 @@ def command(
         refuse_missing(emb)
 
     from .. import display
+    from ..arrow import spare_pandas
+
+    spare_pandas()
 
     config = embedpipe.DedupConfig(
         threshold,

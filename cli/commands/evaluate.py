@@ -6,7 +6,15 @@ import click
 
 import embedpipe
 
-from ..options import debug_option, device_option, json_option, refuse_missing, trust_model_option, trust_option
+from ..options import (
+    debug_option,
+    device_option,
+    json_option,
+    refuse_missing,
+    refuse_other_runs,
+    trust_model_option,
+    trust_option,
+)
 
 
 @click.command()
@@ -51,6 +59,11 @@ def command(
     embedpipe evaluate small large ridge emb
     """
     refuse_missing(*runs, emb)
+    refuse_other_runs("prior", "train-prior", *runs)
+
+    from embedpipe.folder_kind import require_embeddings
+
+    require_embeddings(emb)
 
     from .. import display
     from ..training_display import show_comparison

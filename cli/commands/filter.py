@@ -82,6 +82,9 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     refuse_missing(emb)
 
     from .. import display
+    from ..arrow import spare_pandas
+
+    spare_pandas()
 
     config = embedpipe.FilterConfig(**options)
     display.note_old_data(emb)

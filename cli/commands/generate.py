@@ -163,6 +163,10 @@ def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
     own = None if options["decoder"].startswith("diffusers:") else options["decoder"]
     refuse_missing(own, options["prior"], options["held_out"])
 
+    from embedpipe.unclip.generate.grid import refuse_other_names
+
+    refuse_other_names(options["out"])
+
     from .. import display
 
     for name in ("steps", "sampler", "eta", "cond_scale", "text_cond_scale"):

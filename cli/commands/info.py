@@ -51,6 +51,15 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
     embedpipe info emb --html emb.html
     embedpipe info prior
     """
+    from .. import display
+    from ..arrow import spare_pandas
+
+    spare_pandas()
+
+    with display.progress("info", "rows") as view:
+        found = embedpipe.info(path, hosts, html, samples, images, view)
+
+    # Not needed to say that there is nothing.
     from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, card_from, in_words
     from embedpipe.fetch import ERROR_CLASSES
     from embedpipe.info import OutputInfo
@@ -58,10 +67,6 @@ def command(path: str, hosts: int, html: str | None, samples: int, images: Image
     from embedpipe.types import REJECT_CLASSES
     from embedpipe.verify import KINDS
 
-    from .. import display
-
-    with display.progress("info", "rows") as view:
-        found = embedpipe.info(path, hosts, html, samples, images, view)
     if not isinstance(found, OutputInfo):
         if as_json:
             display.print_json(found)

@@ -7,7 +7,7 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, json_option, old_dry_run_option, refuse_missing, trust_option
+from ..options import debug_option, json_option, old_dry_run_option, refuse_missing, refuse_other_runs, trust_option
 
 
 @click.command()
@@ -53,6 +53,11 @@ def command(
     embedpipe sample-prior emb predicted --prior prior --steps 32 --candidates 4 --gpus 8
     """
     refuse_missing(emb, run)
+    refuse_other_runs("prior", "train-prior", run)
+
+    from embedpipe.folder_kind import require_embeddings
+
+    require_embeddings(emb)
 
     from .. import display
 

@@ -99,6 +99,9 @@ def command(
     from embedpipe.progress import silent
 
     from .. import display
+    from ..arrow import spare_pandas
+
+    spare_pandas()
 
     said = said_of_model(asked)
     query = embedpipe.Query(**asked)

@@ -38,6 +38,9 @@ def command(paths: tuple[str, ...], urls: str | None, keys: str | None, dry_run:
     embedpipe takedown s3://bucket/emb --keys gone.parquet
     """
     from .. import display
+    from ..arrow import spare_pandas
+
+    spare_pandas()
 
     config = embedpipe.TakedownConfig(urls, keys)
     if dry_run:

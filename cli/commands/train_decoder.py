@@ -115,6 +115,15 @@ def command(paths: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
     data, emb, out = (None, *paths) if len(paths) == 2 else paths
     refuse_missing(emb)
 
+    from dalle2_core.keywords import refuse_unknown
+    from dalle2_core.presets import DECODER_PRESETS
+    from embedpipe.folder_kind import require_embeddings, require_pictures
+
+    refuse_unknown(DECODER_PRESETS, options["preset"], "decoder preset")
+    require_embeddings(emb)
+    if data is not None:
+        require_pictures(data)
+
     from .. import display
     from ..training_display import plan_of, training_view
 

@@ -78,12 +78,19 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
     """
     refuse_missing(emb)
 
+    from dalle2_core.keywords import refuse_unknown
+    from dalle2_core.presets import PRIOR_PRESETS
+    from embedpipe.folder_kind import require_embeddings
+
+    refuse_unknown(PRIOR_PRESETS, options["preset"], "prior preset")
+    if options["prior"] not in (None, ALL, *PRIORS):
+        raise OptionError(f"no prior {options['prior']!r}", did_you_mean(options["prior"], [*PRIORS, ALL]))
+    require_embeddings(emb)
+
     from .. import display
     from ..training_display import plan_of, show_comparison, training_view
 
     compares = options["prior"] == ALL
-    if options["prior"] not in (None, ALL, *PRIORS):
-        raise OptionError(f"no prior {options['prior']!r}", did_you_mean(options["prior"], [*PRIORS, ALL]))
     if compares:
         if options.pop("start") is not None:
             raise click.UsageError("--from is for one prior, and `--prior all` trains each kind anew")

@@ -55,6 +55,13 @@ def command(data: str, out: str, dry_run: bool, as_json: bool, **options: Any) -
     """
     refuse_missing(data)
 
+    from dalle2_core.keywords import refuse_unknown
+    from dalle2_core.presets import VAE_PRESETS
+    from embedpipe.folder_kind import require_pictures
+
+    refuse_unknown(VAE_PRESETS, options["preset"], "preset of an autoencoder")
+    require_pictures(data)
+
     from .. import display
     from ..training_display import plan_of, training_view
 

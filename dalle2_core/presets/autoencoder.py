@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dalle2_core.keywords import chosen
 from dalle2_core.networks.vqgan_config import VaeConfig
+from dalle2_core.presets import VAE_PRESETS
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig
 
@@ -77,9 +78,6 @@ def base() -> VaeRecipe:
             best_metric="reconstruction",
         ),
     )
-
-
-VAE_PRESETS = {"tiny": tiny, "base": base}
 
 
 def vae_preset(name: str) -> VaeRecipe:

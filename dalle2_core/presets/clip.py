@@ -7,6 +7,7 @@ from typing import Any
 
 from dalle2_core.clip.trainable import ClipConfig
 from dalle2_core.keywords import chosen
+from dalle2_core.presets import CLIP_PRESETS
 from dalle2_core.training.loop import TrainConfig
 from dalle2_core.training.optim import OptimConfig
 
@@ -99,9 +100,6 @@ def vit_tiny() -> ClipRecipe:
             best_is="highest",
         ),
     )
-
-
-CLIP_PRESETS = {"lite0": lite0, "vit-tiny": vit_tiny}
 
 
 def clip_preset(name: str) -> ClipRecipe:

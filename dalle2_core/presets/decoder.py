@@ -16,6 +16,7 @@ from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen
 from dalle2_core.networks.unet import Unet
 from dalle2_core.networks.unet_config import UnetConfig
+from dalle2_core.presets import DECODER_PRESETS
 from dalle2_core.rng import derived_seed
 from dalle2_core.training.config import TrainConfig
 from dalle2_core.training.optim import OptimConfig
@@ -302,7 +303,6 @@ def paper() -> DecoderRecipe:
 
 
 IN_LATENTS = {"tiny-latent"}  # made for an autoencoder's latents; in pixels they are the wrong network
-DECODER_PRESETS = {"tiny": tiny, "tiny-latent": tiny_latent, "base": base, "paper": paper}
 
 
 def decoder_preset(name: str) -> DecoderRecipe:

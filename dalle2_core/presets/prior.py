@@ -8,6 +8,7 @@ from typing import Any
 
 from dalle2_core.keywords import chosen
 from dalle2_core.networks.causal_transformer import PriorNetworkConfig
+from dalle2_core.presets import PRIOR_PRESETS
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.config import PriorConfig
 from dalle2_core.priors.lora import LoraConfig
@@ -173,16 +174,6 @@ def _of_diffusers(clip_sample_range: float) -> PriorRecipe:
             precision="bfloat16",
         ),
     )
-
-
-PRIOR_PRESETS = {
-    "tiny": tiny,
-    "base": base,
-    "laion-l14": laion_l14,
-    "paper": paper,
-    "kandinsky-2-2": kandinsky_2_2,
-    "karlo": karlo,
-}
 
 
 def prior_preset(name: str) -> PriorRecipe:

@@ -9,19 +9,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..accounts import Accounts, Ledger
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import InputError
 from ..execute import Task
 from ..images.cost import DEFAULT_MAX_SECONDS
-from ..images.decode import DEFAULT_MAX_PIXELS, Undecodable
 from ..images.guarded import guarded_decode
+from ..images.open import DEFAULT_MAX_PIXELS
+from ..images.undecodable import Undecodable
 from ..read import Reader
 from ..types import Reject, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 _BATCHES_AHEAD = 2
 _LOOK_EVERY_S = 0.1
@@ -217,6 +219,8 @@ def _batches(arrivals: Iterable[_Prepared], size: int, pin_memory: bool) -> Iter
 
 
 def _batch(task: Task, ready: Sequence[Row], rejects: Sequence[Reject], pin_memory: bool) -> PixelBatch:
+    import torch
+
     pictures = [row.pixels for row in ready if row.pixels is not None]
     pixels = torch.stack(pictures) if pictures else None
     if pixels is not None and pin_memory:

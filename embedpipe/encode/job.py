@@ -29,6 +29,7 @@ from ..execute import (
     Task,
     open_places,
 )
+from ..folder_kind import require_pictures
 from ..images.rules import colour
 from ..lock import Part, claimed, exclusive, planning
 from ..manifest import RunCard
@@ -50,10 +51,11 @@ from .crashed_run import noted, with_care
 from .disk_space import with_need
 from .overwrite import discard_output
 from .planning import plan_input, refuse_other_background, refuse_other_options, run_card
-from .precision import choose_precision
+from .precision import choose_precision, refuse_unknown_precision
 from .refusals import refuse_own_input
 from .reject_limit import RejectLimitListener
 from .resume import CommittedTotals, scan_committed
+from .unchanged import same_by_name
 from .worker import EncodeWork
 
 # Absent from the run card where they are these, so that outputs older than the options can be resumed.
@@ -222,8 +224,11 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     begun = time.perf_counter()
     _refuse_contradictions(config)
     refuse_own_input(data, out)
+    require_pictures(data)
     config = config.going_on(data, out)
     reader = config.reader(data)
+    if (finished := _finished(out, config, reader, begun)) is not None:
+        return finished
     with (
         exclusive(out) if config.part is None else claimed(out, config.part),
         open_places(config.executor, config.demand(), config.cluster) as (executor, places),
@@ -275,10 +280,35 @@ def encode(data: str, out: str, config: EncodeConfig, listen: Listener = silent)
     return _report(run, planned, change, committed, outcome, time.perf_counter() - begun)
 
 
+def _finished(out: str, config: EncodeConfig, reader: Reader, begun: float) -> EncodeReport | None:
+    """The report of a run that finds nothing to do, without loading the model; None if there may be something."""
+    found = None if config.overwrite or config.part is not None else manifest.read_run(out)
+    if found is None or found.encoder is None or len(manifest.committed_numbers(out)) < len(found.plan):
+        return None
+    if not same_by_name(out, found.encoder, config.encoder):
+        return None
+    with exclusive(out):
+        refuse_interrupted(out)
+        change = plan_input(out, found, config.shaping(), reader, overwrite=False)
+        refuse_other_background(out, found, config.encoder.background)
+        committed = scan_committed(out, found, change.vanished, config.holds, retract=False)
+        if change.shards != found.plan or _still_to_do(found, committed, change.vanished, config):
+            return None
+        _remember(found)
+        sweep_dataset_temporaries(out, None)
+        sweep_leftovers(out, found.shard_digits, [])
+        run = manifest.with_pending(out, dataclasses.replace(found, listing=change.listing))
+        if run != found:
+            manifest.write_run(out, run)
+    nothing = Outcome(TaskReport(), ())
+    return _report(run, len(run.plan), change, committed, nothing, time.perf_counter() - begun)
+
+
 def plan_encode(data: str, out: str, config: EncodeConfig) -> tuple[PlanChange, list[int]]:
     """What `encode` would do: the grown plan and the numbers still to encode."""
     _refuse_contradictions(config)
     refuse_own_input(data, out)
+    require_pictures(data)
     config = config.going_on(data, out)
     found = manifest.read_run(out)
     change = plan_input(out, found, config.shaping(), config.reader(data), config.overwrite)
@@ -398,6 +428,7 @@ def _note_pending(out: str, config: EncodeConfig, changed: bool) -> None:
 
 
 def _refuse_contradictions(config: EncodeConfig) -> None:
+    refuse_unknown_precision(config.encoder.precision)
     if config.encoder.background is not None:
         colour(config.encoder.background)  # which refuses what is none
     if config.format not in FORMATS:

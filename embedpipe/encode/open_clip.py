@@ -14,7 +14,7 @@ import torch
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import ModelError
 from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
-from .precision import DTYPES
+from .precision import torch_dtype
 from .text_tower import TextPass, TextTower
 
 # Divisor for rows of zeros, which have no direction and stay zero.
@@ -27,7 +27,7 @@ class OpenClipEncoder:
     def __init__(self, model: Any, tokenizer: Any, card: EncoderCard, device: str, config: EncoderConfig) -> None:
         self._card = card
         self._device = device
-        dtype = DTYPES[card.precision]
+        dtype = torch_dtype(card.precision)
         # CUDA keeps fp32 weights and casts as it goes (layer norms stay exact); on a CPU that is slower than fp32,
         # and weights of the lower precision are twice as fast.
         self._autocast = device.startswith("cuda") and dtype != torch.float32
@@ -102,7 +102,7 @@ class OpenClipEncoder:
     def _casting(self) -> contextlib.AbstractContextManager[Any]:
         if not self._autocast:
             return contextlib.nullcontext()
-        return torch.autocast("cuda", DTYPES[self._card.precision])
+        return torch.autocast("cuda", torch_dtype(self._card.precision))
 
 
 def _run(compiled: Any, pictures: torch.Tensor, size: int) -> torch.Tensor:

@@ -34,8 +34,12 @@ class CommittedTotals:
             self.rejects = add_counts(self.rejects, entry.rejects)
 
 
-def scan_committed(out: str, run: RunCard, vanished: Iterable[int], holds: Callable[[int], bool]) -> CommittedTotals:
+def scan_committed(
+    out: str, run: RunCard, vanished: Iterable[int], holds: Callable[[int], bool], retract: bool = True
+) -> CommittedTotals:
     """The committed shards among those whose numbers `holds`; a damaged one is retracted, to be encoded again.
+
+    retract: False to leave it, and only report it as redone.
 
     Only sizes are compared; `embedpipe verify` checks checksums, since a restart should not read the whole data set.
     """
@@ -53,7 +57,8 @@ def scan_committed(out: str, run: RunCard, vanished: Iterable[int], holds: Calla
         if whole or entry.number in gone:
             found.add(entry)
         else:
-            manifest.retract(out, entry.number, run.shard_digits)
+            if retract:
+                manifest.retract(out, entry.number, run.shard_digits)
             found.redone.append(entry.source.name)
     return found
 

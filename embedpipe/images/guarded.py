@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import importlib
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..clip_model.encoder_card import ImageRules, PreprocessSpec
 from ..limited import CallFault, LimitedCalls
 from .cost import DEFAULT_MAX_SECONDS, is_bounded, limits_for, speaks_of_memory
-from .decode import DEFAULT_MAX_PIXELS, DecodedImage, Undecodable, decode
+from .open import DEFAULT_MAX_PIXELS
+from .undecodable import Undecodable
+
+if TYPE_CHECKING:
+    from .decoded import DecodedImage
 
 
 def guarded_decode(
@@ -35,12 +38,16 @@ def guarded_decode(
     is true, and WorkerDied if this machine lets no child start.
     """
     if not careful and is_bounded(data):
+        from .decode import decode  # imports torch: who only plans does without
+
         return decode(data, spec, rules, max_pixels, how)
     found = _CALLS.call(_decode, data, (spec, rules, max_pixels, how), limits_for(max_pixels, max_seconds), stopped)
     if isinstance(found, CallFault):
         return Undecodable(found.error_class, found.message[:300])
     if isinstance(found, Undecodable):
         return found
+    import torch
+
     image: DecodedImage = dataclasses.replace(found, pixels=torch.from_numpy(found.pixels))
     return image
 
@@ -50,8 +57,10 @@ def _decode(data: bytes, *arguments: Any) -> Any:
 
     Whatever it raises is about this image.
     """
+    from .decode import decode
+
     try:
-        found = decode(data, *arguments)
+        found: DecodedImage | Undecodable = decode(data, *arguments)
     except MemoryError:
         raise
     except Exception as problem:
@@ -65,7 +74,8 @@ def _decode(data: bytes, *arguments: Any) -> Any:
 
 
 def _prepare() -> None:
-    """Importing this module imports all that decoding needs."""
+    """Import all that decoding needs, before limits are set."""
+    importlib.import_module(".decode", __package__)
 
 
 _CALLS = LimitedCalls(_prepare)

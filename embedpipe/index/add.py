@@ -6,7 +6,6 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 
 from .. import files
@@ -19,6 +18,7 @@ from .card import IndexedShard
 from .ids import ids_of
 from .index_file import open_file
 from .inverted_lists import ListPart, emptied, encode_rows, part_name, read_list_part, read_parts, write_part
+from .library import faiss
 from .plan import BuildPlan, IndexConfig
 
 PLAN = "plan.json"

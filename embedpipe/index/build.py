@@ -12,7 +12,6 @@ import re
 import shutil
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from .. import files
@@ -28,6 +27,7 @@ from .card import IndexCard, IndexedShard, ends_digest, folder_of, index_path, w
 from .in_memory import add_whole, write_stream
 from .index_file import OpenIndex, open_file
 from .inverted_lists import IndexSource, ListSource, PartSource, merge_parts
+from .library import faiss
 from .plan import NOTHING, BuildPlan, IndexConfig, plan_for
 from .train import trained_index
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import faiss
 import numpy as np
 
 from .. import files
@@ -16,6 +15,7 @@ from ..store.hashed_writer import write_hashed
 from .card import index_path
 from .ids import ids_of, shard_numbers
 from .index_file import open_file
+from .library import faiss
 from .plan import BuildPlan
 from .train import trained_index
 

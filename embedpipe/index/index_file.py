@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-import faiss
 import numpy as np
 
 from .. import files
@@ -16,6 +15,7 @@ from ..mirror import local_file
 from .card import IndexCard, build_command, ends_digest, index_path, read_card
 from .exact import NearestRows
 from .ids import NONE
+from .library import faiss
 
 _TABLE_BYTES = 2 << 30  # faiss's own bound for what it computes of a product quantizer as it reads one
 _READING = threading.Lock()

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
-import faiss
 import numpy as np
 import pydantic
 
@@ -26,6 +25,7 @@ from .. import files
 from ..errors import InputError
 from .card import IndexedShard
 from .ids import shard_numbers
+from .library import faiss
 
 _MERGE_BYTES = 1 << 26
 

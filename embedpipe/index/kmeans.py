@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
+
+from .library import faiss
 
 _ITERATIONS = 12
 _SAMPLES_PER_CLUSTER = 64  # a centroid is a mean: more would not improve it

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import faiss
 import numpy as np
 
 from ..errors import InputError
@@ -13,6 +12,7 @@ from ..load import EmbeddingDataset
 from ..load.row_blocks import release_pages, take_rows
 from .index_types import ID_BYTES, ROWS_PER_CENTROID, IndexType
 from .inverted_lists import code_bytes, require_lists
+from .library import faiss
 
 _ITERATIONS = 8
 _SEED = 0

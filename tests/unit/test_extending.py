@@ -82,7 +82,7 @@ def test_the_exporter_writes_what_it_says(uses, emb):
     ("command", "registry"),
     [
         ("train-prior", "dalle2_core.priors:PRIORS"),
-        ("train-prior", "dalle2_core.presets.prior:PRIOR_PRESETS"),
+        ("train-prior", "dalle2_core.presets:PRIOR_PRESETS"),
         ("train-prior", "dalle2_core.training.loggers:LOGGERS"),
         ("export", "embedpipe.export:EXPORTS"),
         ("encode", "embedpipe.store:FORMATS"),

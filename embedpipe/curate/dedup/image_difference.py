@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...clip_model.encoder_card import PreprocessSpec
-from ...images.decode import Undecodable
 from ...images.guarded import guarded_decode
+from ...images.undecodable import Undecodable
 
 SIDE = 48
 _SPEC = PreprocessSpec((SIDE, SIDE), (0.0,) * 3, (1.0,) * 3, "bilinear", "squash", 0)

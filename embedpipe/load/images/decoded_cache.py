@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 from ... import files
 from ...clip_model.encoder_card import OPEN_CLIP_RULES, ImageRules, PreprocessSpec
 from ...errors import EmptyInput, InputError, did_you_mean
-from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable
 from ...images.guarded import guarded_decode
+from ...images.open import DEFAULT_MAX_PIXELS
 from ...images.rules import image_rules
+from ...images.undecodable import Undecodable
 from ...parquet_tables import read_table
 from ...progress import Listener, Progress, silent
 from ...read import Reader, SampleRules, open_reader

@@ -13,8 +13,9 @@ import numpy as np
 
 from ...clip_model.encoder_card import PreprocessSpec
 from ...errors import DatasetError, InputError
-from ...images.decode import DEFAULT_MAX_PIXELS, Undecodable
 from ...images.guarded import guarded_decode
+from ...images.open import DEFAULT_MAX_PIXELS
+from ...images.undecodable import Undecodable
 from ...read.base import NoDigest, Selective
 from ...types import EmbeddingBatch, Sample
 from ..dataset import EmbeddingDataset

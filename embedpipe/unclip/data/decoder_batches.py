@@ -12,7 +12,7 @@ from torch import Tensor
 from dalle2_core.conditioning import DecoderBatch
 from dalle2_core.presets.decoder import DecoderRecipe
 from embedpipe.errors import DatasetError, InputError
-from embedpipe.images.decode import DEFAULT_MAX_PIXELS
+from embedpipe.images.open import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
 from embedpipe.load.images.join import Join, join_images
 from embedpipe.load.images.loader import ImageBatch, ImageLoader, ImageOptions

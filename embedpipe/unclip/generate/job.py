@@ -16,6 +16,7 @@ from embedpipe.renamed import renamed_keyword
 
 from ..calls import call_of
 from ..device import default_device
+from .grid import refuse_other_names
 from .held_out import HeldOut, open_held_out
 from .models import Models
 from .pipeline import make_images, plan_request, write_images
@@ -90,8 +91,8 @@ def generation_job(
     the first GPU, or the CPU. out: the grid's file, .png; beside it come the single images (OUT/) and all settings
     (OUT.json). watching: hears of the progress.
     """
-    if out is not None and not out.lower().endswith(".png"):
-        raise OptionError(f"{out}: the grid is a .png file")
+    if out is not None:
+        refuse_other_names(out)
     pipeline = open_pipeline(decoder) if is_pretrained(decoder) else None
     if cond_scale is None:
         cond_scale = 1.0 if pipeline is None else pipeline.family.guidance

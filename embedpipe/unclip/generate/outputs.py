@@ -15,8 +15,9 @@ from torch import Tensor
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import PreprocessSpec
 from embedpipe.errors import InputError
-from embedpipe.images.decode import Undecodable, decode
+from embedpipe.images.decode import decode
 from embedpipe.images.sheet import SheetCell, contact_sheet
+from embedpipe.images.undecodable import Undecodable
 
 # A pixel of the mask that is this dark, of 255, is black: JPEG and resizing leave no exact zeros.
 _BLACK = 16

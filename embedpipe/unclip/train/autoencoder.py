@@ -21,7 +21,7 @@ from dalle2_core.training.vqgan_trainer import MOST_IMAGES_TO_MEASURE, VaeTraini
 from dalle2_core.training.vqgan_trainer import train_vae as train_vqgan
 from embedpipe.clip_model.encoder_card import ImageRules, PreprocessSpec
 from embedpipe.errors import OptionError
-from embedpipe.images.decode import DEFAULT_MAX_PIXELS
+from embedpipe.images.open import DEFAULT_MAX_PIXELS
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, open_pictures, pictures_are_decoded
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID

@@ -18,7 +18,7 @@ from dalle2_core.presets.clip import ClipRecipe, clip_preset
 from dalle2_core.training import Run, load_trained, train
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import ImageRules, PreprocessSpec
-from embedpipe.images.decode import DEFAULT_MAX_PIXELS
+from embedpipe.images.open import DEFAULT_MAX_PIXELS
 from embedpipe.load.images.decoded_cache import PictureOptions, Pictures, batched, cached_rows, open_pictures
 from embedpipe.load.shuffle import batches_from
 from embedpipe.load.split import TRAIN, VALID

@@ -22,7 +22,7 @@ from dalle2_core.training.stage_samples import check_stage_guidance
 from embedpipe import files
 from embedpipe.containment import refuse_outward_links
 from embedpipe.errors import InputError, OptionError
-from embedpipe.images.decode import DEFAULT_MAX_PIXELS
+from embedpipe.images.open import DEFAULT_MAX_PIXELS
 from embedpipe.load import EmbeddingDataset
 from embedpipe.load.identity import row_marks
 from embedpipe.load.images.loader import ImageLoader

@@ -19,9 +19,8 @@ from dalle2_core.diffusion.samplers import SAMPLERS, timesteps_for
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.networks import fused_norm
 from dalle2_core.networks.fused_norm import norm_scale_silu
-from dalle2_core.presets.autoencoder import VAE_PRESETS
-from dalle2_core.presets.decoder import DECODER_PRESETS, IN_LATENTS
-from dalle2_core.presets.prior import PRIOR_PRESETS
+from dalle2_core.presets import DECODER_PRESETS, PRIOR_PRESETS, VAE_PRESETS
+from dalle2_core.presets.decoder import IN_LATENTS
 from dalle2_core.training.config import TrainConfig
 from dalle2_core.training.distributed import join_processes
 from dalle2_core.training.ema import make_ema

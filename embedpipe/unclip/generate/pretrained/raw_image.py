@@ -9,8 +9,8 @@ from embedpipe import files
 from embedpipe.encode import Encoder
 from embedpipe.encode.base import Later
 from embedpipe.errors import InputError
-from embedpipe.images.decode import Undecodable
 from embedpipe.images.guarded import guarded_decode
+from embedpipe.images.undecodable import Undecodable
 
 
 def raw_embedding(encoder: Encoder, path: str) -> Tensor:

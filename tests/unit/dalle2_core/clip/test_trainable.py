@@ -25,7 +25,8 @@ from dalle2_core.clip.trainable import (
     tokenize,
 )
 from dalle2_core.errors import CheckpointError, ConfigError, ShapeError
-from dalle2_core.presets.clip import CLIP_PRESETS, clip_preset
+from dalle2_core.presets import CLIP_PRESETS
+from dalle2_core.presets.clip import clip_preset
 from embedpipe.clip_model.spec import ModelOptions, resolve_spec
 from embedpipe.errors import ModelError
 from tests import version_0_1

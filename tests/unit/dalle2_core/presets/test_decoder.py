@@ -8,7 +8,8 @@ import torch
 from dalle2_core.decoder.decoder import Decoder
 from dalle2_core.decoder.stage_config import LowresConfig
 from dalle2_core.errors import ConfigError
-from dalle2_core.presets.decoder import DECODER_PRESETS, decoder_preset
+from dalle2_core.presets import DECODER_PRESETS
+from dalle2_core.presets.decoder import decoder_preset
 
 
 def with_part(recipe, number, **changes):

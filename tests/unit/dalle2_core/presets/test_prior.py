@@ -8,7 +8,8 @@ import torch
 
 from dalle2_core.errors import ConfigError
 from dalle2_core.networks.unclip_transformer import UnclipTransformer, UnclipTransformerConfig
-from dalle2_core.presets.prior import PRIOR_PRESETS, prior_preset
+from dalle2_core.presets import PRIOR_PRESETS
+from dalle2_core.presets.prior import prior_preset
 
 PARTS = {"network", "diffusion", "optim", "train", "text_tokens", "prior"}
 PARTS |= {"lora", "ridge", "autoregressive", "contrastive", "unclip"}
