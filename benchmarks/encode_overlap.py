@@ -174,7 +174,7 @@ class Bench:
             for shard in self.reader.shards(()):
                 for sample in self.reader.read(shard, hashlib.sha256()):
                     waiting.append(pool.submit(_decoded, sample.image, card, self.config.stage.max_pixels))
-                    if len(waiting) > 2 * self.config.stage.batch_size:
+                    if len(waiting) > 2 * self.config.stage.samples_at_once:
                         waiting.popleft().result()
             for last in waiting:
                 last.result()
@@ -247,7 +247,7 @@ def main() -> None:
     facts = itertools.chain(
         [
             ("encoder", f"{options.model}, precision {card.precision}, decode {card.decode}"),
-            ("batch size, decode threads", f"{config.stage.batch_size}, {config.stage.decode_threads}"),
+            ("batch size, decode threads", f"{config.stage.samples_at_once}, {config.stage.decode_threads}"),
         ],
         photos.describe(data).items(),
     )

@@ -65,7 +65,9 @@ if TYPE_CHECKING:
 @click.option(
     "--compile", "compile_model", is_flag=True, help="torch.compile the image tower: slower to start, then faster."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Samples per model pass.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Samples per model pass. Default: 512 on a GPU, 64 on the CPU."
+)
 @click.option("--no-image", is_flag=True, help="Encode captions only.")
 @click.option("--no-text", is_flag=True, help="Encode images only; captions are not needed.")
 @click.option(

@@ -25,7 +25,9 @@ from ..types import Reject, Sample
 if TYPE_CHECKING:
     import torch
 
+_BATCH_ON_CPU, _BATCH_ON_GPU = 64, 512
 _BATCHES_AHEAD = 2
+_IMAGES_AHEAD_OF_GPU = 1024  # a tenth of a second of a fast one
 _LOOK_EVERY_S = 0.1
 _CLOSING_MAY_TAKE_S = 2.0
 _BYTES_AHEAD = 1 << 28  # of encoded images that were read and not decoded yet
@@ -33,7 +35,8 @@ _BYTES_AHEAD = 1 << 28  # of encoded images that were read and not decoded yet
 
 @dataclass(frozen=True, slots=True)
 class BatchingConfig:
-    """How one worker encodes. images/texts: which modalities to encode. batch_size: samples per pass through a tower.
+    """How one worker encodes. images/texts: which modalities to encode. batch_size: samples per pass through a tower;
+    None is 512 where memory is pinned for a GPU, else 64.
 
     text_tokens: also store the states of the captions' tokens. reject_cut_captions: reject samples whose caption is
     longer than the model's context.
@@ -45,13 +48,24 @@ class BatchingConfig:
 
     images: bool = True
     texts: bool = True
-    batch_size: int = 64
+    batch_size: int | None = None
     decode_threads: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
     max_sample_seconds: float = DEFAULT_MAX_SECONDS
     pin_memory: bool = False
     text_tokens: bool = False
     reject_cut_captions: bool = False
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples per pass."""
+        return self.batch_size or (_BATCH_ON_GPU if self.pin_memory else _BATCH_ON_CPU)
+
+    @property
+    def batches_ahead(self) -> int:
+        """Batches that are ready for the model: on a GPU as many as have so many images."""
+        wanted = -(-_IMAGES_AHEAD_OF_GPU // self.samples_at_once) if self.pin_memory else 0
+        return max(wanted, _BATCHES_AHEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +112,18 @@ def batches_ahead(
     """Batches of one shard after another, each followed by a `ShardEnd`, prefetched by threads.
 
     Prefetching continues across shards: while the captions of one are encoded and its rows are written, the next one is
-    read. Two batches are queued, and a third is in preparation. `look` is called while the queue is empty, again at
+    read. Some batches are queued, and one more is in preparation. `look` is called while the queue is empty, again at
     once if it says that it has more to do, and may raise.
     """
     stopped = threading.Event()
-    threads = config.decode_threads or 1
+    threads, size = config.decode_threads or 1, config.samples_at_once
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     prepare = _decoder(card, config, stopped)
     begun = _submitted(pool, prepare, _read(tasks, reader), _Room(_BYTES_AHEAD, stopped))
     # Reading has its own thread: waiting for the next task must not delay batches of the last one.
-    decoding = _Ahead(begun, max(config.batch_size, 2 * threads), stopped, _nothing)
+    decoding = _Ahead(begun, max(size, 2 * threads), stopped, _nothing)
     arrivals = (future.result() for future in decoding)
-    made = _Ahead(_batches(arrivals, config.batch_size, config.pin_memory), _BATCHES_AHEAD, stopped, look)
+    made = _Ahead(_batches(arrivals, size, config.pin_memory), config.batches_ahead, stopped, look)
     try:
         yield made
     finally:
@@ -219,13 +233,17 @@ def _batches(arrivals: Iterable[_Prepared], size: int, pin_memory: bool) -> Iter
 
 
 def _batch(task: Task, ready: Sequence[Row], rejects: Sequence[Reject], pin_memory: bool) -> PixelBatch:
+    pictures = [row.pixels for row in ready if row.pixels is not None]
+    pixels = _stacked(pictures, pin_memory) if pictures else None
+    return PixelBatch(task, tuple(replace(row, pixels=None) for row in ready), tuple(rejects), pixels)
+
+
+def _stacked(pictures: list[torch.Tensor], pin_memory: bool) -> torch.Tensor:
+    """[b, 3, h, w], by one copy. Pinned memory is reused by torch once the device has read it."""
     import torch
 
-    pictures = [row.pixels for row in ready if row.pixels is not None]
-    pixels = torch.stack(pictures) if pictures else None
-    if pixels is not None and pin_memory:
-        pixels = pixels.pin_memory()
-    return PixelBatch(task, tuple(replace(row, pixels=None) for row in ready), tuple(rejects), pixels)
+    shape = (len(pictures), *pictures[0].shape)
+    return torch.stack(pictures, out=torch.empty(shape, dtype=pictures[0].dtype, pin_memory=pin_memory))
 
 
 class _Ended:

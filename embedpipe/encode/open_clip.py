@@ -14,6 +14,7 @@ import torch
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import ModelError
 from .base import Embedded, EmbeddedTexts, EncoderConfig, Later, TextStates
+from .lower_weights import lower_weights
 from .precision import torch_dtype
 from .text_tower import TextPass, TextTower
 
@@ -28,15 +29,20 @@ class OpenClipEncoder:
         self._card = card
         self._device = device
         dtype = torch_dtype(card.precision)
-        # CUDA keeps fp32 weights and casts as it goes (layer norms stay exact); on a CPU that is slower than fp32,
-        # and weights of the lower precision are twice as fast.
-        self._autocast = device.startswith("cuda") and dtype != torch.float32
-        self._input_dtype = torch.float32 if self._autocast else dtype
         convolutional = is_convolutional(model)
+        # fp16 overflows where sums of blocks are not kept in fp32, and convolutions have batch norms between them:
+        # there CUDA keeps fp32 weights and casts as it goes. On a CPU that is slower than fp32.
+        on_gpu = device.startswith("cuda")
+        self._autocast = on_gpu and (dtype == torch.float16 or (convolutional and dtype != torch.float32))
+        self._input_dtype = torch.float32 if self._autocast else dtype
         self._memory_format = torch.channels_last if convolutional else torch.contiguous_format
         # Activations of 16 images fit a core's cache; those of 64 do not (180 versus 111 images/s).
         self._pictures_at_once = 16 if convolutional and device == "cpu" else 1 << 20
-        self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
+        if on_gpu and self._input_dtype != torch.float32:
+            lower_weights(model, self._input_dtype)
+            self._model = model.to(device, memory_format=self._memory_format)
+        else:
+            self._model = model.to(device, dtype=self._input_dtype, memory_format=self._memory_format)
         self._texts = TextTower(self._model, tokenizer, device, config.text_batch_size)
         # Explicit, since CoCa's models normalise by default.
         self._encode_image: Callable[[Any], Any] = functools.partial(self._model.encode_image, normalize=False)

@@ -33,7 +33,7 @@ def encode_shards(
     Rows are in input order; they depend on the input and the options alone. Faults of single samples become rejects; an
     unreadable shard is refused.
     """
-    compile_s = encoder.prepare(config.batch_size) if config.images else 0.0
+    compile_s = encoder.prepare(config.samples_at_once) if config.images else 0.0
     start_s = {"compile": compile_s} if compile_s else {}
     most_tokens = encoder.card.context_length if config.reject_cut_captions else None
     gathered: ShardBuffer | None = None
