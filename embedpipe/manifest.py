@@ -32,6 +32,9 @@ EMBEDDINGS = "embedpipe/embeddings"
 IMAGE_SHARDS = "embedpipe/image-shards"
 EXPORT = "embedpipe/export"
 
+# The remedy where options or inputs of an output have changed, and its command can overwrite it.
+SAME_OR_ANEW = "Give the same as before, another output folder, or `overwrite=True` to begin again"
+
 RUN_FILE = "embedpipe.json"
 _MANIFESTS = "manifest"
 

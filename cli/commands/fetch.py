@@ -154,6 +154,11 @@ if TYPE_CHECKING:
 )
 @click.option("--retry-failed", is_flag=True, help="Then retry failed rows, in new shards.")
 @click.option("--only", metavar="CLASS,…", help="With --retry-failed: these error classes, e.g. timeout,5xx.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Remove the shards that an earlier run wrote to OUT, and begin again. Other files in OUT stay.",
+)
 @max_rejects_option()
 @click.option(
     "--executor",
@@ -205,6 +210,7 @@ def command(
     allow_hosts: tuple[str, ...],
     retry_failed: bool,
     only: str | None,
+    overwrite: bool,
     max_rejects: RejectLimit | None,
     executor: str,
     address: str | None,
@@ -266,6 +272,7 @@ def command(
         user_agent=user_agent,
         retry_failed=retry_failed,
         only=tuple(filter(None, (only or "").split(","))),
+        overwrite=overwrite,
         max_bytes=max_bytes,
         max_sample_seconds=max_sample_seconds,
         robots=robots,

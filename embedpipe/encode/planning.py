@@ -26,7 +26,6 @@ from ..types import Reject, SourceShard
 from .refusals import refuse_other_data, refuse_other_folder
 
 _SAMPLES_TO_GUESS_COLUMNS_FROM = 256
-_OTHER_RUN = "Give the same as before, another output folder, or `overwrite=True` to begin again"
 
 
 def plan_input(
@@ -65,13 +64,13 @@ def _grown(planned: Sequence[SourceShard], reader: Reader) -> PlanChange:
 def refuse_other_options(out: str, before: RunCard, shaping: dict[str, Any]) -> None:
     """Raise RunMismatch if `out` was made by another command, or with other options."""
     if made_by := before.options.get("selection", {}).get("made_by"):
-        raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", _OTHER_RUN)
+        raise RunMismatch(f"{out}: was made by `embedpipe {made_by}` out of another data set", manifest.SAME_OR_ANEW)
     if before.merged:
         parts = ", ".join(part.path for part in before.merged)
         raise RunMismatch(
             f"{out}: was put together by `embedpipe merge`", f"Encode into one of {parts}, and merge again"
         )
-    manifest.refuse_difference(out, before.options, shaping, "set of options", _OTHER_RUN)
+    manifest.refuse_difference(out, before.options, shaping, "set of options", manifest.SAME_OR_ANEW)
 
 
 def refuse_other_background(out: str, before: RunCard | None, background: str | None) -> None:
@@ -118,7 +117,7 @@ def run_card(
     card, token_width = encoder
     if before is not None and before.encoder is not None:
         if not same_encoder((out, before.encoder), (out, card)):
-            manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", _OTHER_RUN)
+            manifest.refuse_difference(out, before.encoder.facts(), card.facts(), "encoder", manifest.SAME_OR_ANEW)
         return dataclasses.replace(before, plan=change.shards, listing=change.listing)
     return RunCard(
         format=EMBEDDINGS,

@@ -64,7 +64,7 @@ class FetchConfig:
     on this machine, ray on the machines of `cluster`, which share the output's folder. `rights` is what becomes of the
     rights that an image file states, a name in `rights.MODES`: obey rejects images that opt out of training and records
     the rest, record rejects none, off reads nothing; None means obey for a new output, and as before for one that
-    exists.
+    exists. `overwrite` removes what an earlier run wrote to the output, and begins again.
     """
 
     source: str = "auto"
@@ -104,6 +104,7 @@ class FetchConfig:
     max_sample_seconds: float = DEFAULT_MAX_SECONDS
     executor: str = "auto"
     cluster: Cluster = field(default_factory=Cluster)
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         colour(self.background)  # which refuses what is none
@@ -132,6 +133,8 @@ class FetchConfig:
             raise OptionError(
                 f"`quality={self.quality}`: for {self.image_format} it must be from {allowed[0]} to {allowed[-1]}"
             )
+        if self.overwrite and self.retry_failed:
+            raise OptionError("`overwrite` begins again, and leaves nothing to retry", "Drop `retry_failed`")
         if self.only and not self.retry_failed:
             raise OptionError("`only` says what to retry", "Give `retry_failed=True` with it")
         for name in self.only:

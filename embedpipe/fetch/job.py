@@ -29,16 +29,16 @@ from .download.messages import WorkerSettings
 from .download.pool import DownloadPool
 from .download.threads import affordable_threads
 from .outcome import HostFailures
-from .plan import FetchPlan, ShardRange, make_plan
+from .plan import FetchPlan, ShardRange, make_plan, previous_run
 from .planned_rows import planned_urls
 from .report import RunReport
 from .shards import commit
 from .shards.assembly import SMALLEST_PART, Assembly, RunContext
+from .shards.discard import HIDDEN, discard_shards
 from .shards.seen import RepeatedUrls, StoredContents, index_urls
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN = ".fetch"
 _LOG = "download.log"
 _HOSTS = 10  # shown at the end; the report lists more
 _DEADLINE_PER_TIMEOUT = 3
@@ -49,6 +49,8 @@ def plan_fetch(urls: str, out: str, config: FetchConfig | None = None) -> tuple[
     config = config or FetchConfig()
     _check(out, config)
     plan = make_plan(urls, out, config)
+    if config.overwrite:
+        return plan, [shard.number for shard in plan.shards]
     missing = {shard.number for shard in remaining_shards(plan, out)}
     damaged = {record.number for record in _damaged(out, plan.run.shard_digits)}
     return plan, sorted(missing | damaged)
@@ -74,7 +76,7 @@ def remaining_shards(plan: FetchPlan, out: str) -> list[ShardRange]:
 
 def log_file(out: str) -> str | None:
     """The log file of the download processes, for a local output."""
-    return files.join(out, _HIDDEN, _LOG) if files.is_local(out) else None
+    return files.join(out, HIDDEN, _LOG) if files.is_local(out) else None
 
 
 def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listener = silent) -> FetchReport:
@@ -91,9 +93,11 @@ def fetch(urls: str, out: str, config: FetchConfig | None = None, listen: Listen
     _check(out, config)
     plan = make_plan(urls, out, config)
     with lock.exclusive(out):
+        refuse_interrupted(out)
+        if config.overwrite and (found := previous_run(out)) is not None:
+            discard_shards(out, found)  # not earlier: a wrong option must not delete a data set
         if manifest.read_run(out) != plan.previous:  # another run changed it in between
             plan = make_plan(urls, out, config)
-        refuse_interrupted(out)
         redone = _retract_damaged(out, plan.run.shard_digits)
         todo = remaining_shards(plan, out)
         begun = manifest.with_pending(out, plan.run)
@@ -218,7 +222,7 @@ def _staging(out: str) -> Iterator[_Staging]:
         with tempfile.TemporaryDirectory(prefix="embedpipe-fetch-") as temporary:
             yield _Staging(Path(temporary), Path(temporary), files.join(temporary, _LOG))
         return
-    hidden = files.local_path(out) / _HIDDEN
+    hidden = files.local_path(out) / HIDDEN
     shutil.rmtree(hidden / "parts", ignore_errors=True)
     # For this run only: a machine still working for an earlier run cannot write here.
     folder = hidden / "parts" / uuid.uuid4().hex

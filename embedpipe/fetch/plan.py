@@ -19,7 +19,7 @@ from typing import Any
 from .. import files, manifest
 from ..accounts import Accounts, total
 from ..errors import EmptyInput, InputError, OptionError, RunMismatch
-from ..manifest import RunCard
+from ..manifest import SAME_OR_ANEW, RunCard
 from ..read import SampleRules
 from ..read.names import FIRST_READING, printable
 from ..read.tables import table
@@ -118,12 +118,13 @@ def make_plan(urls: str, out: str, config: FetchConfig) -> FetchPlan:
 
     Raises RunMismatch if `out` was made with other options, from other or changed files, or is something else.
     """
-    previous = _previous_run(out)
+    found = previous_run(out)
+    previous = None if config.overwrite else found
     config = replace(config, rights=_settled_rights(config, previous))
     before = None if previous is None else str(previous.options.get("source", "table"))
     source = sources.source_of(urls, config, before)
     if before is not None:
-        manifest.refuse_difference(out, {"source": before}, {"source": source.kind}, "kind of source")
+        manifest.refuse_difference(out, {"source": before}, {"source": source.kind}, "kind of source", SAME_OR_ANEW)
     if source.kind == sources.IMAGES:
         return _folder_plan(urls, out, config, previous)
     return _table_plan(source, out, config, previous)
@@ -186,9 +187,9 @@ def _folder_plan(location: str, out: str, config: FetchConfig, previous: RunCard
     if previous is not None:
         kept = kept_options(previous, config)
         of_tables = {name: kept.get(name) for name in ("url_col", "caption_col", "infer_types")}
-        manifest.refuse_difference(out, kept, config.shaping() | of_tables, "set of options")
+        manifest.refuse_difference(out, kept, config.shaping() | of_tables, "set of options", SAME_OR_ANEW)
         named = {"caption_col": previous.options.get("caption_key")}
-        manifest.refuse_difference(out, named, {"caption_col": config.caption_col}, "set of options")
+        manifest.refuse_difference(out, named, {"caption_col": config.caption_col}, "set of options", SAME_OR_ANEW)
     if config.url_col != DEFAULT_URL_COLUMN:
         raise OptionError("`url_col` is for a table, and the input is a folder of images", "Drop `url_col`")
     reading = folder.reading_of(previous)
@@ -237,7 +238,8 @@ def with_retry(plan: FetchPlan, out: str, rows: int, config: FetchConfig) -> Fet
     return FetchPlan(run, plan.run, plan.layout, (*plan.shards, *fresh), plan.folder, plan.root)
 
 
-def _previous_run(out: str) -> RunCard | None:
+def previous_run(out: str) -> RunCard | None:
+    """The run card of an output; None where there is none yet. Raises RunMismatch if it is something else."""
     run = manifest.read_run(out)
     if run is None and files.names(out, ".tar"):
         raise RunMismatch(f"{out}: holds .tar files that fetch did not write", "Give another output folder")

@@ -20,7 +20,7 @@ from .config import FetchConfig
 from .http.url import host_of
 from .outcome import HostFailures
 
-_FOLDER = "reports"
+REPORTS = "reports"
 _MOST_HOSTS = 100
 # Failures are counted for this many hosts and classes; beyond it the rarer half is dropped.
 _MOST_COUNTED = 200_000
@@ -91,7 +91,7 @@ class RunReport:
             },
             "total": dataclasses.asdict(total),
         }
-        folder = files.join(self.out, _FOLDER)
+        folder = files.join(self.out, REPORTS)
         numbers = [int(stem) for name in files.names(folder, ".json") if (stem := name[:-5]).isdecimal()]
         location = files.join(folder, f"{max(numbers, default=0) + 1:05d}.json")
         files.write_bytes(location, (json.dumps(redacted_values(document), indent=1) + "\n").encode())

@@ -80,7 +80,7 @@ def plan_folder(location: str, out: str, samples_per_shard: int, previous: RunCa
         raise RunMismatch(
             f"{out}: {location} changed since the run began: among the files from {first} to {last}, some are new,"
             " gone or of another date or size",
-            "Put new images (with new names) beside the old ones, or give another output folder",
+            "Put new images (with new names) beside the old ones, give another output folder, or `overwrite=True`",
         )
     return FolderPlan(list(change.shards), survey.accounts)
 

@@ -42,7 +42,7 @@ def continued_layout(out: str, previous: RunCard, config: FetchConfig) -> Layout
         wanted["caption_col"] = kept["caption_col"]
     if "infer_types" not in previous.options:
         del wanted["infer_types"]
-    manifest.refuse_difference(out, kept, wanted, "set of options")
+    manifest.refuse_difference(out, kept, wanted, "set of options", manifest.SAME_OR_ANEW)
     return Layout(config.url_col, wanted["caption_col"], known_table, config.rights != rights.OFF)
 
 

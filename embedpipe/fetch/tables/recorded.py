@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ... import files
+from ... import files, manifest
 from ...errors import RunMismatch
 from ...manifest import RunCard
 from ...read.delimited import Dialect, DialectOptions
 from ...read.tables.table_file import TableFile
+
+RETRIES = "retry"  # the folder of lists of failed rows, in an output
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,14 @@ def require_unchanged(
     if missing := sorted(known.keys() - by_name.keys()):
         raise RunMismatch(
             f"{out}: was made from {_listed(known)}; {missing[0]} is not among the files given now: {_listed(by_name)}",
-            "Give the same table (new files beside the old ones are taken in), or another output folder",
+            "Give the same table (files beside the old ones are taken in), another output folder, or `overwrite=True`",
         )
     for name, entry in known.items():
         _require_dialect(out, by_name[name], entry, asked)
         if (problem := difference(by_name[name], entry)) is not None:
             raise RunMismatch(
-                f"{out}: {problem}", "Put new rows in a file of their own beside it, or give another output folder"
+                f"{out}: {problem}",
+                "Put new rows in a file of their own beside it, give another folder, or `overwrite=True`",
             )
 
 
@@ -84,7 +87,7 @@ def difference(file: TableFile, entry: TableInput) -> str | None:
 
 def retry_file(out: str, retry: int) -> TableFile:
     """The file with the failed rows for a round of retries."""
-    return TableFile(files.join(out, "retry", f"{retry:05d}.parquet"), f"retry:{retry}", "parquet")
+    return TableFile(files.join(out, RETRIES, f"{retry:05d}.parquet"), f"retry:{retry}", "parquet")
 
 
 def _require_dialect(out: str, file: TableFile, entry: TableInput, asked: DialectOptions) -> None:
@@ -98,5 +101,5 @@ def _require_dialect(out: str, file: TableFile, entry: TableInput, asked: Dialec
         if now is not None and now != was and was != "":
             raise RunMismatch(
                 f"{out}: {file.location} was read with {name} {was!r}, now it is {now!r}",
-                "Give the same as before, or another output folder",
+                manifest.SAME_OR_ANEW,
             )
