@@ -82,6 +82,70 @@ def stable_unclip(folder, width=16, seed=0):
     return _saved(pipeline, folder)
 
 
+def base_model(folder, xl=False, seed=0):
+    """A Stable Diffusion of 16 px, or XL. Returns diffusers' pipeline."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(seed)
+    words = _words(Path(folder) / "tokenizer")
+    sizes = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "hidden_size": 16, "projection_dim": 16,
+             "intermediate_size": 37, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": len(words),
+             "max_position_embeddings": 77}  # fmt: skip
+    of_xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 32,
+             "projection_class_embeddings_input_dim": 6 * 8 + 16} if xl else {"cross_attention_dim": 16}  # fmt: skip
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(8, 16), attention_head_dim=(2, 4),
+        layers_per_block=1, use_linear_projection=True, norm_num_groups=4, **of_xl,
+    )  # fmt: skip
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", model_max_length=77)
+    parts = {
+        "unet": unet.eval(),
+        "tokenizer": tokenizer,
+        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes)).eval(),
+        "scheduler": diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                                             clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        "vae": diffusers.AutoencoderKL(block_out_channels=(4, 8), norm_num_groups=4, latent_channels=4,
+                                       down_block_types=("DownEncoderBlock2D",) * 2,
+                                       up_block_types=("UpDecoderBlock2D",) * 2).eval(),
+    }  # fmt: skip
+    if xl:
+        second = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes)).eval()
+        parts |= {"tokenizer_2": tokenizer, "text_encoder_2": second}
+        return _saved(diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False), folder)
+    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return _saved(diffusers.StableDiffusionPipeline(**parts), folder)
+
+
+def ip_adapter(path, unet, width=16, seed=1):
+    """An IP-Adapter of random weights for that network, as the published files are laid out."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor
+    from diffusers.models.embeddings import ImageProjection
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    config, tensors = unet.config, {}
+    cross, places = config.cross_attention_dim, config.block_out_channels
+    projection = ImageProjection(image_embed_dim=width, cross_attention_dim=cross, num_image_text_embeds=4)
+    for theirs, ours in {"image_embeds": "proj", "norm": "norm"}.items():
+        for name, it in getattr(projection, theirs).named_parameters():
+            tensors[f"image_proj.{ours}.{name}"] = it.detach().clone()
+    number = 1
+    for name in unet.attn_processors:
+        if name.endswith("attn1.processor"):
+            continue
+        block, _, rest = name.partition(".")
+        widths = {"mid_block": places[-1:], "up_blocks": places[::-1], "down_blocks": places}[block]
+        hidden = widths[0 if block == "mid_block" else int(rest[0])]
+        processor = IPAdapterAttnProcessor(hidden_size=hidden, cross_attention_dim=cross)
+        for kind in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{number}.{kind}.weight"] = getattr(processor, kind)[0].weight.detach().clone()
+        number += 2
+    save_file(tensors, path)
+    return path
+
+
 def _saved(pipeline, folder):
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)

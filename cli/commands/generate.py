@@ -60,6 +60,18 @@ _PICTURE = click.Path(dir_okay=False)
 @click.option(
     "--interpolate", type=_PICTURE, nargs=2, metavar="IMAGE IMAGE", help="Pictures between the first and the second."
 )
+@click.option("--text-diff", type=_PICTURE, help="Change this picture towards TEXT, step by step.")
+@click.option("--base-text", default="", help="With --text-diff: what the picture shows now. Default: the empty text.")
+@click.option(
+    "--init-image",
+    type=_PICTURE,
+    help="Of a decoder of diffusers: begin with this picture, noised, instead of noise alone.",
+)
+@click.option(
+    "--strength",
+    type=float,
+    help="With --init-image: how much it is noised, up to 1. Default: the pipeline's: 0.3, of Stable Diffusion 0.8.",
+)
 @click.option("--embedding", type=_PICTURE, help="Image embeddings [n, d] of an .npy file; no prior is asked.")
 @click.option(
     "--beside", "held_out", help="Make pictures of held-out captions of this data set, and show the true ones."
@@ -135,6 +147,14 @@ _PICTURE = click.Path(dir_okay=False)
     help="Of a decoder of diffusers, for embeddings of norm 1: the mean norm of the encoder's image embeddings. "
     "Default: that of the prior's data set.",
 )
+@click.option(
+    "--ip-adapter",
+    type=click.Path(dir_okay=False),
+    help="Of a base model (Stable Diffusion 1.5, XL): its IP-Adapter, a safetensors file.",
+)
+@click.option(
+    "--ip-scale", type=float, default=1.0, show_default=True, help="How much the adapter counts beside the text."
+)
 @click.option("--model", help="Where the encoder is now, if it has moved. Must be the same model.")
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
@@ -158,6 +178,8 @@ def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
     embedpipe generate --from-image photo.jpg --decoder decoder -n 8
     embedpipe generate "a red hat" --inpaint photo.jpg mask.png --prior prior --decoder decoder
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder -n 9
+    embedpipe generate "a green hat" --text-diff photo.jpg --base-text "a red hat" --decoder decoder -n 5
+    embedpipe generate "a red hat" --init-image photo.jpg --strength 0.5 --prior prior --decoder diffusers:kandinsky
     embedpipe generate --beside emb --prior prior --decoder decoder -n 1
     """
     own = None if options["decoder"].startswith("diffusers:") else options["decoder"]

@@ -10,8 +10,10 @@ import torch
 
 from dalle2_core.errors import CheckpointError
 from embedpipe import trust_model
-from embedpipe.errors import InputError, ModelError, RunMismatch, UntrustedModel
-from embedpipe.unclip.generate.pretrained.decoder import Drawing, PretrainedDecoder
+from embedpipe.errors import InputError, ModelError, OptionError, RunMismatch, UntrustedModel
+from embedpipe.unclip.generate.pretrained.adapter import open_adapter
+from embedpipe.unclip.generate.pretrained.calls import Drawing
+from embedpipe.unclip.generate.pretrained.decoder import PretrainedDecoder
 from embedpipe.unclip.generate.pretrained.folder import open_pipeline
 from embedpipe.unclip.generate.pretrained.tower import refuse_another_tower, tower_of
 from tests import tiny_pipelines
@@ -60,6 +62,98 @@ def test_pictures_are_those_of_diffusers(pipelines, name, guidance):
     torch.testing.assert_close(made, theirs(pipeline, guidance, **more), rtol=0, atol=1e-6)
     assert made.std() > 0.05
     assert heard == [1, 2, 3]
+
+
+def picture_and_mask():
+    kept = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    kept[:, :6] = True
+    return torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), kept
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_pictures_begin_with_another_as_diffusers_has_it(pipelines, guidance):
+    folder, pipeline = pipelines["kandinsky"]
+    picture, _ = picture_and_mask()
+    heard = []
+    how = Drawing(6, guidance, SIZE, NEGATIVE, start=picture, strength=0.5)
+    made = load(folder).draw(EMBED, generators(), how, on_drawn=heard.append)
+    begins = diffusers.KandinskyV22Img2ImgPipeline(**pipeline.components)
+    begins.set_progress_bar_config(disable=True)
+    expected = begins(
+        image_embeds=EMBED, negative_image_embeds=NEGATIVE.expand(2, -1), image=[picture[None]] * 2, strength=0.5,
+        height=SIZE, width=SIZE, num_inference_steps=6, guidance_scale=guidance, generator=generators(),
+        output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-6)
+    assert heard == [1, 2, 3]
+    assert how.taken == 3
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """Name → (folder, adapter, diffusers' pipeline with it)."""
+    root, made = tmp_path_factory.mktemp("adapted"), {}
+    for name in ("base", "xl"):
+        pipeline = tiny_pipelines.base_model(root / name, xl=name == "xl")
+        adapter = tiny_pipelines.ip_adapter(root / f"{name}.safetensors", pipeline.unet)
+        pipeline.load_ip_adapter(root, subfolder="", weight_name=adapter.name, image_encoder_folder=None)
+        pipeline.set_ip_adapter_scale(0.7)
+        made[name] = root / name, adapter, pipeline
+    return made
+
+
+def adapted_pipeline(pipeline, mode):
+    name = type(pipeline).__name__.replace("Pipeline", f"{mode}Pipeline")
+    none = {"add_watermarker": False} if "XL" in name else {"safety_checker": None, "requires_safety_checker": False}
+    wanted = {it: part for it, part in pipeline.components.items() if it not in ("safety_checker", "image_encoder")}
+    made = getattr(diffusers, name)(**wanted, **none)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("mode", ["", "Img2Img", "Inpaint"])
+@pytest.mark.parametrize("name", ["base", "xl"])
+def test_a_base_model_draws_by_an_adapter_as_diffusers_does(adapted, name, mode, guidance):
+    folder, file, pipeline = adapted[name]
+    adapter = open_adapter(str(file), 0.7)
+    decoder = PretrainedDecoder(open_pipeline(f"diffusers:{folder}", adapter).with_weights(), "cpu", torch.float32)
+    picture, kept = picture_and_mask()
+    more = {"Img2Img": {"start": picture, "strength": 0.5}, "Inpaint": {"known": (picture, kept)}}.get(mode, {})
+    made = decoder.draw(EMBED, generators(), Drawing(4, guidance, SIZE, **more), TEXTS)
+    embeds = torch.cat((torch.zeros_like(EMBED), EMBED)) if guidance > 1 else EMBED
+    told = {"Img2Img": {"image": picture.repeat(2, 1, 1, 1), "strength": 0.5},
+            "Inpaint": {"image": picture.repeat(2, 1, 1, 1), "mask_image": (~kept).float().repeat(2, 1, 1, 1),
+                        "strength": 1.0, "height": SIZE, "width": SIZE}}  # fmt: skip
+    expected = adapted_pipeline(pipeline, mode)(
+        prompt=TEXTS, ip_adapter_image_embeds=[embeds[:, None]], num_inference_steps=4, guidance_scale=guidance,
+        generator=generators(), output_type="pt", **told.get(mode, {"height": SIZE, "width": SIZE}),
+    ).images  # fmt: skip
+    where = ~kept if mode == "Inpaint" else torch.ones_like(kept)
+    torch.testing.assert_close(made[..., where], expected[..., where], rtol=0, atol=1e-6)
+    other = decoder.draw(-EMBED, generators(), Drawing(4, guidance, SIZE, **more), TEXTS)
+    assert (other - made).abs().max() > 1e-4, "the embeddings count"
+
+
+def test_adapters_that_are_refused(adapted, pipelines, tmp_path):
+    folder, file, _ = adapted["base"]
+    with pytest.raises(OptionError, match="draws from texts; of image embeddings it draws by an IP-Adapter"):
+        open_pipeline(f"diffusers:{folder}")
+    with pytest.raises(OptionError, match="takes image embeddings as it is"):
+        open_pipeline(f"diffusers:{pipelines['kandinsky'][0]}", open_adapter(str(file)))
+    with pytest.raises(InputError, match="no such file"):
+        open_adapter(str(tmp_path / "none.safetensors"))
+    (tmp_path / "pickle.bin").write_bytes(b"PK")
+    with pytest.raises(ModelError, match="no safetensors file"):
+        open_adapter(str(tmp_path / "pickle.bin"))
+    with pytest.raises(ModelError, match="no IP-Adapter that takes the embedding of an image"):
+        open_adapter(str(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    another = open_pipeline(f"diffusers:{folder}", open_adapter(str(adapted["xl"][1])))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        PretrainedDecoder(another, "cpu", torch.float32)
+    found = open_pipeline(f"diffusers:{folder}", open_adapter(str(file)))
+    assert found.tower.width == WIDTH
+    assert found.digest() != another.digest()
 
 
 def test_what_is_white_is_filled_in_as_diffusers_does_and_the_rest_is_kept(pipelines):
@@ -124,7 +218,7 @@ def copy(pipelines, tmp_path):
     ("file", "values", "said"),
     [
         ("model_index.json", {"_class_name": ["pipeline", "Evil"]}, "names a class of its own"),
-        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "draws from no image embedding that is known"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "draws from no image embedding that is known"),
         ("model_index.json", {"_class_name": None}, "names a class of its own"),
         ("model_index.json", {"unet": ["evil", "UNet2DConditionModel"]}, "unet is .* not a UNet2DConditionModel"),
         ("model_index.json", {"unet": ["diffusers", "Transformer2DModel"]}, "not a UNet2DConditionModel"),

@@ -53,6 +53,11 @@ def texts_for_prior(
     return (replace(text, text_embed=unit * norms[:, None]) if prior.raw else text), unit
 
 
+def diff_shares(count: int) -> list[float]:
+    """How far pictures go from one towards a text: the paper goes to between 0.25 and 0.5 (2204.06125, section 3.3)."""
+    return [float(share) for share in np.linspace(0, 0.5, count)]
+
+
 def of_norm_one(rows: np.ndarray) -> Tensor:
     """float32 [n, d] of norm 1."""
     return F.normalize(torch.from_numpy(np.asarray(rows, np.float32)), dim=-1)

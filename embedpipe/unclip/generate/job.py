@@ -20,6 +20,7 @@ from .grid import refuse_other_names
 from .held_out import HeldOut, open_held_out
 from .models import Models
 from .pipeline import make_images, plan_request, write_images
+from .pretrained.adapter import open_adapter
 from .pretrained.folder import is_pretrained, open_pipeline
 from .request import Made, Request, Watching
 
@@ -52,6 +53,10 @@ def generation_job(
     inpaint: tuple[str, str] | None = None,
     interpolate: tuple[str, str] | None = None,
     embedding: str | None = None,
+    text_diff: str | None = None,
+    base_text: str = "",
+    init_image: str | None = None,
+    strength: float | None = None,
     held_out: str | None = None,
     rows: int = 16,
     images: Images = None,
@@ -75,6 +80,8 @@ def generation_job(
     decoder_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
     image_size: int | None = None,
     image_norm: float | None = None,
+    ip_adapter: str | None = None,
+    ip_scale: float = 1.0,
     device: str | None = None,
     out: str | None = None,
     watching: Watching | None = None,
@@ -83,17 +90,21 @@ def generation_job(
 
     decoder: or a decoder of diffusers: diffusers:FOLDER, or diffusers:ORG/NAME of the hub, after consent.
 
-    captions, caption_column, from_image, inpaint, interpolate, embedding: other things to make images of, see
-    `Request`. held_out: a data set, of whose held-out captions `rows` are the texts; the true images, from the image
-    shards at `images` or where they were, are shown beside those made. num_images, best_of, seed and what follows to
-    max_batch_size: see `GenerationConfig`. cond_scale: None is 1, and of a decoder of diffusers its pipeline's own.
-    model, pretrained, options, trust_old_card, decoder_dtype, image_size, image_norm: see `Models`. device: None for
-    the first GPU, or the CPU. out: the grid's file, .png; beside it come the single images (OUT/) and all settings
-    (OUT.json). watching: hears of the progress.
+    captions, caption_column, from_image, inpaint, interpolate, embedding, text_diff, base_text, init_image, strength:
+    other things to make images of, or to begin with, see `Request`. held_out: a data set, of whose held-out captions
+    `rows` are the texts; the true images, from the image shards at `images` or where they were, are shown beside those
+    made. num_images, best_of, seed and what follows to max_batch_size: see `GenerationConfig`. cond_scale: None is 1,
+    and of a decoder of diffusers its pipeline's own. model, pretrained, options, trust_old_card, decoder_dtype,
+    image_size, image_norm: see `Models`. ip_adapter, ip_scale: of a base model of diffusers, the file of its
+    IP-Adapter, and how much that counts beside the text. device: None for the first GPU, or the CPU. out: the grid's
+    file, .png; beside it come the single images (OUT/) and all settings (OUT.json). watching: hears of the progress.
     """
     if out is not None:
         refuse_other_names(out)
-    pipeline = open_pipeline(decoder) if is_pretrained(decoder) else None
+    adapter = None if ip_adapter is None else open_adapter(ip_adapter, ip_scale)
+    if adapter is not None and not is_pretrained(decoder):
+        raise OptionError("`ip_adapter` is for a base model of diffusers", "Leave it out")
+    pipeline = open_pipeline(decoder, adapter) if is_pretrained(decoder) else None
     if cond_scale is None:
         cond_scale = 1.0 if pipeline is None else pipeline.family.guidance
     of = Models(
@@ -110,7 +121,7 @@ def generation_job(
         pipeline,
     )
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
-    sources = (captions, from_image, inpaint, interpolate, embedding)
+    sources = (captions, from_image, inpaint, interpolate, embedding, text_diff)
     if held_out is not None and (texts or any(sources)):
         raise OptionError("held-out captions are the texts", "Leave other texts and images out")
     held = None if held_out is None else open_held_out(of, held_out, rows)
@@ -122,6 +133,10 @@ def generation_job(
         inpaint,
         interpolate,
         embedding,
+        text_diff,
+        base_text,
+        init_image,
+        strength,
     )
     config = GenerationConfig(
         cond_scale=cond_scale,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle2_core import Decoder, interpolations, variations
+from dalle2_core import Decoder, interpolations, text_diff_images, variations
 from dalle2_core.chunking import is_out_of_memory
 from dalle2_core.dalle2 import DALLE2
 from dalle2_core.generation import GenerationConfig
@@ -25,7 +25,7 @@ from embedpipe.index import embed_image, read_embeddings
 from embedpipe.load.images.source import Images
 
 from ..runs.record import versions
-from .embedded import embedded_texts, of_norm_one, texts_for_prior
+from .embedded import diff_shares, embedded_texts, of_norm_one, texts_for_prior
 from .held_out import HeldOut, cells_of, compare_held_out
 from .models import Models, OpenedModels, encoded_pictures, open_models, text_is_read
 from .outputs import enlarged, known_of, picture_of, png, write_pictures
@@ -146,6 +146,28 @@ def _interpolation(
     return Made(images, [f"{share:.0%}" for share in shares], texts, parts.facts)
 
 
+def _text_diff(
+    request: Request, parts: OpenedModels, config: GenerationConfig, texts: list[str], watching: Watching
+) -> Made:
+    assert request.text_diff is not None
+    encoder = parts.encoder()
+    text, base = embedded_texts(encoder, [texts[0], request.base_text], False, watching)[0].text_embed
+    shares = diff_shares(config.num_images)
+    images = text_diff_images(
+        parts.decoder,
+        picture_of(request.text_diff, _size(parts.decoder)),
+        of_norm_one(embed_image(encoder, request.text_diff)),
+        text,
+        base,
+        shares,
+        steps=_one(config.steps),
+        **_told(parts, [], 1, watching),
+        cond_scale=config.cond_scale,
+        **_sampling(config, watching),
+    )
+    return Made(images, [f"{share:.0%}" for share in shares], texts, parts.facts)
+
+
 def _inpainting(
     request: Request, parts: OpenedModels, config: GenerationConfig, texts: list[str], watching: Watching
 ) -> Made:
@@ -160,6 +182,7 @@ _MODES = {
     "interpolation": _interpolation,
     "embedding": _from_embeddings,
     "inpainting": _inpainting,
+    "text_diff": _text_diff,
 }
 
 

@@ -30,6 +30,7 @@ def check_pretrained(
         if isinstance(value, tuple) and len(value) != 1:
             raise OptionError(f"a decoder of diffusers has one stage: `{name}` takes one value", f"Give {value[0]}")
     _check_family(request, folder)
+    _check_start(request, folder, config)
     needs_nothing = folder.family is KANDINSKY and _guided(config)
     if needs_nothing and request.embedding is not None and models.prior is None and models.model is None:
         raise InputError(
@@ -40,11 +41,31 @@ def check_pretrained(
 
 def _check_family(request: Request, folder: PipelineFolder) -> None:
     fills_in = request.mode == "inpainting"
-    if fills_in and not folder.fills_in:
+    if fills_in and not (folder.fills_in or folder.family.adapted):
         remedy = "Give the one for inpainting" if folder.family is KANDINSKY else "Give one of Kandinsky 2.2"
         raise InputError(f"{folder.named}: this decoder of {folder.family.name} fills in no pictures", remedy)
     if folder.fills_in and not fills_in:
         raise InputError(f"{folder.named}: this decoder only fills in pictures", "Give `inpaint`, or one that draws")
+
+
+def _check_start(request: Request, folder: PipelineFolder, config: GenerationConfig) -> None:
+    """Whether pictures can begin with another, and steps are left then."""
+    if request.init_image is None:
+        return
+    usual = folder.family.strength
+    if usual is None:
+        raise InputError(f"{folder.named}: {folder.family.name} begins with no picture", "Leave `init_image` out")
+    steps, strength = steps_of(folder, config), request.strength or usual
+    if int(steps * strength) < 1:
+        raise OptionError(
+            f"of {steps} steps the share `strength={strength}` is none", f"Give `strength={1 / steps:.2g}` or more"
+        )
+
+
+def steps_of(folder: PipelineFolder, config: GenerationConfig) -> int:
+    """As asked, or the pipeline's own."""
+    steps = config.steps[0] if isinstance(config.steps, tuple) else config.steps
+    return steps or folder.family.steps
 
 
 def _guided(config: GenerationConfig) -> bool:

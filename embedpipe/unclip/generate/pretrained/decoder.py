@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,25 +12,15 @@ from torch import Tensor, nn
 from dalle2_core.errors import CheckpointError
 from embedpipe.errors import ModelError
 
-from .folder import KANDINSKY, PipelineFolder
+from .adapter import Adapter
+from .calls import CALLS, Asked, Drawing, OnDrawn
+from .folder import BASE_MODEL_XL, STABLE_UNCLIP, PipelineFolder
 
-OnDrawn = Callable[[int], None]
-"""Hears how many steps are done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How pictures are drawn.
-
-    size: pixels of a side. guidance: away from `negative` [1, d] (Kandinsky) or the empty text (Stable unCLIP); 1 is
-    none. known: a picture [3, size, size] in [0, 1], and where it is kept, [size, size] bool.
-    """
-
-    steps: int
-    guidance: float
-    size: int
-    negative: Tensor | None = None
-    known: tuple[Tensor, Tensor] | None = None
+# What a pipeline is given besides its parts, by the beginning of its name: nothing that looks at pictures.
+_BESIDE: dict[str, dict[str, Any]] = {
+    "StableDiffusionXL": {"add_watermarker": False},
+    "StableDiffusion": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+}
 
 
 class PretrainedDecoder:
@@ -41,6 +30,9 @@ class PretrainedDecoder:
         """Load it. Raises ModelError or CheckpointError where that cannot be done; nothing is asked of the network."""
         self.folder, self.device, self.dtype = folder, device, dtype
         self._parts = {name: self._loaded(name, kind) for name, kind in folder.classes.items()}
+        self._pipelines: dict[str, Any] = {}
+        if folder.adapter is not None:
+            self._adapt(folder.adapter)
 
     @torch.no_grad()
     def draw(
@@ -57,62 +49,39 @@ class PretrainedDecoder:
         empty ones.
         """
         rows = image_embed.to(self.device, self.dtype)
-        told = on_drawn or (lambda done: None)
-        draw = self._by_kandinsky if self.folder.family is KANDINSKY else self._by_stable_unclip
-        return draw(rows, list(generators), how, list(texts or [""] * len(rows)), told)
-
-    def _by_kandinsky(
-        self, rows: Tensor, generators: list[torch.Generator], how: Drawing, texts: list[str], told: OnDrawn
-    ) -> Tensor:
-        import diffusers
-
-        def at_step(pipeline: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
-            told(step + 1)
-            return {}
-
-        negative = torch.zeros_like(rows[:1]) if how.negative is None else how.negative.to(rows)
-        keywords: dict[str, Any] = {
-            "image_embeds": rows,
-            "negative_image_embeds": negative.expand(len(rows), -1),
-            "height": how.size,
-            "width": how.size,
-            "num_inference_steps": how.steps,
-            "guidance_scale": how.guidance,
-            "generator": generators,
-            "output_type": "pt",
-            "callback_on_step_end": at_step,
-        }
-        kind = diffusers.KandinskyV22Pipeline if how.known is None else diffusers.KandinskyV22InpaintPipeline
-        if how.known is not None:
-            picture, kept = how.known
-            keywords["image"] = (picture * 2 - 1).repeat(len(rows), 1, 1, 1)
-            keywords["mask_image"] = (~kept).float().repeat(len(rows), 1, 1, 1)
-        made: Tensor = (_quiet(kind(**self._parts))(**keywords).images.float() / 2 + 0.5).clamp(0, 1).cpu()
+        asked = Asked(rows, generators, texts or [""] * len(rows), how, on_drawn or (lambda done: None))
+        call = CALLS[self.folder.family.name](asked)
+        made: Tensor = self._pipeline(call.pipeline)(**call.keywords).images.float()
+        made = (made / 2 + 0.5).clamp(0, 1).cpu() if call.signed else made.cpu()
         if how.known is None:
             return made
         # What is kept went through the autoencoder, which does not give back the same pixels.
         return torch.where(how.known[1], how.known[0], made)
 
-    def _by_stable_unclip(
-        self, rows: Tensor, generators: list[torch.Generator], how: Drawing, texts: list[str], told: OnDrawn
-    ) -> Tensor:
+    def _pipeline(self, name: str) -> Any:
+        """A pipeline of the parts, made when it is first asked for."""
         import diffusers
 
-        encoder = _NoEncoder(self.device, self.dtype)
-        kind: Any = diffusers.StableUnCLIPImg2ImgPipeline
-        pipeline = kind(feature_extractor=None, image_encoder=encoder, **self._parts)
-        made: Tensor = _quiet(pipeline)(
-            prompt=texts,
-            image_embeds=rows,
-            height=how.size,
-            width=how.size,
-            num_inference_steps=how.steps,
-            guidance_scale=how.guidance,
-            generator=generators,
-            output_type="pt",
-            callback=lambda step, time, latents: told(step + 1),
-        ).images
-        return made.float().cpu()
+        if name not in self._pipelines:
+            beside = next((it for begin, it in _BESIDE.items() if name.startswith(begin)), {})
+            if self.folder.family is STABLE_UNCLIP:
+                beside = {"feature_extractor": None, "image_encoder": _NoEncoder(self.device, self.dtype)}
+            pipeline = getattr(diffusers, name)(**self._parts, **beside)
+            pipeline.set_progress_bar_config(disable=True)
+            self._pipelines[name] = pipeline
+        return self._pipelines[name]
+
+    def _adapt(self, adapter: Adapter) -> None:
+        """Put an IP-Adapter into the network. Raises CheckpointError where it does not fit."""
+        try:
+            self._parts["unet"]._load_ip_adapter_weights([adapter.weights()])
+        # What diffusers raises for weights of another network.
+        except (RuntimeError, KeyError, ValueError, IndexError) as problem:
+            said = " ".join(str(problem).split())
+            raise CheckpointError(f"{adapter.path}: does not fit {self.folder.named}: {said}") from problem
+        pipeline = self._pipeline("StableDiffusionXLPipeline" if self.folder.family is BASE_MODEL_XL else
+                                  "StableDiffusionPipeline")  # fmt: skip
+        pipeline.set_ip_adapter_scale(adapter.scale)
 
     def _loaded(self, name: str, kind: str) -> Any:
         """A component, by the class that the closed list allows. Weights are safetensors, or it is refused."""
@@ -168,8 +137,3 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             bars.enable_progress_bar()
-
-
-def _quiet(pipeline: Any) -> Any:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

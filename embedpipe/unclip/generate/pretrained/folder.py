@@ -17,15 +17,16 @@ from dalle2_core.errors import CheckpointError
 from dalle2_core.files import read_json, sha256
 from embedpipe import consent
 from embedpipe.consent import HUB
-from embedpipe.errors import InputError, MissingExtra, ModelError, UntrustedModel, did_you_mean
+from embedpipe.errors import InputError, MissingExtra, ModelError, OptionError, UntrustedModel, did_you_mean
 
+from .adapter import Adapter
 from .tower import Tower, tower_of
 
 PREFIX = "diffusers:"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _INDEX = "model_index.json"
 _SCHEDULER = "…Scheduler"
-_NO_MODEL = ("tokenizer", "feature_extractor")
+_NO_MODEL = ("tokenizer", "tokenizer_2", "feature_extractor")
 _KANDINSKY = {"unet": "UNet2DConditionModel", "movq": "VQModel", "scheduler": _SCHEDULER}
 _STABLE_UNCLIP = {
     "unet": "UNet2DConditionModel",
@@ -36,11 +37,23 @@ _STABLE_UNCLIP = {
     "tokenizer": "CLIPTokenizer",
     "text_encoder": "CLIPTextModel",
 }
+_BASE_MODEL = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "scheduler": _SCHEDULER,
+    "tokenizer": "CLIPTokenizer",
+    "text_encoder": "CLIPTextModel",
+}
+_BASE_MODEL_XL = _BASE_MODEL | {"tokenizer_2": "CLIPTokenizer", "text_encoder_2": "CLIPTextModelWithProjection"}
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Decoders that draw alike. components: name → class; steps, guidance: those of diffusers' pipeline."""
+    """Decoders that draw alike. components: name → class; steps, guidance: those of diffusers' pipeline.
+
+    strength: diffusers' own where pictures can begin with another one, else None. adapted: it takes image embeddings by
+    an IP-Adapter alone, and fills pictures in whatever its channels are.
+    """
 
     name: str
     components: Mapping[str, str]
@@ -48,15 +61,23 @@ class Family:
     guidance: float
     reads_text: bool
     autoencoder: str
+    strength: float | None = None
+    adapted: bool = False
 
 
-KANDINSKY = Family("Kandinsky 2.2", _KANDINSKY, 100, 4.0, False, "movq")
+KANDINSKY = Family("Kandinsky 2.2", _KANDINSKY, 100, 4.0, False, "movq", 0.3)
 STABLE_UNCLIP = Family("Stable unCLIP", _STABLE_UNCLIP, 20, 10.0, True, "vae")
+BASE_MODEL = Family("Stable Diffusion", _BASE_MODEL, 50, 7.5, True, "vae", 0.8, True)
+BASE_MODEL_XL = Family("Stable Diffusion XL", _BASE_MODEL_XL, 50, 5.0, True, "vae", 0.3, True)
 FAMILIES = {
     "KandinskyV22Pipeline": KANDINSKY,
     "KandinskyV22Img2ImgPipeline": KANDINSKY,
     "KandinskyV22InpaintPipeline": KANDINSKY,
     "StableUnCLIPImg2ImgPipeline": STABLE_UNCLIP,
+    "StableDiffusionPipeline": BASE_MODEL,
+    "StableDiffusionInpaintPipeline": BASE_MODEL,
+    "StableDiffusionXLPipeline": BASE_MODEL_XL,
+    "StableDiffusionXLInpaintPipeline": BASE_MODEL_XL,
 }
 
 
@@ -66,7 +87,7 @@ class PipelineFolder:
 
     named: as the user named it. path: its folder on this machine. repository: of the hub, or None. classes: component →
     class of diffusers or transformers. tower: whose embeddings it takes. fills_in: it is for inpainting alone. size:
-    pixels of a side, its own; sizes are multiples of `multiple`.
+    pixels of a side, its own; sizes are multiples of `multiple`. adapter: of a base model.
     """
 
     named: str
@@ -78,6 +99,7 @@ class PipelineFolder:
     fills_in: bool
     size: int
     multiple: int
+    adapter: Adapter | None = None
 
     def checked_size(self, size: int | None) -> int:
         """The size, or the decoder's own for None. Raises InputError for one that it cannot draw."""
@@ -107,7 +129,7 @@ class PipelineFolder:
 
     def digest(self) -> str:
         """Of all files that are loaded."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.adapter is None else self.adapter.digest().encode())
         for name in sorted(self.classes):
             for file in sorted((self.path / name).iterdir()):
                 if file.suffix in (".json", ".safetensors", ".txt"):
@@ -120,9 +142,10 @@ def is_pretrained(decoder: str) -> bool:
     return decoder.startswith(PREFIX)
 
 
-def open_pipeline(named: str) -> PipelineFolder:
+def open_pipeline(named: str, adapter: Adapter | None = None) -> PipelineFolder:
     """What `diffusers:FOLDER`, or `diffusers:ORG/NAME` of the hub, is; no weights are read.
 
+    adapter: the IP-Adapter of a base model, which needs one. Raises OptionError for one without it, or another with it.
     Raises InputError (no such folder), UntrustedModel (of the hub, without consent: nothing is asked of it then),
     MissingExtra, ModelError (no decoder that is known, classes of its own), CheckpointError (damaged).
     """
@@ -133,9 +156,16 @@ def open_pipeline(named: str) -> PipelineFolder:
     _require_diffusers(named)
     path = Path(place) if repository is None else _fetch(repository, [_INDEX, "*/*.json"])
     family, classes = _classes(path / _INDEX)
+    if family.adapted and adapter is None:
+        raise OptionError(
+            f"{named}: {family.name} draws from texts; of image embeddings it draws by an IP-Adapter",
+            "Give its file with `ip_adapter`",
+        )
+    if adapter is not None and not family.adapted:
+        raise OptionError(f"{named}: {family.name} takes image embeddings as it is", "Leave `ip_adapter` out")
     settings = _settings(path, "unet")
     try:
-        return _described(named, path, repository, family, classes, settings)
+        return _described(named, path, repository, family, classes, settings, adapter)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise CheckpointError(f"{path}: its unet and {family.autoencoder} are described in no way that is known "
                               f"({type(problem).__name__}: {problem})") from problem  # fmt: skip
@@ -148,6 +178,7 @@ def _described(
     family: Family,
     classes: Mapping[str, str],
     unet: Mapping[str, Any],
+    adapter: Adapter | None,
 ) -> PipelineFolder:
     autoencoder = _settings(path, family.autoencoder)
     scale = int(2 ** (len(autoencoder["block_out_channels"]) - 1))
@@ -156,6 +187,8 @@ def _described(
         if unet.get("encoder_hid_dim_type") != "image_proj":
             raise ModelError(f"{named}: its unet takes no image embedding", "Give a decoder of Kandinsky 2.2")
         width = int(unet["encoder_hid_dim"])
+    elif adapter is not None:
+        width = adapter.width
     else:
         # The noise level's embedding, as wide as the image's, follows it.
         width = int(unet["projection_class_embeddings_input_dim"]) // 2
@@ -164,10 +197,10 @@ def _described(
         raise ModelError(f"{named}: its unet takes {channels} channels beside latents of {latents}", "Give another")
     size = int(unet["sample_size"]) * scale
     multiple = scale**2 if family is KANDINSKY else scale
-    encoder = _settings(path, "image_encoder") if (path / "image_encoder" / "config.json").exists() else None
-    return PipelineFolder(
-        named, path, repository, family, classes, tower_of(width, encoder), fills_in, size, multiple
-    )  # fmt: skip
+    # The encoder that may lie beside a base model is of some adapter, and need not be of this one.
+    beside = adapter is None and (path / "image_encoder" / "config.json").exists()
+    tower = tower_of(width, _settings(path, "image_encoder") if beside else None)
+    return PipelineFolder(named, path, repository, family, classes, tower, fills_in, size, multiple, adapter)
 
 
 def _classes(index: Path) -> tuple[Family, dict[str, str]]:

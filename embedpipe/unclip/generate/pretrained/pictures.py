@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dalle2_core.chunking import run_in_chunks
 from dalle2_core.dalle2 import PRIOR
-from dalle2_core.decoder.manipulations import slerp
+from dalle2_core.decoder.manipulations import slerp, text_diff
 from dalle2_core.generation import Generated, GenerationConfig
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.drawn import check_finite_rows, drawn_embeds
@@ -25,12 +25,13 @@ from embedpipe.index import read_embeddings
 
 from ...evaluate.priors import PRIOR_RUN
 from ...runs.record import read_run_record
-from ..embedded import texts_for_prior
+from ..embedded import diff_shares, embedded_texts, texts_for_prior
 from ..models import Models, card_of_run, encoded_pictures, encoder_for, model_digest
-from ..outputs import known_of
+from ..outputs import known_of, picture_of
 from ..request import Made, Request, Watching
-from .checks import check_pretrained
-from .decoder import Drawing, PretrainedDecoder
+from .calls import Drawing
+from .checks import check_pretrained, steps_of
+from .decoder import PretrainedDecoder
 from .folder import KANDINSKY, PipelineFolder
 from .raw_image import embedding_of_nothing, raw_embedding
 from .scale import of_unit_norm, raw_norm
@@ -186,6 +187,16 @@ def _between(request: Request, parts: _Parts, config: GenerationConfig, texts: l
     return _Asked(torch.cat(rows), [f"{share:.0%}" for share in shares], prompts, one_noise=True)
 
 
+def _towards_text(request: Request, parts: _Parts, config: GenerationConfig, texts: list[str]) -> _Asked:
+    """From a picture's embedding towards the direction from the base text to the text; the norm stays."""
+    assert request.text_diff is not None
+    raw = raw_embedding(parts.encoder(), request.text_diff)
+    text, base = embedded_texts(parts.encoder(), [texts[0], request.base_text], False, parts.watching)[0].text_embed
+    shares = diff_shares(config.num_images)
+    rows = raw.norm() * text_diff(raw / raw.norm(), text, base, shares)
+    return _Asked(rows, [f"{share:.0%}" for share in shares], [""] * len(shares), one_noise=True)
+
+
 def _filling_in(request: Request, parts: _Parts, config: GenerationConfig, texts: list[str]) -> _Asked:
     way = _from_texts if texts and parts.prior is not None else _from_picture
     return way(request, parts, config, texts)
@@ -197,6 +208,7 @@ _ASKED = {
     "interpolation": _between,
     "embedding": _from_rows,
     "inpainting": _filling_in,
+    "text_diff": _towards_text,
 }
 
 
@@ -222,7 +234,13 @@ def _how(request: Request, parts: _Parts, config: GenerationConfig) -> Drawing:
     if request.inpaint is not None:
         picture, kept = known_of(*request.inpaint, size)
         known = picture[0], kept[0]
-    return Drawing(_only(config.steps) or parts.folder.family.steps, guidance, size, negative, known)
+    start = None if request.init_image is None else picture_of(request.init_image, size)
+    return Drawing(steps_of(parts.folder, config), guidance, size, negative, known, start, _strength(request, parts))
+
+
+def _strength(request: Request, parts: _Parts) -> float:
+    """As asked, or diffusers' own."""
+    return request.strength or parts.folder.family.strength or 1.0
 
 
 def _only(value: Any) -> Any:
@@ -244,7 +262,7 @@ def _drawn(
 
         def told(steps: int) -> None:
             if watching.on_step is not None:
-                watching.on_step(1, start * how.steps + (stop - start) * min(steps, how.steps), rows * how.steps)
+                watching.on_step(1, start * how.taken + (stop - start) * min(steps, how.taken), rows * how.taken)
 
         return decoder.draw(asked.embeds[start:stop], generators, how, asked.prompts[start:stop], told)
 
@@ -254,7 +272,7 @@ def _drawn(
 
 
 def _facts(parts: _Parts) -> dict[str, Any]:
-    folder, models = parts.folder, parts.models
+    folder, models, adapter = parts.folder, parts.models, parts.folder.adapter
     prior = None
     if parts.prior is not None and models.prior is not None:
         prior = {"folder": models.prior, "kind": parts.prior.KIND, "sha256": model_digest(Path(models.prior))}
@@ -265,6 +283,7 @@ def _facts(parts: _Parts) -> dict[str, Any]:
             "family": folder.family.name,
             "image_sizes": [folder.checked_size(models.image_size)],
             "dtype": parts.dtype,
+            **({} if adapter is None else {"ip_adapter": str(adapter.path), "ip_scale": adapter.scale}),
         },
         "encoder": None if parts.facts is None else parts.facts["encoder"],
         "device": models.device,

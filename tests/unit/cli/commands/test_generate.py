@@ -226,6 +226,18 @@ def test_on_the_way_from_one_picture_to_another(run, tmp_path, pictures):
     assert [it["of"] for it in record["images"]] == ["0%", "50%", "100%"]
 
 
+def test_a_picture_changes_towards_a_text(run, tmp_path, pictures):
+    words = ["--text-diff", pictures[0], "--base-text", "a red square"]
+    result = run("a blue square", *words, "--n", 3, prior=None)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [it["of"] for it in record["images"]] == ["0%", "25%", "50%"]
+    made = [pixels(tmp_path / f"out/000-{place:02d}.png") for place in range(3)]
+    assert run("--interpolate", pictures[0], pictures[1], "--n", 2, prior=None, out="way.png").exit_code == 0
+    assert np.abs(made[0].astype(int) - pixels(tmp_path / "way/000-00.png")).max() <= 2  # both begin with the picture
+    assert (made[0] != made[2]).any()
+
+
 def test_stored_embeddings_need_no_prior_and_no_encoder(run, runs, tmp_path):
     rows = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float16)
     np.save(tmp_path / "rows.npy", rows)
@@ -352,6 +364,10 @@ def test_a_decoder_that_reads_the_text_is_told_it(run, encoded_once, tmp_path, p
         (["--from-image", "red.png", "--steps", "4,2"], 2, "takes one number of --steps, the first stage's"),
         (["--from-image", "red.png", "--best-of", "2"], 2, "--best-of ranks pictures by a text"),
         (["--interpolate", "red.png", "blue.png", "--n", "1"], 2, "needs two pictures or more"),
+        (["--text-diff", "red.png"], 1, "--text-diff goes towards one text, and 0 are given"),
+        (["soup", "--text-diff", "red.png", "--eta", "1"], 2, "it takes no --eta"),
+        (["soup", "--init-image", "red.png"], 1, "--init-image is for decoders of diffusers"),
+        (["soup", "--ip-adapter", "red.png"], 1, "no safetensors file"),
         (["--from-image", "gone.png"], 1, "gone.png"),
         (["--from-image", "text.txt"], 1, "no image format that embedpipe reads"),
         (["soup", "--inpaint", "red.png", "small.png"], 1, "the mask is 10 × 10 pixels"),

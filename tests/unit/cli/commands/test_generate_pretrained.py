@@ -37,6 +37,7 @@ def made(encoded_once, tmp_path_factory):
         "kandinsky": tiny_pipelines.kandinsky(root / "kandinsky"),
         "inpaint": tiny_pipelines.kandinsky(root / "inpaint", fills_in=True),
         "stable": tiny_pipelines.stable_unclip(root / "stable"),
+        "base": tiny_pipelines.base_model(root / "base"),
         "wide": tiny_pipelines.kandinsky(root / "wide", width=24),
         "root": root,
         "prior": converted(root / "prior", EmbeddingDataset(emb).card),
@@ -182,6 +183,92 @@ def test_variations_and_the_way_between_two_pictures(run, made, tmp_path, tiny_e
     assert np.abs(way[0] - way[2]).max() > 0
 
 
+def test_pictures_begin_with_another_one(run, made, tmp_path, pictures):
+    import diffusers
+
+    from embedpipe.unclip.generate.outputs import picture_of
+
+    red = pictures[0]
+    rows = 4 * torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(5))
+    np.save(tmp_path / "raw.npy", rows.numpy())
+    words = ["--embedding", tmp_path / "raw.npy", "--guidance", 1, "--n", 1, "--init-image", red]
+    result = run(*words, "--strength", 0.7, prior=None)
+    assert result.exit_code == 0, result.stderr
+    pipeline = diffusers.KandinskyV22Img2ImgPipeline(**made["kandinsky"].components)
+    pipeline.set_progress_bar_config(disable=True)
+    seeds = [derived_seed(0, "pretrained decoder", place) for place in range(2)]
+    expected = pipeline(
+        image_embeds=rows, negative_image_embeds=rows, image=[picture_of(str(red), 16)[None]] * 2, strength=0.7,
+        height=16, width=16, num_inference_steps=3, guidance_scale=1.0, output_type="np",
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images  # fmt: skip
+    for row in range(2):
+        assert np.abs(pixels(tmp_path, f"{row:03d}-00.png") - (expected[row] * 255).round().astype(int)).max() <= 2
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["request"]["strength"] == 0.7
+    failed(run(*words, prior=None), "of 3 steps the share --strength 0.3 is none. Give --strength 0.33 or more")
+    assert run(TEXT, "--init-image", red, "--strength", 1, "--n", 1, out="text.png").exit_code == 0
+
+
+def test_a_picture_changes_towards_a_text(run, made, tmp_path, tiny_encoder, pictures):
+    from dalle2_core import text_diff
+    from embedpipe.images.decode import decode
+
+    red = pictures[0]
+    result = run("a blue hat", "--text-diff", red, "--base-text", "a red hat", "--n", 3)
+    assert result.exit_code == 0, result.stderr
+    found = decode(red.read_bytes(), tiny_encoder.card.preprocess, tiny_encoder.card.rules)
+    picture = raw(tiny_encoder.images(found.pixels[None]).wait())[0]
+    text, base = torch.from_numpy(tiny_encoder.texts(["a blue hat", "a red hat"]).rows)
+    rows = picture.norm() * text_diff(picture / picture.norm(), text, base, [0.0, 0.25, 0.5])
+    torch.testing.assert_close(rows[0], picture)
+    expected = [drawn(made["kandinsky"], rows[place : place + 1], nothing(tiny_encoder))[0] for place in range(3)]
+    for place in range(3):
+        assert np.abs(pixels(tmp_path, f"000-{place:02d}.png") - expected[place]).max() <= 4
+    assert np.abs(expected[2] - expected[0]).max() > 12
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["mode"] == "text_diff"
+    assert [it["of"] for it in record["images"]] == ["0%", "25%", "50%"]
+    failed(run("a", "b", "--text-diff", red), "--text-diff goes towards one text, and 2 are given")
+    failed(run("a", "--text-diff", red, "--n", 1), "--text-diff needs two pictures or more")
+
+
+def test_a_base_model_draws_by_its_adapter(run, made, tmp_path, tiny_encoder, pictures):
+    root, base = made["root"], made["base"]
+    file = tiny_pipelines.ip_adapter(root / "adapter.safetensors", base.unet)
+    failed(run(TEXT, decoder="base"), "by an IP-Adapter. Give its file with --ip-adapter")
+    words = ["--ip-adapter", file, "--ip-scale", 0.7, "--n", 2]
+    result = run(TEXT, *words, decoder="base")
+    assert result.exit_code == 0, result.stderr
+    text = raw(tiny_encoder.texts([TEXT])).repeat(2, 1)
+    draws = PerSampleRNG(derived_seed(0, "prior"), 0, 2, torch.device("cpu"))
+    embeds = made["prior"].sample(text, normalize=False, generator=draws)
+    base.load_ip_adapter(str(root), subfolder="", weight_name=file.name, image_encoder_folder=None)
+    base.set_ip_adapter_scale(0.7)
+    expected = base(
+        prompt=[TEXT] * 2, ip_adapter_image_embeds=[torch.cat((torch.zeros_like(embeds), embeds))[:, None]],
+        height=16, width=16, num_inference_steps=3, guidance_scale=7.5, output_type="np",
+        generator=[torch.Generator().manual_seed(derived_seed(0, "pretrained decoder", place)) for place in range(2)],
+    ).images  # fmt: skip
+    for place in range(2):
+        found = pixels(tmp_path, f"000-{place:02d}.png")
+        assert np.abs(found - (expected[place] * 255).round().astype(int)).max() <= 2
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert (record["decoder"]["ip_adapter"], record["decoder"]["ip_scale"]) == (str(file), 0.7)
+    red, blue, mask = pictures
+    for way in (["--from-image", red], ["--interpolate", red, blue], ["--inpaint", red, mask],
+                [TEXT, "--init-image", red], [TEXT, "--text-diff", red]):  # fmt: skip
+        result = (
+            run(*way, *words, "--strength", 0.7, decoder="base")
+            if "--init-image" in way
+            else run(*way, *words, decoder="base")
+        )
+        assert result.exit_code == 0, result.stderr
+    wide = tiny_pipelines.ip_adapter(root / "wide.safetensors", base.unet, width=24)
+    failed(run(TEXT, "--ip-adapter", wide, decoder="base"), "image embeddings of 16 values, but diffusers:")
+    failed(run(TEXT, "--ip-adapter", file), "takes image embeddings as it is. Leave --ip-adapter out")
+
+
 @pytest.mark.parametrize("words", [(), (TEXT,)])
 def test_inpainting_keeps_what_is_black(run, tmp_path, pictures, words):
     red, _, mask = pictures
@@ -259,6 +346,10 @@ def test_what_is_refused(run, tmp_path, pictures):
     failed(run("--inpaint", red, mask), "this decoder of Kandinsky 2.2 fills in no pictures")
     failed(run(TEXT, decoder="inpaint"), "only fills in pictures. Give --inpaint")
     failed(run("--inpaint", red, mask, decoder="stable"), "this decoder of Stable unCLIP fills in no pictures")
+    failed(run(TEXT, "--init-image", red, decoder="stable"), "begins with no picture. Leave --init-image out")
+    failed(run(TEXT, "--strength", 0.5), "--strength is only of use with --init-image")
+    failed(run(TEXT, "--init-image", red, "--strength", 2), "must be above 0 and at most 1")
+    failed(run(TEXT, "--base-text", "a"), "--base-text is only of use with --text-diff")
     failed(run(TEXT, decoder="nowhere/at/all"), "no such folder, nor the name of a repository")
 
 
