@@ -49,7 +49,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DrawingRequest:
     """rows: raw embeddings [n, d], in the decoder's dtype. generators, texts: one for each."""
 
     rows: Tensor
@@ -77,7 +77,7 @@ class Asked:
         return picture.repeat(len(self.rows), 1, 1, 1)
 
 
-def _kandinsky(asked: Asked) -> Call:
+def _kandinsky(asked: DrawingRequest) -> Call:
     rows, how = asked.rows, asked.how
     negative = torch.zeros_like(rows[:1]) if how.negative is None else how.negative.to(rows)
     keywords = asked.common() | {
@@ -97,7 +97,7 @@ def _kandinsky(asked: Asked) -> Call:
     return Call("KandinskyV22Pipeline", keywords, True)
 
 
-def _stable_unclip(asked: Asked) -> Call:
+def _stable_unclip(asked: DrawingRequest) -> Call:
     keywords = asked.common() | {
         "prompt": list(asked.texts),
         "image_embeds": asked.rows,
@@ -108,7 +108,7 @@ def _stable_unclip(asked: Asked) -> Call:
     return Call("StableUnCLIPImg2ImgPipeline", keywords)
 
 
-def _base_model(asked: Asked, prefix: str = "StableDiffusion") -> Call:
+def _base_model(asked: DrawingRequest, prefix: str = "StableDiffusion") -> Call:
     """With an IP-Adapter, whose negative embedding is zeros, as in diffusers."""
     rows, how = asked.rows, asked.how
     embeds = torch.cat((torch.zeros_like(rows), rows)) if how.guidance > 1 else rows
@@ -128,11 +128,11 @@ def _base_model(asked: Asked, prefix: str = "StableDiffusion") -> Call:
     return Call(f"{prefix}Pipeline", keywords | size)
 
 
-def _base_model_xl(asked: Asked) -> Call:
+def _base_model_xl(asked: DrawingRequest) -> Call:
     return _base_model(asked, "StableDiffusionXL")
 
 
-CALLS: dict[str, Callable[[Asked], Call]] = {
+CALLS: dict[str, Callable[[DrawingRequest], Call]] = {
     KANDINSKY.name: _kandinsky,
     STABLE_UNCLIP.name: _stable_unclip,
     BASE_MODEL.name: _base_model,

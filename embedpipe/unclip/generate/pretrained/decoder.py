@@ -13,7 +13,7 @@ from dalle2_core.errors import CheckpointError
 from embedpipe.errors import ModelError
 
 from .adapter import Adapter
-from .calls import CALLS, Asked, Drawing, OnDrawn
+from .calls import CALLS, Drawing, DrawingRequest, OnDrawn
 from .folder import BASE_MODEL_XL, STABLE_UNCLIP, PipelineFolder
 
 # What a pipeline is given besides its parts, by the beginning of its name: nothing that looks at pictures.
@@ -49,7 +49,7 @@ class PretrainedDecoder:
         empty ones.
         """
         rows = image_embed.to(self.device, self.dtype)
-        asked = Asked(rows, generators, texts or [""] * len(rows), how, on_drawn or (lambda done: None))
+        asked = DrawingRequest(rows, generators, texts or [""] * len(rows), how, on_drawn or (lambda done: None))
         call = CALLS[self.folder.family.name](asked)
         made: Tensor = self._pipeline(call.pipeline)(**call.keywords).images.float()
         made = (made / 2 + 0.5).clamp(0, 1).cpu() if call.signed else made.cpu()
