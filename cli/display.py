@@ -207,8 +207,10 @@ class ProgressView:
 
     def text(self) -> str:
         """Where the job is, in one line."""
-        if self.doing:
-            return self.doing
+        return self.doing or self.counts()
+
+    def counts(self) -> str:
+        """What is done, in one line."""
         tasks = f"{self.done:,}/{self.tasks:,} {self.task_unit}, " if self.tasks is not None else ""
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
         if self.rejects:
@@ -239,11 +241,13 @@ class _PlainView(ProgressView):
         super().__init__(what, unit, task_unit, verbose)
         self._shown = time.monotonic()
         self._soon = threading.Timer(0, lambda: None)
+        self._last: tuple[int, int] | None = None  # the counts of the last line
 
     def show(self) -> None:
         if time.monotonic() - self._shown >= _PLAIN_EVERY_S:
             self._shown = time.monotonic()
-            click.echo(visible(f"{self.what}: {self.text()}{self.left()}"), err=True)
+            self._last = (self.done, self.rows)
+            self.line(f"{self.what}: {self.text()}{self.left()}")
 
     def show_doing(self) -> None:
         self._soon.cancel()
@@ -254,6 +258,8 @@ class _PlainView(ProgressView):
 
     def close(self) -> None:
         self._soon.cancel()
+        if self._last not in (None, (self.done, self.rows)):  # else the last line would tell of the middle
+            self.line(f"{self.what}: {self.counts()}")
 
 
 class _TerminalView(ProgressView):
@@ -356,4 +362,4 @@ def print_worst_hosts(hosts: Sequence[Any]) -> None:
     """A table of hosts (`HostFailures`) and why urls there failed; nothing where there are none."""
     if hosts:
         rows = [(entry.host, entry.failed, worst(entry.classes)) for entry in hosts]
-        print_table(["host", "failed", "because"], rows)
+        print_table(["host", "rejected", "because"], rows)

@@ -1,4 +1,4 @@
-"""What `embedpipe fetch` says at its end: what came, what failed and why, and what to do about it."""
+"""What `embedpipe fetch` says at its end: what came, what was rejected and why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_fetched(out: str, report: FetchReport) -> None:
     if report.shards_now:
         click.echo(f"{out}: {counts}; {report.shards_now:,} written in this run, {display.seconds(report.seconds)}")
     elif report.failed:
-        click.echo(f"{out}: every row was tried before: {counts}, {sum(report.failed.values()):,} failed")
+        click.echo(f"{out}: every row was tried before: {counts}, {sum(report.failed.values()):,} rejected")
     else:
         click.echo(f"{out}: nothing to do, finished: {counts}")
     if report.caption_column is None:
@@ -33,7 +33,7 @@ def print_fetched(out: str, report: FetchReport) -> None:
     if report.failed:
         worst_first = sorted(report.failed.items(), key=lambda item: (-item[1], item[0]))
         rows = [(name, count, with_options(ERROR_CLASSES[name])) for name, count in worst_first]
-        display.print_table(["failed", "rows", "because"], rows)
+        display.print_table(["rejected because", "rows", "which means"], rows)
     display.print_passed_over(report.listing, report.accounts)
     display.print_worst_hosts(report.hosts)
     for line in what_to_do(report.failed):
@@ -43,7 +43,7 @@ def print_fetched(out: str, report: FetchReport) -> None:
 
 
 def what_to_do(failed: dict[str, int]) -> list[str]:
-    """A line for each kind of failure that another run can change."""
+    """A line for each class of rejects that another run can change."""
     said = []
     passing = [name for name in failed if name in MAY_PASS]
     if passing:
@@ -53,7 +53,7 @@ def what_to_do(failed: dict[str, int]) -> list[str]:
     for name, field in LIFTED_BY.items():
         if name in failed:
             option, rows = with_options(f"`{field}`", "fetch"), plural(failed[name], "row")
-            said.append(f"{rows} failed as {name}: see {option}, and add --retry-failed --only {name}")
+            said.append(f"{rows} rejected as {name}: see {option}, and add --retry-failed --only {name}")
     return said
 
 
@@ -62,6 +62,6 @@ def say_if_none_fetched(out: str, report: FetchReport) -> bool:
     if not report.rows or report.succeeded:
         return False
     most = max(report.failed, key=lambda name: report.failed[name], default="")
-    why = f": {report.failed[most]:,} failed as {most}" if most else ""
+    why = f": {report.failed[most]:,} rejected as {most}" if most else ""
     click.echo(f"error: {out}: none of {plural(report.rows, 'image')} was fetched{why}", err=True)
     return True

@@ -404,7 +404,7 @@ def test_too_many_rejects_exit_with_3(tmp_path):
     run = command(urls, tmp_path / "out", "--max-rejects", "50%")
     stdout, stderr = run.communicate(timeout=600)
     assert run.returncode == 3
-    assert "none of 4 images was fetched: 4 failed as refused_address" in stderr
+    assert "none of 4 images was fetched: 4 rejected as refused_address" in stderr
     assert "too many rejects: 4 of 4 (100.0%), and --max-rejects allows 50%" in stderr
     assert "0 of 4 images" in stdout
     assert "refused_address" in stdout

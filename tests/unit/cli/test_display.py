@@ -9,6 +9,7 @@ from embedpipe_cli import display
 from embedpipe_cli.terminal import edge as terminal_edge
 
 from embedpipe.progress import Finished, Progress, TaskReport
+from tests import shards
 
 REPORT = TaskReport(1, 30, 2, {"x": 2}, 5, {"wait": 1.0, "model": 6.0, "write": 0.001})
 
@@ -87,3 +88,48 @@ def test_one_of_a_unit_is_singular():
         assert " 1 query," in f" {view.text()}"
         view(Progress(rows=1))
         assert " 2 queries," in f" {view.text()}"
+
+
+def test_the_last_line_tells_of_the_end(capsys, monkeypatch):
+    monkeypatch.setattr(display, "_PLAIN_EVERY_S", 0)
+    with display.progress("encode") as view:
+        view(Progress(planned=2, planned_rows=6))
+        view(Progress(rows=3, tasks=1))
+        monkeypatch.setattr(display, "_PLAIN_EVERY_S", 1e9)
+        view(Progress(rows=2, rejected=1, tasks=1))
+        view(Progress(doing="writing"))
+    *_, before, last = capsys.readouterr().err.splitlines()
+    assert before.startswith("encode: 1/2 shards, 3 samples, ")
+    assert before.endswith(" left")
+    assert last.startswith("encode: 2/2 shards, 5 samples, 1 rejected, ")
+    assert " left" not in last
+    with display.progress("encode") as view:
+        view(Progress(planned=2))
+    assert capsys.readouterr().err == "", "a short run says nothing before its summary"
+
+
+def test_the_last_line_of_a_command_is_its_end(embedpipe, encoded_once, tiny_model, tmp_path, monkeypatch):
+    """Whatever steps a job reports, they add up to all of its tasks and rows."""
+    monkeypatch.setattr(display, "_PLAIN_EVERY_S", 0)
+    source, emb = encoded_once
+    encode = ("encode", source, tmp_path / "emb", "--model", tiny_model, "--gpus", "0")
+    for words, end in (
+        (("fetch", _photos(tmp_path), tmp_path / "shards", "--samples-per-shard", "2"), "3/3 shards, 5 urls, 80.0% ok"),
+        (encode, "3/3 shards, 21 samples, "),
+        (("index", tmp_path / "emb"), "42 rows, "),
+        (("dedup", emb, tmp_path / "dedup", "--confirm", "none"), "21 "),
+        (
+            ("train-prior", emb, tmp_path / "run", "--steps", "5", "--device", "cpu", "--set", "train.batch_size=4"),
+            "5/5 steps",
+        ),
+    ):
+        done = embedpipe(*words)
+        assert done.exit_code == 0, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith(f"{words[0]}: ") and "/s" in line]
+        assert end in lines[-1], (words[0], lines[-3:])
+
+
+def _photos(folder):
+    shards.write_files(folder / "photos", [(f"{i}.jpg", shards.jpeg(i)) for i in range(4)])
+    shards.write_files(folder / "photos", [("4.txt", b"alone")])
+    return folder / "photos"

@@ -26,7 +26,7 @@ def test_a_host_that_was_not_allowed_is_named_with_the_option_and_the_way_on(fet
     for first in (True, False):
         refused = fetch(urls)
         assert refused.exit_code == 3
-        assert "none of 3 images was fetched: 3 failed as refused_address" in refused.stderr
+        assert "none of 3 images was fetched: 3 rejected as refused_address" in refused.stderr
         assert "see --allow-host, and add --retry-failed --only refused_address" in refused.stdout
         assert "nothing to do" not in refused.stdout
         assert ("every row was tried before" in refused.stdout) is not first
