@@ -118,10 +118,6 @@ def test_the_last_line_of_a_command_is_its_end(embedpipe, encoded_once, tiny_mod
         (encode, "3/3 shards, 21 samples, "),
         (("index", tmp_path / "emb"), "42 rows, "),
         (("dedup", emb, tmp_path / "dedup", "--confirm", "none"), "21 "),
-        (
-            ("train-prior", emb, tmp_path / "run", "--steps", "5", "--device", "cpu", "--set", "train.batch_size=4"),
-            "5/5 steps",
-        ),
     ):
         done = embedpipe(*words)
         assert done.exit_code == 0, done.stderr
