@@ -140,6 +140,14 @@ _PICTURE = click.Path(dir_okay=False)
     show_default=True,
     help="Of a decoder of diffusers; auto is float16 on a GPU and float32 elsewhere.",
 )
+@click.option(
+    "--offload",
+    type=click.Choice(("none", "model", "sequential")),
+    default="none",
+    show_default=True,
+    help="Of a decoder of diffusers, to spare a GPU's memory: keep its networks (model) or layers (sequential, slow) "
+    "off it but for their turn.",
+)
 @click.option("--image-size", type=click.IntRange(1), help="Of a decoder of diffusers: pixels. Default: its own.")
 @click.option(
     "--image-norm",

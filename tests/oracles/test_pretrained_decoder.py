@@ -178,6 +178,30 @@ def test_a_picture_depends_on_its_embedding_text_and_generator_alone(pipelines, 
     torch.testing.assert_close(both[1:], second, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*MAKE, "adapted"])
+def test_networks_that_wait_elsewhere_draw_the_same(pipelines, adapted, name):
+    """The hooks are accelerate's own; here they move networks from the CPU to the CPU, no GPU being at hand."""
+    folder = pipelines[name][0] if name in pipelines else adapted["base"][0]
+    adapter = open_adapter(str(adapted["base"][1])) if name == "adapted" else None
+    opened = open_pipeline(f"diffusers:{folder}", adapter)
+    decoder = PretrainedDecoder(opened, "cpu", torch.float32, "model")
+    how = Drawing(STEPS, 4.0, SIZE, NEGATIVE)
+    made = [decoder.draw(EMBED, generators(), how, TEXTS) for _ in range(2)]
+    usual = PretrainedDecoder(opened, "cpu", torch.float32).draw(EMBED, generators(), how, TEXTS)
+    assert torch.equal(made[0], usual)
+    assert torch.equal(made[1], usual)
+    assert all(hasattr(decoder._parts[it], "_hf_hook") for it in ("unet", opened.family.autoencoder))
+
+
+def test_layers_that_wait_elsewhere_hold_no_memory_on_the_device(pipelines):
+    """Drawing itself needs a device that is not the CPU: accelerate takes both places for one there."""
+    decoder = PretrainedDecoder(
+        open_pipeline(f"diffusers:{pipelines['kandinsky'][0]}"), "cpu", torch.float32, "sequential"
+    )
+    decoder._pipeline("KandinskyV22Pipeline")
+    assert {it.device.type for part in ("unet", "movq") for it in decoder._parts[part].parameters()} == {"meta"}
+
+
 def test_half_precision(pipelines):
     made = load(pipelines["kandinsky"][0], torch.bfloat16).draw(EMBED, generators(), Drawing(STEPS, 4.0, SIZE))
     assert made.dtype == torch.float32

@@ -45,7 +45,8 @@ class Models:
     of train-prior, or None. model, pretrained: where the encoder is now, if not where it was, or if no run says which
     it is. device: that all of them run on. options: what a checkpoint file does not say of itself. trust_old_card: take
     a run of version 0.1 for one of the same encoder where all else agrees.
-    Of a decoder of diffusers: decoder_dtype: that it computes in; auto is float16 on CUDA and float32 elsewhere.
+    Of a decoder of diffusers: offload: "model" keeps each of its networks in the machine's memory but for its turn,
+    "sequential" each layer; decoder_dtype: that it computes in; auto is float16 on CUDA and float32 elsewhere.
     image_size: pixels of a side, None for its own. image_norm: mean norm of the encoder's image embeddings before they
     are normalised, for a prior or embeddings of norm 1; None takes what is stored.
     """
@@ -61,11 +62,13 @@ class Models:
     image_size: int | None = None
     image_norm: float | None = None
     pipeline: PipelineFolder | None = None
+    offload: str = "none"
 
     def __post_init__(self) -> None:
         if self.pipeline is not None:
             return
-        for name, usual in (("decoder_dtype", "auto"), ("image_size", None), ("image_norm", None)):
+        of_pipelines = {"decoder_dtype": "auto", "image_size": None, "image_norm": None, "offload": "none"}
+        for name, usual in of_pipelines.items():
             if getattr(self, name) != usual:
                 raise OptionError(f"`{name}` is for a decoder of diffusers", "Leave it out")
 

@@ -9,6 +9,7 @@ from embedpipe.errors import InputError, OptionError
 
 from ..models import Models
 from ..request import Request, check_asked
+from .decoder import OFFLOADS
 from .folder import KANDINSKY, PipelineFolder
 
 DECODER_DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -22,6 +23,10 @@ def check_pretrained(
     folder.checked_size(models.image_size)
     if models.decoder_dtype not in DECODER_DTYPES:
         raise OptionError(f"`decoder_dtype={models.decoder_dtype!r}`: choose {', '.join(DECODER_DTYPES)}")
+    if models.offload not in OFFLOADS:
+        raise OptionError(f"`offload={models.offload!r}`: choose {', '.join(OFFLOADS)}")
+    if models.offload != "none" and models.device == "cpu":
+        raise OptionError("`offload` spares the memory of a GPU, and the device is the CPU", "Leave `offload` out")
     for name in ("sampler", "eta", "text_cond_scale"):
         if getattr(config, name) is not None:
             raise OptionError(f"a decoder of diffusers draws by its own scheduler: it takes no `{name}`", "Drop it")

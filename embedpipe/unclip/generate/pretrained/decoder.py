@@ -16,6 +16,7 @@ from .adapter import Adapter
 from .calls import CALLS, Drawing, DrawingRequest, OnDrawn
 from .folder import BASE_MODEL_XL, STABLE_UNCLIP, PipelineFolder
 
+OFFLOADS = ("none", "model", "sequential")
 # What a pipeline is given besides its parts, by the beginning of its name: nothing that looks at pictures.
 _BESIDE: dict[str, dict[str, Any]] = {
     "StableDiffusionXL": {"add_watermarker": False},
@@ -26,9 +27,13 @@ _BESIDE: dict[str, dict[str, Any]] = {
 class PretrainedDecoder:
     """Draws pictures of image embeddings that are raw: as CLIP's projection gives them, not normalised."""
 
-    def __init__(self, folder: PipelineFolder, device: str, dtype: torch.dtype) -> None:
-        """Load it. Raises ModelError or CheckpointError where that cannot be done; nothing is asked of the network."""
-        self.folder, self.device, self.dtype = folder, device, dtype
+    def __init__(self, folder: PipelineFolder, device: str, dtype: torch.dtype, offload: str = "none") -> None:
+        """Load it. offload: one of OFFLOADS: what waits in the machine's memory until its turn on the device.
+
+        Raises ModelError or CheckpointError where that cannot be done; nothing is asked of the network.
+        """
+        self.folder, self.device, self.dtype, self._offload = folder, device, dtype, offload
+        self._waits_on = device if offload == "none" else "cpu"
         self._parts = {name: self._loaded(name, kind) for name, kind in folder.classes.items()}
         self._pipelines: dict[str, Any] = {}
         if folder.adapter is not None:
@@ -59,17 +64,25 @@ class PretrainedDecoder:
         return torch.where(how.known[1], how.known[0], made)
 
     def _pipeline(self, name: str) -> Any:
-        """A pipeline of the parts, made when it is first asked for."""
-        import diffusers
-
+        """A pipeline of the parts, ready to draw; made when it is first asked for."""
         if name not in self._pipelines:
-            beside = next((it for begin, it in _BESIDE.items() if name.startswith(begin)), {})
-            if self.folder.family is STABLE_UNCLIP:
-                beside = {"feature_extractor": None, "image_encoder": _NoEncoder(self.device, self.dtype)}
-            pipeline = getattr(diffusers, name)(**self._parts, **beside)
-            pipeline.set_progress_bar_config(disable=True)
+            pipeline = self._made(name)
+            if self._offload == "model":
+                pipeline.enable_model_cpu_offload(device=self.device)
+            elif self._offload == "sequential":
+                pipeline.enable_sequential_cpu_offload(device=self.device)
             self._pipelines[name] = pipeline
         return self._pipelines[name]
+
+    def _made(self, name: str) -> Any:
+        import diffusers
+
+        beside = next((it for begin, it in _BESIDE.items() if name.startswith(begin)), {})
+        if self.folder.family is STABLE_UNCLIP:
+            beside = {"feature_extractor": None, "image_encoder": _NoEncoder(self.device, self.dtype)}
+        pipeline = getattr(diffusers, name)(**self._parts, **beside)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def _adapt(self, adapter: Adapter) -> None:
         """Put an IP-Adapter into the network. Raises CheckpointError where it does not fit."""
@@ -79,9 +92,8 @@ class PretrainedDecoder:
         except (RuntimeError, KeyError, ValueError, IndexError) as problem:
             said = " ".join(str(problem).split())
             raise CheckpointError(f"{adapter.path}: does not fit {self.folder.named}: {said}") from problem
-        pipeline = self._pipeline("StableDiffusionXLPipeline" if self.folder.family is BASE_MODEL_XL else
-                                  "StableDiffusionPipeline")  # fmt: skip
-        pipeline.set_ip_adapter_scale(adapter.scale)
+        name = "StableDiffusionXLPipeline" if self.folder.family is BASE_MODEL_XL else "StableDiffusionPipeline"
+        self._made(name).set_ip_adapter_scale(adapter.scale)
 
     def _loaded(self, name: str, kind: str) -> Any:
         """A component, by the class that the closed list allows. Weights are safetensors, or it is refused."""
@@ -112,7 +124,7 @@ class PretrainedDecoder:
             raise CheckpointError(f"{place}: it cannot be loaded: {said}") from problem
         if not isinstance(part, nn.Module):
             return part
-        return (part if "torch_dtype" in keywords else part.to(self.dtype)).to(self.device).eval()
+        return (part if "torch_dtype" in keywords else part.to(self.dtype)).to(self._waits_on).eval()
 
 
 class _NoEncoder(nn.Module):

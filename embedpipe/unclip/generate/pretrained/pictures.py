@@ -94,7 +94,9 @@ def make_pretrained(request: Request, models: Models, config: GenerationConfig, 
     asked = _ASKED[request.mode](request, parts, config, texts)
     how = _how(request, parts, config)
     watching.on_doing(f"loading the decoder {parts.folder.named}")
-    decoder = PretrainedDecoder(parts.folder.with_weights(), models.device, _DTYPES[parts.dtype])
+    if models.offload != "none" and parts.prior is not None:
+        parts.prior.to("cpu")  # which has done its part
+    decoder = PretrainedDecoder(parts.folder.with_weights(), models.device, _DTYPES[parts.dtype], models.offload)
     watching.on_doing("making pictures")
     images = _drawn(decoder, asked, how, config, watching)
     facts = _facts(parts)
@@ -283,6 +285,7 @@ def _facts(parts: _Parts) -> dict[str, Any]:
             "family": folder.family.name,
             "image_sizes": [folder.checked_size(models.image_size)],
             "dtype": parts.dtype,
+            **({} if models.offload == "none" else {"offload": models.offload}),
             **({} if adapter is None else {"ip_adapter": str(adapter.path), "ip_scale": adapter.scale}),
         },
         "encoder": None if parts.facts is None else parts.facts["encoder"],

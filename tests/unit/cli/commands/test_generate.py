@@ -367,6 +367,7 @@ def test_a_decoder_that_reads_the_text_is_told_it(run, encoded_once, tmp_path, p
         (["--text-diff", "red.png"], 1, "--text-diff goes towards one text, and 0 are given"),
         (["soup", "--text-diff", "red.png", "--eta", "1"], 2, "it takes no --eta"),
         (["soup", "--init-image", "red.png"], 1, "--init-image is for decoders of diffusers"),
+        (["soup", "--offload", "model"], 2, "--offload is for a decoder of diffusers"),
         (["soup", "--ip-adapter", "red.png"], 1, "no safetensors file"),
         (["--from-image", "gone.png"], 1, "gone.png"),
         (["--from-image", "text.txt"], 1, "no image format that embedpipe reads"),

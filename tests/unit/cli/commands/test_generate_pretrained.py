@@ -347,6 +347,7 @@ def test_what_is_refused(run, tmp_path, pictures):
     failed(run(TEXT, decoder="inpaint"), "only fills in pictures. Give --inpaint")
     failed(run("--inpaint", red, mask, decoder="stable"), "this decoder of Stable unCLIP fills in no pictures")
     failed(run(TEXT, "--init-image", red, decoder="stable"), "begins with no picture. Leave --init-image out")
+    failed(run(TEXT, "--offload", "model"), "--offload spares the memory of a GPU, and the device is the CPU")
     failed(run(TEXT, "--strength", 0.5), "--strength is only of use with --init-image")
     failed(run(TEXT, "--init-image", red, "--strength", 2), "must be above 0 and at most 1")
     failed(run(TEXT, "--base-text", "a"), "--base-text is only of use with --text-diff")
