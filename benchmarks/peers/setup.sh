@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up a tool we compare with, in an environment of its own beside this file, or in a folder: setup.sh PEER [FOLDER]
 set -euo pipefail
-known="autofaiss, clip-retrieval, dalle2-pytorch, prior-fixtures, tables"
+known="autofaiss, clip-client, clip-retrieval, dalle2-pytorch, prior-fixtures, tables"
 peer="${1:?name one: $known}"
 here="$(cd "$(dirname "$0")" && pwd)"
 cd "${2:-$here}"
@@ -25,6 +25,8 @@ if [ "$peer" = prior-fixtures ]; then
 fi
 
 case "$peer" in
+  # Its file clip_client.py alone, which needs no more: for `embedpipe serve`.
+  clip-client) packages=(requests) ;;
   # setuptools < 81: the CLIP package of both imports pkg_resources, which later ones dropped.
   clip-retrieval) packages=("clip-retrieval==2.45.0" "embedding-reader==1.8.1" "setuptools<81" torch torchvision) ;;
   dalle2-pytorch) packages=("dalle2-pytorch==1.15.6" "setuptools<81" torch torchvision) ;;
@@ -35,4 +37,5 @@ case "$peer" in
 esac
 python3 -m venv "$peer"
 "$peer/bin/pip" install --quiet "${packages[@]}"
+[ "$peer" != clip-client ] || "$peer/bin/pip" install --quiet --no-deps clip-retrieval==2.45.0
 "$peer/bin/pip" list --format=freeze > "$peer/installed.txt"

@@ -14,6 +14,7 @@ from ..clip_model.trusted import require_trusted
 from ..errors import InputError, MissingExtra, OptionError
 from ..index.query_model import query_encoder
 from ..load import EmbeddingDataset
+from ..load.images.source import sources_of
 from .config import ServeConfig, is_loopback
 from .query_encoder import SharedEncoder
 
@@ -96,7 +97,8 @@ def _warn(served: Any) -> None:
     for why in served.unsearchable.values():
         if "has no" not in why:  # one side is all that some data sets have
             logger.warning("%s", why)
-    if not served.pictures.there:
+    refused = any(files.is_local(source) and files.exists(source) for source in sources_of(served.dataset))
+    if not served.pictures.there and not refused:  # a place that was not opened was noted when it was not
         logger.warning("%s: its image shards are not where they were, so there are no pictures; see `images`", path)
 
 
