@@ -415,6 +415,17 @@ def device_option(several: bool = False) -> Callable[[_Command], _Command]:
     return click.option("--device", help=f"cpu, cuda, cuda:1 … Default: the first GPU, or the CPU{under}.")
 
 
+def precision_option(what: str) -> Callable[[_Command], _Command]:
+    """--precision → `precision`. what: whose matrix products."""
+    return click.option(
+        "--precision",
+        type=click.Choice(("float32", "tf32", "bfloat16")),
+        default="float32",
+        show_default=True,
+        help=f"Of the matrix products of {what}; tf32 is float32 on a CPU.",
+    )
+
+
 def split_options(command: _Command) -> _Command:
     """--split-column → `split_column`, --valid-share → `valid_share`"""
     command = click.option(

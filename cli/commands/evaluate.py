@@ -10,6 +10,7 @@ from ..options import (
     debug_option,
     device_option,
     json_option,
+    precision_option,
     refuse_missing,
     refuse_other_runs,
     trust_model_option,
@@ -31,6 +32,7 @@ from ..options import (
 @click.option("--cond-scale", type=float, default=1.0, show_default=True, help="Classifier-free guidance; 1 is none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prior's samples.")
 @device_option()
+@precision_option("the priors")
 @trust_option("Allow a run and embeddings of which version 0.1 wrote one")
 @trust_model_option
 @json_option
@@ -45,6 +47,7 @@ def command(
     valid_share: float | None,
     common: bool,
     device: str | None,
+    precision: str,
     trust_old_card: bool,
     as_json: bool,
 ) -> None:
@@ -70,6 +73,6 @@ def command(
 
     display.note_old_data(emb)
     found = embedpipe.evaluate(
-        runs, emb, split_name, device, seed, cond_scale, trust_old_card, split_column, valid_share, common
+        runs, emb, split_name, device, seed, cond_scale, trust_old_card, split_column, valid_share, common, precision
     )
     show_comparison(found, split_name, as_json)

@@ -21,6 +21,7 @@ from ..options import (
     json_option,
     model_options,
     one_or_each,
+    precision_option,
     refuse_missing,
     said_of_model,
     trust_model_option,
@@ -167,6 +168,7 @@ _PICTURE = click.Path(dir_okay=False)
 @click.option("--pretrained", help="Its pretrained tag or checkpoint, likewise.")
 @model_options
 @device_option()
+@precision_option("prior and decoder")
 @trust_option("Allow a prior and a decoder of which version 0.1 wrote one")
 @click.option("-o", "--out", default="out.png", show_default=True, help="The grid; OUT/ and OUT.json lie beside it.")
 @dry_run_option
@@ -183,7 +185,7 @@ def command(texts: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
     \b
     embedpipe generate "a pineapple" --prior prior --decoder decoder
     embedpipe generate --captions captions.txt --prior prior --decoder decoder -n 16 --best-of 4 --guidance 2
-    embedpipe generate --from-image photo.jpg --decoder decoder -n 8
+    embedpipe generate --from-image photo.jpg --decoder decoder -n 8 --precision bfloat16
     embedpipe generate "a red hat" --inpaint photo.jpg mask.png --prior prior --decoder decoder
     embedpipe generate --interpolate one.jpg other.jpg --decoder decoder -n 9
     embedpipe generate "a green hat" --text-diff photo.jpg --base-text "a red hat" --decoder decoder -n 5

@@ -7,7 +7,16 @@ import click
 import embedpipe
 from embedpipe.plural import plural
 
-from ..options import debug_option, json_option, old_dry_run_option, refuse_missing, refuse_other_runs, trust_option
+from ..options import (
+    debug_option,
+    device_option,
+    json_option,
+    old_dry_run_option,
+    precision_option,
+    refuse_missing,
+    refuse_other_runs,
+    trust_option,
+)
 
 
 @click.command()
@@ -22,6 +31,8 @@ from ..options import debug_option, json_option, old_dry_run_option, refuse_miss
 @click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows sampled at once.")
 @click.option("--gpus", type=click.IntRange(0), help="Workers, one on each GPU. Default: all GPUs there are.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="CPU workers, where gpus is 0.")
+@device_option()
+@precision_option("the prior")
 @trust_option("Allow a prior and embeddings of which version 0.1 wrote one")
 @old_dry_run_option
 @json_option
@@ -38,6 +49,8 @@ def command(
     batch_size: int,
     gpus: int | None,
     workers: int,
+    device: str | None,
+    precision: str,
     trust_old_card: bool,
     dry_run: bool,
     as_json: bool,
@@ -61,13 +74,15 @@ def command(
 
     from .. import display
 
-    sampling = embedpipe.SamplingConfig(seed, steps, candidates, sampler, cond_scale)
+    sampling = embedpipe.SamplingConfig(seed, steps, candidates, sampler, cond_scale, precision)
     display.note_old_data(emb)
     if dry_run:
-        display.print_json(embedpipe.plan_sampling(run, emb, out, sampling, gpus, workers, trust_old_card))
+        display.print_json(embedpipe.plan_sampling(run, emb, out, sampling, gpus, workers, trust_old_card, device))
         return
     with display.progress("sample-prior", "rows") as view:
-        report = embedpipe.sample_prior(run, emb, out, sampling, batch_size, gpus, workers, view, trust_old_card)
+        report = embedpipe.sample_prior(
+            run, emb, out, sampling, batch_size, gpus, workers, view, trust_old_card, device
+        )
     if as_json:
         display.print_json(report)
         return

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen
+from dalle2_core.precision import refuse_unknown_precision
 from dalle2_core.training.loggers import LOGGERS
 
 
@@ -25,7 +26,7 @@ class TrainConfig:
     keep: newest checkpoints kept; the best one is kept besides.
     ema_decay: of the moving average of the weights, warmed up; None for no average.
     best_metric, best_is: the number of the evaluation that says which checkpoint is best.
-    precision: of matrix products in the forward pass; weights and optimizer stay float32.
+    precision: of matrix products, see `dalle2_core.precision`; weights and optimizer stay float32.
     parallel: of several processes, each holds the whole model ("ddp"), or some rows of each of its tensors ("fsdp").
     loggers: where metrics go besides metrics.jsonl: "tensorboard", "wandb".
     """
@@ -41,7 +42,7 @@ class TrainConfig:
     ema_decay: float | None = 0.999
     best_metric: str = "loss"
     best_is: Literal["lowest", "highest"] = "lowest"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     loggers: tuple[str, ...] = ()
     show_every: int | None = None
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -56,8 +57,7 @@ class TrainConfig:
             raise ConfigError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1), or None for no average")
         if self.best_is not in ("lowest", "highest"):
             raise ConfigError(f"train.best_is is {self.best_is!r}; known: lowest, highest")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"no precision {self.precision!r}; known: float32, bfloat16")
+        refuse_unknown_precision(self.precision)
         if self.parallel not in ("ddp", "fsdp"):
             raise ConfigError(f"train.parallel is {self.parallel!r}; known: ddp, fsdp")
         for name in self.loggers:

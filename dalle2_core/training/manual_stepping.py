@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dalle2_core.errors import ConfigError, NonFiniteLoss, ShapeError
 from dalle2_core.inputs import as_tensor
+from dalle2_core.precision import allowing_tf32, computing, refuse_unknown_precision
 from dalle2_core.rng import PerSampleRNG
 from dalle2_core.training.checkpoint import refuse_another
 from dalle2_core.training.distributed import Processes
@@ -64,7 +65,7 @@ class TrainerConfig:
     ema_update_every: int = 10
     betas: tuple[float, float] = (0.9, 0.99)
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_beta < 1:
@@ -75,8 +76,7 @@ class TrainerConfig:
                 raise ConfigError(f"{name} is {value}; it must be {least} or more, or None")
         if self.ema_update_every < 1 or self.ema_update_after_step < 0:
             raise ConfigError("ema_update_every must be 1 or more, and ema_update_after_step 0 or more")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"no precision {self.precision!r}; known: float32, bfloat16")
+        refuse_unknown_precision(self.precision)
 
     def optim(self) -> OptimConfig:
         """The same, as the parts of this package take it."""
@@ -120,11 +120,12 @@ class ManualStepper:
         before = self._together.world * self._rows + self._together.rank * rows
         for start, stop in parts(rows, max_batch_size):
             draws = step_draws(config.seed, step, before + start, stop - start, self.device)
-            mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-            with seeded_layers(config.seed, step, self.device, f"layers/{before + start}"), mixed:
-                loss = loss_of(self._pass, start, stop, draws) * ((stop - start) / rows)
-            if training:
-                loss.backward()  # type: ignore[no-untyped-call]
+            seeded = seeded_layers(config.seed, step, self.device, f"layers/{before + start}")
+            with allowing_tf32(config.precision):
+                with seeded, computing(config.precision, self.device):
+                    loss = loss_of(self._pass, start, stop, draws) * ((stop - start) / rows)
+                if training:
+                    loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         total = self._together.add_up({"loss": total})["loss"] / self._together.world
         if not math.isfinite(total):

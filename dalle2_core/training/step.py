@@ -7,11 +7,11 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dalle2_core.errors import ConfigError, NonFiniteLoss
+from dalle2_core.precision import allowing_tf32, computing
 from dalle2_core.rng import RNG
 from dalle2_core.training.config import TrainConfig
 from dalle2_core.training.distributed import Processes
@@ -79,9 +79,9 @@ def take_step(
     for first, last in itertools.pairwise(cuts):
         rows = last - first
         draws = step_draws(config.seed, step, start + first, rows, device)
-        mixed = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        with nullcontext() if last == stop - start else together.unsynced(loss_pass):
-            with seeded_layers(config.seed, step, device, f"layers/{start + first}"), mixed:
+        with nullcontext() if last == stop - start else together.unsynced(loss_pass), allowing_tf32(config.precision):
+            seeded = seeded_layers(config.seed, step, device, f"layers/{start + first}")
+            with seeded, computing(config.precision, device):
                 result: StepLoss = loss_pass(batch if rows == len(batch) else batch.part(first, last), draws)
             # Parts add up and processes are averaged: this makes it the mean over the rows of the global batch.
             (result.loss * (rows * together.world / config.batch_size)).backward()  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dalle2_core.files import sha256
+from dalle2_core.precision import computing, refuse_unknown_precision
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import load_prior
 from dalle2_core.priors.unclip import UnclipPrior
@@ -19,7 +20,7 @@ from dalle2_core.rng import PerSampleRNG, derived_seed
 from dalle2_core.types import EmbeddedText
 from embedpipe.callable_package import callable_as
 from embedpipe.clip_model.encoder_card import PredictionCard
-from embedpipe.errors import DatasetError, InputError
+from embedpipe.errors import DatasetError, InputError, OptionError
 from embedpipe.load import EmbeddingDataset
 from embedpipe.mirror import local_copy
 from embedpipe.predict import Predictor, PredictReport, StoredTexts, plan_predict, predict_images
@@ -36,7 +37,8 @@ class SamplingConfig:
     """How a prior is sampled. None leaves it to the prior.
 
     seed: what is drawn for a row depends on it, the row's shard and its place there. steps, sampler: of diffusion.
-    candidates: drawn for each text; the one nearest to it is kept. cond_scale: of guidance; 1 is none.
+    candidates: drawn for each text; the one nearest to it is kept. cond_scale: of guidance; 1 is none. precision: of
+    matrix products, float32, tf32 or bfloat16.
     """
 
     seed: int = 0
@@ -44,6 +46,14 @@ class SamplingConfig:
     candidates: int | None = None
     sampler: str | None = None
     cond_scale: float = 1.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        refuse_unknown_precision(self.precision)
+
+    def recorded(self) -> dict[str, Any]:
+        """As the card of an output has it: without the precision where that is float32, as older ones are."""
+        return {name: it for name, it in asdict(self).items() if (name, it) != ("precision", "float32")}
 
     def keywords(self, prior: Prior) -> dict[str, Any]:
         """What is handed to `prior.sample`. Raises InputError for what a prior of its kind does not have."""
@@ -86,9 +96,10 @@ class LoadPredictor:
                 embed = torch.from_numpy(embeds[rows]).to(on)
                 draws = PerSampleRNG(seed, start, len(embed), on)
                 states, mask = _states(tokens, rows, on) if self.text_tokens and tokens is not None else (None, None)
-                found = prior.sample(
-                    embed, text_encodings=states, text_mask=mask, normalize=False, generator=draws, **keywords
-                )
+                with computing(self.sampling.precision, on):
+                    found = prior.sample(
+                        embed, text_encodings=states, text_mask=mask, normalize=False, generator=draws, **keywords
+                    )
                 parts.append(found.float().cpu().numpy())
                 listen(Progress(rows=len(embed)))
             return np.concatenate(parts)
@@ -106,11 +117,13 @@ def sample_prior(
     workers: int = 1,
     listen: Listener = silent,
     trust_old_card: bool = False,
+    device: str | None = None,
 ) -> PredictReport:
     """Predict image embeddings for all texts of the data set `emb` into the data set `out`; run again, it goes on.
 
     prior: a folder of `train_prior`. batch_size: rows sampled at once.
-    gpus: how many CUDA devices to use; None takes all there are, 0 the CPU with so many `workers`.
+    gpus: how many CUDA devices to use; None takes all there are, 0 the CPU with so many `workers`. device: a single
+    one instead, such as cuda:1.
 
     Raises RunMismatch where `emb` is of another encoder than the prior was trained with, or `out` was made in another
     way, InputError where the prior cannot be sampled so.
@@ -119,7 +132,7 @@ def sample_prior(
     text_tokens, predicted_by = _looked_at(run_folder, emb, sampling, trust_old_card)
     empty = _empty_text(run_folder, emb, sampling)
     load = LoadPredictor(run_folder, sampling, batch_size, text_tokens, empty)
-    return predict_images(emb, out, predicted_by, load, _devices(gpus, workers), listen)
+    return predict_images(emb, out, predicted_by, load, _devices(gpus, workers, device), listen)
 
 
 def plan_sampling(
@@ -130,10 +143,11 @@ def plan_sampling(
     gpus: int | None = None,
     workers: int = 1,
     trust_old_card: bool = False,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """What `sample_prior` would do, without doing it, as plain values. Raises as it does."""
     _, predicted_by = _looked_at(local_copy(prior), emb, sampling, trust_old_card)
-    _devices(gpus, workers)
+    _devices(gpus, workers, device)
     to_predict = plan_predict(emb, out, predicted_by)
     dataset = EmbeddingDataset(emb)
     shards = len(dataset.manifests)
@@ -168,7 +182,7 @@ def card_of(run_folder: str, sampling: SamplingConfig) -> PredictionCard:
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         digest.update(sha256(Path(run_folder) / name).encode())
-    return PredictionCard(prior.KIND, digest.hexdigest(), asdict(sampling))
+    return PredictionCard(prior.KIND, digest.hexdigest(), sampling.recorded())
 
 
 def _embeddings(prior: Prior, shard: str, text: StoredTexts) -> np.ndarray:
@@ -189,7 +203,13 @@ def _states(tokens: RaggedRows, rows: slice, device: torch.device) -> tuple[torc
     return torch.from_numpy(states.astype(np.float32)).to(device), torch.from_numpy(mask).to(device)
 
 
-def _devices(gpus: int | None, workers: int) -> list[str]:
+def _devices(gpus: int | None, workers: int, device: str | None) -> list[str]:
+    if device is not None:
+        if gpus is not None or workers != 1:
+            raise OptionError(
+                "`device` is where a single worker samples", "Leave `gpus` and `workers` out, or `device`"
+            )
+        return [device]
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = there if gpus is None else gpus
     if wanted > there:

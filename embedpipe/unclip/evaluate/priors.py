@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dalle2_core.precision import computing, refuse_unknown_precision
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.closed_form import BASELINES
 from dalle2_core.priors.registry import load_prior
@@ -46,7 +47,12 @@ def sample_rows(rows: np.ndarray, most: int) -> np.ndarray:
 
 
 def predict(
-    prior: Prior, batches: Iterable[PriorBatch], seed: int, device: str, cond_scale: float = 1.0
+    prior: Prior,
+    batches: Iterable[PriorBatch],
+    seed: int,
+    device: str,
+    cond_scale: float = 1.0,
+    precision: str = "float32",
 ) -> torch.Tensor:
     """Predicted image embeddings [n, d] as sampled, not normalised.
 
@@ -58,8 +64,8 @@ def predict(
         for start in range(0, len(batch), _ROWS_AT_ONCE):
             part = batch.part(start, min(start + _ROWS_AT_ONCE, len(batch))).to(torch.device(device))
             draws = PerSampleRNG(derived_seed(seed, "predict"), done, len(part), torch.device(device))
-            parts.append(
-                prior.sample(
+            with computing(precision, device):
+                sampled = prior.sample(
                     part.text_embed,
                     text_encodings=part.text_tokens,
                     text_mask=part.text_mask,
@@ -67,7 +73,7 @@ def predict(
                     normalize=False,
                     generator=draws,
                 )
-            )
+            parts.append(sampled.float())
             done += len(part)
     return torch.cat(parts)
 
@@ -95,15 +101,19 @@ def evaluate_priors(
     split_column: str | None = None,
     valid_share: float | None = None,
     common: bool = False,
+    precision: str = "float32",
 ) -> Comparison:
     """The priors of some runs (a folder, or several) beside the baselines, on the rows of `emb` in a split.
 
     Baselines are fitted on the training rows of `emb`, split as the runs' were, or by `split_column`, or a hash that
     holds out `valid_share`. seed: of the priors' samples. cond_scale: of guidance; 1 is none. common: compare on the
-    rows that all runs held out. Without it RunMismatch is raised when a run was trained on some of these rows, or the
+    rows that all runs held out. precision: of the runs' matrix products, float32, tf32 or bfloat16.
+
+    Without `common` RunMismatch is raised when a run was trained on some of these rows, or the
     runs were split in different ways; and always when `emb` was made by another encoder than a run's data.
     """
     device = device or default_device()
+    refuse_unknown_precision(precision)
     run_folders = [local_copy(folder) for folder in ([runs] if isinstance(runs, str) else runs)]
     dataset = EmbeddingDataset(emb)
     dataset.require_rows()
@@ -132,7 +142,7 @@ def evaluate_priors(
         scale = cond_scale if _can_be_guided(records[folder]) else 1.0
         if scale != 1.0:
             teach_empty_text(prior, lambda: encoder_of_data(dataset))
-        predictions[title] = predict(prior, seen.batches(rows), seed, device, scale).cpu()
+        predictions[title] = predict(prior, seen.batches(rows), seed, device, scale, precision).cpu()
         _refuse_another_width(folder, predictions[title], image)
     for name, baseline in BASELINES.items():
         if name not in predictions:

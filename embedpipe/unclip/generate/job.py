@@ -84,6 +84,7 @@ def generation_job(
     ip_scale: float = 1.0,
     offload: Literal["none", "model", "sequential"] = "none",
     device: str | None = None,
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     out: str | None = None,
     watching: Watching | None = None,
 ) -> GenerationJob:
@@ -96,7 +97,7 @@ def generation_job(
     `rows` are the texts; the true images, from the image shards at `images` or where they were, are shown beside those
     made. num_images, best_of, seed and what follows to max_batch_size: see `GenerationConfig`. cond_scale: None is 1,
     and of a decoder of diffusers its pipeline's own. model, pretrained, options, trust_old_card, decoder_dtype,
-    image_size, image_norm, offload: see `Models`. ip_adapter, ip_scale: of a base model of diffusers, the file of its
+    image_size, image_norm, offload, precision: see `Models`. ip_adapter, ip_scale: of a base model of diffusers, the file of its
     IP-Adapter, and how much that counts beside the text. device: None for the first GPU, or the CPU. out: the grid's
     file, .png; beside it come the single images (OUT/) and all settings (OUT.json). watching: hears of the progress.
     """
@@ -121,6 +122,7 @@ def generation_job(
         image_norm,
         pipeline,
         offload,
+        precision,
     )
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
     sources = (captions, from_image, inpaint, interpolate, embedding, text_diff)

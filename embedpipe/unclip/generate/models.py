@@ -18,6 +18,7 @@ from dalle2_core.dalle2 import check_pair
 from dalle2_core.decoder.loading import VAE
 from dalle2_core.errors import ConfigError
 from dalle2_core.files import sha256
+from dalle2_core.precision import computing, refuse_unknown_precision
 from dalle2_core.priors.base import Prior
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard, card_from
@@ -44,7 +45,8 @@ class Models:
     decoder: a folder of train-decoder, or diffusers:FOLDER or diffusers:ORG/NAME, then opened as `pipeline`. prior: one
     of train-prior, or None. model, pretrained: where the encoder is now, if not where it was, or if no run says which
     it is. device: that all of them run on. options: what a checkpoint file does not say of itself. trust_old_card: take
-    a run of version 0.1 for one of the same encoder where all else agrees.
+    a run of version 0.1 for one of the same encoder where all else agrees. precision: of matrix products of prior and
+    decoder, float32, tf32 or bfloat16; the encoder has its own.
     Of a decoder of diffusers: offload: "model" keeps each of its networks in the machine's memory but for its turn,
     "sequential" each layer; decoder_dtype: that it computes in; auto is float16 on CUDA and float32 elsewhere.
     image_size: pixels of a side, None for its own. image_norm: mean norm of the encoder's image embeddings before they
@@ -63,9 +65,13 @@ class Models:
     image_norm: float | None = None
     pipeline: PipelineFolder | None = None
     offload: str = "none"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        refuse_unknown_precision(self.precision)
         if self.pipeline is not None:
+            if self.precision != "float32":
+                raise OptionError("`precision` is not for a decoder of diffusers", "Give `decoder_dtype`")
             return
         of_pipelines = {"decoder_dtype": "auto", "image_size": None, "image_norm": None, "offload": "none"}
         for name, usual in of_pipelines.items():
@@ -82,6 +88,7 @@ class OpenedModels:
     encoder: Callable[[], Encoder]
     prior_reads_text: bool
     device: str
+    precision: str = "float32"
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,6 +122,8 @@ def open_models(models: Models, on_doing: OnDoing = unheard) -> OpenedModels:
     _refuse_different(models, prior_facts, of_decoder)
     on_doing(f"loading the decoder {models.decoder}")
     decoder = load_decoder(models.decoder, device=models.device).eval()
+    # Of these alone: the encoder, which is asked in between, computes as its data set was encoded.
+    compute = computing(models.precision, models.device)
     prior = None
     if models.prior is not None:
         on_doing(f"loading the prior {models.prior}")
@@ -123,6 +132,8 @@ def open_models(models: Models, on_doing: OnDoing = unheard) -> OpenedModels:
             check_pair(prior, decoder)
         except ConfigError as problem:
             raise RunMismatch(f"{models.prior} and {models.decoder}: {problem}") from problem
+        prior.sample = compute(prior.sample)  # type: ignore[method-assign]
+    decoder.sample = compute(decoder.sample)  # type: ignore[method-assign]
     known = prior_facts or of_decoder
     return OpenedModels(
         decoder=decoder,
@@ -130,6 +141,7 @@ def open_models(models: Models, on_doing: OnDoing = unheard) -> OpenedModels:
         encoder=functools.cache(lambda: encoder_for(models, known, on_doing)),
         prior_reads_text=bool((prior_facts or {}).get("recipe", {}).get("text_tokens")),
         device=models.device,
+        precision=models.precision,
         facts=_facts(models, prior, decoder, known),
     )
 
@@ -219,6 +231,7 @@ def _facts(models: Models, prior: Prior | None, decoder: Decoder, known: dict[st
         },
         "encoder": None if known is None else known["encoder"],
         "device": models.device,
+        "precision": models.precision,
     }
 
 

@@ -15,6 +15,7 @@ from dalle2_core import Decoder, interpolations, text_diff_images, variations
 from dalle2_core.chunking import is_out_of_memory
 from dalle2_core.dalle2 import DALLE2
 from dalle2_core.generation import GenerationConfig
+from dalle2_core.precision import computing
 from dalle2_core.priors.base import Prior
 from dalle2_core.rng import derived_seed
 from dalle2_core.types import EmbeddedText
@@ -112,7 +113,7 @@ def _variations(
 ) -> Made:
     assert request.from_image is not None
     picture = picture_of(request.from_image, _size(parts.decoder))
-    images = variations(
+    images = computing(parts.precision, parts.device)(variations)(
         parts.decoder,
         picture,
         of_norm_one(embed_image(parts.encoder(), request.from_image)),
@@ -133,7 +134,7 @@ def _interpolation(
     one, other = request.interpolate
     encoder, size = parts.encoder(), _size(parts.decoder)
     shares = np.linspace(0, 1, config.num_images).tolist()
-    images = interpolations(
+    images = computing(parts.precision, parts.device)(interpolations)(
         parts.decoder,
         (picture_of(one, size), picture_of(other, size)),
         (of_norm_one(embed_image(encoder, one)), of_norm_one(embed_image(encoder, other))),

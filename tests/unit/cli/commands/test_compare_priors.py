@@ -70,6 +70,9 @@ def test_all_priors_are_trained_and_compared_in_one_command(emb, tmp_path):
     rows = {row["predictor"]: row for row in found["rows"]}
     assert set(rows) == {"diffusion", "ridge", "text", "mean"}
     assert rows["ridge"]["cosine_image"] > rows["mean"]["cosine_image"]
+    rounded = result_of("evaluate", tmp_path / "diffusion", emb, "--device", "cpu", "--precision", "bfloat16")
+    (other,) = (row["cosine_image"] for row in rounded["rows"] if row["predictor"] not in ("text", "mean", "ridge"))
+    assert 0 < abs(other - rows["diffusion"]["cosine_image"]) < 1e-2
 
 
 def test_without_a_run_the_closed_forms_are_compared(tmp_path):

@@ -514,3 +514,30 @@ def test_n_is_the_number_of_pictures(embedpipe, runs, tmp_path):
     made = embedpipe(*words, "-n", 2, "--json", "--device", "cpu")
     assert made.exit_code == 0, made.stderr
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["000-00.png", "000-01.png"]
+
+
+def test_in_bfloat16_pictures_are_nearly_the_same_and_the_encoder_is_exact(run, tmp_path):
+    for precision in ("float32", "bfloat16"):
+        assert run("soup", "--n", 2, "--precision", precision, out=f"{precision}.png").exit_code == 0
+    one, other = (pixels(tmp_path / it / "000-01.png").astype(int) for it in ("float32", "bfloat16"))
+    assert 0 < np.abs(one - other).mean() < 8
+    assert json.loads((tmp_path / "bfloat16.json").read_text())["precision"] == "bfloat16"
+    told = [
+        run("soup", "--n", 1, "--precision", precision, "--inpaint", *named(tmp_path), out=f"in-{precision}.png")
+        for precision in ("float32", "bfloat16")
+    ]
+    assert [it.exit_code for it in told] == [0, 0]
+
+
+def named(root):
+    paint(root / "own.png")
+    Image.new("L", (20, 20), 255).save(root / "all.png")
+    return root / "own.png", root / "all.png"
+
+
+def test_variations_take_the_precision_too(run, tmp_path, pictures):
+    for precision in ("float32", "bfloat16"):
+        words = ("--from-image", pictures[0], "--n", 2, "--precision", precision)
+        assert run(*words, prior=None, out=f"{precision}.png").exit_code == 0
+    one, other = (pixels(tmp_path / it / "000-01.png").astype(int) for it in ("float32", "bfloat16"))
+    assert 0 < np.abs(one - other).mean() < 30

@@ -260,3 +260,19 @@ def test_a_prior_that_breaks_is_stopped_before_anything_is_written(emb, runs, tm
     with pytest.raises(DatasetError, match=r"shard 0: the prior gave no finite \(30, 8\)"):
         sample_prior(runs["ridge"], emb, str(tmp_path / "out"), SamplingConfig())
     assert manifests.committed_numbers(str(tmp_path / "out")) == []
+
+
+def test_in_another_precision_it_is_another_output(emb, runs, predicted, tmp_path, embedpipe):
+    out, words = tmp_path / "out", ("--prior", runs["diffusion"], "--device", "cpu")
+    assert embedpipe("sample-prior", emb, out, *words, "--precision", "bfloat16").exit_code == 0
+    ours, exact = (EmbeddingDataset(str(it)).image.read() for it in (out, predicted))
+    cosines = (ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
+    assert 1e-8 < 1 - np.median(cosines) < 1e-3  # another of two candidates may be kept
+    assert EmbeddingDataset(str(out)).card.predicted_by.sampling["precision"] == "bfloat16"
+    assert "precision" not in EmbeddingDataset(predicted).card.predicted_by.sampling
+    refused = embedpipe("sample-prior", emb, out, *words)
+    assert refused.exit_code == 1
+    assert "precision" in refused.stderr
+    both = embedpipe("sample-prior", emb, tmp_path / "x", *words, "--workers", 2)
+    assert both.exit_code == 2
+    assert "--device is where a single worker samples" in both.stderr
