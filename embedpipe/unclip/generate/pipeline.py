@@ -154,7 +154,7 @@ def _text_diff(
     encoder = parts.encoder()
     text, base = embedded_texts(encoder, [texts[0], request.base_text], False, watching)[0].text_embed
     shares = diff_shares(config.num_images)
-    images = text_diff_images(
+    images = computing(parts.precision, parts.device)(text_diff_images)(
         parts.decoder,
         picture_of(request.text_diff, _size(parts.decoder)),
         of_norm_one(embed_image(encoder, request.text_diff)),
