@@ -9,23 +9,23 @@ import torch
 
 from dalle2_core.errors import ConfigError
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRODUCT_PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
-def refuse_unknown_precision(precision: str) -> None:
-    """Raise ConfigError unless `precision` is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"no precision {precision!r}; known: {', '.join(PRECISIONS)}")
+def require_precision(precision: str) -> None:
+    """Raise ConfigError unless `precision` is one of PRODUCT_PRECISIONS."""
+    if precision not in PRODUCT_PRECISIONS:
+        raise ConfigError(f"no precision {precision!r}; known: {', '.join(PRODUCT_PRECISIONS)}")
 
 
 @contextmanager
 def computing(precision: str, device: torch.device | str) -> Iterator[None]:
-    """Within the block, or the function that this decorates, compute products in one of PRECISIONS.
+    """Within the block, or the function that this decorates, compute products in one of PRODUCT_PRECISIONS.
 
     float32: as the weights are. tf32: on CUDA with factors of 10 bits, as convolutions there are anyway; elsewhere
     float32. bfloat16: under autocast, whose results are bfloat16. Raises ConfigError for another one.
     """
-    refuse_unknown_precision(precision)
+    require_precision(precision)
     kind = torch.device(device).type
     with allowing_tf32(precision), torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
         yield

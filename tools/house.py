@@ -35,9 +35,9 @@ _LONG_FUNCTION = 60
 
 # The most that `--check` lets through. Lower a limit when the code has become better; raise one only with a reason.
 LIMITS = {
-    "dalle2_core: modules at the top": 14,  # `inputs`, which every model shares
+    "dalle2_core: modules at the top": 15,  # `inputs` and `precision`, which every model shares
     "dalle2_core: rooms": 24,
-    "dalle2_core: arrows": 110,
+    "dalle2_core: arrows": 112,
     "dalle2_core: floors": 10,
     "cli: modules beside main, options, config, display": 5,  # terminal, fields, and what commands print at their end
     "embedpipe.fetch: rooms": 14,  # rights, of the files themselves

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen
-from dalle2_core.precision import refuse_unknown_precision
+from dalle2_core.precision import require_precision
 from dalle2_core.training.loggers import LOGGERS
 
 
@@ -57,7 +57,7 @@ class TrainConfig:
             raise ConfigError(f"train.ema_decay is {self.ema_decay}; it must be in [0, 1), or None for no average")
         if self.best_is not in ("lowest", "highest"):
             raise ConfigError(f"train.best_is is {self.best_is!r}; known: lowest, highest")
-        refuse_unknown_precision(self.precision)
+        require_precision(self.precision)
         if self.parallel not in ("ddp", "fsdp"):
             raise ConfigError(f"train.parallel is {self.parallel!r}; known: ddp, fsdp")
         for name in self.loggers:

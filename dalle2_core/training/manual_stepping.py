@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dalle2_core.errors import ConfigError, NonFiniteLoss, ShapeError
 from dalle2_core.inputs import as_tensor
-from dalle2_core.precision import allowing_tf32, computing, refuse_unknown_precision
+from dalle2_core.precision import allowing_tf32, computing, require_precision
 from dalle2_core.rng import PerSampleRNG
 from dalle2_core.training.checkpoint import refuse_another
 from dalle2_core.training.distributed import Processes
@@ -76,7 +76,7 @@ class TrainerConfig:
                 raise ConfigError(f"{name} is {value}; it must be {least} or more, or None")
         if self.ema_update_every < 1 or self.ema_update_after_step < 0:
             raise ConfigError("ema_update_every must be 1 or more, and ema_update_after_step 0 or more")
-        refuse_unknown_precision(self.precision)
+        require_precision(self.precision)
 
     def optim(self) -> OptimConfig:
         """The same, as the parts of this package take it."""

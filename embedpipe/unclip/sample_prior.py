@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dalle2_core.files import sha256
-from dalle2_core.precision import computing, refuse_unknown_precision
+from dalle2_core.precision import computing, require_precision
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.registry import load_prior
 from dalle2_core.priors.unclip import UnclipPrior
@@ -49,7 +49,7 @@ class SamplingConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        refuse_unknown_precision(self.precision)
+        require_precision(self.precision)
 
     def recorded(self) -> dict[str, Any]:
         """As the card of an output has it: without the precision where that is float32, as older ones are."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dalle2_core.precision import computing, refuse_unknown_precision
+from dalle2_core.precision import computing, require_precision
 from dalle2_core.priors.base import Prior
 from dalle2_core.priors.closed_form import BASELINES
 from dalle2_core.priors.registry import load_prior
@@ -113,7 +113,7 @@ def evaluate_priors(
     runs were split in different ways; and always when `emb` was made by another encoder than a run's data.
     """
     device = device or default_device()
-    refuse_unknown_precision(precision)
+    require_precision(precision)
     run_folders = [local_copy(folder) for folder in ([runs] if isinstance(runs, str) else runs)]
     dataset = EmbeddingDataset(emb)
     dataset.require_rows()

@@ -97,9 +97,10 @@ def generation_job(
     `rows` are the texts; the true images, from the image shards at `images` or where they were, are shown beside those
     made. num_images, best_of, seed and what follows to max_batch_size: see `GenerationConfig`. cond_scale: None is 1,
     and of a decoder of diffusers its pipeline's own. model, pretrained, options, trust_old_card, decoder_dtype,
-    image_size, image_norm, offload, precision: see `Models`. ip_adapter, ip_scale: of a base model of diffusers, the file of its
-    IP-Adapter, and how much that counts beside the text. device: None for the first GPU, or the CPU. out: the grid's
-    file, .png; beside it come the single images (OUT/) and all settings (OUT.json). watching: hears of the progress.
+    image_size, image_norm, offload, precision: see `Models`. ip_adapter, ip_scale: of a base model of diffusers, the
+    file of its IP-Adapter, and how much that counts beside the text. device: None for the first GPU, or the CPU. out:
+    the grid's file, .png; beside it come the single images (OUT/) and all settings (OUT.json). watching: hears of the
+    progress.
     """
     if out is not None:
         refuse_other_names(out)

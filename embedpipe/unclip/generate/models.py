@@ -18,7 +18,7 @@ from dalle2_core.dalle2 import check_pair
 from dalle2_core.decoder.loading import VAE
 from dalle2_core.errors import ConfigError
 from dalle2_core.files import sha256
-from dalle2_core.precision import computing, refuse_unknown_precision
+from dalle2_core.precision import computing, require_precision
 from dalle2_core.priors.base import Prior
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import BEFORE_ACTIVATION, EncoderCard, card_from
@@ -68,7 +68,7 @@ class Models:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        refuse_unknown_precision(self.precision)
+        require_precision(self.precision)
         if self.pipeline is not None:
             if self.precision != "float32":
                 raise OptionError("`precision` is not for a decoder of diffusers", "Give `decoder_dtype`")

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from dalle2_core.errors import ConfigError
-from dalle2_core.precision import PRECISIONS, allowing_tf32, computing
+from dalle2_core.precision import PRODUCT_PRECISIONS, allowing_tf32, computing
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRODUCT_PRECISIONS)
 def test_products_are_of_the_precision_inside_and_as_before_outside(precision):
     x = torch.randn(3, 3)
     with computing(precision, "cpu"):
