@@ -6,7 +6,7 @@ OUT    ?= demo-out
 # Two at a time, the tests of a file one after the other: they share what it makes for them.
 BESIDE := -n 2
 
-.PHONY: demo test check slow repeat wheel bench docs clean
+.PHONY: demo test check slow test-browser repeat wheel bench docs clean
 
 demo: $(VENV)/.demo  ## the whole story on bundled data, offline but for pip, in minutes
 	$(BIN)/embedpipe demo $(OUT) $(DEMO_OPTIONS)
@@ -16,6 +16,12 @@ test: $(VENV)/.dev  ## every fast test that needs no GPU
 
 slow: $(VENV)/.dev  ## the other ones: models of real size, launchers, clusters, many kills
 	$(BIN)/python -m pytest $(BESIDE) -m slow $(TEST_OPTIONS)
+
+test-browser: $(VENV)/.dev  ## pages in Chromium, which it installs on Debian; leaves pictures of them in build/pages
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
+	$(BIN)/python -m pip install --quiet playwright
+	EMBEDPIPE_PAGES=build/pages $(BIN)/python -m pytest tests/integration/test_serve_page.py \
+	    tests/integration/test_page_widths.py $(TEST_OPTIONS)
 
 check: $(VENV)/.dev  ## format, lint, import contracts, types, structure, links of the documentation
 	$(BIN)/ruff format --check .

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -77,6 +79,24 @@ class Installed:
         if step.holds is not None and not step.holds(json.loads(done.stdout)):
             raise Failed(f"{said} answers {done.stdout[:1000]}")
 
+    def serve(self) -> None:
+        """Serve what the demo made, ask for its page and a row, and interrupt it. Raises Failed."""
+        call = [str(self.python.parent / "embedpipe"), "serve", "demo/emb", "--port", "0"]
+        with subprocess.Popen(call, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                said = server.stdout.readline() if server.stdout is not None else ""
+                found = re.search(r"http://\S+/", said)
+                if found is None:
+                    raise Failed(f"`embedpipe serve` says {said!r}")
+                for path in ("", "page/main.js", "api/datasets/emb/rows/0"):
+                    with urllib.request.urlopen(found[0] + path, timeout=60) as answer:
+                        if not answer.read():
+                            raise Failed(f"{found[0]}{path} is empty")
+            finally:
+                server.send_signal(signal.SIGINT)
+        if server.returncode:
+            raise Failed(f"`embedpipe serve` ended with {server.returncode}")
+
 
 _DEMO = Step(
     ("demo", "demo", "--limit", "60"),
@@ -147,3 +167,5 @@ def tell(python: Path, folder: Path, stage: Callable[[str], AbstractContextManag
         for steps in (_ALONE, _AFTER):
             for _ in pool.map(installed.check, steps):
                 pass
+    with stage("embedpipe serve"):
+        installed.serve()

@@ -191,6 +191,7 @@ def _conclude(out: Path, took: Sequence[tuple[str, float]], total_s: float) -> N
         ("pictures/ATTRIBUTION.md", "whose pictures these are"),
     ):
         click.echo(f"  {out / name}  {what}")
+    click.echo(f"and in a browser: embedpipe serve {shlex.quote(str(out / 'emb'))}")
 
 
 def _clip_recall(clip: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
 import click
 
@@ -72,7 +71,7 @@ def command(emb: tuple[str, ...], **options: Any) -> None:
     def ready(address: str) -> None:
         click.echo(f"serving at {address}  (Ctrl-C ends it)")
         if config.token is not None:
-            click.echo(f"open {address}?{urlencode({'token': '…'}, safe='…')} with your token once; a cookie keeps it")
+            click.echo("open it once with the token as its parameter `token`; a cookie keeps it from then on")
 
     embedpipe.serve(emb, config, ready)
     click.echo("stopped")

@@ -1,5 +1,5 @@
 // The cut: a condition written by hand, sliders over numbers and checkboxes of categories, and what they keep.
-import { byId, counted, later, make, makeSvg, say } from "./dom.js";
+import { byId, counted, later, make, makeSvg, say, visible } from "./dom.js";
 
 const STEPS = 1000; // of a slider
 const SHOWN = ["similarity", "width", "height", "caption_length"];
@@ -124,7 +124,7 @@ export class CutPanel {
       ends.replaceChildren(make("span", {}, shown(at(from))), make("span", {}, shown(at(to))));
     };
     for (const input of [low, high]) input.addEventListener("input", () => { moved(); this.soon(); });
-    const place = make("fieldset", {}, make("legend", {}, name));
+    const place = make("fieldset", {}, make("legend", {}, visible(name)));
     if (least === null) place.append("no values");
     else { place.append(chart, low, high, ends); moved(); }
     return {
@@ -136,7 +136,7 @@ export class CutPanel {
 
   facets(column) {
     const name = column.column;
-    const place = make("fieldset", {}, make("legend", {}, name));
+    const place = make("fieldset", {}, make("legend", {}, visible(name)));
     const lines = new Map();
     const ticked = () => {
       const values = [...lines.values()].filter((it) => it.box.checked).map((it) => literal(it.value));
@@ -146,7 +146,7 @@ export class CutPanel {
       const box = make("input", { type: "checkbox", onchange: () => { ticked(); this.soon(); } });
       const counts = make("small");
       lines.set(value, { box, counts, value });
-      place.append(make("label", { class: "facet" }, box, make("span", { dir: "auto" }, String(value).slice(0, 200)), counts));
+      place.append(make("label", { class: "facet" }, box, make("span", { dir: "auto" }, visible(String(value)).slice(0, 200)), counts));
     }
     if (column.distinct > column.values.length) place.append(make("p", {}, `and ${counted(column.distinct - column.values.length)} more values`));
     return {

@@ -24,6 +24,10 @@ function set(element, attributes) {
   }
 }
 
+// Characters that reorder a line or are not seen, as the commands print them; joiners of emoji and scripts stay.
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+export const visible = (text) => text.replace(HIDDEN, (it) => `\\u${it.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 export const counted = (number) => number.toLocaleString("en");
 
 export function say(id, text, bad = false) {

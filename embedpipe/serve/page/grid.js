@@ -1,5 +1,5 @@
 // The grid of rows: it grows as it is scrolled, and is walked through with the keyboard.
-import { byId, make } from "./dom.js";
+import { byId, make, visible } from "./dom.js";
 
 export class Grid {
   // events: open(row), toggle(row), more(row), less(row): what is done with a card. chosen: the set of selected rows.
@@ -12,6 +12,7 @@ export class Grid {
     this.at = 0;
     this.place.addEventListener("click", (event) => this.clicked(event));
     this.place.addEventListener("keydown", (event) => this.pressed(event));
+    this.place.addEventListener("focusin", (event) => this.focused(event));
     this.watcher = new IntersectionObserver((seen) => seen.some((it) => it.isIntersecting) && this.grow(), { rootMargin: "800px", scrollMargin: "800px" });
     this.watcher.observe(byId("end"));
   }
@@ -74,11 +75,11 @@ export class Grid {
       picture.addEventListener("error", () => frame.replaceChildren("no picture"));
       frame.append(picture);
     } else frame.append("no picture");
-    const caption = make("p", { dir: "auto" }, row.caption ?? row.key);
+    const caption = make("p", { dir: "auto" }, visible(row.caption ?? row.key));
     if (row.cut) caption.append("…");
     const card = make("div", {
       class: "card", role: "option", tabindex: -1, "data-place": this.cards.length,
-      "aria-selected": this.chosen.has(row.row), "aria-label": (row.caption || row.key).slice(0, 200),
+      "aria-selected": this.chosen.has(row.row), "aria-label": visible(row.caption || row.key).slice(0, 200),
     }, frame);
     if (row.score !== undefined) card.append(make("div", { class: "score" }, row.score.toFixed(3)));
     card.append(caption);
@@ -92,11 +93,17 @@ export class Grid {
   focusAt(place) {
     if (!this.cards.length) return;
     const to = Math.max(0, Math.min(place, this.cards.length - 1));
-    if (this.cards[this.at]) this.cards[this.at].card.tabIndex = -1;
-    this.at = to;
-    this.cards[to].card.tabIndex = 0;
     this.cards[to].card.focus();
     if (to >= this.cards.length - 2 * this.across()) this.grow();
+  }
+
+  // However the focus came to a card: keys act on that one.
+  focused(event) {
+    const card = event.target.closest(".card");
+    if (!card) return;
+    if (this.cards[this.at]) this.cards[this.at].card.tabIndex = -1;
+    this.at = Number(card.dataset.place);
+    card.tabIndex = 0;
   }
 
   across() {

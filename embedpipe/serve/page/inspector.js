@@ -1,5 +1,5 @@
 // One row, whole: its picture, caption, metadata, place and neighbours.
-import { byId, make } from "./dom.js";
+import { byId, make, visible } from "./dom.js";
 
 const SAME = 0.96; // the cosine from which a neighbour is called a near-duplicate
 
@@ -29,11 +29,11 @@ export class Inspector {
     const { caption, ...rest } = found.metadata;
     details.replaceChildren(this.actions(found));
     if (dataset.pictures) {
-      const picture = make("img", { alt: caption ? caption.slice(0, 200) : `row ${row}`, src: dataset.picture(row, 1024) });
+      const picture = make("img", { alt: caption ? visible(caption.slice(0, 200)) : `row ${row}`, src: dataset.picture(row, 1024) });
       picture.addEventListener("error", () => picture.replaceWith(make("p", {}, "no picture")));
       details.append(picture);
     }
-    details.append(make("p", { class: "caption", dir: "auto", tabindex: 0, "aria-label": "Caption" }, caption ?? "(no caption)"));
+    details.append(make("p", { class: "caption", dir: "auto", tabindex: 0, "aria-label": "Caption" }, visible(caption ?? "(no caption)")));
     details.append(make("h2", {}, "Neighbours"), this.neighbours(dataset, row, side));
     details.append(make("h2", {}, "Metadata"), table(rest), make("h2", {}, "Where it lies"), table(found.place));
     byId("inspector-title").focus();
@@ -54,7 +54,7 @@ export class Inspector {
       place.replaceChildren(...rows.map((near) => {
         const said = `${near.score.toFixed(3)}${near.score >= SAME ? " near-duplicate" : ""}`;
         const button = make("button", {
-          type: "button", "aria-label": `${said}: ${(near.caption ?? near.key).slice(0, 200)}`,
+          type: "button", "aria-label": `${said}: ${visible(near.caption ?? near.key).slice(0, 200)}`,
           onclick: () => this.events.open(near),
         });
         if (dataset.pictures) button.append(make("img", { alt: "", loading: "lazy", src: dataset.picture(near.row, 128) }));
@@ -69,7 +69,7 @@ export class Inspector {
 function table(values) {
   const lines = Object.entries(values).map(([name, value]) => {
     const said = value === null ? "—" : typeof value === "object" ? JSON.stringify(value) : String(value);
-    return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, make("div", { dir: "auto" }, said)));
+    return make("tr", {}, make("th", { scope: "row" }, visible(name)), make("td", {}, make("div", { dir: "auto" }, visible(said))));
   });
   return make("table", {}, make("tbody", {}, ...lines));
 }

@@ -1,7 +1,7 @@
 // The page: one data set at a time, a query of terms, a cut, a grid, an inspector and a selection.
 import { ask, DataSet } from "./api.js";
 import { CutPanel } from "./cut.js";
-import { byId, counted, make, say } from "./dom.js";
+import { byId, counted, make, say, visible } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Inspector } from "./inspector.js";
 
@@ -62,9 +62,9 @@ function drawTerms() {
     const item = make("li", {});
     if (it.picture) item.append(make("img", { alt: "", src: it.picture }));
     item.append(
-      make("span", { dir: "auto" }, it.said.slice(0, 120)),
+      make("span", { dir: "auto" }, visible(it.said).slice(0, 120)),
       make("button", { type: "button", "aria-label": `${sign}: turn it round`, onclick: () => { it.term.weight *= -1; drawTerms(); show(); } }, it.term.weight < 0 ? "−" : "+"),
-      make("button", { type: "button", "aria-label": `Take away ${it.said.slice(0, 60)}`, onclick: () => { state.terms.splice(place, 1); drawTerms(); show(); } }, "×"),
+      make("button", { type: "button", "aria-label": `Take away ${visible(it.said).slice(0, 60)}`, onclick: () => { state.terms.splice(place, 1); drawTerms(); show(); } }, "×"),
     );
     return item;
   }));
