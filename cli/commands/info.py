@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -179,6 +179,10 @@ def _print_run(found: RunInfo) -> None:
     rows = [("what", found.said), ("trained on", found.data or "not recorded yet")]
     if found.train_rows is not None:
         rows.append(("rows", f"{found.train_rows:,} to train, {found.valid_rows or 0:,} held out"))
+    if isinstance(start := found.record.get("start"), dict):
+        rows.append(("began with", str(start.get("place"))))
+        if (rank := _rank(found.record)) and not found.record.get("merged"):
+            rows.append(("adapters", f"of rank {rank}, read together with what it began with"))
     best = f", best at {found.best_step:,}" if found.best_step else ""
     rows.append(("steps", f"{found.steps:,}{best}"))
     rows.append(("checkpoints", ", ".join(f"{step:,}" for step in found.checkpoints) or "none"))
@@ -188,6 +192,13 @@ def _print_run(found: RunInfo) -> None:
     for change in found.record.get("history", ()):
         rows.append((f"from step {change['step']:,}", "; ".join(change["changes"])))
     display.print_table([found.path, ""], rows)
+
+
+def _rank(record: dict[str, Any]) -> int:
+    """Of a run's adapters; 0 without."""
+    recipe = record.get("recipe")
+    lora = recipe.get("lora") if isinstance(recipe, dict) else None
+    return int(lora.get("rank") or 0) if isinstance(lora, dict) else 0
 
 
 def _print_selection(found: SelectionInfo) -> None:

@@ -115,7 +115,10 @@ def _print(outcome: PriorOutcome) -> None:
 
     if outcome.dropped:
         click.echo(f"warning: {outcome.dropped:,} rows that are not finite were left out", err=True)
-    what = f"{outcome.out}: {outcome.prior} prior of {outcome.parameters:,} parameters"
+    of = f"{outcome.prior} prior of {outcome.parameters:,}"
+    what = f"{outcome.out}: {of} parameters"
+    if outcome.adapters:
+        what = f"{outcome.out}: adapters of {outcome.adapters:,} parameters for an {of}"
     if outcome.steps:
         click.echo(
             f"{what}, {outcome.steps:,} steps on {outcome.train_rows:,} rows; "

@@ -67,6 +67,7 @@ class PriorOutcome:
     """What train-prior did. best_step: the checkpoint that was kept; metrics: its evaluation on held-out rows.
 
     steps and best_step are 0 for a prior in closed form. dropped: rows left out because they were not finite.
+    parameters: of the whole prior; adapters: of the adapters that alone were trained, 0 without.
     """
 
     out: str
@@ -78,6 +79,7 @@ class PriorOutcome:
     dropped: int
     parameters: int
     metrics: dict[str, float]
+    adapters: int = 0
 
 
 def prior_job(
@@ -185,6 +187,8 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         write_run_record(place.folder, PRIOR_RUN, facts | {"best_step": best_step, "history": history})
         write_trained_rows(place.folder, row_marks(seen.dataset, rows[TRAIN]))
         metrics = watch(prior, watched, recipe.train.seed, device)
+    trained = [weight.numel() for weight in prior.parameters() if weight.requires_grad]
+    adapters = sum(trained) if recipe.lora.rank else 0
     return PriorOutcome(
         out=job.out,
         prior=recipe.prior,
@@ -193,8 +197,9 @@ def run_prior(job: PriorJob) -> PriorOutcome | None:
         train_rows=len(rows[TRAIN]),
         valid_rows=len(rows[VALID]),
         dropped=dropped,
-        parameters=sum(weight.numel() for weight in (*prior.parameters(), *_fitted(prior))),
+        parameters=sum(weight.numel() for weight in (*prior.parameters(), *_fitted(prior))) - adapters,
         metrics=metrics,
+        adapters=adapters,
     )
 
 

@@ -87,7 +87,8 @@ class PretrainedDecoder:
     def _adapt(self, adapter: Adapter) -> None:
         """Put an IP-Adapter into the network. Raises CheckpointError where it does not fit."""
         try:
-            self._parts["unet"]._load_ip_adapter_weights([adapter.weights()])
+            with _no_warnings():
+                self._parts["unet"]._load_ip_adapter_weights([adapter.weights()])
         # What diffusers raises for weights of another network.
         except (RuntimeError, KeyError, ValueError, IndexError) as problem:
             said = " ".join(str(problem).split())
@@ -134,6 +135,19 @@ class _NoEncoder(nn.Module):
         super().__init__()
         self.device, self.dtype = torch.device(device), dtype
         self.weight = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Without what diffusers warns of for its own calls of `.to()`, which keep a network's dtype here."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

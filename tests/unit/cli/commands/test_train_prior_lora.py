@@ -142,6 +142,18 @@ def test_the_other_commands_take_it_and_another_training_begins_with_it(emb, tun
     assert facts["recipe"]["lora"] == {"rank": 4, "alpha": 8.0, "dropout": 0.1, "layers": "all"}
 
 
+def test_what_is_said_of_it(emb, theirs, tuned, tmp_path):
+    whole = sum(it.numel() for it in load_file(theirs / "prior" / "diffusion_pytorch_model.safetensors").values())
+    said = train(emb, tmp_path / "prior", theirs, "--steps", 2).output
+    outcome = result_of("train-prior", emb, tmp_path / "prior", *WORDS, "--from", f"diffusers:{theirs}", *LORA,
+                        "--steps", 2)  # fmt: skip
+    stored = load_file(tmp_path / "prior" / "model.safetensors")
+    assert outcome["adapters"] == sum(it.numel() for name, it in stored.items() if "lora_" in name)
+    assert outcome["parameters"] == whole
+    assert f"adapters of {outcome['adapters']:,} parameters for an unclip prior of {whole:,}" in said
+    assert "of rank 4" in run("info", tuned).output
+
+
 def test_what_does_not_change_is_not_held_twice(theirs):
     from dalle2_core.priors.diffusers_folder import read_diffusers_prior
 
