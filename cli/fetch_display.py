@@ -21,7 +21,7 @@ def print_fetched(out: str, report: FetchReport) -> None:
     if report.shards_redone:
         click.echo(f"warning: {plural(report.shards_redone, 'shard')} had lost files and came anew", err=True)
     shards = plural(report.shards, "shard")
-    counts = f"{report.succeeded:,} of {report.rows:,} images in {shards}, {report.bytes / 1e6:,.1f} MB"
+    counts = f"{report.succeeded:,} of {plural(report.rows, 'image')} in {shards}, {report.bytes / 1e6:,.1f} MB"
     if report.shards_now:
         click.echo(f"{out}: {counts}; {report.shards_now:,} written in this run, {display.seconds(report.seconds)}")
     elif report.failed:

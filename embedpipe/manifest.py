@@ -31,6 +31,7 @@ FORMAT_VERSION = 1
 EMBEDDINGS = "embedpipe/embeddings"
 IMAGE_SHARDS = "embedpipe/image-shards"
 EXPORT = "embedpipe/export"
+EXPORT_RECORD = ".embedpipe"  # the folder in an export with its run card
 
 # The remedy where options or inputs of an output have changed, and its command can overwrite it.
 SAME_OR_ANEW = "Give the same as before, another output folder, or `overwrite=True` to begin again"
@@ -364,5 +365,5 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value) if value is not None else "not set"
+    text = "not set" if value in (None, [], {}, "") else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

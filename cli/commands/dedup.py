@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import embedpipe
+from embedpipe.plural import plural
 
 from ..fields import with_options
 from ..options import (
@@ -164,7 +165,7 @@ def _print(out: str, report: Any, difference: float) -> None:
 
     pictures = report.confirmed_by == "pictures"
     click.echo(
-        f"{out}: {report.kept:,} of {report.rows:,} rows kept, {report.dropped:,} dropped at a cosine of "
+        f"{out}: {report.kept:,} of {plural(report.rows, 'row')} kept, {report.dropped:,} dropped at a cosine of "
         f"{report.threshold:g}"
         + (f" and a picture difference of {difference:g}" if pictures else "")
         + f" ({report.same_content:,} of them the same file)"
@@ -172,7 +173,7 @@ def _print(out: str, report: Any, difference: float) -> None:
     if pictures:
         missing = report.not_compared > 0
         click.echo(
-            f"{report.pairs_compared - report.not_compared:,} pairs of pictures compared"
+            f"{plural(report.pairs_compared - report.not_compared, 'pair')} of pictures compared"
             + f"; {report.not_compared:,} pairs had a missing picture and were judged by cosine" * missing
         )
     for name, sweep in (("threshold", report.sweep), ("difference", report.difference_sweep)):

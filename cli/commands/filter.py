@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import embedpipe
+from embedpipe.plural import plural
 
 from ..options import (
     CommandWithImages,
@@ -101,7 +102,7 @@ def command(emb: str, out: str, dry_run: bool, as_json: bool, **options: Any) ->
 def _print(out: str, report: Any) -> None:
     from .. import display
 
-    click.echo(f"{out}: {report.kept:,} of {report.rows:,} rows kept")
+    click.echo(f"{out}: {report.kept:,} of {plural(report.rows, 'row')} kept")
     rows = [(entry.condition, entry.drops, entry.only, entry.unknown) for entry in report.conditions]
     display.print_table(["condition", "would drop", "only it drops", "not known"], rows)
     for entry in report.conditions:

@@ -115,9 +115,12 @@ def _print_plan(emb: str, modality: str, memory: str, plan: BuildPlan) -> None:
     rows = [
         ("action", plan.action),
         ("because", plan.why),
-        ("index", f"{plan.kind.factory}, {modality}, {plan.rows:,} rows, about {plan.index_bytes / 2**20:,.0f} MiB"),
+        (
+            "index",
+            f"{plan.kind.factory}, {modality}, {plural(plan.rows, 'row')}, about {plan.index_bytes / 2**20:,.0f} MiB",
+        ),
         ("rows to add", f"{added:,} in {plural(len(plan.add), 'shard')}, committed about every {plan.part_rows:,}"),
-        ("trained on", f"{plan.kind.training_rows:,} rows"),
+        ("trained on", f"{plural(plan.kind.training_rows, 'row')}"),
         ("memory, recall", f"{memory}, {plan.recall:g}"),
         ("found rows are compared again", "yes, by their stored embeddings" if plan.kind.candidates else "no"),
     ]
@@ -130,7 +133,7 @@ def _print_card(emb: str, card: IndexCard, done: str) -> None:
         card.ef_search is not None
     )
     how += [f"{card.candidates} candidates compared again"] * bool(card.candidates)
-    size = f"{card.rows:,} rows × {card.dim}: {card.kind}, {card.bytes / 2**20:,.1f} MiB"
+    size = f"{plural(card.rows, 'row')} × {card.dim}: {card.kind}, {card.bytes / 2**20:,.1f} MiB"
     click.echo(f"{emb}: {done}: {card.modality} index of {size}")
     click.echo(f"recall@10 {found}, of {card.recall_queries} queries each{': ' * bool(how)}{', '.join(how)}")
 
@@ -144,7 +147,7 @@ def _warn(emb: str, card: IndexCard) -> None:
         )
     if card.rows >= _GROWN * card.rows_then and "IVF" in card.kind:
         click.echo(
-            f"note: trained when there were {card.rows_then:,} rows, now {card.rows:,}; with `embedpipe index {emb} "
-            "--rebuild` searches are faster",
+            f"note: trained when there were {plural(card.rows_then, 'row')}, now {card.rows:,}; with `embedpipe index "
+            f"{emb} --rebuild` searches are faster",
             err=True,
         )

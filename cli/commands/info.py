@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import embedpipe
+from embedpipe.plural import plural
 
 from ..fields import with_options
 from ..options import CommandWithImages, debug_option, images_option, json_option
@@ -150,7 +151,7 @@ def _norms(found: OutputInfo) -> list[tuple[str, str]]:
 
     rows = []
     for side, norm in found.norms.items():
-        of = "" if norm.n == found.rows else f", of {norm.n:,} of {found.rows:,} rows"
+        of = "" if norm.n == found.rows else f", of {norm.n:,} of {plural(found.rows, 'row')}"
         rows.append((f"{side}_norm", f"{norm.least:.4g} to {norm.most:.4g}, median {norm.p50:.4g}{of}"))
     if (ruled_out := without_norms(found)) is not None:
         rows.append(("norms", ruled_out))
@@ -206,10 +207,10 @@ def _print_selection(found: SelectionInfo) -> None:
 
     rows = [("what", found.said), ("of", found.data or "a data set that report.json does not name")]
     if found.rows is not None and found.kept is not None:
-        rows.append(("kept", f"{found.kept:,} of {found.rows:,} rows: kept.parquet"))
+        rows.append(("kept", f"{found.kept:,} of {plural(found.rows, 'row')}: kept.parquet"))
     if found.dropped is not None:
         where = ": dropped.parquet" if found.made_by == "dedup" else ""
-        rows.append(("dropped", f"{found.dropped:,} rows{where}"))
+        rows.append(("dropped", f"{plural(found.dropped, 'row')}{where}"))
     if found.rows is None:
         rows.append(("note", "report.json is missing: the run that wrote it did not end"))
     display.print_table([found.path, ""], rows)

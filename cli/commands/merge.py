@@ -82,8 +82,11 @@ def _print(out: str, report: MergeReport) -> None:
     for path, prefix in report.prefixes.items():
         if prefix:
             click.echo(f"the shards of {path} are called {prefix}… in src_shard, since names were there twice")
+    alike: dict[str, list[str]] = {}
     for name, what in report.columns.items():
-        click.echo(f"column {name}: {what}")
+        alike.setdefault(what, []).append(name)
+    for what, names in alike.items():
+        click.echo(f"column{'s' * (len(names) > 1)} {', '.join(names)}: {what}")
     already = f" ({report.already} were there already)" if report.already else ""
     click.echo(
         f"{out}: {plural(report.rows, 'row')} and {plural(report.rejected, 'reject')} in "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import embedpipe
+from embedpipe.plural import plural
 
 from ..options import (
     CommandWithImages,
@@ -154,7 +155,7 @@ def _print(outcome: DecoderOutcome) -> None:
     if left_out:
         click.echo(f"warning: rows left out: {', '.join(left_out)}", err=True)
     click.echo(
-        f"{outcome.out}: trained on {outcome.train_rows:,} images, {outcome.valid_rows:,} are held out; "
+        f"{outcome.out}: trained on {plural(outcome.train_rows, 'image')}, {outcome.valid_rows:,} are held out; "
         f"{join.image_unused:,} images have no row"
     )
     names = list(dict.fromkeys(name for stage in outcome.stages for name in stage.metrics))

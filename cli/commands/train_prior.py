@@ -9,6 +9,7 @@ import click
 import embedpipe
 from dalle2_core.priors import PRIORS
 from embedpipe.errors import OptionError, did_you_mean
+from embedpipe.plural import plural
 
 from ..options import (
     debug_option,
@@ -121,9 +122,9 @@ def _print(outcome: PriorOutcome) -> None:
         what = f"{outcome.out}: adapters of {outcome.adapters:,} parameters for an {of}"
     if outcome.steps:
         click.echo(
-            f"{what}, {outcome.steps:,} steps on {outcome.train_rows:,} rows; "
+            f"{what}, {plural(outcome.steps, 'step')} on {plural(outcome.train_rows, 'row')}; "
             f"best on {outcome.valid_rows:,} held-out rows at step {outcome.best_step:,}"
         )
     else:
-        click.echo(f"{what}, fitted to {outcome.train_rows:,} rows; {outcome.valid_rows:,} are held out")
+        click.echo(f"{what}, fitted to {plural(outcome.train_rows, 'row')}; {outcome.valid_rows:,} are held out")
     display.print_table(["held out", "value"], list(outcome.metrics.items()))

@@ -78,7 +78,7 @@ def _print(report: VerifyReport) -> None:
         click.echo(f"{report.path}: training run, {plural(report.committed, 'checkpoint')}")
     else:
         click.echo(
-            f"{report.path}: {KINDS[report.format]}, {report.committed:,} of {report.planned:,} shards, "
+            f"{report.path}: {KINDS[report.format]}, {report.committed:,} of {plural(report.planned, 'shard')}, "
             f"{plural(report.rows, 'row')}, {report.rejected:,} rejected, {report.bytes / 1e6:,.1f} MB"
         )
     if report.dated:

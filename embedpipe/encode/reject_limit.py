@@ -45,7 +45,7 @@ class RejectLimitListener:
             worst = sorted(self._rejects.items(), key=lambda item: (-item[1], item[0]))[:3]
             reasons = ", ".join(f"{count:,} {name}" for name, count in worst)
             raise TooManyRejects(
-                f"{self._out}: {rejected:,} of the first {self._total:,} samples were rejected ({reasons}), "
+                f"{self._out}: {rejected:,} of the first {plural(self._total, 'sample')} were rejected ({reasons}), "
                 f"{'far ' * self._limit.percent}more than `max_rejects={self._limit}`; "
                 f"{plural(self._left, 'shard')} left",
                 f"Look at {self._out}/errors; what is committed is kept. A higher limit goes on from here",

@@ -12,7 +12,7 @@ from .. import files
 from ..containment import refuse_outward_links
 from ..load import EmbeddingDataset
 from ..lock import exclusive
-from ..manifest import RunCard, ShardManifest
+from ..manifest import EXPORT_RECORD, RunCard, ShardManifest
 from ..mirror import Scope, at_work
 from ..progress import Listener, Progress, silent
 from ..subset import read_subset
@@ -60,7 +60,7 @@ def export(emb: str, out: str, config: ExportConfig, listen: Listener = silent) 
     job = _prepare(emb, out, config)
     written_locally = open_export(config).written_locally
     if written_locally and not files.is_local(out):
-        with at_work(out, Scope((*written_locally, journal.FOLDER), rest=False)) as place:
+        with at_work(out, Scope((*written_locally, EXPORT_RECORD), rest=False)) as place:
             journal.refuse_other_export(out, job.card)
             written, already = _write(place.folder, job, config, listen)
     else:

@@ -13,17 +13,16 @@ from .. import files, manifest
 from ..errors import RunMismatch
 from ..load import EmbeddingDataset
 from ..load.split import CONTENT, KEY
-from ..manifest import EXPORT, FileRecord, RunCard, ShardManifest
+from ..manifest import EXPORT, EXPORT_RECORD, FileRecord, RunCard, ShardManifest
 from .base import PlannedPart
 
-FOLDER = ".embedpipe"
 _DIGITS = 5
 _REMEDY = "Give another output folder, or remove this one"
 
 
 def state(out: str) -> str:
     """The hidden folder of an output."""
-    return files.join(out, FOLDER)
+    return files.join(out, EXPORT_RECORD)
 
 
 def export_card(dataset: EmbeddingDataset, plan: Sequence[PlannedPart], options: dict[str, Any]) -> RunCard:
@@ -75,7 +74,7 @@ def _first_difference(old: Sequence[Any], new: Sequence[Any]) -> str:
 
 def resume(out: str, wanted: RunCard, folders: Sequence[str]) -> dict[int, ShardManifest]:
     """Start or resume: the complete parts, by number. Call it with the lock held, after `refuse_other_export`."""
-    for folder in (FOLDER, f"{FOLDER}/manifest", *folders):
+    for folder in (EXPORT_RECORD, f"{EXPORT_RECORD}/manifest", *folders):
         files.sweep_temporaries(files.join(out, folder) if folder else out)
     manifest.write_run(state(out), wanted)
     whole = committed_parts(out)

@@ -20,14 +20,13 @@ import pyarrow as pa
 from .. import files
 from ..errors import MissingExtra
 from ..load import EmbeddingDataset
-from ..manifest import FileRecord, ShardManifest, shard_name
+from ..manifest import EXPORT_RECORD, FileRecord, ShardManifest, shard_name
 from ..store import parquet
 from .base import ExportConfig, ExportPart, PlannedPart, avoid_name_clash
-from .journal import FOLDER
 
 _NAME = "embeddings.lance"
 _DATA = f"{_NAME}/data"
-_NOTES = f"{FOLDER}/fragments"
+_NOTES = f"{EXPORT_RECORD}/fragments"
 _MOST_BYTES = 1 << 40  # per file of a fragment: a part is one file
 
 

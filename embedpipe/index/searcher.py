@@ -47,6 +47,12 @@ class Searcher:
 
     def __init__(self, dataset: EmbeddingDataset, modality: str = "image", exact: bool = False) -> None:
         dataset.require_rows()
+        other = "text" if modality == "image" else "image"
+        if getattr(dataset, modality) is None and getattr(dataset, other) is not None:
+            raise DatasetError(
+                f"{dataset.path}: has no {modality} embeddings",
+                f"Search its {other}s: `modality={other!r}`; or encode it again with its {modality}s",
+            )
         dataset.require(modality)
         dataset.require_normalised(modality)
         self.dataset = dataset

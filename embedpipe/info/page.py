@@ -11,6 +11,7 @@ from ..fetch.outcome import ERROR_CLASSES
 from ..folder_kind import DECODER, RUN, SELECTION, what_is
 from ..images.html import document, html_histogram, html_table, picture, text
 from ..load.images.source import Images
+from ..plural import plural
 from ..progress import Listener, silent
 from ..types import REJECT_CLASSES
 from ..verify import KINDS
@@ -106,7 +107,7 @@ def _facts(found: OutputInfo, kind: str) -> list[tuple[str, object]]:
 
 def _spread(name: str, values: Spread, of: str) -> str:
     said = (
-        f"{values.n:,} rows ({of}): mean {values.mean:.6g}, 5% {values.p05:.6g}, half {values.p50:.6g}, "
+        f"{plural(values.n, 'row')} ({of}): mean {values.mean:.6g}, 5% {values.p05:.6g}, half {values.p50:.6g}, "
         f"95% {values.p95:.6g}, from {values.least:.6g} to {values.most:.6g}"
     )
     drawn = html_histogram(values.least, values.most, values.bins)

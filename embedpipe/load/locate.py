@@ -9,7 +9,7 @@ from .. import files, manifest
 from ..clip_model.encoder_card import EncoderCard
 from ..errors import DatasetError, InputError
 from ..folder_kind import require_embeddings
-from ..manifest import EMBEDDINGS, RunCard, ShardManifest
+from ..manifest import EMBEDDINGS, EXPORT_RECORD, RunCard, ShardManifest
 from ..store import ShardReader, open_format
 from ..store.foreign.base import Foreign, read_note
 from ..store.foreign.reader import open_foreign
@@ -37,7 +37,9 @@ def open_at(path: str, foreign: Foreign | None) -> Opened:
         if run is not None and run.format == EMBEDDINGS:
             return _ours(path)
         require_embeddings(path)
-    run, manifests, reader = open_foreign(path, foreign or read_note(path))
+    exported = manifest.read_run(files.join(path, EXPORT_RECORD))
+    recorded = exported.encoder if exported is not None and exported.format == manifest.EXPORT else None
+    run, manifests, reader = open_foreign(path, foreign or read_note(path), recorded)
     assert run.encoder is not None
     return Opened(run, run.encoder, manifests, reader)
 

@@ -151,5 +151,5 @@ def changed_columns(parts: Sequence[MergeInput], columns: dict[str, str]) -> dic
         apart = [(part.path, part.run.columns.get(name)) for part in parts if part.run.columns.get(name) != kind]
         if apart:
             there = ", ".join(f"{found or 'absent'} in {path}" for path, found in apart)
-            told[name] = f"{kind}; {there}"
+            told[name] = f"{kind}; {there}" if any(found for _, found in apart) else there
     return told

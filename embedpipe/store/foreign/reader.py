@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,8 +43,13 @@ class _Looked:
         return next(rows for _, rows, _, _ in self.arrays.values())
 
 
-def open_foreign(path: str, how: Foreign) -> tuple[RunCard, tuple[ShardManifest, ...], ForeignReader]:
-    """A synthetic run card and manifests, and the reader. Raises DatasetError naming inconsistent files."""
+def open_foreign(
+    path: str, how: Foreign, recorded: EncoderCard | None = None
+) -> tuple[RunCard, tuple[ShardManifest, ...], ForeignReader]:
+    """A synthetic run card and manifests, and the reader. Raises DatasetError naming inconsistent files.
+
+    recorded: the card that was exported with the rows; `how` has precedence.
+    """
     layout, shards = find_shards(path, how)
     with ThreadPoolExecutor(_LOOKING_AT_ONCE) as pool:
         looked = list(pool.map(_look, shards))
@@ -52,7 +58,7 @@ def open_foreign(path: str, how: Foreign) -> tuple[RunCard, tuple[ShardManifest,
     looked = [entry for entry in looked if entry.rows]
     if not looked:
         raise DatasetError(f"{path}: no rows in any of its {len(shards)} shards", "Check the path")
-    card = _card(how, looked[0])
+    card = _card(how, looked[0], recorded)
     columns = metadata_types(
         [entry.schema for entry in looked if entry.schema is not None], looked[0].shard.own_columns
     )
@@ -127,8 +133,10 @@ def _require_one_kind(path: str, looked: Sequence[_Looked]) -> None:
                 )
 
 
-def _card(how: Foreign, first: _Looked) -> EncoderCard:
+def _card(how: Foreign, first: _Looked, recorded: EncoderCard | None) -> EncoderCard:
     _, _, width, dtype = next(iter(first.arrays.values()))
+    if recorded is not None and how == Foreign() and recorded.dim == width:
+        return dataclasses.replace(recorded, dtype=dtype)
     if how.model != UNKNOWN:
         identity = how.model
     else:

@@ -147,3 +147,8 @@ def test_only_what_differs_is_refused(old, new):
     else:
         with pytest.raises(RunMismatch):
             manifest.refuse_difference("out", old, new, "x")
+
+
+def test_nothing_is_said_in_words():
+    said = [text for _, *texts in manifest.run_differences({"a": [], "b": None}, {"a": [1], "b": {}}) for text in texts]
+    assert said == ["not set", "[1]", "not set", "not set"]

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from embedpipe.encode.job import encode
 from tests import shards
 
 
@@ -35,6 +36,16 @@ def test_an_unfinished_data_set_is_warned_of(embedpipe, encoded, twin, tmp_path)
     assert result.exit_code == 0
     assert f"warning: {twin} is not finished; merge again when it is" in result.stderr
     assert "35 rows" in result.stdout
+
+
+def test_all_columns_that_one_part_lacks_are_one_line(embedpipe, encode_config, tmp_path):
+    shards.write_tar(tmp_path / "a.tar", shards.samples(2))
+    shards.write_tar(tmp_path / "b.tar", shards.samples(1, metadata=False))
+    for name in ("a", "b"):
+        encode(str(tmp_path / f"{name}.tar"), str(tmp_path / name), encode_config())
+    said = embedpipe("merge", tmp_path / "a", tmp_path / "b", tmp_path / "out").stdout
+    assert f"columns number, label: absent in {tmp_path / 'b'}\n" in said
+    assert said.count("absent") == 1
 
 
 def test_what_cannot_be_is_one_line(embedpipe, encoded, tmp_path):

@@ -183,3 +183,25 @@ def test_a_score_that_no_row_has_is_said_and_one_that_cannot_be_is_refused(embed
     assert (none.exit_code, none.stdout) == (0, "")
     assert "no row has a cosine of 0.999 or more" in none.stderr
     assert embedpipe("search", encoded, "--exact", "a cat", "--min-score", 3).exit_code == 2
+
+
+@pytest.mark.parametrize("to", ["hf", "parquet", "clip-retrieval", "datacomp"])
+def test_an_export_is_searched_with_the_encoder_that_it_records(embedpipe, encoded_once, tmp_path, to):
+    _, emb = encoded_once
+    assert embedpipe("export", emb, tmp_path / "out", "--to", to).exit_code == 0
+    asked = ("--json", "-k", "3", "--exact")
+    found, expected = (embedpipe("search", place, "a red bicycle", *asked) for place in (tmp_path / "out", emb))
+    assert found.exit_code == 0, found.stderr
+    scores = [[(hit["key"], round(hit["score"], 3)) for hit in json.loads(it.stdout)] for it in (found, expected)]
+    assert scores[0] == scores[1]
+
+
+def test_a_side_that_was_not_encoded_names_the_other(embedpipe, encoded_once, encode_config, tmp_path):
+    from embedpipe.encode.job import encode
+
+    source, _ = encoded_once
+    encode(source, str(tmp_path / "emb"), encode_config(stage={"images": False}))
+    refused = embedpipe("search", tmp_path / "emb", "a red bicycle")
+    assert refused.exit_code == 1
+    assert "has no image embeddings. Search its texts: --modality text; or encode it again" in refused.stderr
+    assert embedpipe("search", tmp_path / "emb", "a red bicycle", "--modality", "text").exit_code == 0

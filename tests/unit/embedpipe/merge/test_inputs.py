@@ -149,6 +149,6 @@ def test_columns_are_of_a_type_that_all_values_fit(tmp_path):
     assert list(columns.items()) == [("n", "double"), ("kept", "string"), ("only", "bool"), ("late", "double")]
     assert changed_columns(made, columns) == {
         "n": "double; int64 in /a",
-        "only": "bool; absent in /b",
-        "late": "double; absent in /a",
+        "only": "absent in /b",
+        "late": "absent in /a",
     }
