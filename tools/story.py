@@ -94,6 +94,7 @@ class Installed:
                             raise Failed(f"{found[0]}{path} is empty")
             finally:
                 server.send_signal(signal.SIGINT)
+                server.communicate(timeout=60)
         if server.returncode:
             raise Failed(f"`embedpipe serve` ended with {server.returncode}")
 
