@@ -10,6 +10,17 @@ from torch import Tensor
 
 from dalle2_core.errors import ConfigError
 
+# What torch says on the CPU, and for libraries of CUDA that allocate for themselves.
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+
 # Told of the number of rows that will be tried from here on.
 OnSmaller = Callable[[int], None]
 
@@ -43,10 +54,10 @@ def run_in_chunks(
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether a device or the machine had no memory left. On the CPU torch has no error of its own for that."""
+    """Whether a device or the machine had no memory left. Only CUDA's allocator has an error of its own for that."""
     if isinstance(problem, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(problem, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(problem)
+    return isinstance(problem, RuntimeError) and any(said in str(problem) for said in _NO_MEMORY)
 
 
 def _tried(make: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor | None:

@@ -98,7 +98,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     seen: set[int] = set()
     apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        plain = tensor.detach().contiguous()
+        plain = tensor.detach().cpu().contiguous()  # in this order: a GPU need not hold a copy in another layout
         # safetensors refuses two names for one memory, which tied weights are.
         place = plain.untyped_storage().data_ptr()
         apart[name] = plain.clone() if place in seen else plain

@@ -18,6 +18,14 @@ _LACKS = {
     errno.ENOBUFS: "memory for its network",
     errno.EADDRNOTAVAIL: "ports for outgoing connections",
 }
+# RuntimeErrors of Python and PyTorch, by a part of their text.
+_SAID = {
+    "can't start new thread": "threads or memory for them (see `ulimit -u`)",
+    "DefaultCPUAllocator: can't allocate memory": "memory",
+    "CUDA out of memory": "memory of its GPU (see `batch_size`)",
+    "CUDA error: out of memory": "memory of its GPU (see `batch_size`)",
+    "_STATUS_ALLOC_FAILED": "memory of its GPU (see `batch_size`)",
+}
 _IPV4_ROUTES = Path("/proc/net/route")
 _IPV6_ROUTES = Path("/proc/net/ipv6_route")
 _IPV6_GLOBAL = ("2", "3", "fc", "fd", "0" * 32)  # global, unique local, default
@@ -27,8 +35,8 @@ def lack_of(problem: BaseException) -> str | None:
     """What this machine has run out of, if that is the reason of `problem`."""
     if isinstance(problem, MemoryError):
         return "memory"
-    if isinstance(problem, RuntimeError) and "can't start new thread" in str(problem):
-        return "threads or memory for them (see `ulimit -u`)"
+    if isinstance(problem, RuntimeError):
+        return next((lack for said, lack in _SAID.items() if said in str(problem)), None)
     if isinstance(problem, BlockingIOError):  # EAGAIN, where nothing was asked not to block: a fork
         return "processes (see `ulimit -u`)"
     return _LACKS.get(problem.errno or 0) if isinstance(problem, OSError) else None

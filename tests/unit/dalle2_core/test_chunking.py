@@ -63,3 +63,18 @@ def test_what_the_cpu_says_when_it_has_no_memory_is_known():
     with pytest.raises(RuntimeError) as problem:
         torch.empty(1 << 55)
     assert is_out_of_memory(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: device-side assert triggered", False),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+    ],
+)
+def test_libraries_of_cuda_that_have_no_memory_are_known(said, known):
+    assert is_out_of_memory(RuntimeError(said)) == known

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedpipe import files, scarcity
 from embedpipe.errors import OutOfResources
@@ -256,3 +257,20 @@ except OutOfResources as problem:
 """
     )
     assert "open files" in python(code, NOFILE=60)
+
+
+@pytest.mark.parametrize(
+    ("problem", "lack"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory of its GPU"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "memory of its GPU",
+        ),
+        (RuntimeError("can't start new thread"), "threads"),
+        (RuntimeError("CUDA error: device-side assert triggered"), None),
+    ],
+)
+def test_what_torch_says_of_memory_is_a_lack(problem, lack):
+    found = scarcity.lack_of(problem)
+    assert found is None if lack is None else found.startswith(lack)
