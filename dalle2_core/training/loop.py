@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dalle2_core.errors import ConfigError
+from dalle2_core.training.ahead import on_device
 from dalle2_core.training.checkpoint import Checkpoints
 from dalle2_core.training.config import Run, StepReport, TrainConfig
 from dalle2_core.training.curves import plot_curves
@@ -92,7 +93,7 @@ def train(
     logs = open_logs(run, config.loggers, state.logged_steps()) if together.is_first else Logs([])
 
     state.model.train()
-    batches = stream(state.step)
+    batches = on_device(stream(state.step), device)
     # Sharded, a checkpoint takes all: an interruption waits until all have heard of it, at the same step.
     held = ExitStack()
     caught = held.enter_context(_interrupt_deferred()) if state.sharded else []
@@ -126,7 +127,7 @@ def train(
 
             started = time.perf_counter()
             try:
-                batch = next(batches).to(device)
+                batch = next(batches)
             except StopIteration:
                 raise ConfigError(
                     f"the stream of batches ended after {state.step} of {config.steps} steps; it must be endless"
@@ -151,6 +152,7 @@ def train(
             checkpoints.save(state, together)
         raise
     finally:
+        batches.close()
         logs.close()
         held.close()
     placed.finish()

@@ -1,6 +1,7 @@
 """The benchmark scripts at toy size: they run, and what they say can be believed."""
 
 import importlib
+import json
 import sys
 import tarfile
 from pathlib import Path
@@ -15,6 +16,8 @@ from benchmarks import (
     embeddings,
     encode_overlap,
     encode_vs_clip_retrieval,
+    gpu,
+    gpu_phases,
     measure,
     photos,
     ray_overhead,
@@ -201,3 +204,30 @@ def test_made_up_vectors_are_the_same_every_time_and_lie_in_clusters(tmp_path):
     assert np.median(cosines) < 0.3
     drawn = vectors.queries(spec, 10)
     assert (drawn @ rows[0].astype(np.float32).T).max() < 0.999, "queries are no rows"
+
+
+def test_every_phase_of_a_gpu_has_a_limit(monkeypatch):
+    assert list(gpu.LIMITS_S) == list(gpu_phases.PHASES)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--only", "exactness,speed", "--device", "cpu", "--tiny"])
+    with pytest.raises(SystemExit, match="no phase speed; known: setup, exactness"):
+        gpu.main()
+
+
+@pytest.mark.slow
+def test_all_phases_of_a_gpu_run_on_a_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--tiny", "--work", str(tmp_path)])
+    assert gpu.main() == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["phase"] for line in lines] == list(gpu.LIMITS_S)
+    assert all(line["passed"] and line["tiny"] and line["device"] == "cpu" for line in lines)
+
+
+@pytest.mark.slow
+def test_a_phase_that_crashes_costs_itself_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny-model").write_text("no folder")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--tiny", "--only", "exactness,prior_rate"])
+    sys.argv += ["--work", str(tmp_path)]
+    assert gpu.main() == 1
+    crashed, fine = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (crashed["passed"], crashed["ended"], fine["passed"]) == (False, "exit code 1", True)
+    assert "tiny-model" in crashed["stderr"]
