@@ -81,8 +81,6 @@ class UnclipConfig:
                 raise ConfigError(f"unclip.{name} is {value}; it must be above 0")
         if self.contrastive_weight < 0:
             raise ConfigError(f"unclip.contrastive_weight is {self.contrastive_weight}; it must be 0 or more")
-        if self.contrastive_weight > 0 and self.reads_time:
-            raise ConfigError("contrastive_weight is for a network that predicts in one pass: reads_time False")
 
     def network(self, width: int) -> UnclipTransformerConfig:
         """Of a new network for embeddings of `width`."""
@@ -116,6 +114,7 @@ class UnclipPrior(Prior):
         super().__init__()
         if network.embedding_dim != network.text_dim or network.embedding_dim != network.output_dim:
             raise ConfigError("a prior's text and image embeddings are of one width; this network's are not")
+        check_objective(network, config)
         self.config = config
         self.net = UnclipTransformer(network)
         self.image_embed_dim = network.embedding_dim
@@ -316,6 +315,12 @@ class UnclipPrior(Prior):
             self.load_state_dict(tensors)
         except RuntimeError as problem:
             raise CheckpointError(f"{folder}: weights and config.json do not belong together ({problem})") from problem
+
+
+def check_objective(network: UnclipTransformerConfig, config: UnclipConfig) -> None:
+    """Raise ConfigError where a network is to learn what it cannot."""
+    if config.contrastive_weight > 0 and network.reads_time:
+        raise ConfigError("contrastive_weight is for a network that predicts in one pass: reads_time False")
 
 
 def unclip_timesteps(timesteps: int, steps: int) -> Tensor:

@@ -16,7 +16,7 @@ from dalle2_core.priors.config import OF_SAMPLING
 from dalle2_core.priors.diffusers_folder import read_diffusers_prior
 from dalle2_core.priors.lora import adapt, base_digest, save_adapted
 from dalle2_core.priors.registry import ADAPTED, PRIORS, load_prior
-from dalle2_core.priors.unclip import UnclipPrior
+from dalle2_core.priors.unclip import UnclipPrior, check_objective
 from dalle2_core.serialization import read_kind
 from dalle2_core.training import Processes
 from dalle2_core.training.checkpoint import newest_weights
@@ -73,6 +73,8 @@ class PriorStart:
         prior: Any = read_diffusers_prior(self.folder).prior if of_diffusers else load_prior(self.folder)
         if self.changes:
             prior.config = replace(prior.config, **self.changes)
+            if isinstance(prior, UnclipPrior):
+                check_objective(prior.net.config, prior.config)
         loaded: Prior = prior.float()
         return loaded
 

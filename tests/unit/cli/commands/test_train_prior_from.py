@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from dalle2_core.errors import ConfigError
+from dalle2_core.priors.diffusers_folder import write_diffusers_prior
 from dalle2_core.priors.registry import load_prior
+from dalle2_core.priors.unclip import UnclipConfig, UnclipPrior
 from embedpipe import EmbeddingDataset
 from embedpipe.errors import DatasetError, InputError, OptionError, RunMismatch
 from tests.commands import result_of, run
@@ -105,6 +108,27 @@ def test_the_other_commands_take_it(emb, tuned, tmp_path):
     assert predicted.image.raw().norms([0, 1]).min() > 1.5, "raw, as the decoders of diffusers take them"
     back = run("convert", tuned, tmp_path / "back", "--to", "diffusers")
     assert back.exit_code == 0, back.output
+
+
+def test_a_prior_of_one_pass_goes_on_by_contrast(emb, tmp_path):
+    """ECLIPSE's: its own objective is an option of a training that begins with one."""
+    torch.manual_seed(0)
+    config = UnclipConfig(num_layers=1, num_attention_heads=2, attention_head_dim=8, reads_time=False, raw=True,
+                          clip_sample_range=None, cond_drop_prob=0.0)  # fmt: skip
+    write_diffusers_prior(UnclipPrior(config.network(DIM), config), tmp_path / "theirs")
+    begin = ["train-prior", emb, tmp_path / "prior", *WORDS, "--from", f"diffusers:{tmp_path / 'theirs'}"]
+    result_of(*begin, "--set", "unclip.contrastive_weight=0.2", "--set", "unclip.contrastive_temperature=0.1")
+    lines = [json.loads(line) for line in (tmp_path / "prior" / "metrics.jsonl").read_text().splitlines()]
+    contrast = [line["contrast"] for line in lines if "contrast" in line]
+    assert contrast
+    assert load_prior(tmp_path / "prior").compares_rows
+
+
+def test_one_of_many_passes_does_not(emb, theirs, tmp_path):
+    for begin in (["--from", f"diffusers:{theirs}"], ["--prior", "unclip"]):
+        refused = run("train-prior", emb, tmp_path / "out", *WORDS, *begin, "--set", "unclip.contrastive_weight=0.2")
+        assert isinstance(refused.exception, ConfigError)
+        assert "for a network that predicts in one pass" in str(refused.exception)
 
 
 def test_a_run_of_ours_goes_on_in_another_folder(emb, tmp_path):
