@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
@@ -351,7 +352,8 @@ def kills(setting: Setting) -> Found:
     until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until and not list(torn.glob("manifest/*.json")):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it was done before
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run(words[1][:-1], check=True, capture_output=True)
     one, other = EmbeddingDataset(str(whole)), EmbeddingDataset(str(torn))

@@ -155,16 +155,44 @@ class Attention(nn.Module):
         before_k, before_v = (null_k, null_v) if past is None else past
         k_BSE, v_BSE = torch.cat((before_k, k_BLE), dim=1), torch.cat((before_v, v_BLE), dim=1)
 
-        out_BHAE = F.scaled_dot_product_attention(
+        # On a CPU as ever, to the bit.
+        attend = multi_query_attention if x_BLD.device.type == "cpu" else folded_attention
+        out_BHAE = attend(
             F.normalize(q_BHAE, dim=-1) if self.cosine else q_BHAE,
-            (F.normalize(k_BSE, dim=-1) if self.cosine else k_BSE)[:, None].expand(-1, self.heads, -1, -1),
-            v_BSE[:, None].expand(-1, self.heads, -1, -1),
-            attn_mask=bias.to(q_BHAE.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
+            F.normalize(k_BSE, dim=-1) if self.cosine else k_BSE,
+            v_BSE,
+            bias.to(q_BHAE.dtype),
+            self.dropout if self.training else 0.0,
+            self.scale,
         )
         out: Tensor = self.to_out(out_BHAE.transpose(1, 2).reshape(batch, asking, -1))
         return out, (k_BSE, v_BSE)
+
+
+def multi_query_attention(
+    q_BHAE: Tensor, k_BSE: Tensor, v_BSE: Tensor, bias: Tensor, dropout: float, scale: float
+) -> Tensor:
+    """What H heads take from one head's keys and values: [B, H, A, E]. bias: broadcast to [B, H, A, S]."""
+    heads = q_BHAE.shape[1]
+    k_BHSE, v_BHSE = (it[:, None].expand(-1, heads, -1, -1) for it in (k_BSE, v_BSE))
+    return F.scaled_dot_product_attention(q_BHAE, k_BHSE, v_BHSE, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def folded_attention(
+    q_BHAE: Tensor, k_BSE: Tensor, v_BSE: Tensor, bias: Tensor, dropout: float, scale: float
+) -> Tensor:
+    """The same as `multi_query_attention`, with heads as further queries of one head.
+
+    Kernels of CUDA work on tiles of 64 queries by 64 keys, for each head one or more: four queries fill little of one,
+    those of all heads most of it.
+    """
+    batch, heads, asking, _ = q_BHAE.shape
+    bias = bias.expand(-1, heads, asking, -1).flatten(1, 2)[:, None].expand(batch, -1, -1, -1)
+    q_B1QE = q_BHAE.flatten(1, 2)[:, None]
+    out: Tensor = F.scaled_dot_product_attention(
+        q_B1QE, k_BSE[:, None], v_BSE[:, None], attn_mask=bias, dropout_p=dropout, scale=scale
+    )
+    return out[:, 0].reshape(batch, heads, asking, -1)
 
 
 class SinusoidalTime(nn.Module):
