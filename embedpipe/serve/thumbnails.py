@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import EmbedpipeError
 from ..images.thumbnail import small_picture
 from ..load import EmbeddingDataset
+from ..load.images.fetched import FetchedImages
 from ..load.images.source import Images, open_source
 from ..load.lru_cache import ByteLRUCache
 from ..read.base import NoDigest, Reader, Selective
@@ -29,6 +30,7 @@ class Thumbnails:
     def __init__(self, dataset: EmbeddingDataset, images: Images, most_bytes: int) -> None:
         self._dataset = dataset
         self._reader = open_source(dataset, images)
+        self._fetched = FetchedImages(self._reader) if self._reader is not None else None
         self._plan = {shard.name: shard for shard in dataset.run.plan}
         self._held = ByteLRUCache(most_bytes)
         self._passes = threading.BoundedSemaphore(_AT_ONCE)
@@ -58,12 +60,14 @@ class Thumbnails:
 
     def _stored(self, row: int) -> bytes | None:
         """The image file of a row. Rows of one shard that wait for each other are read in one pass over it."""
-        if self._reader is None:
+        if self._reader is None or self._fetched is None:
             return None
         (about,) = self._dataset.rows([row], ("src_shard", "key"))
         name, key = str(about["src_shard"]), str(about["key"])
         if name not in self._plan:
             return None
+        if (data := self._fetched.find(name, key)) is not None:
+            return data
         wish = _Wish()
         with self._queued:
             self._wanted[name].setdefault(key, []).append(wish)
