@@ -25,14 +25,16 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """This rank's rows of a window, in file order.
+    """This rank's rows of a window.
 
-    order: positions in `arrays` of the stream's rows, in sequence. rows: their numbers in the data set.
+    order: positions in `arrays` of the stream's rows, in sequence. rows: their numbers in the data set. arrays: the
+    rows of the window in file order, or all that are held in memory. checked: all of `arrays` is finite.
     """
 
     order: np.ndarray
     rows: np.ndarray
     arrays: dict[str, np.ndarray]
+    checked: bool
 
 
 class EmbeddingLoader:
@@ -152,7 +154,7 @@ class EmbeddingLoader:
         for first in range(0, len(order), _ROWS_AT_ONCE):
             few = slice(first, first + _ROWS_AT_ONCE)
             found = np.take(array, order[few], axis=0, out=out[few] if same else None, mode="clip")
-            if not all_finite(found):
+            if not window.checked and not all_finite(found):
                 raise self._not_finite(side, int(rows[few][~np.isfinite(found).all(axis=1)][0]))
             if not same:
                 convert_into(found, out[few])
@@ -173,8 +175,10 @@ class EmbeddingLoader:
                 rows, positions = self._numbers(window.places[mine]), window.positions[mine]
                 if len(rows):
                     order = _order(positions)
-                    arrays = self._load(reading, window.places[mine], rows, rooms[turn])
-                    yield _Loaded(order, rows[order], arrays)
+                    if self._held is not None:
+                        yield _Loaded(window.places[mine][order], rows[order], self._held, checked=True)
+                        continue
+                    yield _Loaded(order, rows[order], self._load(reading, rows, rooms[turn]), checked=False)
                     turn = 1 - turn
 
     def _mine(self, window: Window, position: int) -> np.ndarray | slice:
@@ -187,15 +191,10 @@ class EmbeddingLoader:
         """Convert positions among the drawn rows to row numbers of the data set."""
         return places if self._rows is None else self._rows[places]
 
-    def _load(
-        self, reading: RowReading, places: np.ndarray, rows: np.ndarray, room: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Load rows of the data set, at positions `places` among the drawn rows, into reused memory."""
+    def _load(self, reading: RowReading, rows: np.ndarray, room: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Load rows of the data set into reused memory."""
         found = {}
         for side in self._sides:
-            if self._held is not None:
-                found[side] = self._held[side][places]
-                continue
             if side not in room:  # once, for the largest window: allocating costs more than reading
                 room[side] = np.empty((self._most, self._dataset.card.dim), self._dataset.card.dtype)
             found[side] = room[side][: len(rows)]

@@ -8,13 +8,24 @@ from hypothesis import strategies as st
 from embedpipe.load import float16
 from embedpipe.load.float16 import all_finite, convert_into, float16_to_float32
 
+
+@pytest.fixture(params=["torch", "integers"])
+def by(request, monkeypatch):
+    """With torch loaded, and as without."""
+    pytest.importorskip("torch")
+    if request.param == "integers":
+        monkeypatch.setattr(float16, "_torch_if_loaded", lambda: None)
+    return request.param
+
+
 EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 FINITE = EVERY[np.isfinite(EVERY)]
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 4096, 1 << 18])
-def test_every_half_is_widened_exactly_in_blocks_of_any_size(at_once, monkeypatch):
+def test_every_half_is_widened_exactly_in_blocks_of_any_size(at_once, by, monkeypatch):
     monkeypatch.setattr(float16, "_VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(float16, "_SERIAL_VALUES", at_once)
     rows = FINITE if at_once > 7 else FINITE[::101]
     out = np.full(len(rows) + 2, 7, np.float32)
     float16_to_float32(rows, out[1:-1])
@@ -22,7 +33,8 @@ def test_every_half_is_widened_exactly_in_blocks_of_any_size(at_once, monkeypatc
     assert out[[0, -1]].tolist() == [7, 7], "nothing beside it is written"
 
 
-def test_no_more_is_held_than_stays_in_the_cache(monkeypatch):
+@pytest.mark.parametrize("by", ["integers"], indirect=True)
+def test_no_more_is_held_than_stays_in_the_cache(by, monkeypatch):
     held, empty = [], np.empty
     monkeypatch.setattr(float16.np, "empty", lambda shape, dtype: held.append(shape) or empty(shape, dtype))
     for count in (5, (1 << 18) + 5):
@@ -62,6 +74,9 @@ def test_the_largest_numbers_are_finite_and_what_follows_is_not(dtype):
 def test_rows_are_converted_between_any_two_types(source, target):
     rows = np.random.default_rng(0).standard_normal((5, 3)).astype(source)
     out = np.empty((5, 3), target)
+    convert_into(rows, out)
+    assert np.array_equal(out, rows.astype(target))
+    rows.setflags(write=False)  # of a file, which is not written to
     convert_into(rows, out)
     assert np.array_equal(out, rows.astype(target))
 
