@@ -41,8 +41,8 @@ docs: $(VENV)/.dev  ## write docs/cli.md from the commands' own help, and all of
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python -m tools.docs_site
 
-bench: $(VENV)/.dev  ## what `benchmarks/README.md` lists
-	@cat benchmarks/README.md
+bench: $(VENV)/.dev  ## every benchmark with a goal, in its small form, and the page of what they found
+	$(BIN)/python -m benchmarks.every $(BENCH_OPTIONS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ own that reads all of them once; ways take turns. Time and CPU are those of open
 is the peak of the whole process.
 
     python -m benchmarks.load_vs_embedding_reader
+    python -m benchmarks.load_vs_embedding_reader --two-sides   # what a prior reads: image and text, without a peer
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import measure, report
+
+if TYPE_CHECKING:
+    from embedpipe.types import EmbeddingBatch
 
 _PER_SHARD = 10_000
 _DIM = 768
@@ -32,8 +37,8 @@ _PEER_BATCHES = (10_000, 100_000)
 _HEADER_BYTES = 128
 
 
-def make(root: Path, rows: int) -> None:
-    """A data set of that many rows of norm 1, image side only; left as it is when it is there."""
+def make(root: Path, rows: int, texts: bool = False) -> None:
+    """A data set of that many rows of norm 1, image side only or both; left as it is when it is there."""
     if (root / "made.json").exists() and json.loads((root / "made.json").read_text()) == rows:
         return
     shutil.rmtree(root, ignore_errors=True)
@@ -43,15 +48,16 @@ def make(root: Path, rows: int) -> None:
     from tests import embeddings
 
     plan = tuple(SourceShard(f"{i:05d}.tar", 1, "0") for i in range(-(-rows // _PER_SHARD)))
-    options = {"images": True, "texts": False, "format": "npy"}
+    options = {"images": True, "texts": texts, "format": "npy"}
     manifest.write_run(str(root), RunCard(EMBEDDINGS, options, plan, {}, "", embeddings.card(_DIM)))
     for number, start in enumerate(range(0, rows, _PER_SHARD)):
         drawn = np.random.default_rng(number).standard_normal((min(_PER_SHARD, rows - start), _DIM), np.float32)
-        write_shard(str(root), number, embeddings.normalised(drawn).astype(np.float16), plan[number].name)
+        image = embeddings.normalised(drawn).astype(np.float16)
+        write_shard(str(root), number, image, plan[number].name, image[::-1].copy() if texts else None)
     (root / "made.json").write_text(json.dumps(rows))
 
 
-def write_shard(root: str, number: int, image: np.ndarray, source: str) -> None:
+def write_shard(root: str, number: int, image: np.ndarray, source: str, text: np.ndarray | None = None) -> None:
     """Write and commit one shard, as `encode` does."""
     from embedpipe import manifest
     from embedpipe.columns import EXTRA, FIXED
@@ -64,7 +70,7 @@ def write_shard(root: str, number: int, image: np.ndarray, source: str) -> None:
     metadata: dict[str, list] = {name: [None] * n for name in (*FIXED, EXTRA)}
     metadata["key"] = [f"{number:05d}{i:05d}" for i in range(n)]
     metadata["src_shard"] = [source] * n
-    written = open_format("npy").write(root, EmbeddingShard(number, image, None, metadata, ()), source, {}, 5)
+    written = open_format("npy").write(root, EmbeddingShard(number, image, text, metadata, ()), source, {}, 5)
     card = embeddings.card(_DIM)
     entry = ShardManifest(
         number, SourceShard(source, 1, "0"), "", n, n, 0, {}, written, _DIM, "float16", card.fingerprint()
@@ -90,7 +96,11 @@ def ours(root: str, **options: object) -> Iterator[int]:
     from embedpipe import EmbeddingDataset
 
     for batch in EmbeddingDataset(root).batches(_BATCH, **options):
-        yield batch.image.size * 2
+        yield _float16_bytes(batch)
+
+
+def _float16_bytes(batch: EmbeddingBatch) -> int:
+    return sum(side.size * 2 for side in (batch.image, batch.text) if side is not None)
 
 
 def loader(root: str, **options: object) -> Iterator[int]:
@@ -100,7 +110,7 @@ def loader(root: str, **options: object) -> Iterator[int]:
     made = EmbeddingLoader(EmbeddingDataset(root), None, _BATCH, **options)
     batches = made.batches()
     for _ in range(_EPOCHS * len(made) // _BATCH):
-        yield next(batches).image.size * 2
+        yield _float16_bytes(next(batches))
     batches.close()
 
 
@@ -139,6 +149,7 @@ OURS, FINITE, FLOAT32, LOADER = (
     "loader, float16, reuse",
 )
 WRITING = "writing"
+_RATES = ("rate", "cpu_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +176,7 @@ class Read:
 def time_one(name: str, root: str, target: str) -> None:
     """In a process of its own: read (or write) everything, and print what it took, opening included."""
     import embedding_reader  # noqa: F401  # imports are not what is measured
+    import torch  # noqa: F401  # as in a training, whose loader converts by it
 
     import embedpipe.load  # noqa: F401
 
@@ -230,11 +242,24 @@ def sections(runs: dict[str, list[Read]]) -> list[str]:
     ]
 
 
+def two_sides(runs: dict[str, list[Read]], row_bytes: int) -> list[str]:
+    """The table of a data set with images and texts: rows a second, and the share of reading them in order."""
+    base = runs[OURS]
+    rows = []
+    for name, done in runs.items():
+        shares = [[getattr(a, of) / getattr(b, of) for a, b in zip(done, base, strict=True)] for of in _RATES]
+        each = [[getattr(read, of) * 1e6 / row_bytes for read in done] for of in _RATES]
+        rows.append([name, *(measure.spread(it, 0) for it in each), *map(measure.spread, shares)])
+    head = ("", "rows/s", "rows per CPU second", "share of reading in order", "of it per CPU second")
+    return [report.table(head, rows)]
+
+
 def main() -> None:
     """Run the rounds and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_050_000, help=f"of {_DIM} numbers: 1.6 GB")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--two-sides", action="store_true", help="images and texts, without the peer")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="where to write to")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
@@ -247,14 +272,25 @@ def main() -> None:
         return
     started = report.start("benchmarks.load_vs_embedding_reader", measure.use_cores(options.cores))
     options.work = options.work.resolve()
-    root = options.work / f"rows-{options.rows}"
-    make(root, options.rows)
-    runs: dict[str, list[Read]] = {name: [] for name in (*WAYS, WRITING)}
-    run_one("bare readinto", options, root)  # into the page cache
+    root = options.work / f"rows-{options.rows}{'-two-sides' * options.two_sides}"
+    make(root, options.rows, options.two_sides)
+    ways = [OURS, *(name for name in WAYS if name.startswith("loader"))] if options.two_sides else [*WAYS, WRITING]
+    runs: dict[str, list[Read]] = {name: [] for name in ways}
+    run_one(OURS, options, root)  # into the page cache
     for number in range(options.rounds):
         for name, done in runs.items():
             done.append(run_one(name, options, root))
             print(f"round {number + 1}: {name}: {done[-1].rate:.0f} MB/s, {done[-1].cpu_rate:.0f} per CPU second")
+    if options.two_sides:
+        report.write(
+            "load_two_sides",
+            f"{options.rows:,} rows of two times {_DIM} float16 numbers, {options.rounds} rounds in turns",
+            two_sides(runs, 2 * 2 * _DIM),
+            started,
+            not_measured=["A cold disk and object stores: everything is in the page cache.", "Text tokens, a GPU."],
+            folder=options.results,
+        )
+        return
     report.write(
         "load_vs_embedding_reader",
         f"{options.rows:,} float16 rows of {_DIM} ({options.rows * _DIM * 2 / 1e9:.1f} GB) in shards of "
@@ -264,7 +300,7 @@ def main() -> None:
         peers=[f"embedding-reader {version('embedding-reader')}, in this environment"],
         not_measured=[
             "A cold disk and object stores: everything is in the page cache.",
-            "Two sides at once, text tokens, and several ranks on one machine.",
+            "Two sides at once (see `--two-sides`), text tokens, and several ranks on one machine.",
         ],
         folder=options.results,
     )

@@ -86,7 +86,7 @@ def _circumstances(started: Started) -> list[tuple[str, str]]:
         ("system", f"{platform.system()} {platform.release()}, python {platform.python_version()}"),
         ("torch threads", _torch_threads()),
         ("load average at the start", f"{loads} (1, 5, 15 minutes); at the end {ended[0]:.2f} (this run is in it)"),
-        ("embedpipe", _revision()),
+        ("embedpipe", revision()),
         ("versions", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
     ]
 
@@ -115,7 +115,8 @@ def _torch_threads() -> str:
     return asked.stdout.strip() + (f" (OMP_NUM_THREADS={set_to})" if set_to else " (its default)")
 
 
-def _revision() -> str:
+def revision() -> str:
+    """Version and commit, and whether the tree has changes."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(

@@ -40,9 +40,8 @@ def command(paths: tuple[str, ...], urls: str | None, keys: str | None, dry_run:
     from .. import display
     from ..arrow import spare_pandas
 
-    spare_pandas()
-
     config = embedpipe.TakedownConfig(urls, keys)
+    spare_pandas()
     if dry_run:
         display.print_json(embedpipe.plan_takedown(paths, config))
         return

@@ -37,8 +37,8 @@ def float16_to_float32(rows: np.ndarray, out: np.ndarray) -> None:
     source, target = rows.reshape(-1), out.reshape(-1)
     if source.flags.writeable and (torch := _torch_if_loaded()) is not None:
         for first in range(0, source.size, _SERIAL_VALUES):
-            some = slice(first, first + _SERIAL_VALUES)
-            torch.from_numpy(target[some]).copy_(torch.from_numpy(source[some]))
+            piece = slice(first, first + _SERIAL_VALUES)
+            torch.from_numpy(target[piece]).copy_(torch.from_numpy(source[piece]))
         return
     bits = np.empty(min(_VALUES_AT_ONCE, source.size), np.int32)
     for first in range(0, source.size, _VALUES_AT_ONCE):
