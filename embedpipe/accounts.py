@@ -39,7 +39,7 @@ _WORDS = {
     "second_metadata": "second .json",
     "unused_part": "unused part",
     "not_named": "not the member named",
-    "blank_line": "blank lines",
+    "blank_line": "blank",
     "no_row": "without a row in the metadata",
     "own_output": "embedpipe's own",
 }

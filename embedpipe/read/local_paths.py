@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -50,8 +51,22 @@ def located(text: str | None, home: str, root: str = "") -> str | NoPath:
         text = os.fsdecode(unquote_to_bytes(parts.path))
     elif _URL.match(text):
         return NoPath("a url in a column of local paths")
-    path = os.path.join(files.local_path(home).absolute(), text)  # noqa: PTH118  as text: a path may be of any bytes
+    folder = str(files.local_path(home).absolute())
+    path = os.path.join(folder, _as_it_lies(folder, text))  # noqa: PTH118  as text: a path may be of any bytes
     return path if not root else _below(root, path)
+
+
+def _as_it_lies(folder: str, text: str) -> str:
+    """`text`, or how the file is called that it means: without blanks around it, spelled as a Mac or not, or with `/`.
+
+    Only where no file is called as it is written. A text that could mean no other is not looked for.
+    """
+    bare = text.strip()
+    others = [bare, unicodedata.normalize("NFC", bare), unicodedata.normalize("NFD", bare)]
+    others += [bare.replace("\\", "/")]
+    if all(other == text for other in others) or "\0" in text or os.path.lexists(os.path.join(folder, text)):  # noqa: PTH118
+        return text
+    return next((it for it in others if os.path.lexists(os.path.join(folder, it))), text)  # noqa: PTH118
 
 
 def _below(root: str, path: str) -> str | NoPath:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..accounts import Ledger
+from ..accounts import Accounts, Ledger
 from ..errors import EmptyInput, InputError, did_you_mean
 from ..types import Reject, Sample, SourceShard
 from .base import Digest, Survey
@@ -75,7 +75,10 @@ class PathTableReader:
 
     def survey(self, known: Sequence[SourceShard]) -> Survey:
         """See `Reader`."""
-        return Survey(self.shards(known), None)
+        shards = self.shards(known)
+        options = TableOptions(self.paths.dialect)
+        blank = sum(surveyed(file, options)[2] for file in locate_tables(self.data))
+        return Survey(shards, Accounts("line", blank, 0, {"blank_line": blank}) if blank else None)
 
     def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The samples of one shard. A row whose file cannot be read, or that leads out of the root, is a reject."""
@@ -225,6 +228,8 @@ def folder_of_tables(data: str) -> str:
 
 
 def _located(value: Any, file: TableFile) -> str | NoPath:
+    if isinstance(value, dict):  # an image of Hugging Face's datasets without its bytes
+        value = value.get("path")
     if value is None or (isinstance(value, str) and not value.strip()):
         return NoPath("")
     return located(nameable(value), file.folder) if isinstance(value, str) else NoPath("no text, and so no path")

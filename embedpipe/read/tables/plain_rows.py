@@ -16,8 +16,10 @@ from .table_file import TableFile, TableOptions
 Fields = dict[str, Any]
 
 
-def surveyed(file: TableFile, options: TableOptions) -> tuple[TableFile, tuple[str, ...]]:
-    """The file with its dialect, and the names of its columns. Reads all of a text file, once while it is unchanged.
+def surveyed(file: TableFile, options: TableOptions) -> tuple[TableFile, tuple[str, ...], int]:
+    """The file with its dialect, the names of its columns, and its number of blank lines.
+
+    Reads all of a text file, once while it is unchanged.
 
     Raises InputError, also for two columns of one name.
     """
@@ -25,9 +27,9 @@ def surveyed(file: TableFile, options: TableOptions) -> tuple[TableFile, tuple[s
 
 
 @functools.lru_cache(maxsize=64)
-def _surveyed(file: TableFile, options: TableOptions, _: files.FileStat) -> tuple[TableFile, tuple[str, ...]]:
+def _surveyed(file: TableFile, options: TableOptions, _: files.FileStat) -> tuple[TableFile, tuple[str, ...], int]:
     found = table.survey(file, options)
-    return replace(file, dialect=found.dialect), tuple(found.schema.names)
+    return replace(file, dialect=found.dialect), tuple(found.schema.names), found.blank_lines
 
 
 def plain_rows(file: TableFile) -> Iterator[Fields]:

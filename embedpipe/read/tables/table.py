@@ -15,11 +15,13 @@ import pyarrow.parquet
 from ... import files, manifest
 from ...errors import InputError
 from .. import locations
+from ..sample import LFS_REMEDY, is_lfs_pointer
 from ..text_file import COMPRESSIONS, compression_of
 from . import delimited, json_table
 from .table_file import Surveyed, TableFile, TableOptions
 
 _BATCH_ROWS = 8_192
+_POINTER_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,9 @@ def survey(file: TableFile, options: TableOptions) -> Surveyed:
 
     Raises InputError, also for two columns of one name.
     """
+    with file.contents.binary() as stream:
+        if is_lfs_pointer(stream.read(_POINTER_BYTES)):
+            raise InputError(f"{file.location}: a pointer of Git LFS, not the file", LFS_REMEDY)
     found = FORMATS[file.ending].survey(file, options)
     twice = sorted({name for name in found.schema.names if found.schema.names.count(name) > 1})
     if twice:

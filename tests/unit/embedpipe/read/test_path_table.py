@@ -202,3 +202,27 @@ def test_what_is_refused_says_what_to_do(place):
         opened("memory://t.csv").shards(())
     with pytest.raises(OptionError, match=r"`local_root` is for a table of local paths"):
         open_reader(str(table), RULES, "folder", 10, LocalPaths("."))
+
+
+def test_paths_mean_the_files_that_are_there(place):
+    """Blanks around them, names in a Mac's spelling, and backslashes are how tables come; a file of that name wins."""
+    (place / "in" / "sub" / "é.jpg").write_bytes(photo(4))
+    (place / "in" / " odd.jpg").write_bytes(photo(5))
+    names = [" a.jpg", "a.jpg\t", "sub/e\u0301.jpg", "sub\\é.jpg", ".\\a.jpg", " odd.jpg", "..\\outside\\d.jpg"]
+    table = write(place / "in" / "t.jsonl", [{"file": name, "caption": "c"} for name in names])
+    found, *_ = everything(opened(table))
+    assert [it.key for it in found[:6]] == ["a", "a#2", "sub/é", "sub/é#2", "a#3", " odd"]
+    assert isinstance(found[6], Reject)
+    assert "leads out" in found[6].message
+    hub = pa.table({"image": [{"bytes": None, "path": "a.jpg"}], "caption": ["c"]})
+    pq.write_table(hub, place / "in" / "hub.parquet")
+    assert said(everything(opened(place / "in" / "hub.parquet"))[0]) == [("a", "c")]
+
+
+def test_blank_lines_are_counted_and_a_pointer_is_named(place):
+    table = place / "in" / "t.csv"
+    table.write_text("file,caption\n\na.jpg,c\n\n")
+    assert opened(table).survey(()).accounts.said() == "2 lines passed over: 2 blank"
+    table.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(InputError, match="a pointer of Git LFS"):
+        opened(table).shards(())
