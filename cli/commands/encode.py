@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -283,6 +284,8 @@ def _print_plan(data: str, out: str, config: Any, rate: float | None, price: flo
     from .. import display
 
     change, todo = embedpipe.plan_encode(data, out, config)
+    if config.gpus == 0:  # else it depends on the machine that encodes
+        config = replace(config, stage=replace(config.stage, batch_size=config.stage.samples_at_once))
     workers = (config.gpus or 0) * (config.workers_per_gpu or 1) or config.workers
     ahead = embedpipe.forecast(data, out, [change.shards[number] for number in todo], workers, rate, price)
     display.print_json(
