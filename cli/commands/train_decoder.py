@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 @images_option(", as DATA")
 @click.option(
     "--preset",
-    default="tiny",
-    show_default=True,
-    help="tiny (32, 64 px), tiny-latent (64 px, with --vae), base (64, 256) or paper.",
+    show_default="quick",
+    help="quick (32, 64 px), tiny (the same, slower), tiny-latent (64 px, with --vae), base (64, 256) or paper.",
 )
 @click.option(
     "--sizes",
@@ -120,7 +119,7 @@ def command(paths: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
     from dalle2_core.presets import DECODER_PRESETS
     from embedpipe.folder_kind import require_embeddings, require_pictures
 
-    refuse_unknown(DECODER_PRESETS, options["preset"], "decoder preset")
+    refuse_unknown(DECODER_PRESETS, options["preset"] or "quick", "decoder preset")
     require_embeddings(emb)
     if data is not None:
         require_pictures(data)

@@ -13,12 +13,13 @@ from torch import Tensor
 from dalle2_core.autoencoders.base import Autoencoder, LatentSpace, PixelSpace, Space, frozen
 from dalle2_core.conditioning import DecoderBatch, DecoderCondition
 from dalle2_core.decoder.degradations import bsr, sometimes_blurred
-from dalle2_core.decoder.stage_config import StageConfig, stage_from_json, training_part
+from dalle2_core.decoder.stage_config import StageConfig, stage_from_json, training_part, without_later
 from dalle2_core.diffusion.denoiser import Denoiser, clamped, first_estimate
 from dalle2_core.diffusion.learned_variance import LearnedVariance
 from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
 from dalle2_core.diffusion.schedules import NoiseSchedule
 from dalle2_core.diffusion.thresholding import Threshold, none, threshold_named
+from dalle2_core.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from dalle2_core.diffusion.weighting import WEIGHTINGS, Weighting, p2
 from dalle2_core.errors import ConfigError, ShapeError
 from dalle2_core.images import as_floats, check_images, random_crops, resized
@@ -95,7 +96,7 @@ class DecoderStage(CompanionModules):
         """
         x0, condition = self.training_pair(batch, draws)
         rows, device = len(x0), x0.device
-        t = integers(0, self.config.timesteps, (rows,), draws, device)
+        t = TIMESTEP_SAMPLINGS[self.config.timestep_sampling](self.config.timesteps, rows, draws, device)
         noise = normal(x0.shape, draws, device)
         denoiser = self.denoiser
         self_cond = None
@@ -184,7 +185,7 @@ class DecoderStage(CompanionModules):
 
     def training_settings(self) -> dict[str, Any]:
         """The settings that the weights depend on: all but those of sampling, as plain values."""
-        return {"network": asdict(self.unet.config), "stage": training_part(self.config)}
+        return {"network": without_later(asdict(self.unet.config)), "stage": training_part(self.config)}
 
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, each whole. Raises CheckpointError if the disk refuses."""

@@ -10,10 +10,12 @@ from dalle2_core.diffusion.parameterization import PARAMETERIZATIONS
 from dalle2_core.diffusion.samplers import SAMPLERS
 from dalle2_core.diffusion.schedules import SCHEDULES
 from dalle2_core.diffusion.thresholding import THRESHOLDS
+from dalle2_core.diffusion.timestep_sampling import TIMESTEP_SAMPLINGS
 from dalle2_core.errors import ConfigError
 from dalle2_core.keywords import chosen, from_keywords
 
 LOSS_WEIGHTINGS = ("constant", "min-snr", "p2")
+_LATER = {"patch_size": 1, "timestep_sampling": "uniform"}
 _OF_SAMPLING = {"sample_timesteps", "sampler", "ddim_sampling_eta", "thresholding", "dynamic_thres_percentile"}
 DEGRADATIONS = ("blur", "bsr", "none")
 
@@ -76,6 +78,7 @@ class StageConfig:
     learned_variance: the network also gives the reverse process's variance, which ddpm uses;
     learned_variance_constrain_frac: keep it in bounds. vb_loss_weight: of the variational bound, which trains it.
     loss_type, loss_weighting: penalty of an error, and how much each timestep's counts; p2_gamma, p2_k: of "p2".
+    timestep_sampling: how often each timestep is trained: "uniform" or "logit-normal" (the middle ones most).
     image_cond_drop_prob, text_cond_drop_prob: shares of rows trained without, each drawn by itself, for guidance.
     sampler: how sampling steps. ddim_sampling_eta: 0 draws nothing on the way, 1 as much as ddpm.
     thresholding: keeps estimates in the range of pixels: "static" clips, "dynamic" scales by the
@@ -104,6 +107,7 @@ class StageConfig:
     thresholding: Literal["static", "dynamic", "none"] = "static"
     dynamic_thres_percentile: float = 0.95
     random_crop_size: int | None = None
+    timestep_sampling: Literal["uniform", "logit-normal"] = "uniform"
 
     @property
     def sampling_steps(self) -> int:
@@ -117,6 +121,7 @@ class StageConfig:
         chosen(PENALTIES, self.loss_type, "loss type")
         chosen(dict.fromkeys(LOSS_WEIGHTINGS), self.loss_weighting, "loss weighting")
         chosen(dict.fromkeys(THRESHOLDS), self.thresholding, "thresholding")
+        chosen(TIMESTEP_SAMPLINGS, self.timestep_sampling, "timestep sampling")
         if self.predicts == "noise" and (self.zero_terminal_snr or self.beta_schedule == "flow"):
             raise ConfigError('predicts "noise" cannot give x0 where nothing is left of it; take "v", "x0" or "flow"')
         if self.image_size < 1:
@@ -146,7 +151,12 @@ def training_part(config: StageConfig) -> dict[str, Any]:
     values = {name: value for name, value in asdict(config).items() if name not in _OF_SAMPLING}
     if values["lowres"] is not None:
         del values["lowres"]["noise_sample_level"]
-    return values
+    return without_later(values)
+
+
+def without_later(values: dict[str, Any]) -> dict[str, Any]:
+    """A stage's or its network's settings but for later ones at their defaults: older runs go on without them."""
+    return {name: it for name, it in values.items() if name not in _LATER or it != _LATER[name]}
 
 
 def stage_from_json(values: dict[str, Any]) -> StageConfig:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dalle2_core.conditioning import DecoderCondition, published_condition
@@ -45,7 +46,8 @@ class Unet(nn.Module):
         config.require_widths()
         self.config = config
         make = _Parts(config)
-        inputs = config.channels * (1 + config.lowres_cond + config.self_cond)
+        patch = config.patch_size**2
+        inputs = config.channels * (1 + config.lowres_cond + config.self_cond) * patch
         widths = config.widths
         last = len(config.dim_mults) - 1
 
@@ -77,8 +79,8 @@ class Unet(nn.Module):
         combined = dim * len(self.ups) if config.combine_upsample_fmaps else 0
         self.final_resnet_block = make.block(out_of_ups + combined + widths[0], dim, first_groups, attends=False)
         size = config.final_conv_kernel_size
-        seen_again = config.channels if config.lowres_cond else 0
-        self.to_out = nn.Conv2d(dim + seen_again, config.output_channels, size, padding=size // 2)
+        seen_again = config.channels * patch if config.lowres_cond else 0
+        self.to_out = nn.Conv2d(dim + seen_again, config.output_channels * patch, size, padding=size // 2)
         # A new network says 0 whatever it sees: the mean of centred data.
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)  # type: ignore[arg-type]
@@ -144,7 +146,8 @@ class Unet(nn.Module):
             inputs.append(torch.zeros_like(x) if self_cond is None else self_cond)
         if condition.lowres is not None:
             inputs.append(condition.lowres)
-        first = self.init_conv(torch.cat(inputs, dim=1).contiguous(memory_format=torch.channels_last))
+        seen = self._patched(torch.cat(inputs, dim=1))
+        first = self.init_conv(seen.contiguous(memory_format=torch.channels_last))
         hidden_time, context, middle_context = self.condition(time, condition)
 
         x = first
@@ -168,9 +171,12 @@ class Unet(nn.Module):
             x = self.upsample_combiner(x, outputs)
         x = self._run_joined(self.final_resnet_block, (x, first), hidden_time, None)
         if condition.lowres is not None:
-            x = torch.cat((x, condition.lowres), dim=1)
+            x = torch.cat((x, self._patched(condition.lowres)), dim=1)
         out: Tensor = self.to_out(x)
-        return out
+        return out if self.config.patch_size == 1 else F.pixel_shuffle(out, self.config.patch_size)
+
+    def _patched(self, image: Tensor) -> Tensor:
+        return image if self.config.patch_size == 1 else F.pixel_unshuffle(image, self.config.patch_size)
 
     def sharding_units(self) -> list[nn.Module]:
         """What sharded training gathers one at a time: the blocks and the attentions, which hold nearly all weights."""

@@ -35,6 +35,8 @@ class UnetConfig:
     scale_skip_connection: scale skip connections by 1/√2. pixel_shuffle_upsample: double the size by moving channels
     into pixels, else by repeating pixels. combine_upsample_fmaps: the last block sees all resolutions' outputs.
     final_conv_kernel_size: of the last convolution.
+    patch_size: squares of that many pixels a side become channels before the first convolution, and pixels again after
+    the last one, so that all resolutions are that much smaller; dim_mults are of the first of them.
     checkpoint_during_training: compute blocks again in the backward pass instead of keeping what they held.
     """
 
@@ -76,6 +78,7 @@ class UnetConfig:
     final_conv_kernel_size: int = 1
     combine_upsample_fmaps: bool = False
     checkpoint_during_training: bool = False
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -106,14 +109,15 @@ class UnetConfig:
             "attn_dim_head",
             "attn_heads",
             "max_text_len",
+            "patch_size",
         )
         optional = ("image_embed_dim", "text_embed_dim", "cond_dim", "channels_out", "init_dim")
         for name in (*names, *optional):
             value = getattr(self, name)
             if not (value is None and name in optional) and value < 1:
                 raise ConfigError(f"unet.{name} is {value}; it must be 1 or more")
-        if min((*self.dim_mults, *self.blocks_by_resolution)) < 1:
-            raise ConfigError("unet.dim_mults and unet.num_resnet_blocks must be 1 or more at every resolution")
+        if min(self.dim_mults) < 1 or min(self.blocks_by_resolution) < 0:
+            raise ConfigError("unet.dim_mults must be 1 or more, unet.num_resnet_blocks 0 or more, at every resolution")
         odd = (self.init_conv_kernel_size, self.final_conv_kernel_size, *self.init_cross_embed_kernel_sizes)
         if any(size % 2 == 0 for size in odd):
             raise ConfigError(f"unet: the first and last convolutions' kernel sizes {odd} must be odd")
@@ -161,7 +165,7 @@ class UnetConfig:
     def size_multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
         halvings = len(self.dim_mults) if self.memory_efficient else len(self.dim_mults) - 1
-        return int(2**halvings)
+        return int(self.patch_size * 2**halvings)
 
     @property
     def groups_by_resolution(self) -> tuple[int, ...]:

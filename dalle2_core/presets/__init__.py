@@ -28,6 +28,7 @@ PRIOR_PRESETS: Registry[Callable[[], PriorRecipe]] = Registry(
 )
 DECODER_PRESETS: Registry[Callable[[], DecoderRecipe]] = Registry(
     {
+        "quick": "dalle2_core.presets.decoder:quick",
         "tiny": "dalle2_core.presets.decoder:tiny",
         "tiny-latent": "dalle2_core.presets.decoder:tiny_latent",
         "base": "dalle2_core.presets.decoder:base",

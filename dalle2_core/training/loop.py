@@ -243,6 +243,8 @@ def run_identity(describes: Mapping[str, Any], config: TrainConfig, optim: Optim
     rates = asdict(optim)
     if optim.decay_matrices_only:
         del rates["decay_matrices_only"]  # Absent rather than true: older runs go on without it.
+    if optim.schedule != "cooldown":
+        del rates["cooldown_fraction"]
     return {"train": train, "optim": rates, **describes}
 
 

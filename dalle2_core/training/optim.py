@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from dalle2_core.errors import ConfigError
+from dalle2_core.keywords import chosen
+
+_SCHEDULES = ("constant", "cosine", "cooldown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,9 @@ class OptimConfig:
     betas, eps: Adam's. The unCLIP paper trains its diffusion prior with beta2 0.96 and eps 1e-6 (table 3).
     weight_decay: decoupled, per unit of learning rate. decay_matrices_only: not on gains, biases and embeddings.
     warmup_steps: steps over which the rate rises linearly from lr / warmup_steps.
-    schedule: after the warm-up, "constant" or a half "cosine" down to lr * final_lr_fraction at the last step.
+    schedule: after the warm-up, "constant", a half "cosine" down to lr * final_lr_fraction at the last step, or a
+    "cooldown": constant, then down to there in a straight line over the last `cooldown_fraction` of the steps
+    (Hägele et al. 2405.18392).
     max_grad_norm: gradients are scaled down to this L2 norm over all parameters; None leaves them alone.
     """
 
@@ -30,15 +35,17 @@ class OptimConfig:
     weight_decay: float = 1e-2
     decay_matrices_only: bool = True
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "cooldown"] = "constant"
     final_lr_fraction: float = 0.0
     max_grad_norm: float | None = 1.0
+    cooldown_fraction: float = 0.4
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ConfigError(f"optim.lr is {self.lr}; it must be above 0")
-        if self.schedule not in ("constant", "cosine"):
-            raise ConfigError(f"no learning-rate schedule {self.schedule!r}; known: constant, cosine")
+        chosen(dict.fromkeys(_SCHEDULES), self.schedule, "learning-rate schedule")
+        if not 0 < self.cooldown_fraction <= 1:
+            raise ConfigError(f"optim.cooldown_fraction is {self.cooldown_fraction}; above 0, at most 1")
         if self.warmup_steps < 0:
             raise ConfigError(f"optim.warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
@@ -51,9 +58,12 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-    return config.lr * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * cosine)
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+        left = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    else:
+        left = max(0.0, min(1.0, (total_steps - step) / (config.cooldown_fraction * total_steps)))
+    return config.lr * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * left)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

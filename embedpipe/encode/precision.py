@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, OptionError, did_you_mean
+from ..processor import multiplies_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +42,4 @@ def choose_precision(wanted: str, device: str, convolutional: bool) -> str:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _cpu_multiplies_bf16() and not convolutional else "fp32"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "bf16" if multiplies_bf16() and not convolutional else "fp32"

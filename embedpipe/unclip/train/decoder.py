@@ -55,6 +55,7 @@ from .decoder_run import (
     stage_extension,
     stage_is_finished,
     stage_of,
+    usual_preset,
 )
 from .nonfinite import report_rows
 from .plan import NOT_FINITE, StepsLeft, TrainingPlan, refuse_few, rows_by_split, rows_per_split, steps_left
@@ -71,7 +72,7 @@ def decoder_job(
     out: str,
     *,
     images: Images = None,
-    preset: str | DecoderRecipe = "tiny",
+    preset: str | DecoderRecipe | None = None,
     sizes: Sequence[int] = (),
     dims: Sequence[int] = (),
     timesteps: Sequence[int] = (),
@@ -107,7 +108,8 @@ def decoder_job(
     """data, images: where the image shards are, one place or several; None for where they were. emb: their embeddings.
     out: the decoder's folder.
 
-    preset: tiny, tiny-latent, base, paper, or a recipe. sizes, dims, timesteps, objectives: see
+    preset: quick, tiny, tiny-latent, base, paper, or a recipe; None: quick, or tiny where `out` was begun when that was
+    the first choice. sizes, dims, timesteps, objectives: see
     `DecoderRecipe.changed`. text_tokens: the first stage reads the states of the captions' tokens, too.
     config, settings: values to put into the recipe, see `resolve_config`: {"stages.1.optim.lr": 1e-4}.
     steps, batch_size, seed, parallel, loggers: short for those of `train`, of every stage; sample_every: of show_every.
@@ -116,6 +118,7 @@ def decoder_job(
     features, score_rows, cond_scale: see `JudgeConfig`. device: None for the first GPU, or the CPU.
     on_step, listen: see `TrainingView.of`; view: in their place.
     """
+    preset = preset or usual_preset(out)
     recipe = decoder_preset(preset) if isinstance(preset, str) else preset
     if isinstance(preset, str) and preset in IN_LATENTS and not vaes:
         raise OptionError(f"`preset={preset!r}` works in the latents of an autoencoder", "Give `vaes`")

@@ -14,6 +14,7 @@ import numpy as np
 from dalle2_core.decoder.decoder import stage_folder
 from dalle2_core.decoder.loading import VAE, finish_decoder
 from dalle2_core.decoder.stage import DecoderStage
+from dalle2_core.decoder.stage_config import without_later
 from dalle2_core.files import sha256
 from embedpipe import files
 from embedpipe.clip_model.encoder_card import EncoderCard
@@ -26,8 +27,8 @@ from embedpipe.mirror import local_copy
 from ..data.decoder_batches import DecoderRows
 from ..data.row_policy import RowPolicy
 from ..runs.extend import Extension, extension
-from ..runs.record import RUN_FILE, made_for, read_run_record
-from ..runs.resume import NameOf, option_of, refuse_finished
+from ..runs.record import RUN_FILE, json_object, made_for, read_run_record
+from ..runs.resume import NameOf, newest_checkpoint, option_of, refuse_finished
 from .decoder_config import DecoderJob
 
 STAGE_RUN = "decoder-stage"
@@ -39,6 +40,15 @@ _GROUPS = {"network": "network", "diffusion": "stage", "train": "train", "optim"
 def stage_of(out: str, number: int) -> str:
     """Where in a decoder's output, any fsspec url, the run of a stage is."""
     return files.join(out, str(stage_folder(Path(), number)))
+
+
+def usual_preset(out: str) -> str:
+    """The preset where none is named: `quick`, or what was the usual one when the first stage in `out` was begun."""
+    folder = stage_of(out, 1)
+    newest = newest_checkpoint(folder)
+    found = (newest or {}).get("identity") or json_object(files.join(folder, RUN_FILE)) or {}
+    network = found.get("network")
+    return "tiny" if isinstance(network, dict) and network.get("patch_size", 1) == 1 else "quick"
 
 
 def stage_is_finished(out: str, stages: int) -> bool:
@@ -93,7 +103,8 @@ def _autoencoder_sha256(folder: Path) -> str:
 def identity_of(facts: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a stage's run to be continued, besides the training settings."""
     names = ("stage", "network", "diffusion", "split", "rows", "fingerprint", "vae", "train_rows", "order_sha256")
-    return {name: facts[name] for name in names if name != "rows" or facts[name] != dataclasses.asdict(RowPolicy())}
+    kept = {name: facts[name] for name in names if name != "rows" or facts[name] != dataclasses.asdict(RowPolicy())}
+    return kept | {name: without_later(kept[name]) for name in ("network", "diffusion")}
 
 
 def stage_extension(

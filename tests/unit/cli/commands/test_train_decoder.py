@@ -217,7 +217,7 @@ def test_two_processes_train_the_stage_of_one(encoded_once, decoder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--sizes", "9,16"], ["image_size is 9", "multiple of 2"]),
+        (["--sizes", "9,16"], ["image_size is 9", "multiple of 4"]),
         (["--sizes", "16,8"], ["16, 8 do not grow", "small to large"]),
         (["--sizes", "8,x"], ["8,x", "one for each stage with commas"]),
         (["--dims", "8,8,8"], ["dims: 3 values for 2 stages"]),
@@ -418,3 +418,19 @@ def test_a_preset_in_latents_is_refused_without_an_autoencoder(encoded_once, tmp
     said = str(run("train-decoder", *encoded_once, tmp_path / "out", "--preset", "tiny-latent").exception)
     assert said == "`preset='tiny-latent'` works in the latents of an autoencoder. Give `vaes`"
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_preset_a_run_goes_on_with_the_one_it_was_begun_with(encoded_once, tmp_path):
+    """The usual one has changed since; another command would be refused, and the same one is not to be."""
+    fresh, older = tmp_path / "fresh", tmp_path / "older"
+    few = [*SMALL, "--stage", "1"]
+    result_of("train-decoder", *encoded_once, fresh, *few)
+    assert json.loads((fresh / "stage-1" / "run.json").read_text())["network"]["patch_size"] == 2
+    result_of("train-decoder", *encoded_once, older, *few, "--preset", "tiny")
+    assert json.loads((older / "stage-1" / "run.json").read_text())["network"]["patch_size"] == 1
+    before = weights(older, 1)
+    result_of("train-decoder", *encoded_once, older, *few)  # finished
+    shutil.rmtree(older / "stage-1" / "checkpoints" / "step-000000004")
+    (older / "stage-1" / "run.json").unlink()
+    result_of("train-decoder", *encoded_once, older, *few)  # interrupted
+    assert all(np.array_equal(it, before[name]) for name, it in weights(older, 1).items())

@@ -90,6 +90,11 @@ OPTIONS = {
         {"num_resnet_blocks": (1, 2)},
         lambda net: [len(it.blocks) for it in (*net.downs, *net.ups)] == [1, 2, 3, 2],
     ),
+    "num_resnet_blocks of none": (
+        {"num_resnet_blocks": 0},
+        lambda net: [len(it.blocks) for it in (*net.downs, *net.ups)] == [0, 0, 1, 1],
+    ),
+    "patch_size": ({"patch_size": 2}, lambda net: sizes_of_blocks(net) == [4, 2]),
     "memory_efficient": ({"memory_efficient": True}, lambda net: sizes_of_blocks(net) == [4, 2]),
     "scale_skip_connection": ({"scale_skip_connection": True}, lambda net: bridge_gain(net) == pytest.approx(2**-0.5)),
     "pixel_shuffle_upsample": (
@@ -297,7 +302,8 @@ def test_fitting_keeps_what_need_not_change():
         ({"dim_mults": ()}, "dim_mults is empty"),
         ({"self_attn": (True,)}, "self_attn has 1 values for 2 resolutions"),
         ({"num_resnet_blocks": (1, 1, 1)}, "num_resnet_blocks has 3 values"),
-        ({"num_resnet_blocks": 0}, "num_resnet_blocks must be 1 or more"),
+        ({"num_resnet_blocks": -1}, "num_resnet_blocks 0 or more"),
+        ({"patch_size": 0}, "patch_size is 0"),
         ({"init_conv_kernel_size": 4}, "must be odd"),
         ({"cross_embed_downsample_kernel_sizes": (3,)}, "must be even"),
         ({"lowres_noise_cond": True}, "needs lowres_cond"),

@@ -69,6 +69,9 @@ def test_learning_rate_by_hand():
     assert rates[13] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1)
     assert rates[3:] == sorted(rates[3:], reverse=True)
+    cooldown = OptimConfig(lr=1.0, warmup_steps=4, schedule="cooldown", cooldown_fraction=0.5, final_lr_fraction=0.2)
+    rates = [learning_rate(step, 20, cooldown) for step in (2, 4, 10, 15, 20)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.6, 0.2])
     constant = OptimConfig(lr=2.0, warmup_steps=2)
     assert [learning_rate(step, 9, constant) for step in (1, 2, 3, 9)] == [1.0, 2.0, 2.0, 2.0]
 
