@@ -6,10 +6,10 @@ import contextlib
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ... import files, manifest
 from ...errors import DatasetError, InputError
+from ...parquet_tables import read_table
 from ...read import Reader
 from ...read.webdataset import WebdatasetReader
 from ..lru_cache import ByteLRUCache
@@ -63,7 +63,6 @@ class FetchedImages:
 
 def _table(tar: str) -> pa.Table:
     """The stored images of a shard: key, offset and bytes."""
-    with files.reading(f"{tar.removesuffix('.tar')}.parquet") as stream:
-        table = pq.read_table(stream, columns=_COLUMNS)
+    table = read_table(f"{tar.removesuffix('.tar')}.parquet", _COLUMNS)
     known = pc.and_(pc.equal(table["status"], "success"), pc.is_valid(table["offset"]))
     return table.filter(known).select(["key", "offset", "bytes"])
