@@ -56,12 +56,12 @@ class Selections:
 
     def rows(self, name: str) -> np.ndarray:
         """int64, ascending. Raises InputError if there is no such selection, or if it is not of this data set."""
-        path = files.join(self.folder, _checked(name))
-        if not files.exists(files.join(path, KEPT)):
+        found = self._found(_checked(name))
+        if found is None:
             raise InputError(
                 f"no selection {name!r}", f"There are {', '.join(it.name for it in self.listed()) or 'none'}"
             )
-        return read_subset(self._dataset, path)
+        return read_subset(self._dataset, found.path)
 
     def save(self, name: str, rows: np.ndarray, how: dict[str, Any], replace: bool) -> SavedSelection:
         """Save rows (ascending) under a name. how: what was asked for, kept in report.json.
@@ -73,7 +73,10 @@ class Selections:
         if not len(rows):
             raise InputError("a selection without rows", "Choose some first")
         with exclusive(out):
-            if not replace and files.exists(files.join(out, KEPT)):
+            there = files.exists(files.join(out, KEPT))
+            if there and self._found(name) is None:  # two data sets may have had one name
+                raise RunMismatch(f"there is a selection {name!r} of another data set", "Give another name")
+            if there and not replace:
                 raise RunMismatch(f"there is a selection {name!r} already", "Give another name, or replace it")
             selection.begin_selection(self._dataset, out)
             selection.write_selected(self._dataset, rows, out, _MADE_BY, whole=False, threads=None, listen=silent)

@@ -312,6 +312,22 @@ def test_several_data_sets_are_served_side_by_side(encoded_once, made_up, tmp_pa
     assert names_for(["a/emb", "b/emb/", "s3://x/emb"]) == ["emb", "emb-2", "emb-3"]
 
 
+def test_a_selection_of_another_data_set_of_that_name_is_left_alone(made_up, tmp_path):
+    _, other = made_up
+    rng = np.random.default_rng(2)
+    path = write_dataset(tmp_path / "my data%2F", *rng.normal(size=(2, 60, 16)), shards=3)
+    base, saved = "/api/datasets/my-data-2F", str(tmp_path / "saved")
+    with serving(other.path, no_model=True, selections=saved) as client:
+        made = client.found(f"{base}/selections", {"name": "a", "rows": [1]})
+    with serving(path, no_model=True, selections=saved) as client:
+        assert client.found(f"{base}/selections")["selections"] == []
+        assert client.post(f"{base}/rows", {"cut": {"selection": "a"}}).status == 400
+        reply = client.post(f"{base}/selections", {"name": "a", "rows": [2], "replace": True})
+        assert reply.status == 409
+        assert "another data set" in reply.json()["error"]
+    assert read_subset(other, made["path"]).tolist() == [1]
+
+
 def test_texts_that_wait_go_through_the_model_together(tiny_encoder):
     batches, begun, go_on = [], threading.Event(), threading.Event()
 
