@@ -27,6 +27,7 @@ NAMES = {
     ("fetch", "timeout"): "timeout_s",
     ("encode", "compile_model"): "compile",
     ("encode", "embedding_dtype"): "dtype",
+    ("encode", "file_col"): "file_column",
     ("encode", "image_col"): "image_column",
     ("encode", "input_format"): "input",
     ("encode", "key_col"): "key_column",
