@@ -107,8 +107,8 @@ def test_columns_become_what_one_encode_would_have_made_of_them(tmp_path):
     assert said == {
         "n": f"double; int64 in {a}",
         "flag": f"string; bool in {a}",
-        "only_a": f"double; absent in {b}",
-        "late": f"string; absent in {a}",
+        "only_a": f"absent in {b}",
+        "late": f"absent in {a}",
     }
     data = EmbeddingDataset(out)
     assert data.run.columns == {"n": "double", "kept": "string", "flag": "string", "only_a": "double", "late": "string"}
