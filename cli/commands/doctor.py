@@ -28,6 +28,9 @@ _OPTIONAL = {
     "diffusers": ("--vae with a folder of diffusers", "pip install 'embedpipe[diffusers]'"),
     "transformers": ("encode with tokenizers of Hugging Face", "pip install 'embedpipe[hf]'"),
     "sentencepiece": ("encode with tokenizers of Hugging Face", "pip install 'embedpipe[hf]'"),
+    "starlette": ("serve", "pip install 'embedpipe[serve]'"),
+    "uvicorn": ("serve", "pip install 'embedpipe[serve]'"),
+    "peft": ("train-prior --lora", "pip install 'embedpipe[lora]'"),
     "tensorboard": ("--log tensorboard", "pip install 'embedpipe[tensorboard]'"),
     "wandb": ("--log wandb", "pip install 'embedpipe[wandb]'"),
 }

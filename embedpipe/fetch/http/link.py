@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import http.client
 import io
@@ -94,10 +93,21 @@ class Link:
         """Close the sending side: the server says what it still has to say and closes its own. Raises OSError."""
         self.socket.settimeout(0)
         if isinstance(self.socket, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLWantReadError):  # the server's own close_notify is yet to come
-                self.socket.unwrap()
+            self._say_farewell(self.socket)
         # Not SSLSocket's, which would leave the receiving side encrypted.
         socket.socket.shutdown(self.socket, socket.SHUT_WR)
+
+    def _say_farewell(self, tls: ssl.SSLSocket) -> None:
+        """Send close_notify. The server's own may be yet to come, or it has ended at once without one."""
+        try:
+            tls.unwrap()
+        except (ssl.SSLWantReadError, ssl.SSLEOFError):
+            pass
+        except ssl.SSLError as problem:
+            if problem.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
+                self.has_leftovers = True
+            elif problem.reason != "UNEXPECTED_EOF_WHILE_READING":
+                raise
 
 
 class Answer(http.client.HTTPResponse):

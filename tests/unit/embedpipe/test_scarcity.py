@@ -231,7 +231,7 @@ def test_a_shard_that_does_not_fit_in_memory_is_not_damaged(tmp_path, monkeypatc
         raise lack
 
     dataset = EmbeddingDataset(write_dataset(tmp_path / "emb", [[1.0, 2.0]] * 4, [[2.0, 1.0]] * 4))
-    monkeypatch.setattr(pq, "read_table", fail)
+    monkeypatch.setattr(pq, "ParquetFile", fail)
     monkeypatch.setattr(np, "load", fail)
     monkeypatch.setattr(os, "open", fail if isinstance(lack, OSError) else os.open)
     with pytest.raises((OutOfResources, type(lack)), match="memory|malloc|^$"):

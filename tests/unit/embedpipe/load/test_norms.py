@@ -208,7 +208,7 @@ def test_merged_with_one_that_has_them_its_rows_have_null(old, tmp_path, tiny_mo
     out = tmp_path / "out"
     result = embedpipe("merge", old / "emb", tmp_path / "new", out)
     assert result.exit_code == 0, result.stderr
-    assert "column image_norm: float; absent in" in result.stdout
+    assert "columns image_norm, text_norm, text_tokens_cut: absent in" in result.stdout
     merged, new = EmbeddingDataset(str(out)), EmbeddingDataset(str(tmp_path / "new"))
     assert merged.column("image_norm").to_pylist() == [None, None, *new.column("image_norm").to_pylist()]
     assert merged.column("text_tokens_cut").to_pylist() == [None, None, 0, 0, 0, 0, 0]
