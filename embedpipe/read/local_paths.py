@@ -80,7 +80,7 @@ def _below(root: str, path: str) -> str | NoPath:
         path = os.path.normpath(path)
         inside = path.startswith(f"{os.path.normpath(root).rstrip('/')}/")
     if "\0" in path or not inside:
-        return NoPath(f"leads out of {root}", leads_out=True)
+        return NoPath(f"leads out of {root} (relative paths begin at the folder of their table)", leads_out=True)
     return path
 
 
