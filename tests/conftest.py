@@ -76,8 +76,10 @@ def process_as_it_was():
     after = of_process()
     for name, limits in before["limits"].items():
         resource.setrlimit(getattr(resource, name), limits)
-    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
-        hub.HF_HUB_OFFLINE = before["offline"]
+    if before["offline"] is None:  # not imported then, and as the environment has it since
+        after["offline"] = None
+    else:
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = before["offline"]
     assert after == before
 
 
@@ -85,7 +87,7 @@ def of_process():
     hub = sys.modules.get("huggingface_hub.constants")
     kinds = [name for name in dir(resource) if name.startswith("RLIMIT_")]
     limits = {name: resource.getrlimit(getattr(resource, name)) for name in kinds}
-    return {"limits": limits, "offline": getattr(hub, "HF_HUB_OFFLINE", False)}
+    return {"limits": limits, "offline": getattr(hub, "HF_HUB_OFFLINE", None)}
 
 
 @pytest.fixture(scope="session")
