@@ -202,7 +202,7 @@ def tiny() -> DecoderRecipe:
 
 
 def quick() -> DecoderRecipe:
-    """Two stages, 32 and 64 px, for a CPU and some thousand images: shapes are recognised after minutes.
+    """Two stages, 32 and 64 px, for a CPU and some thousand images: simple shapes are recognised.
 
     Few blocks on patches of pixels see many more images in the same time than `tiny`'s do; see docs/experiments.md.
     """

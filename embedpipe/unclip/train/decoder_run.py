@@ -43,12 +43,14 @@ def stage_of(out: str, number: int) -> str:
 
 
 def usual_preset(out: str) -> str:
-    """The preset where none is named: `quick`, or what was the usual one when the first stage in `out` was begun."""
-    folder = stage_of(out, 1)
-    newest = newest_checkpoint(folder)
-    found = (newest or {}).get("identity") or json_object(files.join(folder, RUN_FILE)) or {}
-    network = found.get("network")
-    return "tiny" if isinstance(network, dict) and network.get("patch_size", 1) == 1 else "quick"
+    """The preset where none is named: `quick`, or `tiny` where a stage in `out` was begun with it when it was usual."""
+    for folder in (stage_of(out, number) for number in (1, 2)):
+        newest = newest_checkpoint(folder)
+        found = (newest or {}).get("identity") or json_object(files.join(folder, RUN_FILE)) or {}
+        network = found.get("network")
+        if isinstance(network, dict) and network.get("patch_size", 1) == 1:
+            return "tiny"
+    return "quick"
 
 
 def stage_is_finished(out: str, stages: int) -> bool:
