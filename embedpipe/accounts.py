@@ -25,6 +25,8 @@ PASSED_OVER = {
     "not_named": "another image or caption than the one that `image_member` or `caption_member` names",
     "blank_line": "a line of a text table that is blank",
     "no_row": "an image that no row of the folder's metadata tables names",
+    "repeated_row": "a row of the folder's metadata tables that names an image again",
+    "nameless_row": "a row of the folder's metadata tables that names no image",
     "own_output": "in an output of embedpipe below the folder",
     "unreadable": "it cannot be opened, and its name does not say what it is; or a folder that cannot be listed",
     "companion": "a file that describes a shard beside it",
@@ -41,6 +43,8 @@ _WORDS = {
     "not_named": "not the member named",
     "blank_line": "blank",
     "no_row": "without a row in the metadata",
+    "repeated_row": "row of an image that has one",
+    "nameless_row": "row without the name of an image",
     "own_output": "embedpipe's own",
 }
 # Present in ordinary input, and nothing that anyone would miss.

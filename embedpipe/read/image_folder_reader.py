@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import files
-from ..accounts import Ledger
+from ..accounts import Accounts, Ledger
 from ..errors import EmptyInput, InputError, did_you_mean
-from ..plural import plural
 from ..types import Reject, Sample, SourceShard
 from .base import Digest, Survey
 from .folder import FolderReader, LooseMembers
@@ -31,8 +29,6 @@ from .image_folder_rows import table_rows
 from .local_paths import nameable
 from .names import Naming, printable
 from .sample import Member, SampleRules, first_caption
-
-logger = logging.getLogger(__name__)
 
 _SHARDS = "rows"  # in the names of shards: those of an output begun with the loose files are called `part-…`
 _OTHERWISE = "Rename one, or give `input='folder'` to take the loose files without the table"
@@ -80,14 +76,16 @@ class ImageFolderReader:
         rows = self._rows()
         if not rows:
             raise EmptyInput(f"{self.data}: no rows of metadata tables in it", f"Known: {', '.join(METADATA_TABLES)}")
-        self._tell_of_unused_rows()
         there = {path: stat for path in rows if (stat := self._stat(path)) is not None}
         absent = files.FileStat(0, "")
         stats = {
             path: replace(stat := there.get(path, absent), modified=f"{stat.modified} {row.mark}")
             for path, row in rows.items()
         }
-        return Survey(self._loose.cut(stats, known, _SHARDS), accounts_of_files(self.data, rows.keys()))
+        accounts = accounts_of_files(self.data, rows.keys())
+        if (unused := self._unused_rows()).seen:
+            accounts += unused
+        return Survey(self._loose.cut(stats, known, _SHARDS), accounts)
 
     def read(self, shard: SourceShard, digest: Digest, ledger: Ledger | None = None) -> Iterator[Sample | Reject]:
         """The samples of one shard. One whose file cannot be read, or leads out of the folder, is a reject."""
@@ -115,12 +113,10 @@ class ImageFolderReader:
     def _rows(self) -> dict[str, _Row]:
         return self._read_tables().by_path
 
-    def _tell_of_unused_rows(self) -> None:
+    def _unused_rows(self) -> Accounts:
         read = self._read_tables()
-        if read.again:
-            logger.warning("%s: passed over: %s of an image that has one", self.data, plural(read.again, "row"))
-        if read.nameless:
-            logger.warning("%s: passed over: %s without the name of an image", self.data, plural(read.nameless, "row"))
+        passed = {"nameless_row": read.nameless, "repeated_row": read.again}
+        return Accounts("row", read.again + read.nameless, 0, {why: count for why, count in passed.items() if count})
 
     def _read_tables(self) -> _Tables:
         if not files.is_folder(self.data):

@@ -68,7 +68,7 @@ def test_rows_describe_images_and_nothing_disappears(folder, ending):
     )
     assert "leads out of the folder" in wrong["../out"][1]
     accounts = reader.survey(()).accounts
-    assert accounts.passed_over == {"no_row": 2, "unknown_type .txt": 1}
+    assert accounts.passed_over == {"no_row": 2, "repeated_row": 1, "unknown_type .txt": 1}
     assert accounts.add_up
     ledger = Ledger("file")
     for shard in shards:
@@ -164,10 +164,14 @@ def test_a_hidden_table_is_neither_read_nor_counted_as_used(folder):
     assert after.passed_over == {**before.passed_over, "hidden": 1}
 
 
-def test_rows_that_are_passed_over_are_told(folder, caplog):
+def test_rows_that_are_passed_over_are_accounted_for(folder):
     rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", "./a.jpg", "", None, 7)]
     write_table(folder / "test" / "metadata.jsonl", [*rows, {"text": "x"}])
-    found, _, _ = everything(open_reader(str(folder), RULES))
+    reader = open_reader(str(folder), RULES)
+    found, _, _ = everything(reader)
     assert [it.key for it in found] == ["test/a"]
-    assert f"{folder}: passed over: 1 row of an image that has one" in caplog.text
-    assert f"{folder}: passed over: 4 rows without the name of an image" in caplog.text
+    accounts = reader.survey(()).accounts
+    assert accounts.add_up
+    passed = {why: count for why, count in accounts.passed_over.items() if why.endswith("_row")}
+    assert (passed["repeated_row"], passed["nameless_row"]) == (1, 4)
+    assert "4 row without the name of an image, " in accounts.said()
