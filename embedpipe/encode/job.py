@@ -297,6 +297,8 @@ def _finished(out: str, config: EncodeConfig, reader: Reader, begun: float) -> E
         _remember(found)
         sweep_dataset_temporaries(out, None)
         sweep_leftovers(out, found.shard_digits, [])
+        with noted(out, None):  # takes away the note of a run that was killed when all was committed
+            pass
         run = manifest.with_pending(out, dataclasses.replace(found, listing=change.listing))
         if run != found:
             manifest.write_run(out, run)

@@ -3,10 +3,12 @@
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 from embedpipe.encode import ENCODERS
+from embedpipe.encode.crashed_run import noted
 from embedpipe.encode.job import encode
 from embedpipe.errors import RunMismatch
 from tests import shards
@@ -39,6 +41,18 @@ def test_a_finished_output_is_reported_without_the_model(finished, loads):
     assert (again.rows, again.already, again.planned, again.rejects) == (first.rows, 2, 2, first.rejects)
     assert again.report.rows == 0
     assert shards.tree(out) == before
+
+
+def test_what_a_run_left_that_was_killed_at_its_end_is_taken_away(finished, loads):
+    source, out, config, _ = finished
+    before = shards.tree(out)
+    with noted(out, None):
+        shutil.copytree(out, f"{out}-killed")
+    (Path(f"{out}-killed") / "img_emb" / ".tmp-1-x").write_bytes(b"torn")
+    assert ".encoding" in shards.tree(f"{out}-killed")
+    encode(source, f"{out}-killed", config)
+    assert loads == []
+    assert shards.tree(f"{out}-killed") == before
 
 
 def test_what_is_left_is_encoded(finished, loads):
