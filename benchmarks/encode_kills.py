@@ -97,14 +97,14 @@ def _fork_workers() -> None:
     processes.multiprocessing.get_context = lambda _: forking
     serve = processes._serve
 
-    def serve_alone(work: object, worker: int, connection: Connection, parent: int) -> None:
+    def serve_alone(work: object, worker: int, connection: Connection, *more: object) -> None:
         keep = {0, 1, 2, connection.fileno()}
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in keep:
                 with contextlib.suppress(OSError):  # the listing itself
                     os.close(int(name))
         lock._held.clear()  # they name the files closed just now
-        serve(work, worker, connection, parent)
+        serve(work, worker, connection, *more)
 
     processes._serve = serve_alone
 
